@@ -1,0 +1,41 @@
+# `make demo` and `make test` do everything on a fresh clone, set-up included.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Nothing here may reach a model hub; progress chatter off.
+export HF_HUB_OFFLINE := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: setup demo lint type test test-all bench clean
+
+setup: $(VENV)/.installed
+
+# torch first and alone: pulled in by another package it may come as another build.
+$(VENV)/.installed: setup.cfg constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m launch.demo --out runs/demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell acontrol launch tests docs README.md CHANGELOG.md CONTRIBUTING.md
+
+type: setup
+	$(BIN)/mypy
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+test-all: setup
+	$(BIN)/python -m pytest -q -m 'not gpu'
+
+bench: setup
+	@ls benchmarks/*.py
+
+clean:
+	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,44 @@
+"""AnomalyControl: draw realistic, labelled defects from a handful of examples.
+
+Public names load on first use, so ``import acontrol`` stays cheap and pulls in neither
+torch nor Ray, DeepSpeed or MLflow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from acontrol._version import __version__
+
+if TYPE_CHECKING:
+    from acontrol.config import RunConfig
+    from acontrol.model import AnomalyControl
+    from acontrol.pipeline import AnomalyControlPipeline
+    from acontrol.presets import preset
+    from acontrol.sga import SemanticAdapter
+
+_HOMES = {
+    "AnomalyControl": "acontrol.model",
+    "AnomalyControlPipeline": "acontrol.pipeline",
+    "RunConfig": "acontrol.config",
+    "SemanticAdapter": "acontrol.sga",
+    "preset": "acontrol.presets",
+}
+
+__all__ = [
+    "AnomalyControl",
+    "AnomalyControlPipeline",
+    "RunConfig",
+    "SemanticAdapter",
+    "__version__",
+    "preset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'acontrol' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,191 @@
+"""The frozen base models: Stable Diffusion 1.5 and BLIP-2, from folders or pinned hub ids."""
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import (
+    AutoTokenizer,
+    Blip2ForImageTextRetrieval,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from acontrol.config import BaseConfig, UserError
+from acontrol.tiny import build_tiny_base
+
+BUILT_IN = "tiny"
+PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+
+
+@dataclass(frozen=True)
+class BaseModels:
+    """The frozen networks, in evaluation mode and without gradients.
+
+    The noise schedule is the training one (DDPM); the pipeline derives its sampler from it.
+    """
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    scheduler: DDPMScheduler
+    vlm: Blip2ForImageTextRetrieval
+    vlm_tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """Channels of a latent, and how many pixels a latent's side stands for."""
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.vae.config.latent_channels, factor
+
+
+def load_base(config: BaseConfig, device: str | torch.device = "cpu") -> BaseModels:
+    """Load every frozen network, safetensors only.
+
+    Args:
+        config: Where the models are.
+        device: Where they go.
+
+    Raises:
+        UserError: If a folder or part is missing, or a hub id has no pinned revision.
+    """
+    path, vlm_path, vlm_folder = resolve(config)
+    source = {"revision": config.revision} if config.revision else {}
+    vlm_source = {"revision": config.vlm_revision} if config.vlm_revision else source
+    if vlm_folder:
+        vlm_source = {**vlm_source, "subfolder": vlm_folder}
+
+    def frozen(model: Any) -> Any:
+        return model.eval().requires_grad_(False).to(device)
+
+    try:
+        unet = UNet2DConditionModel.from_pretrained(
+            path, subfolder="unet", use_safetensors=True, **source
+        )
+        models = BaseModels(
+            vae=frozen(
+                AutoencoderKL.from_pretrained(
+                    path, subfolder="vae", use_safetensors=True, **source
+                )
+            ),
+            text_encoder=frozen(
+                CLIPTextModel.from_pretrained(
+                    path, subfolder="text_encoder", use_safetensors=True, **source
+                )
+            ),
+            tokenizer=CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **source),
+            unet=frozen(unet),
+            scheduler=DDPMScheduler.from_pretrained(path, subfolder="scheduler", **source),
+            vlm=frozen(
+                Blip2ForImageTextRetrieval.from_pretrained(
+                    vlm_path, use_safetensors=True, **vlm_source
+                )
+            ),
+            vlm_tokenizer=AutoTokenizer.from_pretrained(vlm_path, **vlm_source),
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"base models at {path} (and {vlm_path}) do not load: {reason}"
+        ) from error
+    if models.scheduler.config.prediction_type != "epsilon":
+        raise UserError(
+            f"{path}: the scheduler predicts {models.scheduler.config.prediction_type!r}; "
+            "acontrol trains on noise prediction ('epsilon'), as Stable Diffusion 1.5 does"
+        )
+    return models
+
+
+def resolve(config: BaseConfig) -> tuple[str, str, str]:
+    """Say where the models are: (base, vision-language model, its subfolder or "").
+
+    Raises:
+        UserError: As ``load_base``.
+    """
+    path = str(built_in_base()) if config.path == BUILT_IN else config.path
+    if os.path.isdir(path):
+        missing = [part for part in PARTS if not os.path.isdir(os.path.join(path, part))]
+        if missing:
+            raise UserError(
+                f"base.path {path}: no folder {', '.join(missing)}; a Stable Diffusion 1.5 in "
+                f"diffusers' layout holds {', '.join(PARTS)}"
+            )
+    else:
+        _require_pinned("base.path", path, config.revision)
+    if config.vlm_path is None:
+        if os.path.isdir(path) and not os.path.isdir(os.path.join(path, "vlm")):
+            raise UserError(
+                f"base.path {path} has no folder vlm: name a BLIP-2 with --base.vlm-path"
+            )
+        return path, path, "vlm"
+    if not os.path.isdir(config.vlm_path):
+        _require_pinned("base.vlm-path", config.vlm_path, config.vlm_revision)
+    return path, config.vlm_path, ""
+
+
+def _require_pinned(option: str, path: str, revision: str | None) -> None:
+    looks_like_folder = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if looks_like_folder:
+        raise UserError(f"{option} {path}: no such folder")
+    if revision is None:
+        name = option.replace("path", "revision")
+        raise UserError(
+            f"{option} {path}: no such folder, and as a hub id it needs a pinned commit: "
+            f"add --{name} COMMIT, or name a local folder"
+        )
+
+
+def digest(config: BaseConfig) -> str:
+    """Sha256 over names and contents of the base models' files, "" for parts on a hub.
+
+    A hub id is pinned by its revision, so only what lies in folders is read.
+    """
+    path, vlm_path, vlm_folder = resolve(config)
+    total = hashlib.sha256()
+    folders = [(part, Path(path, part)) for part in PARTS]
+    folders.append(("vlm", Path(vlm_path, vlm_folder)))
+    for part, folder in folders:
+        if not folder.is_dir():
+            continue
+        for file in sorted(folder.rglob("*")):
+            if file.suffix in (".safetensors", ".json", ".txt"):
+                name = f"{part}/{file.relative_to(folder).as_posix()}"
+                with file.open("rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256").hexdigest()
+                total.update(f"{name}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def quieten() -> None:
+    """Switch off the libraries' own loading bars, for commands that show theirs."""
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+
+
+def built_in_base() -> Path:
+    """The folder of the built-in tiny base, written on first use.
+
+    It is cached under ``ACONTROL_CACHE`` (by default ``~/.cache/acontrol``): random weights
+    of a fixed seed, so that every process and every machine of a cluster has the same.
+    """
+    cache = Path(os.environ.get("ACONTROL_CACHE", Path.home() / ".cache" / "acontrol"))
+    folder = cache / f"tiny-base-torch-{torch.__version__}"
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            build_tiny_base(Path(scratch, "base"), seed=0)
+            try:
+                os.rename(Path(scratch, "base"), folder)
+            except OSError:  # Another process was first; its bytes are the same.
+                if not folder.is_dir():
+                    raise
+    return folder

@@ -1,0 +1,267 @@
+"""Every setting of a run, as frozen pydantic models.
+
+One definition gives the command line (dotted names), the JSON that checkpoints and adapters
+carry, and the checks on the way back in. Validation never changes a value; what follows from
+other settings is a property or a function.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class Settings(BaseModel):
+    """A frozen group of settings that refuses unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class UserError(Exception):
+    """Something that the user can put right: one line with what, where and what to do.
+
+    Command lines print the message alone and exit with status 2.
+    """
+
+
+def unit_interval(default: float, description: str) -> float:
+    """A field for a probability or a share, in [0, 1]."""
+    return Field(default, ge=0, le=1, description=description)
+
+
+class DataConfig(Settings):
+    """What is trained on, and how a reference is paired with its target."""
+
+    shards: str | None = Field(
+        None, description="Folder or URI that launch.shard wrote (it holds index.json)."
+    )
+    resolution: int = Field(
+        512, ge=16, multiple_of=8, description="Side of the square training image, in pixels."
+    )
+    reference: Literal["self", "same_defect", "cross_category"] = Field(
+        "self",
+        description="Whose defect guides a training image: its own (the paper), another image "
+        "of the same category and defect, or the same defect on another category.",
+    )
+    reference_view: Literal["image", "region"] = Field(
+        "image",
+        description="What the reference shows: the whole image, or the magnified region "
+        "around its mask.",
+    )
+    block_shards: int = Field(
+        8, ge=1, description="Samples are shuffled within blocks of this many shards."
+    )
+    loader_workers: int = Field(0, ge=0, description="Loader processes a rank; 0 loads inline.")
+    cache_dir: str | None = Field(
+        None, description="Where remote shards are kept; by default a temporary folder."
+    )
+
+
+class BaseConfig(Settings):
+    """The frozen base models, each a folder or a hub id with a pinned revision."""
+
+    path: str = Field(
+        "tiny",
+        description="Stable Diffusion 1.5 in diffusers' layout: a folder or a hub id; "
+        "'tiny' is the small built-in base, with random weights for now.",
+    )
+    revision: str | None = Field(None, description="Commit of the hub id in base.path.")
+    vlm_path: str | None = Field(
+        None,
+        description="BLIP-2 (image-text matching): a folder or a hub id; by default the "
+        "'vlm' folder inside base.path.",
+    )
+    vlm_revision: str | None = Field(None, description="Commit of the hub id in base.vlm_path.")
+
+
+class CsmConfig(Settings):
+    """Cross-modal semantic modeling (Sec. 3.2.1)."""
+
+    text: bool = Field(True, description="Read the reference text too; off: image-only C'.")
+    mode: Literal["queries", "pooled"] = Field(
+        "queries",
+        description="C' as the sequence of query outputs (the paper), or pooled into four "
+        "projected tokens (the authors' code).",
+    )
+    template: str = Field(
+        "This is an image with", description="Prefix of the reference text T_a (Sec. 3.2.2)."
+    )
+
+
+class AseaConfig(Settings):
+    """Anomaly-semantic enhanced attention (Sec. 3.2.2, Eq. 2-4)."""
+
+    steps: int = Field(3, ge=0, le=50, description="T_g, gradient steps on e_g; 0 is off.")
+    step_size: float = Field(
+        0.05,
+        gt=0,
+        description="Alpha. With rule 'normalized' the length of a step as a share of |e_v|; "
+        "with 'gd' the factor of Eq. 4, which must be large (1e3 on a small VLM).",
+    )
+    rule: Literal["normalized", "gd"] = Field(
+        "normalized", description="Step rule: Eq. 4 as printed is 'gd'."
+    )
+    map: Literal["rollout", "query_mean"] = Field(
+        "rollout",
+        description="How BLIP-2 yields the text-to-image map A of Eq. 2: text to queries to "
+        "patches, or the mean over queries (the authors' code).",
+    )
+
+
+class SgaConfig(Settings):
+    """The semantic guided adapter (Sec. 3.2.3, Eq. 5)."""
+
+    scale: float = Field(1.0, ge=0, le=10, description="Gamma; 0 is the base model.")
+
+
+class DropoutConfig(Settings):
+    """Condition dropout from one uniform draw a sample, for classifier-free guidance."""
+
+    text: float = unit_interval(0.05, "Share of samples that lose the target text alone.")
+    semantic: float = unit_interval(0.05, "Share of samples that lose C' alone.")
+    both: float = unit_interval(0.05, "Share of samples that lose both.")
+
+    @model_validator(mode="after")
+    def _leaves_conditioned_samples(self) -> "DropoutConfig":
+        if self.text + self.semantic + self.both >= 1:
+            raise ValueError("text + semantic + both must stay under 1")
+        return self
+
+
+class OptimConfig(Settings):
+    """AdamW on the adapter."""
+
+    steps: int = Field(30_000, ge=1, description="Optimizer steps in all.")
+    batch_size: int = Field(
+        16, ge=1, description="Samples an optimizer step, over all workers together."
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW's constant rate.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
+
+
+class ZeroConfig(Settings):
+    """DeepSpeed ZeRO around the adapter."""
+
+    stage: Literal[0, 1, 2, 3] = Field(1, description="What is split among the workers.")
+
+
+class ClusterConfig(Settings):
+    """Ray Train's workers."""
+
+    num_workers: int = Field(1, ge=1, description="Training processes.")
+    use_gpu: bool | None = Field(
+        None, description="One GPU a worker; by default where the cluster has any."
+    )
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for a worker.")
+    max_failures: int = Field(
+        0, ge=-1, description="Restarts after a failed worker before giving up; -1: no limit."
+    )
+
+
+class CheckpointConfig(Settings):
+    """Bundles from which the same command continues."""
+
+    every: int = Field(500, ge=1, description="Steps between bundles; one more at the end.")
+    keep: int = Field(2, ge=1, description="Good bundles that are kept.")
+
+
+class SamplesConfig(Settings):
+    """The grid of sample images that goes to MLflow."""
+
+    every: int = Field(500, ge=0, description="Steps between grids; 0: only at the end.")
+    count: int = Field(4, ge=1, le=64, description="Rows of the grid.")
+    steps: int = Field(30, ge=1, description="DDIM steps a sample.")
+    guidance_scale: float = Field(7.5, ge=1, description="Classifier-free guidance.")
+
+
+class TrackingConfig(Settings):
+    """MLflow."""
+
+    uri: str | None = Field(
+        None,
+        description="Tracking server or database; by default MLFLOW_TRACKING_URI, else an "
+        "SQLite file in the run's folder.",
+    )
+    experiment: str = Field("acontrol", min_length=1, description="Experiment's name.")
+    run_name: str | None = Field(None, description="Run's name; by default the output's.")
+
+
+class RunConfig(Settings):
+    """A training run, whole."""
+
+    output: str | None = Field(None, description="The run's folder; the same one resumes.")
+    init: str | None = Field(
+        None, description="Adapter folder whose weights training starts from."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
+    data: DataConfig = DataConfig()
+    base: BaseConfig = BaseConfig()
+    csm: CsmConfig = CsmConfig()
+    asea: AseaConfig = AseaConfig()
+    sga: SgaConfig = SgaConfig()
+    dropout: DropoutConfig = DropoutConfig()
+    optim: OptimConfig = OptimConfig()
+    zero: ZeroConfig = ZeroConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    samples: SamplesConfig = SamplesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "RunConfig":
+        if self.optim.batch_size % self.cluster.num_workers:
+            raise ValueError(
+                f"optim.batch_size {self.optim.batch_size} does not divide among "
+                f"cluster.num_workers {self.cluster.num_workers}"
+            )
+        return self
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples a worker sees in one step."""
+        return self.optim.batch_size // self.cluster.num_workers
+
+
+class AdapterCard(Settings):
+    """What an adapter's weights mean: the base they fit and how C' is made.
+
+    It travels inside the adapter's config.json, and is checked on the way back in.
+    """
+
+    acontrol_version: str
+    base: BaseConfig
+    base_digest: str = Field(description="sha256 over the base models' files.")
+    csm: CsmConfig
+    asea: AseaConfig
+    sga: SgaConfig
+    resolution: int = Field(ge=16, multiple_of=8)
+    reference_view: Literal["image", "region"]
+    split: Literal["train", "test", "all"] = Field(
+        description="Which part of each defect's images was trained on."
+    )
+    data_digest: str = Field(description="sha256 of the shards' index.")
+    seed: int
+    steps: int = Field(ge=0, description="Optimizer steps behind the weights.")
+
+
+def explain(error: ValidationError, prefix: Iterable[str] = ()) -> str:
+    """Turn pydantic's report into one line: which setting, what is wrong, what came."""
+    parts = []
+    for item in error.errors():
+        where = ".".join([*prefix, *(str(part) for part in item["loc"])])
+        message = re.sub(r"^(Value error|Assertion failed), ", "", item["msg"])
+        came = "" if isinstance(item["input"], dict | BaseModel) else f", got {item['input']!r}"
+        parts.append(f"{where}: {message}{came}" if where else f"{message}{came}")
+    return "; ".join(parts)
+
+
+def derive_seed(*parts: str | int) -> int:
+    """A seed in [0, 2**63) that depends on every part and on nothing else.
+
+    Draws are keyed by what they are for ("noise", position) instead of by how many came
+    before, so neither the number of workers nor a restart changes them.
+    """
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1

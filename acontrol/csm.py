@@ -1,0 +1,215 @@
+"""Cross-modal semantic modeling: Sec. 3.2.1. The frozen BLIP-2 turns a reference into C'.
+
+    I_a  reference_image  (batch, 3, size, size) in [-1, 1]
+    T_a  reference_text   template + the anomaly's words
+    C'   semantic tokens  (batch, query, dim), the Q-Former's query outputs
+
+BLIP-2's image-text matching road is used: queries and text go through the Q-Former together,
+and the queries attend to the image's patches. In transformers 5 the retrieval model's own
+``forward`` does not pass attention maps on, so the Q-Former is called directly; its maps come
+from hooks on the attention modules, because ``output_attentions`` mixes self- and
+cross-attention in one list.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import (
+    Blip2ForImageTextRetrieval,
+    Blip2QFormerModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from acontrol import asea
+from acontrol.config import AseaConfig, CsmConfig
+
+
+@dataclass(frozen=True)
+class ReferenceText:
+    """T_a as token ids, with the place of the anomaly's words.
+
+    Attributes:
+        input_ids: Padded token ids.
+        attention_mask: 1 on real tokens.
+        span: True on the tokens of [anomaly] (L_prefix + 1 to L, without [SEP]).
+    """
+
+    input_ids: Int[Tensor, "batch text"]
+    attention_mask: Int[Tensor, "batch text"]
+    span: Bool[Tensor, "batch text"]
+
+
+@dataclass(frozen=True)
+class SemanticFeatures:
+    """What CSM hands to the adapter.
+
+    Attributes:
+        tokens: C'.
+        energy_before: E of Eq. (3) at e_g = 0.
+        energy_after: E after the last step.
+    """
+
+    tokens: Float[Tensor, "batch query dim"]
+    energy_before: Float[Tensor, " batch"]
+    energy_after: Float[Tensor, " batch"]
+
+
+class CrossModalEncoder:
+    """The frozen BLIP-2 with ASEA inside: reference image, words and mask in, C' out."""
+
+    def __init__(
+        self,
+        vlm: Blip2ForImageTextRetrieval,
+        tokenizer: PreTrainedTokenizerBase,
+        csm: CsmConfig,
+        attention: AseaConfig,
+    ):
+        """Take a loaded BLIP-2 and freeze it.
+
+        Its Q-Former is set to eager attention, the only kind that hands out its
+        probabilities; the vision tower keeps the faster kind it was loaded with.
+        """
+        vlm.qformer.set_attn_implementation("eager")
+        self.vlm = vlm.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.csm = csm
+        self.asea = attention
+        self.image_px: int = vlm.config.vision_config.image_size
+        self.grid: int = self.image_px // vlm.config.vision_config.patch_size
+        self.dim: int = vlm.config.qformer_config.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return self.vlm.query_tokens.device
+
+    def read(self, phrases: Sequence[str]) -> ReferenceText:
+        """Tokenize "template [anomaly]" and find the anomaly's tokens.
+
+        Raises:
+            ValueError: If a phrase has no token of its own, since Eq. (2) averages over them.
+        """
+        prefix = self.tokenizer(self.csm.template, add_special_tokens=False)["input_ids"]
+        texts = [f"{self.csm.template} {phrase}" for phrase in phrases]
+        batch = self.tokenizer(
+            texts, padding=True, return_tensors="pt", return_special_tokens_mask=True
+        )
+        # [CLS] comes first, then the template's tokens, then the anomaly's.
+        place = torch.arange(batch["input_ids"].shape[1])
+        special = batch["special_tokens_mask"].bool()
+        span = (place > len(prefix)) & ~special & batch["attention_mask"].bool()
+        for phrase, row in zip(phrases, span, strict=True):
+            if not row.any():
+                raise ValueError(f"the anomaly text {phrase!r} gives no token")
+        device = self.device
+        return ReferenceText(
+            batch["input_ids"].to(device), batch["attention_mask"].to(device), span.to(device)
+        )
+
+    @torch.no_grad()
+    def embed_image(
+        self, image: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch token dim"]:
+        """The visual embedding e_v: class token, then patches, after the last layer norm."""
+        weight = self.vlm.vision_model.embeddings.patch_embedding.weight
+        mean = torch.tensor(OPENAI_CLIP_MEAN, device=weight.device)[:, None, None]
+        std = torch.tensor(OPENAI_CLIP_STD, device=weight.device)[:, None, None]
+        pixels = ((image.to(weight.device) + 1) / 2 - mean) / std
+        embedding = self.vlm.vision_model(pixel_values=pixels.to(weight.dtype))
+        # The Q-Former stays in float32 whatever the vision tower's precision.
+        return embedding.last_hidden_state.to(self.vlm.query_tokens.dtype)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Float[Tensor, "batch 3 size size"],
+        phrases: Sequence[str],
+        mask: Float[Tensor, "batch 1 size size"],
+    ) -> SemanticFeatures:
+        """Run CSM with T_g steps of ASEA and one more pass for C' (Algorithm 1).
+
+        C' is a pure function of its arguments and the frozen weights.
+
+        Args:
+            image: I_a in [-1, 1], at the vision tower's size.
+            phrases: The anomaly's words, one phrase a sample.
+            mask: M_A at the image's size, 1 on the defect.
+        """
+        text = self.read(phrases) if self.csm.text else None
+        region = asea.region_on_grid(mask.to(self.device), self.grid)
+        embedding, energies = asea.guide(
+            lambda visual: self._attend(visual, text)[1],
+            self.embed_image(image),
+            region,
+            steps=self.asea.steps,
+            step_size=self.asea.step_size,
+            rule=self.asea.rule,
+        )
+        tokens, attention = self._attend(embedding, text)
+        after = asea.energy(attention, region)
+        before = energies[:, 0] if self.asea.steps else after
+        return SemanticFeatures(tokens, before, after)
+
+    def _attend(
+        self, visual: Float[Tensor, "batch token dim"], text: ReferenceText | None
+    ) -> tuple[Float[Tensor, "batch query dim"], Float[Tensor, "batch patch"]]:
+        """One pass of the Q-Former: query outputs, and the anomaly's attention over patches."""
+        queries = self.vlm.query_tokens.expand(len(visual), -1, -1)
+        num_queries = queries.shape[1]
+        mask = queries.new_ones(queries.shape[:2], dtype=torch.long)
+        inputs = queries
+        if text is not None:
+            inputs = self.vlm.embeddings(input_ids=text.input_ids, query_embeds=queries)
+            mask = torch.cat([mask, text.attention_mask], dim=1)
+        with _Recorder(self.vlm.qformer) as record:
+            hidden = self.vlm.qformer(
+                query_embeds=inputs,
+                query_length=num_queries,
+                attention_mask=mask,
+                encoder_hidden_states=visual,
+            ).last_hidden_state
+        # The class token is no place in the image.
+        cross = [None if one is None else one[..., 1:] for one in record.cross_maps]
+        if text is None or self.asea.map == "query_mean":
+            attention = asea.query_mean(cross)
+        else:
+            attention = asea.anomaly_attention(asea.rollout(record.self_maps, cross), text.span)
+        return hidden[:, :num_queries], attention
+
+
+class _Recorder:
+    """Keeps the attention probabilities of every Q-Former layer for the length of a block."""
+
+    def __init__(self, qformer: Blip2QFormerModel):
+        self.layers = list(qformer.encoder.layer)
+        self.self_maps: list[Tensor] = []
+        self.cross_maps: list[Tensor | None] = []
+
+    def __enter__(self) -> "_Recorder":
+        self._hooks = []
+        for layer in self.layers:
+            attention = layer.attention.attention
+            self._hooks.append(attention.register_forward_hook(self._keep_self))
+            if layer.has_cross_attention:
+                cross = layer.crossattention.attention
+                self._hooks.append(cross.register_forward_hook(self._keep_cross))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _keep_self(
+        self, module: nn.Module, args: object, output: tuple[Tensor, Tensor]
+    ) -> None:
+        self.self_maps.append(output[1])
+        self.cross_maps.append(None)
+
+    def _keep_cross(
+        self, module: nn.Module, args: object, output: tuple[Tensor, Tensor]
+    ) -> None:
+        self.cross_maps[-1] = output[1]

@@ -1,0 +1,99 @@
+"""The textures and the defects of the procedural data set.
+
+Everything is laid out in unit coordinates (the picture spans 0..1 on both axes, y pointing
+down), so one seed gives one composition at every resolution. Pictures are painted at twice
+the wanted size and averaged down, which is what keeps thin lines smooth at 64 px. All
+products are lit from the upper left.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from acontrol.data.drawing.canvas import FloatArray, Surface, grid, mix, step
+from acontrol.data.drawing.defects import (
+    PAINTS,
+    Painted,
+    crack,
+    dent,
+    hole,
+    scratch,
+    spots,
+    stain,
+)
+from acontrol.data.drawing.objects import button
+from acontrol.data.drawing.textures import fabric, leather, metal, tile, wood
+
+__all__ = ["DEFECTS", "PAINTS", "PRODUCTS", "render"]
+
+SUPERSAMPLING = 2
+# Below this coverage a pixel is left exactly as it was, so that the mask has no faint fringe.
+ALPHA_THRESHOLD = 0.12
+
+PRODUCTS: dict[str, Callable[[np.random.Generator, int], Surface]] = {
+    "wood": wood,
+    "fabric": fabric,
+    "metal": metal,
+    "tile": tile,
+    "leather": leather,
+    "button": button,
+}
+DEFECTS: dict[str, Callable[[np.random.Generator, Surface, str], Painted]] = {
+    "scratch": scratch,
+    "hole": hole,
+    "stain": stain,
+    "crack": crack,
+    "dent": dent,
+    "spots": spots,
+}
+
+
+def render(
+    category: str,
+    defect: str | None,
+    attribute: str,
+    seeds: tuple[list[int], list[int]],
+    resolution: int,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Paint one product with and without its defect.
+
+    Args:
+        category: A key of `PRODUCTS`.
+        defect: A key of `DEFECTS`, or None for a product without one.
+        attribute: What sort of defect, such as the colour of a stain; "" where it has none.
+        seeds: The seed words of the product and those of the defect.
+        resolution: Side of the pictures in pixels.
+
+    Returns:
+        The picture, the same picture without the defect (both (n, n, 3) uint8), and the
+        mask (n, n) of the pixels that the defect covers.
+    """
+    surface = PRODUCTS[category](np.random.default_rng(seeds[0]), resolution * SUPERSAMPLING)
+    np.clip(surface.rgb, 0, 1, out=surface.rgb)
+    normal = _to_bytes(surface.rgb)
+    if defect is None:
+        return normal.copy(), normal, np.zeros((resolution, resolution), np.bool_)
+    painted, cover = DEFECTS[defect](np.random.default_rng(seeds[1]), surface, attribute)
+    if surface.disc is not None:
+        x, y = grid(resolution * SUPERSAMPLING)
+        cx, cy, radius = surface.disc
+        on = step(radius + 0.004, radius - 0.008, np.hypot(x - cx, y - cy))
+        painted, cover = mix(surface.rgb, painted, on), cover * on
+    mask = _shrink(cover) > ALPHA_THRESHOLD
+    image = np.where(mask[..., None], _to_bytes(np.clip(painted, 0, 1)), normal)
+    return image, normal, mask
+
+
+def _shrink(field: FloatArray) -> FloatArray:
+    """Average blocks of pixels down to the wanted size."""
+    block = SUPERSAMPLING
+    total = np.zeros_like(field[::block, ::block])
+    for row in range(block):
+        for column in range(block):
+            total += field[row::block, column::block]
+    return total / np.float32(block * block)
+
+
+def _to_bytes(rgb: FloatArray) -> npt.NDArray[np.uint8]:
+    return (_shrink(rgb) * np.float32(255) + np.float32(0.5)).astype(np.uint8)

@@ -1,0 +1,56 @@
+"""What folders of images hold: hidden entries left out, images by their ids."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from acontrol.config import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds, sorted, without hidden entries; nothing if it is missing."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be listed ({error.strerror}); check its permissions"
+        ) from error
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders inside a folder, sorted."""
+    return [path for path in _entries(folder) if path.is_dir()]
+
+
+def image_files(folder: Path) -> dict[str, list[Path]]:
+    """The image files of a folder by their ids, which are their stems."""
+    files: dict[str, list[Path]] = {}
+    for path in _entries(folder):
+        # A dangling link counts, so that reading it says what is wrong.
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
+            files.setdefault(path.stem, []).append(path)
+    return files
+
+
+def by_id(folder: Path) -> dict[str, Path]:
+    """The one image file of each id.
+
+    Raises:
+        UserError: If two share an id.
+    """
+    return {name: only(name, paths) for name, paths in image_files(folder).items()}
+
+
+def only(name: str, paths: Sequence[Path]) -> Path:
+    """The one file of an id.
+
+    Raises:
+        UserError: If there is another.
+    """
+    if len(paths) > 1:
+        both = " and ".join(path.name for path in paths)
+        raise UserError(f"{paths[0].parent}: {both} share the id {name!r}; keep one of them")
+    return paths[0]

@@ -1,0 +1,115 @@
+"""The pixels of images and masks, and what makes a file unfit to be one.
+
+Pixels are taken as the files store them: an orientation in EXIF is not applied, since a mask
+does not carry one.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from acontrol.config import UserError
+
+
+def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
+    """Decode a whole image.
+
+    Sixteen-bit grey is scaled so that 65535 becomes 255. Float images hold values in [0, 1]
+    or in [0, 255]. Transparency is dropped.
+
+    Returns:
+        The colours, (H, W, 3) in [0, 255].
+
+    Raises:
+        UserError: If the file is missing, damaged or holds values out of range.
+    """
+    pixels = _decode(path)
+    if pixels.dtype != np.uint8:
+        low, high = float(pixels.min()), float(pixels.max())
+        if pixels.dtype.kind == "f":
+            limit = 1.0 if high <= 1 else 255.0
+            need = "floats in [0, 1] or [0, 255]"
+        else:
+            limit = 65535.0
+            need = "integers in [0, 65535]"
+        if low < 0 or high > limit:
+            raise UserError(
+                f"{path}: holds values from {low:g} to {high:g}, need {need}; rescale it"
+            )
+        pixels = np.rint(pixels * (255 / limit)).astype(np.uint8)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+    return pixels
+
+
+def read_mask(
+    path: str | os.PathLike[str], image_size: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """Decode a mask of two grey levels, black and any other; one level is the whole image.
+
+    Args:
+        path: The file; colours are taken where their channels agree.
+        image_size: Width and height of the image it belongs to.
+
+    Returns:
+        The defect's pixels, (H, W), at least one True.
+
+    Raises:
+        UserError: If the file is missing, damaged, empty, coloured, not binary or of another
+            size than the image.
+    """
+    pixels = _decode(path)
+    if pixels.ndim == 3:
+        if (pixels != pixels[:, :, :1]).any():
+            raise UserError(f"{path}: the mask is coloured; save it in black and white")
+        pixels = pixels[:, :, 0]
+    height, width = pixels.shape
+    if (width, height) != image_size:
+        raise UserError(
+            f"{path}: the mask is {width} x {height} pixels and its image {image_size[0]} x "
+            f"{image_size[1]}; make the mask for this image at its size"
+        )
+    levels = np.unique(pixels)
+    if not levels.any():
+        raise UserError(
+            f"{path}: the mask is empty; mark the defect in it, or remove the image"
+        )
+    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
+        raise UserError(
+            f"{path}: the mask holds {len(levels)} grey values from {levels[0]:g} to "
+            f"{levels[-1]:g}, need 0 and one other (JPEG compression or smooth edges add "
+            "more); threshold it and save it as PNG"
+        )
+    return np.asarray(pixels != 0)
+
+
+def _decode(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Pixels as stored: (H, W) of a grey image's own type, or (H, W, 3) uint8."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            mode = image.mode
+            converted: Image.Image = image
+            if mode not in ("L", "I", "F") and not mode.startswith("I;16"):
+                # By way of RGBA, since a palette with transparency warns otherwise.
+                through = image.convert("RGBA") if mode in ("P", "PA") else image
+                converted = through.convert("RGB")
+            # A copy: Pillow lends its pixels read-only, which torch warns about.
+            pixels = np.array(converted)
+    except MemoryError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: does not exist; put the file there") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: is not an image; replace or remove it") from error
+    except Exception as error:  # Pillow's readers pass on whatever a damaged file trips.
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: cannot be decoded ({reason}); replace or remove it"
+        ) from error
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise UserError(f"{path}: holds values that are not finite; save it without them")
+    return pixels

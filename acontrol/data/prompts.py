@@ -1,0 +1,197 @@
+"""The words of a labelled image: a phrase for its defect, and a caption for the whole.
+
+    T_a   reference_text   "This is an image with broken large", for the reference image
+    T_t   target_text      "a photo of bottle with broken large", where no caption is given
+
+Users may bring their own: a caption file beside each image, one JSON file of captions, and
+`prompt/phrases.json` in a category. A malformed file is refused; blank words count as
+not given.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from acontrol.config import UserError
+
+A_DEFECT = "a defect"
+SEVERAL_DEFECTS = "several defects"
+
+# Words that tell a defect from a good product and nothing more; "not" is there for "not_ok".
+_SAY_NOTHING = re.compile(
+    r"(abnormal(ity)?|anomal(y|ies|ous)|bad|class|defect(s|ive)?|error|fail|failed|failure|"
+    r"fault(s|y)?|flaw(s|ed)?|kind|ko|misc|ng|nok|not|ok|others?|reject(ed)?|type|unknown)?"
+    r"\d*"
+)
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_SHAPE = (
+    '{"<category>": {"<defect>": "sentence", or ["one sentence per image", ...], '
+    'or {"<id>": "sentence"}}}'
+)
+
+_Sentences = str | list[str] | dict[str, str]
+
+
+def phrase(defect: str) -> str:
+    """The name of a defect folder as words.
+
+    Args:
+        defect: The folder's name, such as "broken_large" or "bentLead".
+
+    Returns:
+        The words in lower case, such as "broken large"; "several defects" for "combined" and
+        "a defect" for a name that says nothing, such as "bad", "defect_01" or "3".
+    """
+    words = _readable(defect).split()
+    telling = [word for word in words if not _SAY_NOTHING.fullmatch(word)]
+    if not telling:
+        return A_DEFECT
+    return SEVERAL_DEFECTS if telling == ["combined"] else " ".join(words)
+
+
+def reference_text(phrase: str, template: str = "This is an image with") -> str:
+    """T_a of Sec. 3.2.2, the text beside the reference image."""
+    return f"{template} {phrase}"
+
+
+def target_text(category: str, phrase: str) -> str:
+    """The caption of an image for which none is given."""
+    return f"a photo of {_readable(category) or category} with {phrase}"
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions from one JSON file.
+
+    Attributes:
+        path: The file, for messages.
+        table: {category: {defect: "sentence" | ["sentence", ...] | {id: "sentence"}}}.
+    """
+
+    path: Path
+    table: Mapping[str, Mapping[str, _Sentences]]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Captions":
+        """Read and check the file.
+
+        Raises:
+            UserError: If it is missing, no JSON or of another shape; names the place.
+        """
+        file = Path(path)
+        table = _objects(file, "", _parse(file), _SHAPE)
+        for category, defects in table.items():
+            for defect, given in _objects(file, category, defects, _SHAPE).items():
+                place = f"{category}: {defect}"
+                if isinstance(given, list):
+                    for number, sentence in enumerate(given):
+                        _text(file, f"{place}[{number}]", sentence)
+                elif isinstance(given, dict):
+                    for name, sentence in given.items():
+                        _text(file, f"{place}: {name}", sentence)
+                else:
+                    _text(file, place, given, "a sentence, a list or an object of sentences")
+        return cls(file, table)
+
+    def sentences(self, category: str, defect: str, ids: Sequence[str]) -> dict[str, str]:
+        """The captions of one defect.
+
+        Args:
+            category: The category.
+            defect: The defect folder's name.
+            ids: The ids of all its images, whatever the split; a list follows their order
+                when sorted.
+
+        Returns:
+            The sentence of each id that has one, without surrounding white space.
+
+        Raises:
+            UserError: If the file holds a list of another length than there are images.
+        """
+        given = self.table.get(category, {}).get(defect, {})
+        if isinstance(given, str):
+            given = dict.fromkeys(ids, given)
+        elif isinstance(given, list):
+            if len(given) != len(ids):
+                raise UserError(
+                    f"{self.path}: {category}: {defect}: {len(given)} captions for {len(ids)} "
+                    "images; give one for each image, in the order of their sorted names"
+                )
+            given = dict(zip(sorted(ids), given, strict=True))
+        return {name: given[name].strip() for name in ids if given.get(name, "").strip()}
+
+
+def load_phrases(path: Path) -> dict[str, str]:
+    """Read `prompt/phrases.json` of a category.
+
+    Returns:
+        The phrase of each "<defect>/<id>" or "<defect>"; empty where there is no file.
+
+    Raises:
+        UserError: If the file is no JSON object of texts; names the place.
+    """
+    if not os.path.lexists(path):
+        return {}
+    table = _objects(path, "", _parse(path), '{"<defect>/<id>" or "<defect>": "phrase"}')
+    phrases = {key: _text(path, key, value).strip() for key, value in table.items()}
+    return {key: value for key, value in phrases.items() if value}
+
+
+def read_caption(path: Path) -> str:
+    """The caption in a text file, stripped; "" where there is no file.
+
+    Raises:
+        UserError: If the file cannot be read as UTF-8.
+    """
+    return _read(path).strip() if os.path.lexists(path) else ""
+
+
+def _readable(name: str) -> str:
+    return " ".join(re.split(r"[\s_.\-]+", _CAMEL.sub(" ", name))).strip().lower()
+
+
+def _read(path: Path) -> str:
+    try:
+        # Editors on Windows put a byte order mark first.
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); put the file there, or name another"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: line {error.lineno}, column {error.colno}: not valid JSON "
+            f"({error.msg}); correct it there"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); correct it") from error
+
+
+def _objects(path: Path, place: str, value: Any, shape: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        where = f"{path}: {place}" if place else f"{path}"
+        raise UserError(f"{where}: need an object, got {_show(value)}; write {shape}")
+    return value
+
+
+def _text(path: Path, place: str, value: Any, need: str = "a text in quotes") -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{path}: {place}: got {_show(value)}; write {need}")
+    return value
+
+
+def _show(value: Any) -> str:
+    """A JSON value as the file has it, cut short."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

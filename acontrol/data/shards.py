@@ -1,0 +1,245 @@
+"""Write defect images as WebDataset shards with an index that says what every byte should be.
+
+A shard is a plain WebDataset tar: stock ``webdataset`` reads it. The index beside the shards
+(``index.json``) holds the offset, size and sha256 of every member, because seven of twelve
+ways to damage a tar raise nothing in plain reading (docs/architecture.md).
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import webdataset
+from PIL import Image
+from pydantic import Field, ValidationError
+
+from acontrol.config import Settings, UserError, explain
+from acontrol.data.mvtec import LabelledImage
+from acontrol.data.pixels import read_image, read_mask
+
+INDEX_NAME = "index.json"
+
+
+class Member(Settings):
+    """One file inside a shard."""
+
+    name: str
+    offset: int = Field(ge=0, description="Of the content, from the shard's first byte.")
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class IndexedSample(Settings):
+    """One labelled defect image: its image, mask and JSON members."""
+
+    key: str
+    category: str
+    defect: str
+    members: tuple[Member, ...]
+
+
+class Shard(Settings):
+    """One tar file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+\.tar$")
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    samples: tuple[IndexedSample, ...]
+
+
+class ShardIndex(Settings):
+    """A whole set of shards."""
+
+    format: Literal["acontrol-shards-1"] = "acontrol-shards-1"
+    split: Literal["train", "test", "all"]
+    resolution: int | None = Field(description="Longest short side in pixels; null: as found.")
+    num_samples: int = Field(ge=1)
+    shards: tuple[Shard, ...]
+
+    @property
+    def digest(self) -> str:
+        """Sha256 that any change of any sample changes."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def parse_index(text: str | bytes, where: str) -> ShardIndex:
+    """Check an index's JSON.
+
+    Raises:
+        UserError: If it is not an index of this format.
+    """
+    try:
+        index = ShardIndex.model_validate_json(text)
+    except ValidationError as error:
+        raise UserError(f"{where}: not an acontrol shard index: {explain(error)}") from error
+    counted = sum(len(shard.samples) for shard in index.shards)
+    if counted != index.num_samples:
+        raise UserError(f"{where}: lists {counted} samples but claims {index.num_samples}")
+    return index
+
+
+def webdataset_key(image: LabelledImage) -> str:
+    """The sample's key: category/defect/id, with the id's dots escaped.
+
+    WebDataset takes everything after a name's first dot for the extension.
+    """
+    safe = image.id.replace("%", "%25").replace(".", "%2E")
+    return f"{image.category}/{image.defect}/{safe}"
+
+
+def write_shards(
+    images: Sequence[LabelledImage],
+    out: str | os.PathLike[str],
+    *,
+    split: Literal["train", "test", "all"],
+    resolution: int | None = 512,
+    shard_size: int = 128,
+    progress: Callable[[Iterable[LabelledImage]], Iterable[LabelledImage]] = iter,
+) -> ShardIndex:
+    """Write shards and index; the same input gives the same bytes.
+
+    Everything is written to a folder beside ``out`` and renamed at the end, so a set that was
+    interrupted never looks whole. An earlier set at ``out`` is replaced as a whole.
+
+    Args:
+        images: What to write. Samples are ordered by a hash of their key, which mixes
+            categories within every shard: training shuffles within blocks of shards.
+        out: Folder to create.
+        split: Which part of the data this is; recorded.
+        resolution: Images whose shorter side is longer are scaled down to it; None keeps all.
+        shard_size: Samples a shard.
+        progress: Wraps the images, to show a progress bar.
+
+    Raises:
+        UserError: If ``out`` holds something else than a set of shards, if there is nothing
+            to write, or if an image or mask is bad.
+    """
+    out = Path(out)
+    check_replaceable(out)
+    if not images:
+        raise UserError("no defect image to write: the folder has none in this split")
+    ordered = sorted(
+        images, key=lambda image: hashlib.sha256(webdataset_key(image).encode()).digest()
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as scratch:
+        folder = Path(scratch, "shards")
+        folder.mkdir()
+        shown = iter(progress(ordered))
+        shards: list[Shard] = []
+        for start in range(0, len(ordered), shard_size):
+            count = min(shard_size, len(ordered) - start)
+            path = folder / f"shard-{len(shards):05d}.tar"
+            batch = [next(shown) for _ in range(count)]
+            shards.append(_write_shard(path, batch, resolution))
+        for _ in shown:  # Lets a progress bar close.
+            pass
+        index = ShardIndex(
+            split=split, resolution=resolution, num_samples=len(ordered), shards=tuple(shards)
+        )
+        (folder / INDEX_NAME).write_text(index.model_dump_json(indent=1) + "\n")
+        if out.exists():
+            os.rename(out, Path(scratch, "replaced"))
+        os.rename(folder, out)
+    return index
+
+
+def check_replaceable(out: Path) -> None:
+    """Refuse to overwrite anything but an earlier set of shards or an empty folder.
+
+    Raises:
+        UserError: If ``out`` is something else.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not (out / INDEX_NAME).is_file()):
+        raise UserError(f"{out} exists and is no set of shards: name another --out")
+
+
+def _write_shard(path: Path, images: Sequence[LabelledImage], resolution: int | None) -> Shard:
+    with webdataset.TarWriter(str(path), mtime=0, encoder=False) as writer:
+        for image in images:
+            writer.write(_encode(image, resolution))
+    members: dict[str, list[Member]] = {}
+    with tarfile.open(path) as archive, path.open("rb") as stream:
+        for info in archive:
+            stream.seek(info.offset_data)
+            content = stream.read(info.size)
+            members.setdefault(_key_of(info.name), []).append(
+                Member(
+                    name=info.name,
+                    offset=info.offset_data,
+                    size=info.size,
+                    sha256=hashlib.sha256(content).hexdigest(),
+                )
+            )
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Shard(
+        name=path.name,
+        size=path.stat().st_size,
+        sha256=sha256,
+        samples=tuple(
+            IndexedSample(
+                key=webdataset_key(image),
+                category=image.category,
+                defect=image.defect,
+                members=tuple(members[webdataset_key(image)]),
+            )
+            for image in images
+        ),
+    )
+
+
+def _key_of(name: str) -> str:
+    folder, _, base = name.rpartition("/")
+    return f"{folder}/{base.split('.', 1)[0]}"
+
+
+def _encode(image: LabelledImage, resolution: int | None) -> dict[str, bytes | str]:
+    pixels = Image.fromarray(read_image(image.image))
+    mask = Image.fromarray(read_mask(image.mask, pixels.size))
+    if resolution is not None and min(pixels.size) > resolution:
+        scale = resolution / min(pixels.size)
+        width, height = (max(1, round(side * scale)) for side in pixels.size)
+        pixels = pixels.resize((width, height), Image.Resampling.LANCZOS)
+        mask = shrink_mask(mask, (width, height))
+    facts = {
+        "category": image.category,
+        "defect": image.defect,
+        "id": image.id,
+        "caption": image.caption,
+        "phrase": image.phrase,
+    }
+    return {
+        "__key__": webdataset_key(image),
+        "png": _png(pixels),
+        "mask.png": _png(mask.convert("L")),
+        "json": json.dumps(facts, sort_keys=True, ensure_ascii=False).encode(),
+    }
+
+
+def shrink_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize a 1-bit mask; a defect thinner than a new pixel keeps every pixel it touches."""
+    covered = mask.convert("L").resize(size, Image.Resampling.BOX)
+    half = covered.point(lambda value: 255 * (value >= 128))
+    if half.getbbox() is None:
+        half = covered.point(lambda value: 255 * (value > 0))
+    if half.getbbox() is None:  # A speck under 1/255 of a pixel: round it up to one.
+        left, top, right, bottom = mask.getbbox() or (0, 0, 1, 1)
+        x = min(size[0] - 1, (left + right) * size[0] // (2 * mask.width))
+        y = min(size[1] - 1, (top + bottom) * size[1] // (2 * mask.height))
+        half.putpixel((x, y), 255)
+    return half.convert("1")
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,182 @@
+"""Read shards as one endless, seekable stream of training samples.
+
+What stands at a position is a pure function of (seed, position), so a resume is one integer
+and the same global batch comes out for any number of ranks or loader processes: they take
+positions, not shards. webdataset decodes the members; the order, the check against the index
+and the resume position are ours.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from acontrol.config import DataConfig, UserError, derive_seed
+from acontrol.data.framing import fit, region
+from acontrol.data.reader import ShardReader
+from acontrol.data.shards import ShardIndex
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's samples of one step.
+
+    Attributes:
+        image: (batch, 3, R, R) in [-1, 1], R the training resolution.
+        mask: (batch, 1, R, R), 1 on the defect.
+        caption: Target text T_t of each sample.
+        reference_image: (batch, 3, V, V) in [-1, 1], V the vision tower's size.
+        reference_mask: (batch, 1, V, V), 1 on the reference's defect.
+        reference_phrase: The anomaly's words of T_a.
+        positions: Global positions in the stream.
+        keys: Keys of the samples, for messages.
+    """
+
+    image: Tensor
+    mask: Tensor
+    caption: list[str]
+    reference_image: Tensor
+    reference_mask: Tensor
+    reference_phrase: list[str]
+    positions: list[int]
+    keys: list[str]
+
+
+def epoch_order(index: ShardIndex, seed: int, epoch: int, block_shards: int) -> np.ndarray:
+    """The order of all samples in one epoch: a blocked shuffle.
+
+    Shards are permuted, then samples within each block of shards, so that a large set is
+    still read shard by shard.
+
+    Returns:
+        (num_samples,) sample numbers.
+    """
+    rng = np.random.default_rng(derive_seed(seed, "order", epoch))
+    sizes = [len(shard.samples) for shard in index.shards]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    shards = rng.permutation(len(sizes))
+    blocks = []
+    for first in range(0, len(shards), block_shards):
+        block = np.concatenate(
+            [
+                np.arange(starts[shard], starts[shard + 1])
+                for shard in shards[first : first + block_shards]
+            ]
+        )
+        blocks.append(rng.permutation(block))
+    return np.concatenate(blocks)
+
+
+class TrainingStream(Dataset[dict[str, object]]):
+    """Samples by global position, each with its reference."""
+
+    def __init__(
+        self, reader: ShardReader, config: DataConfig, *, seed: int, reference_px: int
+    ):
+        """Take a reader and how to pair; ``reference_px`` is the vision tower's image size.
+
+        Raises:
+            UserError: If a reference for some sample cannot be found under this pairing.
+        """
+        self.reader = reader
+        self.config = config
+        self.seed = seed
+        self.reference_px = reference_px
+        self._orders: dict[int, np.ndarray] = {}
+        self._partners = self._find_partners()
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            while len(self._orders) > 1:  # A batch spans two epochs at the most, mostly.
+                self._orders.pop(min(self._orders))
+            self._orders[epoch] = epoch_order(
+                self.reader.index, self.seed, epoch, self.config.block_shards
+            )
+        return self._orders[epoch]
+
+    def _find_partners(self) -> list[list[int]]:
+        places = [sample for _, sample in self.reader.places]
+        if self.config.reference == "self":
+            return [[number] for number in range(len(places))]
+        partners = []
+        for number, one in enumerate(places):
+            if self.config.reference == "same_defect":
+                found = [
+                    other
+                    for other, sample in enumerate(places)
+                    if (sample.category, sample.defect) == (one.category, one.defect)
+                    and other != number
+                ] or [number]  # A defect with one image has no other reference.
+            else:
+                found = [
+                    other
+                    for other, sample in enumerate(places)
+                    if sample.defect == one.defect and sample.category != one.category
+                ]
+            if not found:
+                raise UserError(
+                    f"data.reference cross_category: no other category has the defect "
+                    f"{one.defect!r} of {one.key}; use 'same_defect' or 'self'"
+                )
+            partners.append(found)
+        return partners
+
+    def __getitem__(self, position: int) -> dict[str, object]:
+        """The sample at a global position, from 0 without end."""
+        epoch, place = divmod(position, len(self.reader))
+        number = int(self._order(epoch)[place])
+        sample = self.reader.read(number)
+        partners = self._partners[number]
+        other = partners[derive_seed(self.seed, "reference", position) % len(partners)]
+        reference = sample if other == number else self.reader.read(other)
+        image, mask = fit(sample.image, sample.mask, self.config.resolution)
+        view = (reference.image, reference.mask)
+        if self.config.reference_view == "region":
+            view = region(*view)
+        reference_image, reference_mask = fit(*view, self.reference_px)
+        return {
+            "image": image,
+            "mask": mask,
+            "caption": sample.caption,
+            "reference_image": reference_image,
+            "reference_mask": reference_mask,
+            "reference_phrase": reference.phrase,
+            "positions": position,
+            "keys": self.reader.places[number][1].key,
+        }
+
+    def batches(
+        self, start: int, per_rank: int, rank: int, world_size: int, steps: int
+    ) -> Iterator[Batch]:
+        """Yield this rank's next ``steps`` batches from global position ``start`` on.
+
+        Global batch g covers positions [g * B, (g + 1) * B) with B = per_rank * world_size,
+        and rank r takes the r-th stretch of it.
+        """
+        workers = self.config.loader_workers
+        return iter(
+            DataLoader(
+                self,
+                batch_sampler=[
+                    list(range(first, first + per_rank))
+                    for step in range(steps)
+                    for first in [start + (step * world_size + rank) * per_rank]
+                ],
+                num_workers=workers,
+                collate_fn=collate,
+                multiprocessing_context="spawn" if workers else None,
+            )
+        )
+
+
+def collate(rows: Sequence[dict[str, object]]) -> Batch:
+    """Stack tensors, list the rest."""
+    columns: dict[str, object] = {}
+    for field in fields(Batch):
+        values = [row[field.name] for row in rows]
+        stackable = isinstance(values[0], Tensor)
+        columns[field.name] = torch.stack(values) if stackable else values  # type: ignore[arg-type]
+    return Batch(**columns)  # type: ignore[arg-type]

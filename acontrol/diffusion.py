@@ -1,0 +1,81 @@
+"""Denoising objective: Eqs. (1) and (6), and the condition dropout of Sec. 3.2.3."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from acontrol.config import DropoutConfig, derive_seed
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Everything random that one batch needs, on the CPU.
+
+    Attributes:
+        noise: Epsilon, standard normal.
+        posterior_noise: Standard normal, for the VAE's latent distribution.
+        timesteps: t, uniform over the schedule; starts at 0 (the paper's at 1).
+        chance: Uniform in [0, 1); decides which conditions are dropped.
+    """
+
+    noise: Float[Tensor, "batch channel height width"]
+    posterior_noise: Float[Tensor, "batch channel height width"]
+    timesteps: Int[Tensor, " batch"]
+    chance: Float[Tensor, " batch"]
+
+
+def draw(
+    seed: int, positions: Sequence[int], shape: tuple[int, int, int], num_timesteps: int
+) -> Draw:
+    """Draw for each sample from a generator of its own, keyed by (seed, position).
+
+    So a draw depends neither on the batch around it, nor on the rank, nor on what was drawn
+    before: no generator's state needs saving.
+
+    Args:
+        seed: The run's seed.
+        positions: Global positions of the samples in the stream.
+        shape: (channel, height, width) of the latents.
+        num_timesteps: Length of the noise schedule.
+    """
+    rows = []
+    for position in positions:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "draw", int(position)))
+        rows.append(
+            (
+                torch.randn(shape, generator=generator),
+                torch.randn(shape, generator=generator),
+                torch.randint(num_timesteps, (), generator=generator),
+                torch.rand((), generator=generator),
+            )
+        )
+    noise, posterior_noise, timesteps, chance = (
+        torch.stack(list(column)) for column in zip(*rows, strict=True)
+    )
+    return Draw(noise, posterior_noise, timesteps, chance)
+
+
+def dropped_conditions(
+    chance: Float[Tensor, " batch"], dropout: DropoutConfig
+) -> tuple[Bool[Tensor, " batch"], Bool[Tensor, " batch"]]:
+    """Say which samples lose the target text and which lose C', from one uniform draw.
+
+    Returns:
+        Masks (text, semantic), True where the condition is dropped.
+    """
+    only_text = chance < dropout.text
+    both = (chance >= dropout.text) & (chance < dropout.text + dropout.both)
+    upper = dropout.text + dropout.both + dropout.semantic
+    only_semantic = (chance >= dropout.text + dropout.both) & (chance < upper)
+    return only_text | both, only_semantic | both
+
+
+def denoising_loss(
+    noise_pred: Float[Tensor, "batch channel height width"],
+    noise: Float[Tensor, "batch channel height width"],
+) -> Float[Tensor, " batch"]:
+    """Mean squared error of the predicted noise, Eq. (6), one value a sample."""
+    return (noise_pred.float() - noise.float()).square().flatten(1).mean(dim=1)

@@ -1,0 +1,257 @@
+"""Sampling: a target prompt and a reference defect in, an image with that defect out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    Blip2ForImageTextRetrieval,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from acontrol.base import BaseModels
+from acontrol.config import AdapterCard
+from acontrol.csm import CrossModalEncoder
+from acontrol.data.framing import fit, region
+from acontrol.model import embed_text
+from acontrol.sga import KeyValue, SemanticAdapter, install_processors
+
+
+@dataclass
+class AnomalyControlOutput(BaseOutput):
+    """The images, as PIL."""
+
+    images: list[Image.Image]
+
+
+class AnomalyControlPipeline(DiffusionPipeline):
+    """Draw defects from a prompt and a reference.
+
+    With a normal image and a mask the defect is drawn in the mask, and the rest is kept.
+    How C' is made and at which size was fixed in training: it is read from the adapter's card.
+    """
+
+    model_cpu_offload_seq = "vlm->text_encoder->unet->vae"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: DDIMScheduler,
+        vlm: Blip2ForImageTextRetrieval,
+        vlm_tokenizer: PreTrainedTokenizerBase,
+        adapter: SemanticAdapter,
+    ):
+        """Take the parts; ``from_pretrained`` and ``from_base`` call this."""
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            vlm=vlm,
+            vlm_tokenizer=vlm_tokenizer,
+            adapter=adapter,
+        )
+        self.card = AdapterCard.model_validate(adapter.config.card)
+        self.semantics = CrossModalEncoder(vlm, vlm_tokenizer, self.card.csm, self.card.asea)
+        install_processors(unet)
+
+    @classmethod
+    def from_base(cls, base: BaseModels, adapter: SemanticAdapter) -> "AnomalyControlPipeline":
+        """Assemble from loaded base models, with a DDIM sampler on the base's own schedule."""
+        scheduler = DDIMScheduler.from_config(
+            base.scheduler.config, clip_sample=False, set_alpha_to_one=False
+        )
+        return cls(
+            base.vae,
+            base.text_encoder,
+            base.tokenizer,
+            base.unet,
+            scheduler,
+            base.vlm,
+            base.vlm_tokenizer,
+            adapter,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Sequence[str],
+        reference_image: Sequence[Image.Image],
+        reference_mask: Sequence[Image.Image],
+        reference_phrase: Sequence[str],
+        image: Sequence[Image.Image] | None = None,
+        mask_image: Sequence[Image.Image] | None = None,
+        *,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 7.5,
+        semantic_scale: float | None = None,
+        generator: Sequence[torch.Generator] | None = None,
+        composite: bool = True,
+    ) -> AnomalyControlOutput:
+        """Draw one image a prompt.
+
+        Args:
+            prompt: Target texts T_t.
+            reference_image: Images I_a that show the defect.
+            reference_mask: Masks M_A of the same sizes, non-zero on the defect.
+            reference_phrase: The anomaly's words, "a crack": T_a without its template.
+            image: Normal images to draw on, of any size.
+            mask_image: Where to draw, each of its image's size, non-zero inside.
+            num_inference_steps: DDIM steps.
+            guidance_scale: Classifier-free guidance; at 1 the unconditional pass is left out.
+            semantic_scale: Gamma of Eq. (5); by default the one trained with.
+            generator: One CPU generator an image: a seed then always gives the same noise,
+                whatever the batch around it.
+            composite: Keep the normal image's own pixels outside the mask. Without, they went
+                through the VAE, which leaks.
+
+        Returns:
+            Images: of the normal images' sizes, or of the training resolution without any.
+
+        Raises:
+            ValueError: If the arguments' lengths or sizes disagree.
+        """
+        count = len(prompt)
+        self._check(count, reference_image, reference_mask, reference_phrase, image, mask_image)
+        scale = self.card.sga.scale if semantic_scale is None else semantic_scale
+        guided = guidance_scale > 1
+        text, semantic = self._conditions(
+            prompt, reference_image, reference_mask, reference_phrase, guided
+        )
+        size = self.card.resolution
+        side = size // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        shape = (count, self.vae.config.latent_channels, side, side)
+        noise = randn_tensor(shape, list(generator) if generator else None, self.device)
+        kept, inside = None, None
+        if image is not None and mask_image is not None:
+            pairs = [fit(*pair, size) for pair in zip(image, _bits(mask_image), strict=True)]
+            pixels = torch.stack([pair[0] for pair in pairs]).to(self.device, self.vae.dtype)
+            kept = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
+            masks = torch.stack([pair[1] for pair in pairs]).to(self.device)
+            # Any touched latent may change; the pixels outside are put back afterwards.
+            inside = F.adaptive_max_pool2d(masks, side)
+        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        latents = noise * self.scheduler.init_noise_sigma
+        timesteps = self.scheduler.timesteps
+        for step, timestep in enumerate(self.progress_bar(timesteps)):
+            doubled = torch.cat([latents] * 2) if guided else latents
+            noise_pred = self.unet(
+                self.scheduler.scale_model_input(doubled, timestep),
+                timestep,
+                text,
+                cross_attention_kwargs={"semantic": semantic, "semantic_scale": scale},
+            ).sample
+            if guided:
+                without, with_conditions = noise_pred.chunk(2)
+                noise_pred = without + guidance_scale * (with_conditions - without)
+            latents = self.scheduler.step(noise_pred, timestep, latents).prev_sample
+            if kept is not None and inside is not None:
+                last = step + 1 == len(timesteps)
+                outside = (
+                    kept
+                    if last
+                    else self.scheduler.add_noise(kept, noise, timesteps[step + 1][None])
+                )
+                latents = inside * latents + (1 - inside) * outside
+        decoded = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        drawn = _pictures(decoded)
+        if image is not None and mask_image is not None:
+            drawn = [
+                _put_back(one, normal, mask if composite else None)
+                for one, normal, mask in zip(drawn, image, _bits(mask_image), strict=True)
+            ]
+        return AnomalyControlOutput(images=drawn)
+
+    def _conditions(
+        self,
+        prompt: Sequence[str],
+        reference_image: Sequence[Image.Image],
+        reference_mask: Sequence[Image.Image],
+        reference_phrase: Sequence[str],
+        guided: bool,
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """Text embeddings and (K', V'), computed once for all steps, unconditional first."""
+        pairs = [
+            region(one.convert("RGB"), mask)
+            if self.card.reference_view == "region"
+            else (one.convert("RGB"), mask)
+            for one, mask in zip(reference_image, _bits(reference_mask), strict=True)
+        ]
+        fitted = [fit(*pair, self.semantics.image_px) for pair in pairs]
+        tokens = self.semantics(
+            torch.stack([one for one, _ in fitted]),
+            reference_phrase,
+            torch.stack([mask for _, mask in fitted]),
+        ).tokens
+        texts = list(prompt)
+        if guided:
+            # The unconditional branch: empty text and C' = 0, as condition dropout trained.
+            texts = [""] * len(texts) + texts
+            tokens = torch.cat([torch.zeros_like(tokens), tokens])
+        text = embed_text(self.text_encoder, self.tokenizer, texts)
+        return text, self.adapter.split(self.adapter(tokens))
+
+    @staticmethod
+    def _check(
+        count: int,
+        reference_image: Sequence[Image.Image],
+        reference_mask: Sequence[Image.Image],
+        reference_phrase: Sequence[str],
+        image: Sequence[Image.Image] | None,
+        mask_image: Sequence[Image.Image] | None,
+    ) -> None:
+        if (image is None) != (mask_image is None):
+            raise ValueError("image and mask_image go together: give both or neither")
+        lists = {
+            "reference_image": reference_image,
+            "reference_mask": reference_mask,
+            "reference_phrase": reference_phrase,
+            "image": image,
+            "mask_image": mask_image,
+        }
+        for name, values in lists.items():
+            if isinstance(values, str) or (values is not None and len(values) != count):
+                raise ValueError(f"need a list of {count} {name}, one a prompt, got {values!r}")
+        for one, mask in [
+            *zip(reference_image, reference_mask, strict=True),
+            *zip(image or [], mask_image or [], strict=True),
+        ]:
+            if one.size != mask.size:
+                raise ValueError(f"an image of {one.size} has a mask of {mask.size}")
+            if mask.getbbox() is None:
+                raise ValueError("a mask is empty: it must be non-zero where the defect is")
+
+
+def _bits(masks: Sequence[Image.Image]) -> list[Image.Image]:
+    return [mask.convert("L").point(lambda value: 255 * (value > 0), "1") for mask in masks]
+
+
+def _pictures(decoded: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
+    """Turn decoded images in [-1, 1] into PIL, rounding to the nearest level."""
+    levels = ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in levels.cpu()]
+
+
+def _put_back(drawn: Image.Image, normal: Image.Image, mask: Image.Image | None) -> Image.Image:
+    """Bring a drawing to its normal image's size; with a mask, keep the pixels outside it."""
+    if drawn.size != normal.size:
+        drawn = drawn.resize(normal.size, Image.Resampling.BICUBIC)
+    if mask is None:
+        return drawn
+    result = normal.convert("RGB")
+    result.paste(drawn, mask=mask)
+    return result

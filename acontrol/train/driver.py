@@ -1,0 +1,203 @@
+"""Run training on Ray: the driver prepares and watches, workers train.
+
+RUN/
+  config.json      the resolved config of the last launch
+  run.json         ids by which the same command continues
+  adapter/         the newest exported adapter: what launch.generate takes
+  launches/*/      one folder a launch: Ray's own files and the checkpoint bundles
+  mlflow.db        MLflow, unless a server was named; artifacts/ beside it
+"""
+
+import json
+import logging
+import os
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from acontrol import base as base_models
+from acontrol.config import RunConfig, UserError
+from acontrol.data.reader import ShardReader
+from acontrol.train.checkpoint import Bundle, changed_settings, newest_bundle
+from acontrol.train.tracking import Tracker, tracking_uri
+from acontrol.train.worker import Launch, quieten, run_worker
+
+LAUNCHES = "launches"
+
+
+class TrainingStoppedError(Exception):
+    """Training ended before its last step; says why and how to go on."""
+
+
+def run_training(config: RunConfig) -> Path:
+    """Train, or continue, the run in ``config.output``; returns its folder.
+
+    Raises:
+        UserError: If something about the config, the data or the base must be put right.
+        TrainingStoppedError: If it ended early: interrupted, or a worker failed.
+    """
+    quieten()
+    config = _absolute(config)
+    run = Path(_required(config.output, "--output RUN", "where the run goes"))
+    reader = ShardReader(
+        _required(config.data.shards, "--data.shards DIR", "what launch.shard wrote"),
+        config.data.cache_dir,
+    )
+    if config.sga.scale == 0:
+        raise UserError("sga.scale is 0: the adapter would not be used, so it cannot learn")
+    if config.init is not None and not Path(config.init, "config.json").is_file():
+        raise UserError(f"init {config.init}: no adapter there (it holds config.json)")
+    digest = base_models.digest(config.base)
+    bundle = newest_bundle(run)
+    if bundle is not None:
+        _check_continues(bundle, config, reader.index.digest, digest)
+        print(f"Continuing from step {bundle.state.step} ({bundle.path})", flush=True)
+        if bundle.state.step >= config.optim.steps:
+            print(f"Nothing to do: {run} has its {config.optim.steps} steps", flush=True)
+            return run
+    run.mkdir(parents=True, exist_ok=True)
+    known_file = run / "run.json"
+    known = json.loads(known_file.read_text())["mlflow_run"] if known_file.exists() else None
+    tracker = Tracker.start(config, run, known)
+    known_file.write_text(json.dumps({"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri}))
+    (run / "config.json").write_text(config.model_dump_json(indent=1))
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    launch = Launch(
+        config,
+        run / LAUNCHES / name,
+        tracking_uri(config, run),
+        tracker.run_id,
+        digest,
+        sys.stderr.isatty(),
+    )
+    try:
+        _fit(launch, name)
+    except KeyboardInterrupt:
+        tracker.finish("KILLED")
+        raise TrainingStoppedError(f"Interrupted. {_how_to_resume(run)}") from None
+    except ray.train.TrainingFailedError as error:
+        tracker.finish("FAILED")
+        raise TrainingStoppedError(f"{_root_cause(error)}. {_how_to_resume(run)}") from error
+    tracker.finish("FINISHED")
+    return run
+
+
+def _fit(launch: Launch, name: str) -> None:
+    cluster = launch.config.cluster
+    needed = cluster.num_workers * cluster.cpus_per_worker
+    if not ray.is_initialized():
+        _join_or_start_cluster(needed)
+    on_gpus = cluster.use_gpu
+    if on_gpus is None:
+        on_gpus = ray.cluster_resources().get("GPU", 0) >= cluster.num_workers
+    environment = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0")}
+    if not on_gpus:
+        environment["DS_ACCELERATOR"] = "cpu"
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={"launch": launch},
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=on_gpus,
+            resources_per_worker={
+                "CPU": cluster.cpus_per_worker,
+                **({"GPU": 1} if on_gpus else {}),
+            },
+        ),
+        torch_config=TorchConfig(backend="nccl" if on_gpus else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(launch.folder.parent),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+    result = trainer.fit()
+    if result.error is not None:
+        raise result.error
+    if not (launch.folder / "finished").exists():
+        # Ray turns Ctrl-C into a graceful abort, after which fit() returns as if done.
+        raise KeyboardInterrupt
+
+
+def _join_or_start_cluster(cpus: float) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
+    try:
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        # Workers wait for each other most of the time, so more of them than cores may run.
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)),
+            object_store_memory=256 * 2**20,
+            **quiet,
+        )
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """Workers have another working directory: make every local path absolute."""
+
+    def full(path: str | None) -> str | None:
+        return path if path is None or "://" in path else str(Path(path).expanduser().resolve())
+
+    def folder(path: str | None) -> str | None:
+        return full(path) if path is not None and os.path.isdir(path) else path
+
+    data = config.data.model_copy(update={"shards": full(config.data.shards)})
+    base = config.base.model_copy(
+        update={"path": folder(config.base.path), "vlm_path": folder(config.base.vlm_path)}
+    )
+    update = {
+        "data": data,
+        "base": base,
+        "output": full(config.output),
+        "init": full(config.init),
+    }
+    return config.model_copy(update=update)
+
+
+def _required(value: str | None, option: str, meaning: str) -> str:
+    if value is None:
+        raise UserError(f"{option} is needed: {meaning}")
+    return value
+
+
+def _check_continues(
+    bundle: Bundle, config: RunConfig, data_digest: str, base_digest: str
+) -> None:
+    before = bundle.state
+    changes = changed_settings(before.config, config)
+    if before.data_digest != data_digest:
+        changes.append("the shards' contents")
+    if before.base_digest != base_digest:
+        changes.append("the base models' files")
+    if changes:
+        raise UserError(
+            f"{config.output} holds a run with other settings ({'; '.join(changes)}): "
+            "name another --output, or give the same settings to continue it"
+        )
+
+
+def _how_to_resume(run: Path) -> str:
+    bundle = newest_bundle(run)
+    if bundle is None:
+        return "No checkpoint yet: the same command starts again"
+    return f"The same command continues from step {bundle.state.step} ({bundle.path})"
+
+
+def _root_cause(error: Exception) -> str:
+    """One line from Ray's report: the first worker's own words."""
+    failures = getattr(error, "worker_failures", {})
+    if not failures:
+        return " ".join(str(error).split())[:500]
+    rank, failure = min(failures.items())
+    cause = getattr(failure, "_base_exc", failure)
+    words = " ".join(str(cause).split())[:500]
+    return f"Worker {rank} failed: {type(cause).__name__}: {words}"

@@ -1,0 +1,105 @@
+"""The training loop: a plain function that knows neither Ray nor MLflow."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from acontrol.config import RunConfig
+from acontrol.data.stream import Batch
+from acontrol.model import AnomalyControl
+from acontrol.train.engine import AdapterEngine
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step gave, averaged over all ranks.
+
+    Attributes:
+        step: Optimizer steps taken, from 1.
+        loss: Mean of Eq. (6) over the global batch.
+        energy_before: Mean E of Eq. (3) before ASEA.
+        energy_after: And after it.
+        samples_per_s: Global throughput of this step.
+        data_wait_share: Share of the step spent waiting for data, on this rank.
+    """
+
+    step: int
+    loss: float
+    energy_before: float
+    energy_after: float
+    samples_per_s: float
+    data_wait_share: float
+
+
+class Observer(Protocol):
+    """What happens around the steps. Every rank calls each method equally often."""
+
+    def on_step(self, report: StepReport) -> None:
+        """After a step."""
+
+    def on_checkpoint(self, report: StepReport) -> None:
+        """When a bundle is due."""
+
+    def on_samples(self, step: int) -> None:
+        """When a grid of samples is due."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is not a number any more; names the samples."""
+
+
+def train(
+    model: AnomalyControl,
+    batches: Iterator[Batch],
+    engine: AdapterEngine,
+    config: RunConfig,
+    observer: Observer,
+    *,
+    start: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Train from step ``start`` to the config's last.
+
+    Args:
+        model: The assembly, whose adapter the engine wraps.
+        batches: This rank's batches, the first of them for step ``start``.
+        engine: Projects, differentiates and steps.
+        config: The run.
+        observer: Told of steps, due bundles and due samples.
+        start: Steps already taken.
+        clock: Seconds from any origin.
+
+    Raises:
+        NonFiniteLossError: On every rank together, if any rank's loss is not finite; nothing
+            was updated by it.
+    """
+    last = config.optim.steps
+    for step in range(start + 1, last + 1):
+        begun = clock()
+        batch = next(batches)
+        waited = clock() - begun
+        losses = model(batch, engine.project)
+        engine.backward(losses.loss)
+        # One collective and one host read a step; a rank's NaN reaches all through the sum.
+        loss, before, after = engine.mean(
+            [losses.loss, losses.energy_before.mean(), losses.energy_after.mean()]
+        )
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"step {step}: the loss is {loss}; this rank had {', '.join(batch.keys)} at "
+                f"positions {batch.positions[0]} to {batch.positions[-1]}, seed {config.seed}"
+            )
+        engine.step()
+        elapsed = clock() - begun
+        report = StepReport(
+            step, loss, before, after, config.optim.batch_size / elapsed, waited / elapsed
+        )
+        observer.on_step(report)
+        if config.samples.every and step % config.samples.every == 0 and step < last:
+            observer.on_samples(step)
+        if step == last:
+            observer.on_samples(step)
+        if step % config.checkpoint.every == 0 or step == last:
+            observer.on_checkpoint(report)

@@ -1,0 +1,140 @@
+"""MLflow: one run for a training run, however often it is restarted."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from PIL import Image
+
+from acontrol.config import RunConfig, UserError
+
+# Making the SQLite tables is no news.
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+VERSIONS = ("acontrol", "torch", "deepspeed", "ray", "diffusers", "transformers", "mlflow")
+
+
+def tracking_uri(config: RunConfig, run: Path) -> str:
+    """The server or database of the config, else of the environment, else in the run."""
+    named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return named or f"sqlite:///{run.resolve() / 'mlflow.db'}"
+
+
+class Tracker:
+    """Logs to one MLflow run.
+
+    Metrics are buffered and sent together; a step that the run already has is not sent
+    again, so steps that a resume repeats (with the same values) appear once.
+    """
+
+    def __init__(self, uri: str, run_id: str, *, max_buffer: int = 200):
+        """Continue a run that ``start`` made."""
+        self.client = mlflow.MlflowClient(tracking_uri=uri)
+        self.uri, self.run_id = uri, run_id
+        self.max_buffer = max_buffer
+        self._buffer: list[Metric] = []
+        history = self.client.get_metric_history(run_id, "loss")
+        self._last_step = max((metric.step for metric in history), default=-1)
+
+    @classmethod
+    def start(cls, config: RunConfig, run: Path, known: str | None) -> "Tracker":
+        """Open the run's MLflow run, or make it: config, versions and commit are logged once.
+
+        Args:
+            config: The resolved config.
+            run: The run's folder.
+            known: Id of the MLflow run of an earlier launch.
+
+        Raises:
+            UserError: If the tracking server cannot be reached or refuses.
+        """
+        uri = tracking_uri(config, run)
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        try:
+            if known is not None:
+                client.update_run(known, status="RUNNING")
+                return cls(uri, known)
+            experiment = client.get_experiment_by_name(config.tracking.experiment)
+            if experiment is not None:
+                experiment_id = experiment.experiment_id
+            else:
+                local = uri.startswith("sqlite:")
+                experiment_id = client.create_experiment(
+                    config.tracking.experiment,
+                    artifact_location=(run.resolve() / "artifacts").as_uri() if local else None,
+                )
+            name = config.tracking.run_name or run.resolve().name
+            created = client.create_run(experiment_id, run_name=name)
+            tracker = cls(uri, created.info.run_id)
+            tracker._describe(config)
+        except mlflow.exceptions.MlflowException as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"MLflow at {uri}: {reason}") from error
+        return tracker
+
+    def _describe(self, config: RunConfig) -> None:
+        resolved = json.loads(config.model_dump_json())
+        params = [
+            Param(f"{group}.{name}" if name else group, str(value))
+            for group, settings in resolved.items()
+            for name, value in (
+                settings.items() if isinstance(settings, dict) else [("", settings)]
+            )
+        ]
+        tags = [RunTag(f"version.{name}", version(name)) for name in VERSIONS]
+        tags.append(RunTag("version.python", platform.python_version()))
+        if commit := git_commit():
+            tags.append(RunTag("mlflow.source.git.commit", commit))
+        self.client.log_batch(self.run_id, params=params, tags=tags)
+        self.client.log_dict(self.run_id, resolved, "config.json")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Buffer a step's metrics."""
+        if step <= self._last_step:
+            return
+        now = int(time.time() * 1000)
+        self._buffer += [Metric(name, value, now, step) for name, value in metrics.items()]
+        self._last_step = step
+        if len(self._buffer) >= self.max_buffer:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is buffered."""
+        if self._buffer:
+            self.client.log_batch(self.run_id, metrics=self._buffer)
+            self._buffer = []
+
+    def log_image(self, image: Image.Image, key: str, step: int) -> None:
+        """Store a picture with its step."""
+        self.client.log_image(self.run_id, image, key=key, step=step)
+
+    def finish(self, status: str) -> None:
+        """Close the run: FINISHED, FAILED or KILLED."""
+        self.flush()
+        self.client.set_terminated(self.run_id, status)
+
+
+def git_commit() -> str | None:
+    """The commit of the code: ACONTROL_COMMIT, else of the checkout that holds this file."""
+    if commit := os.environ.get("ACONTROL_COMMIT"):
+        return commit
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

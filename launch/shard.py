@@ -1,0 +1,98 @@
+"""Write a folder of defects in MVTec AD's layout as WebDataset shards with an index.
+
+    python -m launch.shard ROOT --out DIR [--split train|test|all] [--resolution PX]
+
+ROOT holds categories, or is one. The default split takes the first third of each defect's
+images, as the paper does. The same input gives the same bytes; an earlier set at DIR is
+replaced only once the new one is whole.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field
+from tqdm import tqdm
+
+from acontrol.config import Settings, UserError
+from acontrol.data.mvtec import LabelledImage, check, open_folder
+from acontrol.data.shards import check_replaceable, write_shards
+from launch.entry import main, parse
+
+PROG = "python -m launch.shard"
+
+
+class ShardCommand(Settings):
+    """Options of launch.shard."""
+
+    root: Annotated[Path, tyro.conf.Positional] = Field(
+        description="Folder of categories in MVTec AD's layout, or one category."
+    )
+    out: Path | None = Field(None, description="Folder to write the shards to.")
+    split: Literal["train", "test", "all"] = Field(
+        "train", description="First third of each defect's images, the rest, or all."
+    )
+    resolution: int | None = Field(
+        512,
+        ge=16,
+        description="Images whose shorter side is longer are scaled down to it; "
+        "None keeps every pixel.",
+    )
+    shard_size: int = Field(128, ge=1, description="Samples a shard.")
+    captions: Path | None = Field(
+        None, description="JSON file of captions: {category: {defect: {id: sentence}}}."
+    )
+    skip_bad: bool = Field(
+        False, description="Leave out and list images that are bad, instead of stopping."
+    )
+    dry_run: bool = Field(False, description="Check everything, count, and write nothing.")
+
+
+def run(args: Sequence[str]) -> None:
+    """Check the folder, then write."""
+    command = parse(ShardCommand, args, prog=PROG, description=__doc__)
+    if command.out is None and not command.dry_run:
+        raise UserError("--out DIR is needed: where the shards go (or --dry-run)")
+    if command.out is not None:
+        check_replaceable(command.out)
+    folder = open_folder(command.root, captions=command.captions)
+    found = folder.labelled(command.split)
+    good, bad = check(_progress(found, "checking"), command.skip_bad)
+    for message in bad:
+        print(f"left out: {message}", file=sys.stderr)
+    if bad:
+        print(f"left out {len(bad)} of {len(found)} images", file=sys.stderr)
+    if command.dry_run or command.out is None:
+        _count(good, command)
+        return
+    index = write_shards(
+        good,
+        command.out,
+        split=command.split,
+        resolution=command.resolution,
+        shard_size=command.shard_size,
+        progress=lambda images: _progress(images, "writing"),
+    )
+    print(f"{index.num_samples} samples in {len(index.shards)} shards: {command.out}")
+
+
+def _progress(images: Iterable[LabelledImage], what: str) -> Iterable[LabelledImage]:
+    # disable=None: no bar where there is no terminal.
+    return tqdm(images, desc=what, unit="image", disable=None)
+
+
+def _count(images: Sequence[LabelledImage], command: ShardCommand) -> None:
+    counts: dict[tuple[str, str], int] = {}
+    for image in images:
+        place = (image.category, image.defect)
+        counts[place] = counts.get(place, 0) + 1
+    for (category, defect), count in counts.items():
+        print(f"{category}/{defect}: {count}")
+    shards = -(-len(images) // command.shard_size)
+    print(f"dry run: {len(images)} samples would go into {shards} shards; nothing written")
+
+
+if __name__ == "__main__":
+    main(run)

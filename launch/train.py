@@ -1,0 +1,69 @@
+"""Train an adapter on Ray; the same command continues a run that was stopped.
+
+    python -m launch.train PRESET --data.shards DIR --output RUN [--config FILE.json] ...
+
+PRESET is one of: tiny (built-in base, offline, CPU), mvtec-sd15 (the paper). Every setting
+has a dotted name, as --optim.steps 100. FILE.json is a config that replaces the preset's.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from acontrol.config import RunConfig, UserError, explain
+from acontrol.presets import PRESETS, preset
+from launch.entry import main, parse
+
+PROG = "python -m launch.train"
+
+
+def read_config(args: Sequence[str]) -> RunConfig:
+    """Preset, then --config, then single options."""
+    if not args or args[0].startswith("-"):
+        if "-h" in args or "--help" in args:
+            args = ["tiny", *args]
+        else:
+            raise UserError(f"name a preset first, one of: {', '.join(PRESETS)}")
+    default = preset(args[0])
+    rest = list(args[1:])
+    if "--config" in rest:
+        place = rest.index("--config")
+        if place + 1 == len(rest):
+            raise UserError("--config needs a file")
+        default = _from_file(Path(rest[place + 1]))
+        del rest[place : place + 2]
+    return parse(
+        RunConfig, rest, prog=f"{PROG} {args[0]}", description=__doc__, default=default
+    )
+
+
+def _from_file(path: Path) -> RunConfig:
+    try:
+        return RunConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise UserError(f"--config {path}: {explain(error)}") from error
+
+
+def run(args: Sequence[str]) -> None:
+    """Train and say where the result is."""
+    config = read_config(args)
+    # Ray and the models are imported only once the arguments are known to be good.
+    from acontrol.train.driver import TrainingStoppedError, run_training
+    from acontrol.train.tracking import tracking_uri
+
+    try:
+        folder = run_training(config)
+    except TrainingStoppedError as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        sys.exit(130 if str(stop).startswith("Interrupted") else 1)
+    print(f"Look at it:  mlflow ui --backend-store-uri {tracking_uri(config, folder)}")
+    print(f"Draw with it:  python -m launch.generate --model {folder} --data ROOT --out DIR")
+    print(f"Adapter: {folder / 'adapter'}")
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,118 @@
+import os
+
+# Read when transformers, deepspeed or ray are imported: before anything else.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Shapes and types are checked while testing, and cost nothing in production.
+install_import_hook(
+    ["acontrol.asea", "acontrol.csm", "acontrol.diffusion", "acontrol.model", "acontrol.sga"],
+    "beartype.beartype",
+)
+
+from acontrol.base import BaseModels, load_base  # noqa: E402
+from acontrol.config import (  # noqa: E402
+    AdapterCard,
+    AseaConfig,
+    BaseConfig,
+    CsmConfig,
+    SgaConfig,
+)
+from acontrol.data.stream import Batch  # noqa: E402
+from acontrol.sga import SemanticAdapter  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The built-in base is written once a session; subprocesses find it by the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACONTROL_CACHE", str(tmp_path_factory.mktemp("acontrol-cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_base(cache: None) -> BaseModels:
+    """The tiny base, shared: for tests that leave it as it is."""
+    return load_base(BaseConfig())
+
+
+@pytest.fixture
+def base(tiny_base: BaseModels) -> BaseModels:
+    """A tiny base whose U-Net and BLIP-2 are this test's own, to change as it likes."""
+    return dataclasses.replace(
+        tiny_base, unet=copy.deepcopy(tiny_base.unet), vlm=copy.deepcopy(tiny_base.vlm)
+    )
+
+
+@pytest.fixture
+def card() -> Callable[..., AdapterCard]:
+    """Make a card of an adapter on the tiny base, with some entries changed."""
+
+    def make(**changes: Any) -> AdapterCard:
+        entries: dict[str, Any] = {
+            "acontrol_version": "0.0.0",
+            "base": BaseConfig(),
+            "base_digest": "0" * 64,
+            "csm": CsmConfig(),
+            "asea": AseaConfig(steps=1),
+            "sga": SgaConfig(),
+            "resolution": 64,
+            "reference_view": "image",
+            "split": "train",
+            "data_digest": "1" * 64,
+            "seed": 0,
+            "steps": 10,
+        }
+        return AdapterCard(**{**entries, **changes})
+
+    return make
+
+
+@pytest.fixture
+def adapter(base: BaseModels, card: Callable[..., AdapterCard]) -> SemanticAdapter:
+    """An adapter that fits ``base``, of random weights: copies of the text's are tame."""
+    torch.manual_seed(5)
+    made = SemanticAdapter.from_unet(base.unet, 64, card=card().model_dump(mode="json"))
+    torch.nn.init.normal_(made.proj.weight, std=0.3)
+    return made
+
+
+PHRASES = ["a crack", "large dark stain", "hole", "several broken spots", "a xyz"]
+CAPTIONS = ["a wood with a crack", "a photo of dark metal with a stain", "hole", "tile", "x"]
+
+
+@pytest.fixture
+def batch() -> Callable[..., Batch]:
+    """Make a batch of random images at 48 px with references at 64 px; masks differ in area."""
+
+    def make(count: int = 3, *, resolution: int = 48, first: int = 7, seed: int = 0) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        mask = torch.zeros(count, 1, resolution, resolution)
+        reference_mask = torch.zeros(count, 1, 64, 64)
+        for row in range(count):
+            mask[row, :, 4 : 12 + 4 * row, 8:20] = 1
+            reference_mask[row, :, 8 * row : 8 * row + 24, 16:40] = 1
+        return Batch(
+            image=torch.rand(count, 3, resolution, resolution, generator=generator) * 2 - 1,
+            mask=mask,
+            caption=CAPTIONS[:count],
+            reference_image=torch.rand(count, 3, 64, 64, generator=generator) * 2 - 1,
+            reference_mask=reference_mask,
+            reference_phrase=PHRASES[:count],
+            positions=list(range(first, first + count)),
+            keys=[f"sample-{row}" for row in range(count)],
+        )
+
+    return make

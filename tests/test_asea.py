@@ -1,0 +1,349 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from acontrol.asea import (
+    anomaly_attention,
+    energy,
+    guide,
+    query_mean,
+    region_on_grid,
+    rollout,
+)
+
+# Small attention whose gradient can be written by hand: patch p is token p + 1, and
+# a_p = exp(<v_{p+1}, w_p>). Token 0 stands for the class token, which no patch reads.
+BATCH, PATCHES, DIM = 3, 5, 4
+
+
+def directions() -> Tensor:
+    return torch.randn(PATCHES, DIM, generator=torch.Generator().manual_seed(3)).double()
+
+
+def attend(visual: Tensor) -> Tensor:
+    return torch.einsum("bpd,pd->bp", visual[:, 1:], directions()).exp()
+
+
+@pytest.fixture
+def visual() -> Tensor:
+    return torch.randn(BATCH, PATCHES + 1, DIM, generator=torch.Generator().manual_seed(4)).double()
+
+
+@pytest.fixture
+def region() -> Tensor:
+    return torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 1, 1, 0]]).bool()
+
+
+def written_out_gradient(visual: Tensor, region: Tensor) -> tuple[Tensor, list[float]]:
+    """dE/dv of the attention above with E = (1 - I / S)^2, entry by entry."""
+    weights = directions()
+    gradient, energies = torch.zeros_like(visual), []
+    for sample in range(len(visual)):
+        a = [
+            math.exp(sum(float(visual[sample, p + 1, d] * weights[p, d]) for d in range(DIM)))
+            for p in range(PATCHES)
+        ]
+        total = sum(a)
+        inside = sum(a[p] for p in range(PATCHES) if region[sample, p])
+        energies.append((1 - inside / total) ** 2)
+        for p in range(PATCHES):
+            ratio_by_a = (float(region[sample, p]) * total - inside) / total**2
+            for d in range(DIM):
+                gradient[sample, p + 1, d] = (
+                    2 * (1 - inside / total) * -ratio_by_a * a[p] * weights[p, d]
+                )
+    return gradient, energies
+
+
+def test_anomaly_attention_is_eq_2() -> None:
+    attention = torch.rand(3, 7, 5, generator=torch.Generator().manual_seed(0)).double()
+    spans = [(2, 3), (1, 5), (4, 7)]  # 1, 4 and 3 tokens
+    span = torch.zeros(3, 7, dtype=torch.bool)
+    expected = torch.zeros(3, 5, dtype=torch.float64)
+    for sample, (start, stop) in enumerate(spans):
+        span[sample, start:stop] = True
+        for patch in range(5):
+            for token in range(start, stop):
+                expected[sample, patch] += attention[sample, token, patch] / (stop - start)
+    torch.testing.assert_close(
+        anomaly_attention(attention, span), expected, rtol=0, atol=1e-14
+    )
+
+
+def test_energy_is_eq_3(region: Tensor) -> None:
+    attention = torch.rand(3, 5, generator=torch.Generator().manual_seed(1)).double()
+    expected = []
+    for sample in range(3):
+        inside = sum(float(attention[sample, p]) for p in range(5) if region[sample, p])
+        whole = sum(float(attention[sample, p]) for p in range(5))
+        expected.append((1 - inside / whole) ** 2)
+    torch.testing.assert_close(
+        energy(attention, region), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-14
+    )
+
+
+def test_energy_has_a_hand_value() -> None:
+    attention = torch.tensor([[1.0, 2.0, 5.0]])
+    region = torch.tensor([[True, True, False]])
+    assert energy(attention, region).item() == pytest.approx((1 - 3 / 8) ** 2)
+
+
+weights = st.floats(min_value=1e-3, max_value=1e3)
+
+
+@given(
+    st.lists(st.tuples(weights, st.booleans()), min_size=1, max_size=9),
+    st.floats(min_value=1e-2, max_value=1e2),
+)
+def test_energy_is_a_share_free_of_scale(cells: list[tuple[float, bool]], scale: float) -> None:
+    attention = torch.tensor([[value for value, _ in cells]], dtype=torch.float64)
+    region = torch.tensor([[inside for _, inside in cells]])
+    value = energy(attention, region).item()
+    assert -1e-12 <= value <= 1 + 1e-12
+    assert energy(scale * attention, region).item() == pytest.approx(value, abs=1e-12)
+    if region.all():
+        assert value == pytest.approx(0, abs=1e-12)
+    if not region.any():
+        assert value == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_guide_gd_is_eq_4(visual: Tensor, region: Tensor, steps: int) -> None:
+    alpha = 0.7
+    offset = torch.zeros_like(visual)
+    expected_energies = []
+    for _ in range(steps):
+        gradient, energies = written_out_gradient(visual + offset, region)
+        expected_energies.append(energies)
+        offset = offset - alpha * gradient
+    found, found_energies = guide(
+        attend, visual, region, steps=steps, step_size=alpha, rule="gd"
+    )
+    torch.testing.assert_close(found, visual + offset, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        found_energies, torch.tensor(expected_energies, dtype=torch.float64).T, rtol=0, atol=1e-12
+    )
+    assert found_energies.shape == (BATCH, steps)
+
+
+def test_normalized_steps_go_down_the_gradient_by_alpha_of_the_embeddings_norm(
+    visual: Tensor, region: Tensor
+) -> None:
+    alpha, steps = 0.03, 4
+    before = visual
+    for count in range(1, steps + 1):
+        after, _ = guide(
+            attend, visual, region, steps=count, step_size=alpha, rule="normalized"
+        )
+        moved = after - before
+        gradient, _ = written_out_gradient(before, region)
+        for sample in range(BATCH):
+            # The length stays a share of |e_v|, not of |e_v + e_g|.
+            length = alpha * visual[sample].norm()
+            assert moved[sample].norm().item() == pytest.approx(length.item(), abs=1e-12)
+            direction = -gradient[sample] / gradient[sample].norm()
+            torch.testing.assert_close(moved[sample], length * direction, rtol=0, atol=1e-12)
+        before = after
+
+
+def test_lengths_differ_between_samples(visual: Tensor, region: Tensor) -> None:
+    scaled = visual * torch.tensor([1.0, 2.0, 0.5])[:, None, None]
+    after, _ = guide(attend, scaled, region, steps=1, step_size=0.1, rule="normalized")
+    found = (after - scaled).flatten(1).norm(dim=1)
+    torch.testing.assert_close(found, 0.1 * scaled.flatten(1).norm(dim=1))
+
+
+@pytest.mark.parametrize("rule", ["gd", "normalized"])
+def test_a_sample_does_not_feel_the_batch_around_it(
+    visual: Tensor, region: Tensor, rule: str
+) -> None:
+    whole, _ = guide(attend, visual, region, steps=3, step_size=0.2, rule=rule)
+    for one in range(BATCH):
+        alone, _ = guide(
+            attend,
+            visual[one : one + 1],
+            region[one : one + 1],
+            steps=3,
+            step_size=0.2,
+            rule=rule,
+        )
+        torch.testing.assert_close(whole[one], alone[0], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("rule", ["gd", "normalized"])
+def test_no_steps_are_the_identity(visual: Tensor, region: Tensor, rule: str) -> None:
+    found, energies = guide(attend, visual, region, steps=0, step_size=0.5, rule=rule)
+    assert torch.equal(found, visual)
+    assert energies.shape == (BATCH, 0)
+
+
+@pytest.mark.parametrize("rule", ["gd", "normalized"])
+def test_without_a_gradient_the_offset_stays(
+    visual: Tensor, region: Tensor, rule: str
+) -> None:
+    region[1] = False  # E is 1 there whatever the attention, and its gradient zero.
+    found, energies = guide(attend, visual, region, steps=3, step_size=0.5, rule=rule)
+    assert torch.equal(found[1], visual[1])
+    assert torch.equal(energies[1], torch.ones(3).double())
+    assert not torch.equal(found[0], visual[0])
+
+
+@pytest.mark.parametrize("rule", ["gd", "normalized"])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_no_gradient_flows_to_the_embedding(
+    visual: Tensor, region: Tensor, rule: str, steps: int
+) -> None:
+    visual.requires_grad_(True)
+    found, energies = guide(attend, visual, region, steps=steps, step_size=0.5, rule=rule)
+    assert not found.requires_grad
+    assert not energies.requires_grad
+    assert visual.grad is None
+
+
+def test_guide_works_where_gradients_are_off(visual: Tensor, region: Tensor) -> None:
+    on, _ = guide(attend, visual, region, steps=2, step_size=0.5, rule="gd")
+    with torch.no_grad():
+        off, _ = guide(attend, visual, region, steps=2, step_size=0.5, rule="gd")
+    assert torch.equal(on, off)
+
+
+@pytest.mark.parametrize("rule", ["gd", "normalized"])
+def test_energy_falls(visual: Tensor, region: Tensor, rule: str) -> None:
+    _, energies = guide(attend, visual, region, steps=6, step_size=0.02, rule=rule)
+    assert (energies[:, 1:] < energies[:, :-1]).all()
+
+
+@pytest.fixture
+def maps() -> Callable[[int], tuple[list[Tensor], list[Tensor | None]]]:
+    """Maps of a Q-Former with 2 heads, 4 queries, 3 text tokens, 5 patches, batch 6."""
+
+    def make(layers: int) -> tuple[list[Tensor], list[Tensor | None]]:
+        generator = torch.Generator().manual_seed(layers)
+        self_maps = [
+            torch.rand(6, 2, 7, 7, generator=generator).double() for _ in range(layers)
+        ]
+        cross_maps = [
+            torch.rand(6, 2, 4, 5, generator=generator).double() if layer % 2 == 0 else None
+            for layer in range(layers)
+        ]
+        return self_maps, cross_maps
+
+    return make
+
+
+@pytest.mark.parametrize("layers", [2, 4, 5, 6])
+def test_rollout_is_the_written_out_sum(maps: Callable, layers: int) -> None:
+    self_maps, cross_maps = maps(layers)
+    expected = torch.zeros(6, 3, 5, dtype=torch.float64)
+    for layer in range(layers):
+        # With 5 layers the last one cross-attends, and no text reads it any more.
+        if cross_maps[layer] is None or layer + 1 == layers:
+            continue
+        for sample in range(6):
+            read = sum(self_maps[layer + 1][sample, head] for head in range(2)) / 2
+            seen = sum(cross_maps[layer][sample, head] for head in range(2)) / 2
+            for text in range(3):
+                for patch in range(5):
+                    for query in range(4):
+                        expected[sample, text, patch] += (
+                            read[4 + text, query] * seen[query, patch]
+                        )
+    torch.testing.assert_close(rollout(self_maps, cross_maps), expected, rtol=0, atol=1e-13)
+
+
+def test_a_last_cross_layer_is_not_read(maps: Callable) -> None:
+    self_maps, cross_maps = maps(5)
+    found = rollout(self_maps, cross_maps)
+    assert cross_maps[4] is not None
+    assert torch.equal(found, rollout(self_maps, [*cross_maps[:4], cross_maps[4] * 100]))
+    assert not torch.equal(found, rollout(self_maps, [cross_maps[0] * 100, *cross_maps[1:]]))
+
+
+@pytest.mark.parametrize("kept", [[], [2]])
+def test_rollout_without_a_layer_to_read_is_refused(maps: Callable, kept: list[int]) -> None:
+    self_maps, cross_maps = maps(3)
+    few = [cross if layer in kept else None for layer, cross in enumerate(cross_maps)]
+    with pytest.raises(ValueError, match="another layer follows"):
+        rollout(self_maps, few)
+
+
+def test_query_mean_is_over_layers_heads_and_queries(maps: Callable) -> None:
+    _, cross_maps = maps(5)
+    present = [cross for cross in cross_maps if cross is not None]
+    expected = torch.zeros(6, 5, dtype=torch.float64)
+    for cross in present:
+        for head in range(2):
+            for query in range(4):
+                expected += cross[:, head, query] / (len(present) * 2 * 4)
+    torch.testing.assert_close(query_mean(cross_maps), expected, rtol=0, atol=1e-14)
+
+
+def mask_of(height: int, width: int, *boxes: tuple[slice, slice]) -> Tensor:
+    mask = torch.zeros(1, 1, height, width)
+    for rows, columns in boxes:
+        mask[0, 0, rows, columns] = 1
+    return mask
+
+
+def test_a_cell_needs_half_its_pixels() -> None:
+    # Cells of 14 px, as in BLIP-2 at 224 px. Full; exactly half; one row less than half.
+    mask = mask_of(
+        56,
+        56,
+        (slice(0, 14), slice(0, 14)),
+        (slice(14, 28), slice(14, 21)),
+        (slice(28, 34), slice(28, 42)),
+    )
+    expected = torch.zeros(4, 4, dtype=torch.bool)
+    expected[0, 0] = expected[1, 1] = True
+    assert torch.equal(region_on_grid(mask, 4)[0].reshape(4, 4), expected)
+
+
+def test_cells_are_row_major() -> None:
+    mask = mask_of(40, 40, (slice(0, 8), slice(24, 32)))  # row 0, column 3 of 5
+    assert region_on_grid(mask, 5)[0].nonzero().flatten().tolist() == [3]
+
+
+def test_a_thin_mask_keeps_every_cell_it_touches() -> None:
+    mask = mask_of(40, 40, (slice(11, 12), slice(6, 27)), (slice(39, 40), slice(39, 40)))
+    expected = torch.zeros(5, 5, dtype=torch.bool)
+    expected[1, 0:4] = expected[4, 4] = True
+    assert torch.equal(region_on_grid(mask, 5)[0].reshape(5, 5), expected)
+
+
+def test_thin_and_thick_masks_may_share_a_batch() -> None:
+    thin = mask_of(40, 40, (slice(11, 12), slice(6, 7)))
+    # A full cell, and a pixel elsewhere that does not count beside it.
+    thick = mask_of(40, 40, (slice(0, 8), slice(0, 8)), (slice(39, 40), slice(39, 40)))
+    found = region_on_grid(torch.cat([thin, thick]), 5)
+    assert [row.nonzero().flatten().tolist() for row in found] == [[5], [0]]
+
+
+def test_full_and_empty_masks() -> None:
+    assert region_on_grid(torch.ones(2, 1, 36, 36), 5).all()
+    assert not region_on_grid(torch.zeros(2, 1, 36, 36), 5).any()
+
+
+@given(st.data())
+def test_a_mask_with_a_pixel_keeps_a_cell(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(6, 40)), data.draw(st.integers(6, 40))
+    grid = data.draw(st.integers(1, 6))
+    places = st.tuples(st.integers(0, height - 1), st.integers(0, width - 1))
+    pixels = data.draw(st.lists(places, min_size=1, max_size=30))
+    mask = torch.zeros(1, 1, height, width)
+    for row, column in pixels:
+        mask[0, 0, row, column] = 1
+    found = region_on_grid(mask, grid)
+    assert found.shape == (1, grid**2)
+    assert found.any()
+    # And no cell that the mask does not touch.
+    cells = found[0].reshape(grid, grid)
+    for row, column in cells.nonzero().tolist():
+        top, bottom = row * height // grid, -(-(row + 1) * height // grid)
+        left, right = column * width // grid, -(-(column + 1) * width // grid)
+        assert mask[0, 0, top:bottom, left:right].any()

@@ -1,0 +1,309 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from acontrol import asea
+from acontrol.base import BaseModels
+from acontrol.config import AseaConfig, CsmConfig
+from acontrol.csm import CrossModalEncoder, _Recorder
+
+Make = Callable[..., CrossModalEncoder]
+
+
+@pytest.fixture
+def encoder(base: BaseModels) -> Make:
+    """Make an encoder on the test's own BLIP-2; keywords go to AseaConfig."""
+    # Attention of fresh weights is all but uniform, and would not tell two maps apart.
+    for layer in base.vlm.qformer.encoder.layer:
+        for name in ("attention", "crossattention"):
+            if hasattr(layer, name):
+                getattr(layer, name).attention.query.weight.data *= 20
+
+    def make(csm: CsmConfig = CsmConfig(), **attention: Any) -> CrossModalEncoder:
+        return CrossModalEncoder(base.vlm, base.vlm_tokenizer, csm, AseaConfig(**attention))
+
+    return make
+
+
+PHRASES = ["a crack", "large dark stain", "hole"]
+
+
+@pytest.fixture
+def reference() -> tuple[Tensor, list[str], Tensor]:
+    """Three random images, phrases of different lengths, masks of different areas."""
+    image = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.zeros(3, 1, 64, 64)
+    for row in range(3):
+        mask[row, :, 8 * row : 8 * row + 24, 16:40] = 1
+    return image, PHRASES, mask
+
+
+def replaced(reference: tuple[Tensor, list[str], Tensor], **changes: Any) -> dict[str, Any]:
+    return {**dict(zip(("image", "phrases", "mask"), reference, strict=True)), **changes}
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_semantic_tokens_are_the_query_outputs(
+    encoder: Make, reference: Any, text: bool
+) -> None:
+    features = encoder(CsmConfig(text=text))(*reference)
+    assert features.tokens.shape == (3, 8, 64)
+    assert features.energy_before.shape == features.energy_after.shape == (3,)
+    assert not features.tokens.requires_grad
+
+
+@pytest.mark.parametrize("method", ["rollout", "query_mean"])
+@pytest.mark.parametrize("text", [True, False])
+def test_gradient_through_the_q_former_is_the_finite_difference(
+    encoder: Make, reference: Any, method: str, text: bool
+) -> None:
+    made = encoder(CsmConfig(text=text), map=method)
+    made.vlm.double()
+    image, phrases, mask = reference
+    words = made.read(phrases) if text else None
+    region = asea.region_on_grid(mask, made.grid)
+    visual = made.embed_image(image)
+    assert visual.dtype == torch.float64
+
+    def value(offset: Tensor) -> Tensor:
+        return asea.energy(made._attend(visual + offset, words)[1], region)
+
+    offset = torch.zeros_like(visual, requires_grad=True)
+    (gradient,) = torch.autograd.grad(value(offset).sum(), offset)
+    # The steepest entries, and some chosen blindly; entry 0 is the class token, which takes
+    # part in the softmax although its column is dropped.
+    steepest = gradient.abs().flatten().topk(4).indices.tolist()
+    blind = [0, gradient[0].numel() + 96 * 20 + 7, gradient.numel() - 1]
+    step = 1e-4
+    for place in [*steepest, *blind]:
+        bump = torch.zeros_like(visual)
+        bump.view(-1)[place] = step
+        with torch.no_grad():
+            slope = (value(bump) - value(-bump)).sum() / (2 * step)
+        entry = gradient.flatten()[place]
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(entry, slope, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_a_step_is_eq_4_on_the_q_former(encoder: Make, reference: Any) -> None:
+    alpha = 50.0
+    made = encoder(steps=1, step_size=alpha, rule="gd")
+    made.vlm.double()
+    image, phrases, mask = reference
+    words, region = made.read(phrases), asea.region_on_grid(mask, made.grid)
+    visual = made.embed_image(image).requires_grad_(True)
+    before = asea.energy(made._attend(visual, words)[1], region)
+    (gradient,) = torch.autograd.grad(before.sum(), visual)
+    with torch.no_grad():
+        tokens, attention = made._attend(visual - alpha * gradient, words)
+    features = made(image, phrases, mask)
+    torch.testing.assert_close(features.tokens, tokens, rtol=0, atol=1e-12)
+    torch.testing.assert_close(features.energy_before, before.detach(), rtol=0, atol=1e-12)
+    after = asea.energy(attention, region)
+    torch.testing.assert_close(features.energy_after, after, rtol=0, atol=1e-12)
+    assert (features.energy_before - features.energy_after).abs().min() > 1e-9
+
+
+@pytest.mark.parametrize("method", ["rollout", "query_mean"])
+def test_energy_falls_on_random_images(encoder: Make, method: str) -> None:
+    image = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    mask = torch.zeros(8, 1, 64, 64)
+    mask[..., 16:40, 8:32] = 1
+    features = encoder(steps=3, step_size=0.02, map=method)(image, ["a crack"] * 8, mask)
+    assert features.energy_after.mean() < features.energy_before.mean() - 1e-3
+    assert (features.energy_after < features.energy_before).sum() >= 7
+
+
+def test_more_steps_go_further(encoder: Make, reference: Any) -> None:
+    energies = [
+        encoder(steps=steps, step_size=0.02)(*reference).energy_after.mean().item()
+        for steps in range(4)
+    ]
+    assert energies == sorted(energies, reverse=True)
+    assert len(set(energies)) == 4
+
+
+def test_without_steps_the_tokens_are_the_plain_q_formers(
+    encoder: Make, reference: Any
+) -> None:
+    made = encoder(steps=0)
+    image, phrases, _ = reference
+    features = made(*reference)
+    with torch.no_grad():
+        plain, _ = made._attend(made.embed_image(image), made.read(phrases))
+    assert torch.equal(features.tokens, plain)
+    assert torch.equal(features.energy_before, features.energy_after)
+
+
+def test_tokens_are_blip_2s_own(encoder: Make, reference: Any) -> None:
+    # Transformers' image-text matching head sees the same query outputs.
+    image, phrases, _ = reference
+    made = encoder(steps=0)
+    words = made.read(phrases)
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+    with torch.no_grad():
+        expected = made.vlm(
+            pixel_values=((image + 1) / 2 - mean) / std,
+            input_ids=words.input_ids,
+            attention_mask=words.attention_mask,
+            use_image_text_matching_head=True,
+        ).logits_per_image
+        tokens = made(*reference).tokens
+        found = made.vlm.itm_head(tokens).mean(dim=1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_semantic_tokens_do_not_depend_on_anything_else(
+    encoder: Make, reference: Any
+) -> None:
+    made = encoder()
+    first = made(*reference)
+    torch.manual_seed(99)
+    made.vlm.train()  # A caller may switch modes; the encoder is built in evaluation mode.
+    again = encoder()
+    with torch.no_grad():
+        second = again(*reference)
+    with torch.enable_grad():
+        third = again(*reference)
+    for features in (second, third):
+        assert torch.equal(features.tokens, first.tokens)
+        assert torch.equal(features.energy_after, first.energy_after)
+    assert all(parameter.grad is None for parameter in again.vlm.parameters())
+    assert not any(parameter.requires_grad for parameter in again.vlm.parameters())
+
+
+def test_a_sample_does_not_feel_the_batch_around_it(encoder: Make, reference: Any) -> None:
+    made = encoder()
+    image, phrases, mask = reference
+    whole = made(*reference).tokens
+    for one in range(3):
+        # Alone, a short phrase has no padding.
+        alone = made(image[one : one + 1], phrases[one : one + 1], mask[one : one + 1])
+        torch.testing.assert_close(alone.tokens[0], whole[one], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("template", ["This is an image with", "photo of", ""])
+def test_the_span_is_the_anomalys_tokens(encoder: Make, template: str) -> None:
+    made = encoder(CsmConfig(template=template))
+    phrases = ["crack", "large dark stain", "a xyz"]
+    words = made.read(phrases)
+    expected = [["crack"], ["large", "dark", "stain"], ["a", "x", "##y", "##z"]]
+    for ids, mask, span, pieces in zip(
+        words.input_ids, words.attention_mask, words.span, expected, strict=True
+    ):
+        tokens = made.tokenizer.convert_ids_to_tokens(ids.tolist())
+        found = [token for token, chosen in zip(tokens, span, strict=True) if chosen]
+        assert found == pieces
+        assert tokens[int(mask.sum()) - 1] == "[SEP]"
+        # They are the last before [SEP].
+        last = int(span.nonzero().max())
+        assert last == int(mask.sum()) - 2
+
+
+@pytest.mark.parametrize("phrase", ["", "  "])
+def test_a_phrase_without_tokens_is_refused(encoder: Make, phrase: str) -> None:
+    with pytest.raises(ValueError, match="gives no token"):
+        encoder().read(["a crack", phrase])
+
+
+def test_text_matters_where_it_is_read(encoder: Make, reference: Any) -> None:
+    other = replaced(reference, phrases=["spots", "hole", "a dent"])
+    read = encoder()
+    difference = read(*reference).tokens - read(**other).tokens
+    assert (difference.abs().amax(dim=(1, 2)) > 1e-3).all()
+    blind = encoder(CsmConfig(text=False))
+    assert torch.equal(blind(*reference).tokens, blind(**other).tokens)
+
+
+def test_image_and_mask_matter(encoder: Make, reference: Any) -> None:
+    made = encoder()
+    tokens = made(*reference).tokens
+    image = made(**replaced(reference, image=reference[0].flip(0))).tokens
+    mask = made(**replaced(reference, mask=reference[2].flip(-1))).tokens
+    assert (tokens - image).abs().max() > 1e-3
+    assert (tokens - mask).abs().max() > 1e-5
+    # Without a step the mask only measures.
+    still = encoder(steps=0)
+    flipped = still(**replaced(reference, mask=reference[2].flip(-1)))
+    assert torch.equal(still(*reference).tokens, flipped.tokens)
+
+
+def test_the_two_maps_differ(encoder: Make, reference: Any) -> None:
+    rollout, mean = (encoder(map=name)(*reference) for name in ("rollout", "query_mean"))
+    assert (rollout.energy_before - mean.energy_before).abs().min() > 1e-4
+    assert not torch.equal(rollout.tokens, mean.tokens)
+
+
+def test_the_class_token_is_no_place(encoder: Make, reference: Any) -> None:
+    made = encoder()
+    image, phrases, _ = reference
+    with torch.no_grad():
+        _, attention = made._attend(made.embed_image(image), made.read(phrases))
+    assert made.grid == 8
+    assert attention.shape == (3, 64)
+
+
+def hooks(encoder: CrossModalEncoder) -> int:
+    return sum(len(module._forward_hooks) for module in encoder.vlm.modules())
+
+
+def test_recorder_leaves_no_hooks_behind(encoder: Make, reference: Any) -> None:
+    made = encoder()
+    made(*reference)
+    assert hooks(made) == 0
+    with pytest.raises(RuntimeError, match="broken"), _Recorder(made.vlm.qformer):
+        assert hooks(made) == 6 + 3
+        raise RuntimeError("broken")
+    assert hooks(made) == 0
+
+
+def test_recorded_maps_are_transformers_own(encoder: Make, reference: Any) -> None:
+    made = encoder()
+    image, phrases, _ = reference
+    words = made.read(phrases)
+    queries = made.vlm.query_tokens.expand(3, -1, -1)
+    with torch.no_grad():
+        arguments = {
+            "query_embeds": made.vlm.embeddings(
+                input_ids=words.input_ids, query_embeds=queries
+            ),
+            "query_length": 8,
+            "attention_mask": torch.cat(
+                [torch.ones(3, 8, dtype=torch.long), words.attention_mask], dim=1
+            ),
+            "encoder_hidden_states": made.embed_image(image),
+        }
+        with _Recorder(made.vlm.qformer) as record:
+            made.vlm.qformer(**arguments)
+        theirs = made.vlm.qformer(**arguments, output_attentions=True)
+    length = 8 + words.input_ids.shape[1]
+    assert [tuple(one.shape) for one in record.self_maps] == [(3, 4, length, length)] * 6
+    present = [place for place, one in enumerate(record.cross_maps) if one is not None]
+    assert present == [0, 2, 4]
+    ours = [record.cross_maps[place] for place in present]
+    assert len(theirs.cross_attentions) == 3
+    for one, other in zip(ours, theirs.cross_attentions, strict=True):
+        assert one is not None
+        assert one.shape == (3, 4, 8, 65)
+        assert torch.equal(one, other)
+    # "attentions" mixes in the cross maps: they have another shape.
+    whole = [one for one in theirs.attentions if one.shape[-1] == length]
+    for one, other in zip(record.self_maps, whole, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one.sum(-1), torch.ones_like(one.sum(-1)))
+
+
+def test_padding_takes_no_attention(encoder: Make, reference: Any) -> None:
+    made = encoder()
+    image, phrases, _ = reference
+    words = made.read(phrases)
+    padded = words.attention_mask == 0
+    assert padded.any()
+    with torch.no_grad(), _Recorder(made.vlm.qformer) as record:
+        made._attend(made.embed_image(image), words)
+    for one in record.self_maps:
+        assert one[..., 8:].sum(dim=(1, 2))[padded].abs().max() == 0

@@ -1,0 +1,125 @@
+"""Who may import whom, and what an import may cost (docs/architecture.md)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("acontrol", "launch")
+FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+
+# Modules low in the list may import those above, of the same entry or higher.
+ORDER = [
+    {"acontrol", "acontrol._version"},
+    {"acontrol.config"},
+    {
+        "acontrol.presets",
+        "acontrol.asea",
+        "acontrol.diffusion",
+        "acontrol.sheet",
+        "acontrol.tiny",
+    },
+    {"acontrol.data"},
+    {"acontrol.csm", "acontrol.sga", "acontrol.base"},
+    {"acontrol.model"},
+    {"acontrol.pipeline"},
+    {"acontrol.generation"},
+    {"acontrol.train"},
+    {"launch"},
+]
+HOMES = {
+    "ray": ("acontrol.train.driver", "acontrol.train.worker"),
+    "deepspeed": ("acontrol.train.engine",),
+    "mlflow": ("acontrol.train.tracking",),
+    "webdataset": ("acontrol.data.",),
+    "tyro": ("launch.",),
+}
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            assert node.module != "__future__", f"{file}: jaxtyping needs real annotations"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def level(module: str) -> int:
+    matches = [
+        (len(name), place)
+        for place, names in enumerate(ORDER)
+        for name in names
+        if module == name or module.startswith(f"{name}.")
+    ]
+    assert matches, f"{module} has no place in ORDER"
+    return max(matches)[1]
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_point_downwards(file: Path) -> None:
+    if file == ROOT / "acontrol" / "__init__.py":  # It names its modules for type checkers.
+        return
+    own = level(name_of(file))
+    for imported in imports(file):
+        if imported.split(".")[0] in PACKAGES:
+            assert level(imported) <= own, f"{name_of(file)} imports {imported}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_heavy_libraries_stay_in_their_homes(file: Path) -> None:
+    for imported in imports(file):
+        for library, homes in HOMES.items():
+            if imported.split(".")[0] == library:
+                assert f"{name_of(file)}.".startswith(homes), f"{file} imports {imported}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_nothing_that_executes_data_is_used(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    used = {name.split(".")[0] for name in imports(file)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            used.add(ast.unparse(node))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            used.add(node.func.id)
+        elif isinstance(node, ast.keyword):
+            used.add(f"{node.arg}=")
+    for name in used:
+        assert name not in {"pickle", "dill", "cloudpickle", "eval", "exec", "torch.load"}
+        assert name not in {"trust_remote_code=", "shell=", "custom_pipeline="}
+        assert not name.endswith(".extractall")
+
+
+def test_data_knows_nothing_of_the_models() -> None:
+    for file in FILES:
+        if name_of(file).startswith("acontrol.data"):
+            ours = {name for name in imports(file) if name.startswith("acontrol.")}
+            assert all(name.startswith(("acontrol.config", "acontrol.data")) for name in ours)
+
+
+def test_importing_the_package_is_cheap() -> None:
+    heavy = ["torch", "ray", "deepspeed", "mlflow", "transformers", "diffusers", "pydantic"]
+    code = f"import sys, acontrol; print([n for n in {heavy!r} if n in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_public_names_exist() -> None:
+    import acontrol
+
+    for name in acontrol.__all__:
+        assert getattr(acontrol, name) is not None

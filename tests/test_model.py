@@ -1,0 +1,264 @@
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from acontrol.base import BaseModels
+from acontrol.config import (
+    AseaConfig,
+    CsmConfig,
+    DataConfig,
+    DropoutConfig,
+    RunConfig,
+    SgaConfig,
+)
+from acontrol.data.stream import Batch
+from acontrol.diffusion import draw, dropped_conditions
+from acontrol.model import AnomalyControl, embed_text
+from acontrol.sga import SemanticAdapter
+
+MakeBatch = Callable[..., Batch]
+MIXED = DropoutConfig(text=0.25, semantic=0.25, both=0.25)
+
+
+@pytest.fixture
+def make(base: BaseModels, adapter: SemanticAdapter) -> Callable[..., AnomalyControl]:
+    """Make the assembly at 48 px; keywords are groups of the config."""
+
+    def make_one(adapter: SemanticAdapter = adapter, **groups: Any) -> AnomalyControl:
+        entries = {
+            "seed": 11,
+            "data": DataConfig(resolution=48),
+            "asea": AseaConfig(steps=1),
+            "dropout": MIXED,
+        }
+        return AnomalyControl(base, adapter, RunConfig(**{**entries, **groups}))
+
+    return make_one
+
+
+Make = Callable[..., AnomalyControl]
+FIRST = 3  # From here on, five positions hold every case of condition dropout.
+
+
+def part_of(batch: Batch, rows: slice) -> Batch:
+    return Batch(**{field.name: getattr(batch, field.name)[rows] for field in dataclasses.fields(batch)})
+
+
+def test_only_the_adapter_gets_gradients(make: Make, batch: MakeBatch) -> None:
+    model = make()
+    model(batch()).loss.backward()
+    trained = {name for name, one in model.named_parameters() if one.requires_grad}
+    assert trained == {"adapter.proj.weight"}
+    with_gradient = {name for name, one in model.named_parameters() if one.grad is not None}
+    assert with_gradient == trained
+    # Every layer's K' and V' take part.
+    gradient = model.adapter.proj.weight.grad
+    assert gradient is not None
+    start = 0
+    for width in model.adapter.widths:
+        for _ in range(2):
+            assert gradient[start : start + width].abs().max() > 0
+            start += width
+    assert start == len(gradient)
+
+
+def test_the_gradient_is_the_finite_difference(make: Make, batch: MakeBatch) -> None:
+    model = make(dropout=DropoutConfig(text=0, semantic=0, both=0))
+    weight = model.adapter.proj.weight
+    model(batch()).loss.backward()
+    assert weight.grad is not None
+    direction = weight.grad / weight.grad.norm()
+    step = 0.05
+    with torch.no_grad():
+        weight += step * direction
+        above = model(batch()).loss
+        weight -= 2 * step * direction
+        below = model(batch()).loss
+    assert (above - below).item() / (2 * step) == pytest.approx(
+        weight.grad.norm().item(), rel=0.05
+    )
+
+
+def test_the_frozen_parts_stay_as_they_are(
+    make: Make, batch: MakeBatch, tiny_base: BaseModels
+) -> None:
+    model = make()
+    optimizer = torch.optim.AdamW(
+        [one for one in model.parameters() if one.requires_grad], lr=0.1
+    )
+    before = model.adapter.proj.weight.detach().clone()
+    model(batch()).loss.backward()
+    optimizer.step()
+    assert not torch.equal(model.adapter.proj.weight, before)
+    for name in ("vae", "text_encoder", "unet", "vlm"):
+        theirs = getattr(tiny_base, name).state_dict()
+        for key, value in getattr(model, name).state_dict().items():
+            assert torch.equal(value, theirs[key]), f"{name}: {key}"
+
+
+def test_the_loss_is_eq_6_by_hand(make: Make, batch: MakeBatch) -> None:
+    model, samples = make(sga=SgaConfig(scale=0.7)), batch(5, first=FIRST)
+    losses = model(samples)
+    drawn = draw(11, samples.positions, (4, 12, 12), 1000)
+    drop_text, drop_semantic = dropped_conditions(drawn.chance, MIXED)
+    cases = set(zip(drop_text.tolist(), drop_semantic.tolist(), strict=True))
+    assert len(cases) == 4
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha_bar = (1 - betas).cumprod(dim=0)
+    total = 0.0
+    for row in range(5):
+        with torch.no_grad():
+            one = part_of(samples, slice(row, row + 1))
+            moments = model.vae.quant_conv(model.vae.encoder(one.image))
+            mean, log_variance = moments.chunk(2, dim=1)
+            latents = mean + (log_variance / 2).exp() * drawn.posterior_noise[row : row + 1]
+            latents = latents * model.vae.config.scaling_factor
+            t, noise = int(drawn.timesteps[row]), drawn.noise[row : row + 1]
+            noisy = alpha_bar[t] ** 0.5 * latents + (1 - alpha_bar[t]) ** 0.5 * noise
+            caption = "" if drop_text[row] else one.caption[0]
+            ids = model.tokenizer(caption, padding="max_length", return_tensors="pt").input_ids
+            text = model.text_encoder(ids).last_hidden_state
+            semantic = model.semantics(
+                one.reference_image, one.reference_phrase, one.reference_mask
+            )
+            tokens = semantic.tokens * (0 if drop_semantic[row] else 1)
+            pairs = model.adapter.split(model.adapter(tokens))
+            noise_pred = model.unet(
+                noisy.float(),
+                t,
+                text,
+                cross_attention_kwargs={"semantic": pairs, "semantic_scale": 0.7},
+            ).sample
+            total += (noise_pred - noise).double().square().mean().item() / 5
+            assert losses.energy_before[row].item() == pytest.approx(
+                semantic.energy_before.item(), abs=1e-5
+            )
+            assert losses.energy_after[row].item() == pytest.approx(
+                semantic.energy_after.item(), abs=1e-5
+            )
+    assert losses.loss.item() == pytest.approx(total, rel=1e-5)
+    assert losses.loss.shape == ()
+
+
+def test_add_noise_is_eq_1(tiny_base: BaseModels) -> None:
+    # Eq. 1's alpha-bar for SD1.5's schedule, as used above, is the scheduler's.
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    torch.testing.assert_close(
+        tiny_base.scheduler.alphas_cumprod.double(), (1 - betas).cumprod(dim=0), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_loss_is_reproducible(make: Make, batch: MakeBatch) -> None:
+    model, samples = make(), batch()
+    first = model(samples)
+    torch.manual_seed(99)
+    second = model(samples)
+    assert torch.equal(first.loss, second.loss)
+    assert torch.equal(first.energy_after, second.energy_after)
+    assert model(batch(first=8)).loss != first.loss
+    assert make(seed=12)(samples).loss != first.loss
+
+
+def test_halves_of_a_batch_make_the_whole(make: Make, batch: MakeBatch) -> None:
+    model, samples = make(), batch(4, first=FIRST)
+    whole = model(samples)
+    whole.loss.backward()
+    gradient = model.adapter.proj.weight.grad
+    assert gradient is not None
+    model.adapter.zero_grad()
+    halves = [model(part_of(samples, rows)) for rows in (slice(0, 2), slice(2, 4))]
+    for half in halves:
+        (half.loss / 2).backward()
+    mean = sum(half.loss.item() for half in halves) / 2
+    assert mean == pytest.approx(whole.loss.item(), abs=1e-6)
+    torch.testing.assert_close(model.adapter.proj.weight.grad, gradient, rtol=1e-3, atol=1e-7)
+
+
+def test_a_batch_that_loses_every_condition_still_reaches_the_adapter(
+    make: Make, batch: MakeBatch
+) -> None:
+    model = make(dropout=DropoutConfig(text=0, semantic=0, both=0.9999))
+    losses = model(batch())
+    assert losses.loss.requires_grad
+    losses.loss.backward()
+    gradient = model.adapter.proj.weight.grad
+    assert gradient is not None
+    assert gradient.count_nonzero() == 0
+    # Then the captions and references say nothing.
+    other = dataclasses.replace(batch(), caption=["tile", "hole", "x"])
+    other = dataclasses.replace(other, reference_image=-other.reference_image)
+    assert torch.equal(model(other).loss, losses.loss)
+
+
+def test_pooled_tokens_are_trained_also_where_c_is_dropped(
+    make: Make, batch: MakeBatch, base: BaseModels
+) -> None:
+    torch.manual_seed(2)
+    adapter = SemanticAdapter.from_unet(base.unet, 64, mode="pooled")
+    model = make(
+        adapter,
+        csm=CsmConfig(mode="pooled"),
+        dropout=DropoutConfig(text=0, semantic=0, both=0.9999),
+    )
+    model(batch()).loss.backward()
+    trained = {name for name, one in model.named_parameters() if one.grad is not None}
+    assert trained == {f"adapter.{name}" for name, _ in adapter.named_parameters()}
+    assert adapter.proj.weight.grad is not None
+    assert adapter.proj.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("field", ["caption", "reference_image", "reference_phrase", "image"])
+def test_every_condition_reaches_the_loss(make: Make, batch: MakeBatch, field: str) -> None:
+    model = make(dropout=DropoutConfig(text=0, semantic=0, both=0))
+    samples = batch()
+    value = getattr(samples, field)
+    turned = value.flip(0) if isinstance(value, Tensor) else value[::-1]
+    other = dataclasses.replace(samples, **{field: turned})
+    assert abs(model(other).loss.item() - model(samples).loss.item()) > 1e-7
+
+
+def test_gamma_zero_is_the_base_models_loss(make: Make, batch: MakeBatch) -> None:
+    samples = batch()
+    off = make(sga=SgaConfig(scale=0))(samples).loss
+    zero = make(dropout=DropoutConfig(text=0.25, semantic=0.25, both=0.25))
+    zero.adapter.proj.weight.data.zero_()
+    assert torch.equal(zero(samples).loss, off)
+
+
+def test_project_stands_in_for_the_adapter(make: Make, batch: MakeBatch) -> None:
+    model, samples = make(), batch()
+    seen = []
+
+    def project(tokens: Tensor) -> Tensor:
+        seen.append(tokens)
+        return model.adapter(tokens)
+
+    found = model(samples, project)
+    assert torch.equal(found.loss, model(samples).loss)
+    (tokens,) = seen
+    assert tokens.shape == (3, 8, 64)
+    assert not tokens.requires_grad
+
+
+def test_encode_image_uses_the_given_noise(make: Make, batch: MakeBatch) -> None:
+    model, image = make(), batch().image
+    zero = torch.zeros(3, 4, 12, 12)
+    mean = model.encode_image(image, zero)
+    expected = model.vae.encode(image).latent_dist
+    factor = model.vae.config.scaling_factor
+    torch.testing.assert_close(mean, expected.mean.detach() * factor)
+    spread = model.encode_image(image, zero + 2) - mean
+    torch.testing.assert_close(spread, 2 * expected.std.detach() * factor, rtol=1e-3, atol=1e-5)
+
+
+def test_text_is_padded_and_cut(tiny_base: BaseModels) -> None:
+    texts = ["", "a crack", "crack " * 200]
+    found = embed_text(tiny_base.text_encoder, tiny_base.tokenizer, texts)
+    assert found.shape == (3, 77, 64)
+    assert not found.requires_grad
+    alone = embed_text(tiny_base.text_encoder, tiny_base.tokenizer, texts[1:2])
+    torch.testing.assert_close(found[1], alone[0], rtol=1e-5, atol=1e-5)
