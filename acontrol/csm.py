@@ -113,7 +113,7 @@ class CrossModalEncoder:
     @torch.no_grad()
     def embed_image(
         self, image: Float[Tensor, "batch 3 size size"]
-    ) -> Float[Tensor, "batch token dim"]:
+    ) -> Float[Tensor, "batch token width"]:
         """The visual embedding e_v: class token, then patches, after the last layer norm."""
         weight = self.vlm.vision_model.embeddings.patch_embedding.weight
         mean = torch.tensor(OPENAI_CLIP_MEAN, device=weight.device)[:, None, None]
@@ -155,7 +155,7 @@ class CrossModalEncoder:
         return SemanticFeatures(tokens, before, after)
 
     def _attend(
-        self, visual: Float[Tensor, "batch token dim"], text: ReferenceText | None
+        self, visual: Float[Tensor, "batch token width"], text: ReferenceText | None
     ) -> tuple[Float[Tensor, "batch query dim"], Float[Tensor, "batch patch"]]:
         """One pass of the Q-Former: query outputs, and the anomaly's attention over patches."""
         queries = self.vlm.query_tokens.expand(len(visual), -1, -1)

@@ -163,7 +163,7 @@ class SemanticAdapter(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        layers: Sequence[tuple[str, int]],
+        layers: Sequence[Sequence[Any]],  # of (name, width): lists once they were JSON
         semantic_dim: int,
         mode: Literal["queries", "pooled"] = "queries",
         card: dict[str, Any] | None = None,

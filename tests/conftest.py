@@ -4,21 +4,22 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Shapes and types are checked while testing, and cost nothing in production.
-install_import_hook(
-    ["acontrol.asea", "acontrol.csm", "acontrol.diffusion", "acontrol.model", "acontrol.sga"],
-    "beartype.beartype",
-)
+CHECKED = ("asea", "csm", "diffusion", "model", "sga")
+install_import_hook([f"acontrol.{name}" for name in CHECKED], "beartype.beartype")
 
 from acontrol.base import BaseModels, load_base  # noqa: E402
 from acontrol.config import (  # noqa: E402
@@ -28,10 +29,14 @@ from acontrol.config import (  # noqa: E402
     CsmConfig,
     SgaConfig,
 )
+from acontrol.data.procedural import write_dataset  # noqa: E402
 from acontrol.data.stream import Batch  # noqa: E402
 from acontrol.sga import SemanticAdapter  # noqa: E402
 
 torch.set_num_threads(1)
+# A time limit an example fails at random on a busy machine.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +45,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACONTROL_CACHE", str(tmp_path_factory.mktemp("acontrol-cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def built_in_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two products, three defects, three images of each, two good ones."""
+    root = tmp_path_factory.mktemp("built-in") / "data"
+    write_dataset(
+        root,
+        num_good=2,
+        num_good_test=1,
+        num_defects=3,
+        categories=("wood", "button"),
+        defects=("crack", "stain", "spots"),
+    )
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,9 @@ def attend(visual: Tensor) -> Tensor:
 
 @pytest.fixture
 def visual() -> Tensor:
-    return torch.randn(BATCH, PATCHES + 1, DIM, generator=torch.Generator().manual_seed(4)).double()
+    return torch.randn(
+        BATCH, PATCHES + 1, DIM, generator=torch.Generator().manual_seed(4)
+    ).double()
 
 
 @pytest.fixture
@@ -70,9 +72,7 @@ def test_anomaly_attention_is_eq_2() -> None:
         for patch in range(5):
             for token in range(start, stop):
                 expected[sample, patch] += attention[sample, token, patch] / (stop - start)
-    torch.testing.assert_close(
-        anomaly_attention(attention, span), expected, rtol=0, atol=1e-14
-    )
+    torch.testing.assert_close(anomaly_attention(attention, span), expected, rtol=0, atol=1e-14)
 
 
 def test_energy_is_eq_3(region: Tensor) -> None:
@@ -83,7 +83,10 @@ def test_energy_is_eq_3(region: Tensor) -> None:
         whole = sum(float(attention[sample, p]) for p in range(5))
         expected.append((1 - inside / whole) ** 2)
     torch.testing.assert_close(
-        energy(attention, region), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-14
+        energy(attention, region),
+        torch.tensor(expected, dtype=torch.float64),
+        rtol=0,
+        atol=1e-14,
     )
 
 
@@ -126,7 +129,10 @@ def test_guide_gd_is_eq_4(visual: Tensor, region: Tensor, steps: int) -> None:
     )
     torch.testing.assert_close(found, visual + offset, rtol=0, atol=1e-12)
     torch.testing.assert_close(
-        found_energies, torch.tensor(expected_energies, dtype=torch.float64).T, rtol=0, atol=1e-12
+        found_energies,
+        torch.tensor(expected_energies, dtype=torch.float64).T,
+        rtol=0,
+        atol=1e-12,
     )
     assert found_energies.shape == (BATCH, steps)
 
@@ -183,9 +189,7 @@ def test_no_steps_are_the_identity(visual: Tensor, region: Tensor, rule: str) ->
 
 
 @pytest.mark.parametrize("rule", ["gd", "normalized"])
-def test_without_a_gradient_the_offset_stays(
-    visual: Tensor, region: Tensor, rule: str
-) -> None:
+def test_without_a_gradient_the_offset_stays(visual: Tensor, region: Tensor, rule: str) -> None:
     region[1] = False  # E is 1 there whatever the attention, and its gradient zero.
     found, energies = guide(attend, visual, region, steps=3, step_size=0.5, rule=rule)
     assert torch.equal(found[1], visual[1])

@@ -22,8 +22,11 @@ def encoder(base: BaseModels) -> Make:
             if hasattr(layer, name):
                 getattr(layer, name).attention.query.weight.data *= 20
 
-    def make(csm: CsmConfig = CsmConfig(), **attention: Any) -> CrossModalEncoder:
-        return CrossModalEncoder(base.vlm, base.vlm_tokenizer, csm, AseaConfig(**attention))
+    def make(csm: CsmConfig | None = None, **attention: Any) -> CrossModalEncoder:
+        settings = csm or CsmConfig()
+        return CrossModalEncoder(
+            base.vlm, base.vlm_tokenizer, settings, AseaConfig(**attention)
+        )
 
     return make
 
@@ -157,9 +160,7 @@ def test_tokens_are_blip_2s_own(encoder: Make, reference: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_semantic_tokens_do_not_depend_on_anything_else(
-    encoder: Make, reference: Any
-) -> None:
+def test_semantic_tokens_do_not_depend_on_anything_else(encoder: Make, reference: Any) -> None:
     made = encoder()
     first = made(*reference)
     torch.manual_seed(99)

@@ -45,7 +45,9 @@ FIRST = 3  # From here on, five positions hold every case of condition dropout.
 
 
 def part_of(batch: Batch, rows: slice) -> Batch:
-    return Batch(**{field.name: getattr(batch, field.name)[rows] for field in dataclasses.fields(batch)})
+    return Batch(
+        **{field.name: getattr(batch, field.name)[rows] for field in dataclasses.fields(batch)}
+    )
 
 
 def test_only_the_adapter_gets_gradients(make: Make, batch: MakeBatch) -> None:
@@ -148,7 +150,10 @@ def test_add_noise_is_eq_1(tiny_base: BaseModels) -> None:
     # Eq. 1's alpha-bar for SD1.5's schedule, as used above, is the scheduler's.
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     torch.testing.assert_close(
-        tiny_base.scheduler.alphas_cumprod.double(), (1 - betas).cumprod(dim=0), rtol=1e-4, atol=1e-6
+        tiny_base.scheduler.alphas_cumprod.double(),
+        (1 - betas).cumprod(dim=0),
+        rtol=1e-4,
+        atol=1e-6,
     )
 
 

@@ -95,7 +95,12 @@ def run(unet: UNet2DConditionModel, inputs: dict[str, Tensor], **extra: Any) -> 
 
 @pytest.mark.parametrize("case", ["no kwargs", "gamma 0", "semantic None", "C' 0"])
 def test_the_base_model_comes_back_bit_for_bit(
-    base: BaseModels, tiny_base: BaseModels, adapter: SemanticAdapter, inputs: Any, tokens: Tensor, case: str
+    base: BaseModels,
+    tiny_base: BaseModels,
+    adapter: SemanticAdapter,
+    inputs: Any,
+    tokens: Tensor,
+    case: str,
 ) -> None:
     pristine = tiny_base.unet
     kinds = {type(one) for one in pristine.attn_processors.values()}
@@ -300,7 +305,11 @@ def test_pooled_tokens_are_four(base: BaseModels, tokens: Tensor) -> None:
 
 @pytest.mark.parametrize("mode", ["queries", "pooled"])
 def test_an_adapter_survives_its_folder(
-    tmp_path: Path, base: BaseModels, card: Callable[..., AdapterCard], tokens: Tensor, mode: str
+    tmp_path: Path,
+    base: BaseModels,
+    card: Callable[..., AdapterCard],
+    tokens: Tensor,
+    mode: str,
 ) -> None:
     torch.manual_seed(1)
     made = SemanticAdapter.from_unet(
@@ -318,7 +327,9 @@ def test_an_adapter_survives_its_folder(
     assert AdapterCard.model_validate(back.config.card) == card()
     # The layers' order carries meaning; JSON must not sort it.
     assert [tuple(layer) for layer in back.config.layers] == LAYERS
-    assert [tuple(one) for one in json.loads((tmp_path / "config.json").read_text())["layers"]] == LAYERS
+    assert [
+        tuple(one) for one in json.loads((tmp_path / "config.json").read_text())["layers"]
+    ] == LAYERS
     assert back.widths == made.widths == (48, 48, 48, 96)
     weights = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
     assert weights.keys() == made.state_dict().keys()

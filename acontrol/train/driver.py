@@ -8,12 +8,17 @@ RUN/
   mlflow.db        MLflow, unless a server was named; artifacts/ beside it
 """
 
+import contextlib
 import json
 import logging
+import math
 import os
 import secrets
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,7 @@ from acontrol.config import RunConfig, UserError
 from acontrol.data.reader import ShardReader
 from acontrol.train.checkpoint import Bundle, changed_settings, newest_bundle
 from acontrol.train.tracking import Tracker, tracking_uri
-from acontrol.train.worker import Launch, quieten, run_worker
+from acontrol.train.worker import Launch, run_worker
 
 LAUNCHES = "launches"
 
@@ -43,7 +48,7 @@ def run_training(config: RunConfig) -> Path:
         UserError: If something about the config, the data or the base must be put right.
         TrainingStoppedError: If it ended early: interrupted, or a worker failed.
     """
-    quieten()
+    base_models.quieten()
     config = _absolute(config)
     run = Path(_required(config.output, "--output RUN", "where the run goes"))
     reader = ShardReader(
@@ -78,7 +83,8 @@ def run_training(config: RunConfig) -> Path:
         sys.stderr.isatty(),
     )
     try:
-        _fit(launch, name)
+        with _cluster(config.cluster.num_workers * config.cluster.cpus_per_worker):
+            _fit(launch, name)
     except KeyboardInterrupt:
         tracker.finish("KILLED")
         raise TrainingStoppedError(f"Interrupted. {_how_to_resume(run)}") from None
@@ -91,9 +97,6 @@ def run_training(config: RunConfig) -> Path:
 
 def _fit(launch: Launch, name: str) -> None:
     cluster = launch.config.cluster
-    needed = cluster.num_workers * cluster.cpus_per_worker
-    if not ray.is_initialized():
-        _join_or_start_cluster(needed)
     on_gpus = cluster.use_gpu
     if on_gpus is None:
         on_gpus = ray.cluster_resources().get("GPU", 0) >= cluster.num_workers
@@ -117,17 +120,56 @@ def _fit(launch: Launch, name: str) -> None:
             storage_path=str(launch.folder.parent),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             worker_runtime_env={"env_vars": environment},
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
-    result = trainer.fit()
-    if result.error is not None:
-        raise result.error
-    if not (launch.folder / "finished").exists():
-        # Ray turns Ctrl-C into a graceful abort, after which fit() returns as if done.
+    _fit_until_stopped(trainer, launch)
+
+
+def _fit_until_stopped(trainer: TorchTrainer, launch: Launch) -> None:
+    """Wait for training; the first SIGINT or SIGTERM asks for a bundle, the second ends it.
+
+    Ray runs in a thread of its own, because in the main one it would take SIGINT for itself
+    and abort the workers where they stand.
+    """
+    outcome: list[BaseException | None] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(trainer.fit().error)
+        except BaseException as error:
+            outcome.append(error)
+
+    def ask_to_stop(number: int, frame: object) -> None:
+        if launch.stop_file.exists():
+            raise KeyboardInterrupt
+        launch.folder.mkdir(parents=True, exist_ok=True)
+        launch.stop_file.touch()
+        print("Stopping after this step, with a checkpoint; again to stop at once", flush=True)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    watched = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+    before = {number: signal.signal(number, ask_to_stop) for number in watched}
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(timeout=0.5)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if outcome[0] is not None:
+        raise outcome[0]
+    if launch.stop_file.exists():
         raise KeyboardInterrupt
 
 
-def _join_or_start_cluster(cpus: float) -> None:
+@contextlib.contextmanager
+def _cluster(cpus: float) -> Iterator[None]:
+    """Join the cluster that is there, or start a local one; leave it at the end."""
+    if ray.is_initialized():
+        yield
+        return
     quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
     try:
         ray.init(address="auto", **quiet)
@@ -135,10 +177,14 @@ def _join_or_start_cluster(cpus: float) -> None:
         # Workers wait for each other most of the time, so more of them than cores may run.
         ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)),
+            num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
             object_store_memory=256 * 2**20,
             **quiet,
         )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _absolute(config: RunConfig) -> RunConfig:
@@ -199,5 +245,7 @@ def _root_cause(error: Exception) -> str:
         return " ".join(str(error).split())[:500]
     rank, failure = min(failures.items())
     cause = getattr(failure, "_base_exc", failure)
+    if type(cause).__name__ == "WorkerHealthCheckFailedError":
+        return f"Worker {rank} died: killed, out of memory, or its node was lost"
     words = " ".join(str(cause).split())[:500]
     return f"Worker {rank} failed: {type(cause).__name__}: {words}"

@@ -45,6 +45,9 @@ class Observer(Protocol):
     def on_samples(self, step: int) -> None:
         """When a grid of samples is due."""
 
+    def should_stop(self) -> bool:
+        """Whether this rank knows of a wish to stop; one rank's is enough."""
+
 
 class NonFiniteLossError(RuntimeError):
     """The loss is not a number any more; names the samples."""
@@ -60,7 +63,7 @@ def train(
     start: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Train from step ``start`` to the config's last.
+    """Train from step ``start`` to the config's last, or until a rank wishes to stop.
 
     Args:
         model: The assembly, whose adapter the engine wraps.
@@ -83,8 +86,9 @@ def train(
         losses = model(batch, engine.project)
         engine.backward(losses.loss)
         # One collective and one host read a step; a rank's NaN reaches all through the sum.
-        loss, before, after = engine.mean(
-            [losses.loss, losses.energy_before.mean(), losses.energy_after.mean()]
+        wish = losses.loss.new_tensor(float(observer.should_stop()))
+        loss, before, after, stop = engine.mean(
+            [losses.loss, losses.energy_before.mean(), losses.energy_after.mean(), wish]
         )
         if not math.isfinite(loss):
             raise NonFiniteLossError(
@@ -97,9 +101,9 @@ def train(
             step, loss, before, after, config.optim.batch_size / elapsed, waited / elapsed
         )
         observer.on_step(report)
-        if config.samples.every and step % config.samples.every == 0 and step < last:
+        if step == last or (config.samples.every and step % config.samples.every == 0):
             observer.on_samples(step)
-        if step == last:
-            observer.on_samples(step)
-        if step % config.checkpoint.every == 0 or step == last:
+        if step % config.checkpoint.every == 0 or step == last or stop:
             observer.on_checkpoint(report)
+        if stop:
+            return

@@ -70,8 +70,8 @@ def noise(rng: np.random.Generator, size: int, rows: int, columns: int) -> Float
 def step(low: float, high: float, value: FloatArray) -> FloatArray:
     """Smooth step from 0 at low to 1 at high; falls instead where low is above high."""
     t = np.clip((value - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
-    step: FloatArray = t * t * (3 - 2 * t)
-    return step
+    smooth: FloatArray = t * t * (3 - 2 * t)
+    return smooth
 
 
 def colour(rgb: Rgb) -> FloatArray:

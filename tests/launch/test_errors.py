@@ -1,0 +1,164 @@
+"""What a user can get wrong: one line, exit status 2, nothing written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from acontrol.config import RunConfig, UserError
+from launch import demo, generate, shard, train
+from tests.launch import commands
+
+
+def error_of(run: Callable[[list[str]], None], *args: object) -> str:
+    with pytest.raises(UserError) as caught:
+        run([str(arg) for arg in args])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 700
+    return message
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "name a preset first, one of: tiny, mvtec-sd15"),
+        (["huge"], "unknown preset 'huge'; choose one of"),
+        (["tiny", "--asea.stepz", "3"], "--asea.stepz"),
+        (["tiny", "--asea.steps", "-1"], "--asea.steps: Input should be greater"),
+        (["tiny", "--asea.steps", "-1"], "got -1"),
+        (["tiny", "--asea.steps", "three"], "'three'"),
+        (["tiny", "--zero.stage", "4"], "'4'"),
+        (["tiny", "--dropout.text", "0.95"], "text + semantic + both must stay under 1"),
+        (["tiny", "--optim.batch-size", "7", "--cluster.num-workers", "2"], "does not divide"),
+        (["tiny", "--data.resolution", "65"], "--data.resolution: Input should be a multiple"),
+        (["tiny", "--optim.steps"], "--optim.steps"),
+        (["tiny", "--config"], "--config needs a file"),
+        (["tiny", "--config", "/nowhere.json"], "/nowhere.json"),
+        (["tiny", "--data.shards", "/nowhere"], "--output RUN is needed"),
+        (["tiny", "--output", "/tmp/x"], "--data.shards DIR is needed"),
+        (
+            ["tiny", "--output", "/tmp/x", "--data.shards", "/nowhere"],
+            "/nowhere: no index.json",
+        ),
+    ],
+)
+def test_train_explains(args, words) -> None:
+    assert words in error_of(train.run, *args)
+
+
+def test_a_config_file_is_checked(tmp_path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"optim": {"steps": 0, "stepz": 1}}))
+    message = error_of(train.run, "tiny", "--config", file)
+    assert "optim.steps: Input should be greater than or equal to 1, got 0" in message
+    assert "optim.stepz: Extra inputs are not permitted" in message
+
+
+def test_a_config_file_and_options_combine(tmp_path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(RunConfig(seed=5).model_dump_json())
+    config = train.read_config(["tiny", "--optim.steps", "9", "--config", str(file)])
+    assert (config.seed, config.optim.steps) == (5, 9)
+
+
+def test_a_base_that_is_not_there_is_named(built_in_data, tmp_path) -> None:
+    shard.run([str(built_in_data), "--out", str(tmp_path / "s")])
+    args = ["tiny", "--output", tmp_path / "r", "--data.shards", tmp_path / "s"]
+    assert "pinned commit" in error_of(train.run, *args, "--base.path", "someone/model")
+    assert "no such folder" in error_of(train.run, *args, "--base.path", "./model")
+    assert "cannot learn" in error_of(train.run, *args, "--sga.scale", "0")
+    assert "no adapter" in error_of(train.run, *args, "--init", "./adapter")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["/nowhere", "--out", "x"], "/nowhere: does not exist"),
+        (["DATA"], "--out DIR is needed"),
+        (["DATA", "--out", "OUT", "--split", "half"], "'half'"),
+        (
+            ["DATA", "--out", "OUT", "--resolution", "3"],
+            "--resolution: Input should be greater",
+        ),
+        (["DATA", "--out", "OUT", "--captions", "/nowhere.json"], "/nowhere.json"),
+        (["DATA", "--out", "DATA"], "is no set of shards"),
+    ],
+)
+def test_shard_explains(args, words, built_in_data, tmp_path) -> None:
+    places = {"DATA": built_in_data, "OUT": tmp_path / "out"}
+    assert words in error_of(shard.run, *(places.get(arg, arg) for arg in args))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_image_stops_and_can_be_left_out(built_in_data, tmp_path, capsys) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(built_in_data, root)
+    bad = root / "wood" / "test" / "crack" / "000.png"
+    bad.write_bytes(b"no picture")
+    assert str(bad) in error_of(shard.run, root, "--out", tmp_path / "s", "--split", "all")
+    assert not (tmp_path / "s").exists()
+    shard.run([str(root), "--out", str(tmp_path / "s"), "--split", "all", "--skip-bad"])
+    printed = capsys.readouterr()
+    assert f"left out: {bad}" in printed.err
+    assert "left out 1 of 18 images" in printed.err
+    assert "17 samples" in printed.out
+
+
+def test_a_dry_run_counts_and_writes_nothing(built_in_data, tmp_path, capsys) -> None:
+    shard.run([str(built_in_data), "--out", str(tmp_path / "s"), "--dry-run"])
+    printed = capsys.readouterr().out
+    assert "wood/crack: 1" in printed
+    assert "6 samples would go into 1 shards" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generate_wants_a_model_and_an_empty_folder(built_in_data, tmp_path) -> None:
+    args = ["--data", built_in_data, "--out", tmp_path / "g"]
+    assert "no such folder" in error_of(generate.run, "--model", "/nowhere", *args)
+    assert "adapter" in error_of(generate.run, "--model", tmp_path, *args)
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "mine").touch()
+    assert "not empty" in error_of(generate.run, "--model", tmp_path, *args)
+
+
+def test_the_demo_replaces_nothing_but_a_demo(tmp_path) -> None:
+    (tmp_path / "mine").touch()
+    assert "no earlier demo" in error_of(demo.run, "--out", tmp_path)
+    assert (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("module", ["launch.train", "launch.shard", "launch.generate"])
+def test_a_process_prints_one_line_and_exits_with_2(module) -> None:
+    needed = {
+        "train": ["tiny"],
+        "shard": ["x"],
+        "generate": ["--model", "m", "--data", "d", "--out", "o"],
+    }
+    done = commands.run(module, *needed[module.removeprefix("launch.")], "--no-such-option")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "--no-such-option" in line
+
+
+@pytest.mark.parametrize("module", [train, shard, generate, demo])
+def test_help_exits_with_0(module, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        module.run(["--help"])
+    assert stop.value.code == 0
+    assert f"python -m {module.__name__}" in capsys.readouterr().out
+
+
+def test_the_example_data_needs_split_all(tmp_path) -> None:
+    root = Path(__file__).parents[3] / "shared" / "data" / "mvtec_fewshot"
+    if not root.is_dir():
+        pytest.skip(f"no example data at {root}")
+    message = error_of(shard.run, root, "--out", tmp_path / "s")
+    assert "bottle/broken_large (2)" in message
+    assert "--split all" in message
+    shard.run([str(root), "--out", str(tmp_path / "s"), "--split", "all"])

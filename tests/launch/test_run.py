@@ -1,0 +1,228 @@
+"""The main job with real Ray workers, DeepSpeed and MLflow, killed and continued."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from acontrol.base import built_in_base, load_base
+from acontrol.config import RunConfig, UserError
+from acontrol.data.mvtec import check, open_folder
+from acontrol.data.reader import ShardReader
+from acontrol.data.stream import TrainingStream
+from acontrol.model import AnomalyControl
+from acontrol.sga import SemanticAdapter
+from acontrol.train.engine import AdapterEngine
+from acontrol.train.loop import StepReport, train
+from launch import generate, shard
+from launch import train as launch_train
+from tests.launch import commands
+from tests.train.ranks import run_ranks
+
+STEPS, EVERY = 9, 3
+
+
+@pytest.fixture(scope="module")
+def shards(built_in_data: Path, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("job") / "shards"
+    shard.run([str(built_in_data), "--out", str(out), "--split", "all", "--shard-size", "5"])
+    return out
+
+
+def options(shards: Path, output: Path, steps: int = STEPS, every: int = EVERY) -> list[object]:
+    return [
+        *("tiny", "--data.shards", shards, "--output", output),
+        *("--optim.steps", steps, "--checkpoint.every", every, "--cluster.num-workers", 2),
+        *("--optim.batch-size", 4, "--samples.every", 0, "--samples.steps", 2),
+    ]
+
+
+def losses_of(run: Path) -> list[tuple[int, float]]:
+    """Every loss that MLflow holds, in order."""
+    database = sqlite3.connect(run / "mlflow.db")
+    try:
+        query = "select step, value from metrics where key = 'loss' order by step, timestamp"
+        return database.execute(query).fetchall()
+    finally:
+        database.close()
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    output = tmp_path_factory.mktemp("job") / "whole"
+    done = commands.run("launch.train", *options(shards, output))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"Adapter: {output / 'adapter'}"
+    return output
+
+
+@pytest.fixture(scope="module")
+def continued(shards, tmp_path_factory) -> tuple[Path, str]:
+    """A run whose driver was killed after its first bundle, and the same command again."""
+    output = tmp_path_factory.mktemp("job") / "killed"
+    process = commands.start("launch.train", *options(shards, output))
+    deadline = time.monotonic() + 240
+    while not list(output.glob("launches/*/bundle-*/manifest.json")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = commands.run("launch.train", *options(shards, output))
+    assert done.returncode == 0, done.stderr
+    return output, done.stdout
+
+
+def test_mlflow_holds_the_loss_curve_and_the_sample_grid(whole) -> None:
+    losses = losses_of(whole)
+    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
+    assert all(np.isfinite(loss) for _, loss in losses)
+    (grid,) = whole.rglob("samples*.png")
+    pixels = np.asarray(Image.open(grid))
+    assert pixels.std() > 10
+    database = sqlite3.connect(whole / "mlflow.db")
+    params = dict(database.execute("select key, value from params").fetchall())
+    tags = dict(database.execute("select key, value from tags").fetchall())
+    (status,) = database.execute("select status from runs").fetchone()
+    database.close()
+    assert params["asea.steps"] == "3"
+    assert params["optim.steps"] == str(STEPS)
+    assert "version.deepspeed" in tags
+    assert status == "FINISHED"
+
+
+def test_a_killed_run_continues_with_the_same_losses(whole, continued) -> None:
+    output, printed = continued
+    assert "Continuing from step" in printed
+    assert losses_of(output) == losses_of(whole)
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        ours, theirs = ((run / "adapter" / name).read_bytes() for run in (output, whole))
+        assert ours == theirs, name
+
+
+def test_a_finished_run_has_nothing_to_do(whole, shards, capsys) -> None:
+    launch_train.run([str(option) for option in options(shards, whole)])
+    assert "Nothing to do" in capsys.readouterr().out
+
+
+def test_a_run_with_other_settings_is_not_continued(whole, shards) -> None:
+    changed = [*options(shards, whole), "--asea.steps", 1]
+    with pytest.raises(UserError, match=r"other settings \(asea\.steps: 3 -> 1\)"):
+        launch_train.run([str(option) for option in changed])
+
+
+def one_rank(config_json: str) -> list[float]:
+    """The same run in one process, without Ray."""
+    config = RunConfig.model_validate_json(config_json)
+    base = load_base(config.base)
+    adapter = SemanticAdapter.from_unet(base.unet, base.vlm.config.qformer_config.hidden_size)
+    model = AnomalyControl(base, adapter, config)
+    stream = TrainingStream(
+        ShardReader(config.data.shards or ""),
+        config.data,
+        seed=config.seed,
+        reference_px=model.semantics.image_px,
+    )
+    engine = AdapterEngine(adapter, config, None)
+    losses: list[float] = []
+
+    class Notes:
+        def on_step(self, report: StepReport) -> None:
+            losses.append(report.loss)
+
+        def on_checkpoint(self, report: StepReport) -> None: ...
+
+        def on_samples(self, step: int) -> None: ...
+
+        def should_stop(self) -> bool:
+            return False
+
+    batches = stream.batches(0, config.optim.batch_size, 0, 1, config.optim.steps)
+    train(model, batches, engine, config, Notes())
+    return losses
+
+
+def test_one_process_without_ray_has_the_same_losses(whole, tmp_path) -> None:
+    config = json.loads((whole / "config.json").read_text())
+    config["cluster"]["num_workers"] = 1
+    losses = run_ranks(one_rank, 1, tmp_path, json.dumps(config))
+    assert losses == pytest.approx([loss for _, loss in losses_of(whole)], abs=1e-5)
+    assert losses != [losses[0]] * STEPS
+
+
+def generate_into(out: Path, whole: Path, data: Path, *more: object) -> None:
+    args = ["--model", whole, "--data", data, "--out", out, "--steps", 2, "--batch-size", 3]
+    generate.run([str(arg) for arg in [*args, *more]])
+
+
+def test_what_is_drawn_is_a_data_set_and_can_be_drawn_again(
+    whole, built_in_data, tmp_path
+) -> None:
+    for name in ("a", "b"):
+        generate_into(tmp_path / name, whole, built_in_data, "--count", 2, "--seed", 3)
+    files = [file for file in (tmp_path / "a").rglob("*") if file.is_file()]
+    assert len(files) == 2 * 12 + 1
+    for file in files:
+        again = tmp_path / "b" / file.relative_to(tmp_path / "a")
+        assert file.read_bytes() == again.read_bytes(), file
+    images = open_folder(tmp_path / "a").labelled("all")
+    good, bad = check(images, skip_bad=False)
+    assert (len(good), bad) == (12, [])
+    manifest = (tmp_path / "a" / "manifest.jsonl").read_text()
+    lines = [json.loads(line) for line in manifest.splitlines()]
+    assert len({line["seed"] for line in lines}) == 12
+    for line in lines:
+        normal = np.asarray(Image.open(built_in_data / line["normal"]))
+        image = np.asarray(Image.open(tmp_path / "a" / line["image"]))
+        mask = np.asarray(Image.open(tmp_path / "a" / line["mask"])) > 0
+        assert np.array_equal(image[~mask], normal[~mask])
+        assert not np.array_equal(image[mask], normal[mask])
+
+
+def test_without_good_images_normal_supplies_them(whole, built_in_data, tmp_path) -> None:
+    root = tmp_path / "defects" / "wood"
+    shutil.copytree(built_in_data / "wood", root)
+    shutil.rmtree(root / "train")
+    with pytest.raises(UserError, match=r"no good images .* --normal ROOT"):
+        generate_into(tmp_path / "g", whole, root, "--defect", "crack")
+    assert not (tmp_path / "g").exists()
+    normal = ("--normal", built_in_data, "--count", 1)
+    generate_into(tmp_path / "g", whole, root, "--defect", "crack", *normal)
+    assert len(open_folder(tmp_path / "g").labelled("all", "wood", "crack")) == 1
+
+
+def test_another_base_than_the_trained_one_is_refused(
+    whole, built_in_data, tmp_path, tiny_base
+) -> None:
+    other = tmp_path / "base"
+    shutil.copytree(built_in_base(), other)
+    config = json.loads((other / "unet" / "config.json").read_text())
+    (other / "unet" / "config.json").write_text(json.dumps(config | {"note": "changed"}))
+    with pytest.raises(UserError, match="not the one"):
+        generate_into(tmp_path / "g", whole, built_in_data, "--base-path", other)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_bundle_and_says_how_to_go_on(shards, tmp_path) -> None:
+    output = tmp_path / "run"
+    args = options(shards, output, steps=4000, every=1000)
+    process = commands.start("launch.train", *args)
+    deadline = time.monotonic() + 240
+    while not (output / "mlflow.db").exists() or not losses_of(output):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Stopping after this step" in out
+    (bundle,) = output.glob("launches/*/bundle-*")
+    assert err.splitlines()[-1].startswith("error: Interrupted. The same command continues")
+    assert bundle.name in err.splitlines()[-1]

@@ -1,0 +1,150 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from acontrol.config import OptimConfig, RunConfig, UserError
+from acontrol.sga import SemanticAdapter
+from acontrol.train.checkpoint import (
+    MANIFEST,
+    TrainState,
+    changed_settings,
+    export_adapter,
+    newest_bundle,
+    prune,
+    read_bundle,
+    write_bundle,
+)
+from acontrol.train.engine import AdapterState
+
+
+@pytest.fixture
+def adapter(card) -> SemanticAdapter:
+    torch.manual_seed(1)
+    return SemanticAdapter([["one", 3], ["two", 5]], 4, card=card().model_dump(mode="json"))
+
+
+def bundle_at(adapter: SemanticAdapter, run: Path, step: int, launch: str = "a") -> Path:
+    weights = {name: value.clone() for name, value in adapter.state_dict().items()}
+    moments = {f"exp_avg.{name}": value * step for name, value in weights.items()}
+    state = TrainState(
+        step=step, position=step * 8, data_digest="d", base_digest="b", config=RunConfig()
+    )
+    folder = run / "launches" / launch
+    return write_bundle(folder, adapter, AdapterState(weights, moments, step), state)
+
+
+def files_of(path: Path) -> list[str]:
+    files = (file for file in path.rglob("*") if file.is_file())
+    return sorted(file.relative_to(path).as_posix() for file in files)
+
+
+FILES = [
+    "adapter/config.json",
+    "adapter/diffusion_pytorch_model.safetensors",
+    "manifest.json",
+    "moments.safetensors",
+    "state.json",
+]
+
+
+def test_a_bundle_comes_back_whole(adapter, tmp_path) -> None:
+    path = bundle_at(adapter, tmp_path, 6)
+    assert files_of(path) == FILES
+    bundle = read_bundle(path)
+    assert (bundle.state.step, bundle.state.position) == (6, 48)
+    state = bundle.adapter_state()
+    assert torch.equal(state.weights["proj.weight"], adapter.proj.weight)
+    assert torch.equal(state.moments["exp_avg.proj.weight"], adapter.proj.weight * 6)
+    assert state.steps == 6
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "removed"])
+def test_a_damaged_bundle_is_never_loaded(adapter, tmp_path, name, damage) -> None:
+    bundle_at(adapter, tmp_path, 5)
+    newest = bundle_at(adapter, tmp_path, 10)
+    file = newest / name
+    content = file.read_bytes()
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        middle = len(content) // 2
+        file.write_bytes(
+            content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        )
+    else:
+        file.unlink()
+    with pytest.raises(ValueError, match=r"manifest|damaged|missing"):
+        read_bundle(newest)
+    found = newest_bundle(tmp_path)
+    assert found is not None
+    assert found.state.step == 5
+
+
+def test_the_furthest_bundle_of_all_launches_is_found(adapter, tmp_path) -> None:
+    for launch, step in (("b", 5), ("a", 15), ("c", 10)):
+        bundle_at(adapter, tmp_path, step, launch)
+    found = newest_bundle(tmp_path)
+    assert found is not None
+    assert (found.state.step, found.path.parent.name) == (15, "a")
+
+
+def test_an_unfinished_bundle_is_no_bundle(adapter, tmp_path) -> None:
+    (bundle_at(adapter, tmp_path, 5) / MANIFEST).unlink()
+    assert newest_bundle(tmp_path) is None
+
+
+def test_only_damaged_bundles_are_no_new_start(adapter, tmp_path) -> None:
+    (bundle_at(adapter, tmp_path, 5) / "state.json").write_text("{}")
+    with pytest.raises(UserError, match="no bundle verifies"):
+        newest_bundle(tmp_path)
+
+
+def test_an_empty_run_starts_anew(tmp_path) -> None:
+    assert newest_bundle(tmp_path / "nothing") is None
+
+
+def test_the_manifest_is_written_last(adapter, tmp_path, monkeypatch) -> None:
+    replaced = []
+
+    def record(source, target, real=os.replace):
+        folder = Path(target).parent
+        replaced.append((Path(target).name, files_of(folder)))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", record)
+    bundle_at(adapter, tmp_path, 5)
+    name, present = replaced[-1]
+    assert name == MANIFEST
+    assert set(FILES) - {MANIFEST} <= set(present)
+    assert MANIFEST not in present
+
+
+def test_pruning_keeps_the_furthest(adapter, tmp_path) -> None:
+    paths = [bundle_at(adapter, tmp_path, step) for step in (5, 10, 15, 20)]
+    (paths[2] / MANIFEST).unlink()
+    prune(tmp_path, keep=2)
+    assert [path.exists() for path in paths] == [False, True, True, True]
+
+
+def test_an_export_replaces_the_earlier_one(adapter, tmp_path) -> None:
+    export_adapter(bundle_at(adapter, tmp_path, 5), tmp_path / "adapter")
+    with torch.no_grad():
+        adapter.proj.weight.mul_(2)
+    export_adapter(bundle_at(adapter, tmp_path, 10), tmp_path / "adapter")
+    loaded = SemanticAdapter.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(loaded.proj.weight, adapter.proj.weight)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "launches"]
+
+
+def test_settings_that_shape_the_numbers_are_compared() -> None:
+    before = RunConfig()
+    longer = before.model_copy(update={"optim": OptimConfig(steps=7), "output": "elsewhere"})
+    assert changed_settings(before, longer) == []
+    faster = before.model_copy(update={"optim": OptimConfig(learning_rate=1e-3), "seed": 4})
+    assert changed_settings(before, faster) == [
+        "seed: 0 -> 4",
+        "optim.learning_rate: 0.0001 -> 0.001",
+    ]
