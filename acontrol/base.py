@@ -11,6 +11,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
     Blip2ForImageTextRetrieval,
@@ -64,39 +65,33 @@ def load_base(config: BaseConfig, device: str | torch.device = "cpu") -> BaseMod
     if vlm_folder:
         vlm_source = {**vlm_source, "subfolder": vlm_folder}
 
-    def frozen(model: Any) -> Any:
+    def frozen(kind: Any, where: str, **options: Any) -> Any:
+        model, report = kind.from_pretrained(
+            where, use_safetensors=True, output_loading_info=True, **options
+        )
+        # A layer that silently started at random would differ from process to process.
+        if report["missing_keys"]:
+            missing = ", ".join(sorted(report["missing_keys"])[:3])
+            raise ValueError(f"the weights of {kind.__name__} lack {missing}")
         return model.eval().requires_grad_(False).to(device)
 
+    def part(name: str) -> dict[str, str]:
+        return {**source, "subfolder": name}
+
     try:
-        unet = UNet2DConditionModel.from_pretrained(
-            path, subfolder="unet", use_safetensors=True, **source
-        )
         models = BaseModels(
-            vae=frozen(
-                AutoencoderKL.from_pretrained(
-                    path, subfolder="vae", use_safetensors=True, **source
-                )
-            ),
-            text_encoder=frozen(
-                CLIPTextModel.from_pretrained(
-                    path, subfolder="text_encoder", use_safetensors=True, **source
-                )
-            ),
-            tokenizer=CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **source),
-            unet=frozen(unet),
-            scheduler=DDPMScheduler.from_pretrained(path, subfolder="scheduler", **source),
-            vlm=frozen(
-                Blip2ForImageTextRetrieval.from_pretrained(
-                    vlm_path, use_safetensors=True, **vlm_source
-                )
-            ),
+            vae=frozen(AutoencoderKL, path, **part("vae")),
+            text_encoder=frozen(CLIPTextModel, path, **part("text_encoder")),
+            tokenizer=CLIPTokenizer.from_pretrained(path, **part("tokenizer")),
+            unet=frozen(UNet2DConditionModel, path, **part("unet")),
+            scheduler=DDPMScheduler.from_pretrained(path, **part("scheduler")),
+            vlm=frozen(Blip2ForImageTextRetrieval, vlm_path, **vlm_source),
             vlm_tokenizer=AutoTokenizer.from_pretrained(vlm_path, **vlm_source),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"base models at {path} (and {vlm_path}) do not load: {reason}"
-        ) from error
+        places = path if vlm_folder else f"{path} and {vlm_path}"
+        raise UserError(f"base models at {places} do not load: {reason}") from error
     if models.scheduler.config.prediction_type != "epsilon":
         raise UserError(
             f"{path}: the scheduler predicts {models.scheduler.config.prediction_type!r}; "
@@ -145,16 +140,16 @@ def _require_pinned(option: str, path: str, revision: str | None) -> None:
 
 
 def digest(config: BaseConfig) -> str:
-    """Sha256 over names and contents of the base models' files, "" for parts on a hub.
-
-    A hub id is pinned by its revision, so only what lies in folders is read.
-    """
+    """Sha256 that names the base models: by their files' contents, or by hub id and commit."""
     path, vlm_path, vlm_folder = resolve(config)
     total = hashlib.sha256()
     folders = [(part, Path(path, part)) for part in PARTS]
     folders.append(("vlm", Path(vlm_path, vlm_folder)))
     for part, folder in folders:
         if not folder.is_dir():
+            total.update(
+                f"{part}\0{path}@{config.revision} {vlm_path}@{config.vlm_revision}\n".encode()
+            )
             continue
         for file in sorted(folder.rglob("*")):
             if file.suffix in (".safetensors", ".json", ".txt"):

@@ -6,6 +6,7 @@ other settings is a property or a function.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable
 from typing import Literal
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 class Settings(BaseModel):
     """A frozen group of settings that refuses unknown names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class UserError(Exception):
@@ -263,5 +264,5 @@ def derive_seed(*parts: str | int) -> int:
     Draws are keyed by what they are for ("noise", position) instead of by how many came
     before, so neither the number of workers nor a restart changes them.
     """
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    text = json.dumps(parts)  # Unambiguous: 1 and "1" differ, and so do ("ab",) and ("a", "b").
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1

@@ -80,6 +80,7 @@ class CrossModalEncoder:
         self.asea = attention
         self.image_px: int = vlm.config.vision_config.image_size
         self.grid: int = self.image_px // vlm.config.vision_config.patch_size
+        self.text_limit: int = vlm.config.qformer_config.max_position_embeddings
         self.dim: int = vlm.config.qformer_config.hidden_size
 
     @property
@@ -91,13 +92,21 @@ class CrossModalEncoder:
         """Tokenize "template [anomaly]" and find the anomaly's tokens.
 
         Raises:
-            ValueError: If a phrase has no token of its own, since Eq. (2) averages over them.
+            ValueError: If a phrase has no token of its own, since Eq. (2) averages over them,
+                or is longer than the Q-Former reads.
         """
         prefix = self.tokenizer(self.csm.template, add_special_tokens=False)["input_ids"]
         texts = [f"{self.csm.template} {phrase}" for phrase in phrases]
         batch = self.tokenizer(
             texts, padding=True, return_tensors="pt", return_special_tokens_mask=True
         )
+        length, limit = batch["input_ids"].shape[1], self.text_limit
+        if length > limit:
+            longest = max(phrases, key=len)
+            raise ValueError(
+                f"the anomaly text {longest!r} is too long: {length} tokens with its template, "
+                f"and the vision-language model reads {limit}"
+            )
         # [CLS] comes first, then the template's tokens, then the anomaly's.
         place = torch.arange(batch["input_ids"].shape[1])
         special = batch["special_tokens_mask"].bool()

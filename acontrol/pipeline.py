@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
@@ -39,8 +41,6 @@ class AnomalyControlPipeline(DiffusionPipeline):
     With a normal image and a mask the defect is drawn in the mask, and the rest is kept.
     How C' is made and at which size was fixed in training: it is read from the adapter's card.
     """
-
-    model_cpu_offload_seq = "vlm->text_encoder->unet->vae"
 
     def __init__(
         self,
@@ -126,7 +126,22 @@ class AnomalyControlPipeline(DiffusionPipeline):
             ValueError: If the arguments' lengths or sizes disagree.
         """
         count = len(prompt)
-        self._check(count, reference_image, reference_mask, reference_phrase, image, mask_image)
+        reference_mask = _bits(reference_mask)
+        mask_image = None if mask_image is None else _bits(mask_image)
+        lists = {
+            "prompt": prompt,
+            "reference_image": reference_image,
+            "reference_mask": reference_mask,
+            "reference_phrase": reference_phrase,
+            "image": image,
+            "mask_image": mask_image,
+            "generator": generator,
+        }
+        _check(lists)
+        if num_inference_steps < 1:
+            raise ValueError(
+                f"num_inference_steps must be at least 1, got {num_inference_steps}"
+            )
         scale = self.card.sga.scale if semantic_scale is None else semantic_scale
         guided = guidance_scale > 1
         text, semantic = self._conditions(
@@ -138,7 +153,8 @@ class AnomalyControlPipeline(DiffusionPipeline):
         noise = randn_tensor(shape, list(generator) if generator else None, self.device)
         kept, inside = None, None
         if image is not None and mask_image is not None:
-            pairs = [fit(*pair, size) for pair in zip(image, _bits(mask_image), strict=True)]
+            pictures = [one.convert("RGB") for one in image]
+            pairs = [fit(*pair, size) for pair in zip(pictures, mask_image, strict=True)]
             pixels = torch.stack([pair[0] for pair in pairs]).to(self.device, self.vae.dtype)
             kept = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
             masks = torch.stack([pair[1] for pair in pairs]).to(self.device)
@@ -172,7 +188,7 @@ class AnomalyControlPipeline(DiffusionPipeline):
         if image is not None and mask_image is not None:
             drawn = [
                 _put_back(one, normal, mask if composite else None)
-                for one, normal, mask in zip(drawn, image, _bits(mask_image), strict=True)
+                for one, normal, mask in zip(drawn, image, mask_image, strict=True)
             ]
         return AnomalyControlOutput(images=drawn)
 
@@ -189,7 +205,7 @@ class AnomalyControlPipeline(DiffusionPipeline):
             region(one.convert("RGB"), mask)
             if self.card.reference_view == "region"
             else (one.convert("RGB"), mask)
-            for one, mask in zip(reference_image, _bits(reference_mask), strict=True)
+            for one, mask in zip(reference_image, reference_mask, strict=True)
         ]
         fitted = [fit(*pair, self.semantics.image_px) for pair in pairs]
         tokens = self.semantics(
@@ -205,39 +221,30 @@ class AnomalyControlPipeline(DiffusionPipeline):
         text = embed_text(self.text_encoder, self.tokenizer, texts)
         return text, self.adapter.split(self.adapter(tokens))
 
-    @staticmethod
-    def _check(
-        count: int,
-        reference_image: Sequence[Image.Image],
-        reference_mask: Sequence[Image.Image],
-        reference_phrase: Sequence[str],
-        image: Sequence[Image.Image] | None,
-        mask_image: Sequence[Image.Image] | None,
-    ) -> None:
-        if (image is None) != (mask_image is None):
-            raise ValueError("image and mask_image go together: give both or neither")
-        lists = {
-            "reference_image": reference_image,
-            "reference_mask": reference_mask,
-            "reference_phrase": reference_phrase,
-            "image": image,
-            "mask_image": mask_image,
-        }
-        for name, values in lists.items():
-            if isinstance(values, str) or (values is not None and len(values) != count):
-                raise ValueError(f"need a list of {count} {name}, one a prompt, got {values!r}")
-        for one, mask in [
-            *zip(reference_image, reference_mask, strict=True),
-            *zip(image or [], mask_image or [], strict=True),
-        ]:
-            if one.size != mask.size:
-                raise ValueError(f"an image of {one.size} has a mask of {mask.size}")
-            if mask.getbbox() is None:
-                raise ValueError("a mask is empty: it must be non-zero where the defect is")
+
+def _check(lists: dict[str, Any]) -> None:
+    """Raise ValueError unless every list has one entry a prompt and every mask fits."""
+    count = len(lists["prompt"])
+    if count == 0:
+        raise ValueError("need at least one prompt, got an empty list")
+    for name, values in lists.items():
+        if isinstance(values, str) or (values is not None and len(values) != count):
+            raise ValueError(f"need a list of {count} {name}, one a prompt, got {values!r}")
+    if (lists["image"] is None) != (lists["mask_image"] is None):
+        raise ValueError("image and mask_image go together: give both or neither")
+    for one, mask in [
+        *zip(lists["reference_image"], lists["reference_mask"], strict=True),
+        *zip(lists["image"] or [], lists["mask_image"] or [], strict=True),
+    ]:
+        if one.size != mask.size:
+            raise ValueError(f"an image of {one.size} has a mask of {mask.size}")
+        if mask.getbbox() is None:
+            raise ValueError("a mask is empty: it must be non-zero where the defect is")
 
 
 def _bits(masks: Sequence[Image.Image]) -> list[Image.Image]:
-    return [mask.convert("L").point(lambda value: 255 * (value > 0), "1") for mask in masks]
+    """Masks of any mode as 1-bit images: set where any colour channel is above zero."""
+    return [Image.fromarray(np.asarray(mask.convert("RGB")).any(axis=2)) for mask in masks]
 
 
 def _pictures(decoded: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:

@@ -16,7 +16,8 @@ from pydantic import Field
 
 from acontrol.config import Settings, UserError
 from acontrol.data.mvtec import open_folder
-from launch import generate, shard, train
+from acontrol.data.procedural import CATEGORIES, DEFECT_TYPES, write_dataset
+from launch import shard, train
 from launch.entry import main, parse
 
 PROG = "python -m launch.demo"
@@ -41,8 +42,6 @@ def run(args: Sequence[str]) -> None:
         out / name for name in ("data", "shards", "run", "generated")
     )
 
-    from acontrol.data.procedural import write_dataset
-
     print("1/4  drawing the built-in data set: 6 products, 6 kinds of defect", flush=True)
     write_dataset(data, seed=command.seed, num_good=4, num_good_test=1, num_defects=6)
     print("2/4  writing WebDataset shards of the training third", flush=True)
@@ -62,16 +61,7 @@ def run(args: Sequence[str]) -> None:
         ]
     )
     print("4/4  drawing new defects", flush=True)
-    generate.run(
-        [
-            *("--model", str(run_folder)),
-            *("--data", str(data)),
-            *("--out", str(drawn)),
-            *("--count", "1"),
-            *("--seed", str(command.seed)),
-            *("--batch-size", "6"),
-        ]
-    )
+    _draw(data, run_folder, drawn, command.seed)
     picture = out / "demo.png"
     _sheet(data, drawn).save(picture)
     print(
@@ -97,24 +87,35 @@ def _clear(out: Path) -> None:
     (out / MARKER).touch()
 
 
+def _draw(data: Path, run_folder: Path, drawn: Path, seed: int) -> None:
+    """What launch.generate does, for one kind of defect a product."""
+    from acontrol.generation import draw
+    from acontrol.generation.plan import plan
+
+    pipeline, digest = draw.load_pipeline(str(run_folder))
+    pipeline.set_progress_bar_config(disable=True)
+    folder = open_folder(data)
+    planned = [
+        plan(folder, split="train", category=category, defect=defect, count=1, seed=seed)[0]
+        for category, defect in zip(CATEGORIES, DEFECT_TYPES, strict=True)
+    ]
+    roots = (folder.root, folder.root)
+    settings = draw.DrawSettings()
+    draw.write_dataset(drawn, pipeline, digest, planned, settings, roots=roots, batch_size=6)
+
+
 def _sheet(data: Path, drawn: Path) -> Image.Image:
-    """One row a product, a different defect in each."""
+    """One row an image: what was shown, where, on what, and what came."""
     from acontrol.generation.draw import MANIFEST_NAME
     from acontrol.sheet import contact_sheet, outlined
 
-    lines = [json.loads(line) for line in (drawn / MANIFEST_NAME).read_text().splitlines()]
-    categories = open_folder(data).categories
-    kinds = sorted({line["defect"] for line in lines})
     rows, captions = [], []
-    for place, category in enumerate(categories):
-        wanted = (category, kinds[place % len(kinds)])
-        line = next(one for one in lines if (one["category"], one["defect"]) == wanted)
+    for line in map(json.loads, (drawn / MANIFEST_NAME).read_text().splitlines()):
         normal = Image.open(data / line["normal"])
         mask = Image.open(drawn / line["mask"])
         reference = Image.open(data / line["reference"])
-        rows.append(
-            [reference, outlined(normal, mask), normal, Image.open(drawn / line["image"])]
-        )
+        result = Image.open(drawn / line["image"])
+        rows.append([reference, outlined(normal, mask), normal, result])
         captions.append(line["prompt"])
     return contact_sheet(rows, ["reference", "where", "normal image", "result"], captions)
 

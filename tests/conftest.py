@@ -18,8 +18,10 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Shapes and types are checked while testing, and cost nothing in production.
-CHECKED = ("asea", "csm", "diffusion", "model", "sga")
-install_import_hook([f"acontrol.{name}" for name in CHECKED], "beartype.beartype")
+install_import_hook(
+    ["acontrol.asea", "acontrol.csm", "acontrol.diffusion", "acontrol.model", "acontrol.sga"],
+    "beartype.beartype",
+)
 
 from acontrol.base import BaseModels, load_base  # noqa: E402
 from acontrol.config import (  # noqa: E402

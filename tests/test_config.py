@@ -88,7 +88,6 @@ def test_the_edges_of_a_range_are_allowed(group: str, name: str, value: Any) -> 
     assert getattr(getattr(config, group), name) == value
 
 
-@pytest.mark.xfail(strict=True, reason="Settings lacks allow_inf_nan=False")
 @pytest.mark.parametrize(
     ("group", "name"),
     [("asea", "step_size"), ("optim", "learning_rate"), ("samples", "guidance_scale")],
@@ -182,8 +181,8 @@ def test_the_paper_is_the_default() -> None:
 @pytest.mark.parametrize(
     ("parts", "seed"),
     [
-        (("draw", 0), 785126135484358860),
-        ((7, "draw", 123), 1090293271370104593),
+        (("draw", 0), 8130209025166264448),
+        ((7, "draw", 123), 4687440905970969978),
     ],
 )
 def test_a_derived_seed_is_the_same_for_ever(parts: tuple[str | int, ...], seed: int) -> None:
@@ -215,6 +214,8 @@ def test_types_order_and_boundaries_of_parts_count() -> None:
         ("abc",),
         ("abc", ""),
         ("", "abc"),
+        ("a\x1fstr:b",),
+        ("a", "b"),
         (),
     ]
     assert len({derive_seed(*key) for key in keys}) == len(keys)

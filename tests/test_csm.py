@@ -211,6 +211,11 @@ def test_a_phrase_without_tokens_is_refused(encoder: Make, phrase: str) -> None:
         encoder().read(["a crack", phrase])
 
 
+def test_a_phrase_longer_than_the_q_former_reads_is_refused(encoder: Make) -> None:
+    with pytest.raises(ValueError, match=r"'xyzxyz.* is too long: \d+ tokens .* reads 64"):
+        encoder().read(["a crack", "xyz" * 30])
+
+
 def test_text_matters_where_it_is_read(encoder: Make, reference: Any) -> None:
     other = replaced(reference, phrases=["spots", "hole", "a dent"])
     read = encoder()
@@ -235,17 +240,36 @@ def test_image_and_mask_matter(encoder: Make, reference: Any) -> None:
 
 def test_the_two_maps_differ(encoder: Make, reference: Any) -> None:
     rollout, mean = (encoder(map=name)(*reference) for name in ("rollout", "query_mean"))
-    assert (rollout.energy_before - mean.energy_before).abs().min() > 1e-4
+    assert (rollout.energy_before - mean.energy_before).abs().min() > 1e-5
     assert not torch.equal(rollout.tokens, mean.tokens)
 
 
-def test_the_class_token_is_no_place(encoder: Make, reference: Any) -> None:
-    made = encoder()
+@pytest.mark.parametrize("method", ["rollout", "query_mean"])
+@pytest.mark.parametrize("text", [True, False])
+def test_the_map_is_eq_2_on_the_patches(
+    encoder: Make, reference: Any, method: str, text: bool
+) -> None:
+    made = encoder(CsmConfig(text=text), map=method)
     image, phrases, _ = reference
-    with torch.no_grad():
-        _, attention = made._attend(made.embed_image(image), made.read(phrases))
+    words = made.read(phrases) if text else None
+    with torch.no_grad(), _Recorder(made.vlm.qformer) as record:
+        _, attention = made._attend(made.embed_image(image), words)
     assert made.grid == 8
     assert attention.shape == (3, 64)
+    expected = torch.zeros(3, 64)
+    for layer in (0, 2, 4):
+        cross = record.cross_maps[layer]
+        assert cross is not None
+        # Column 0 is the class token, which is no place.
+        seen = cross[:, :, :, 1:].mean(dim=1)
+        if words is None or method == "query_mean":
+            expected += seen.mean(dim=1) / 3
+            continue
+        read = record.self_maps[layer + 1].mean(dim=1)
+        for sample in range(3):
+            tokens = words.span[sample].nonzero().flatten() + 8  # The queries come first.
+            expected[sample] += (read[sample, tokens][:, :8] @ seen[sample]).mean(dim=0)
+    torch.testing.assert_close(attention, expected, rtol=1e-5, atol=1e-8)
 
 
 def hooks(encoder: CrossModalEncoder) -> int:

@@ -1,6 +1,7 @@
 """What a user can get wrong: one line, exit status 2, nothing written."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -155,7 +156,8 @@ def test_help_exits_with_0(module, capsys) -> None:
 
 
 def test_the_example_data_needs_split_all(tmp_path) -> None:
-    root = Path(__file__).parents[3] / "shared" / "data" / "mvtec_fewshot"
+    data = os.environ.get("ACONTROL_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data"
+    root = Path(data, "mvtec_fewshot")
     if not root.is_dir():
         pytest.skip(f"no example data at {root}")
     message = error_of(shard.run, root, "--out", tmp_path / "s")
