@@ -49,12 +49,17 @@ class BaseModels:
         return self.vae.config.latent_channels, factor
 
 
-def load_base(config: BaseConfig, device: str | torch.device = "cpu") -> BaseModels:
+def load_base(
+    config: BaseConfig,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> BaseModels:
     """Load every frozen network, safetensors only.
 
     Args:
         config: Where the models are.
         device: Where they go.
+        dtype: Of their weights; the Q-Former, in which ASEA differentiates, stays in float32.
 
     Raises:
         UserError: If a folder or part is missing, or a hub id has no pinned revision.
@@ -73,7 +78,7 @@ def load_base(config: BaseConfig, device: str | torch.device = "cpu") -> BaseMod
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise ValueError(f"the weights of {kind.__name__} lack {missing}")
-        return model.eval().requires_grad_(False).to(device)
+        return model.eval().requires_grad_(False).to(device, dtype)
 
     def part(name: str) -> dict[str, str]:
         return {**source, "subfolder": name}
@@ -92,6 +97,9 @@ def load_base(config: BaseConfig, device: str | torch.device = "cpu") -> BaseMod
         reason = " ".join(str(error).split())
         places = path if vlm_folder else f"{path} and {vlm_path}"
         raise UserError(f"base models at {places} do not load: {reason}") from error
+    models.vlm.qformer.float()
+    models.vlm.embeddings.float()
+    models.vlm.query_tokens.data = models.vlm.query_tokens.data.float()
     if models.scheduler.config.prediction_type != "epsilon":
         raise UserError(
             f"{path}: the scheduler predicts {models.scheduler.config.prediction_type!r}; "

@@ -7,6 +7,7 @@ other settings is a property or a function.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import Literal
@@ -138,14 +139,66 @@ class OptimConfig(Settings):
     batch_size: int = Field(
         16, ge=1, description="Samples an optimizer step, over all workers together."
     )
-    learning_rate: float = Field(1e-4, gt=0, description="AdamW's constant rate.")
+    accumulation: int = Field(
+        1,
+        ge=1,
+        description="Passes that a step's batch is split into, to save memory.",
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW's rate, after warm-up.")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="The rate after warm-up; cosine falls to zero at the last step."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the rate rises from zero.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
+    max_grad_norm: float | None = Field(
+        None, gt=0, description="Gradients are scaled down to this norm; None: left alone."
+    )
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "OptimConfig":
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} must stay under steps {self.steps}"
+            )
+        return self
+
+    def rate(self, step: int) -> float:
+        """The learning rate of optimizer step ``step``, from 1."""
+        if step <= self.warmup_steps:
+            return self.learning_rate * step / self.warmup_steps
+        if self.schedule == "constant":
+            return self.learning_rate
+        done = (step - 1 - self.warmup_steps) / (self.steps - self.warmup_steps)
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
 class ZeroConfig(Settings):
     """DeepSpeed ZeRO around the adapter."""
 
-    stage: Literal[0, 1, 2, 3] = Field(1, description="What is split among the workers.")
+    stage: Literal[0, 1, 2, 3] = Field(
+        1,
+        description="What is split among the workers: nothing, AdamW's state, gradients too, "
+        "weights too.",
+    )
+    offload_optimizer: bool = Field(
+        False, description="Keep AdamW's state in the CPU's memory (stages 1 to 3)."
+    )
+
+    @model_validator(mode="after")
+    def _offload_needs_a_stage(self) -> "ZeroConfig":
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("offload_optimizer needs stage 1, 2 or 3")
+        return self
+
+
+class RuntimeConfig(Settings):
+    """How the numbers are computed."""
+
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="Of the frozen networks and the adapter's passes; its master weights and "
+        "the Q-Former stay in float32. float16 is for cards without bfloat16.",
+    )
 
 
 class ClusterConfig(Settings):
@@ -156,6 +209,12 @@ class ClusterConfig(Settings):
         None, description="One GPU a worker; by default where the cluster has any."
     )
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for a worker.")
+    accelerator_type: str | None = Field(
+        None, description="Kind of GPU that workers want, in Ray's words, as 'H100'."
+    )
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK", description="Whether Ray puts workers on few nodes or on many."
+    )
     max_failures: int = Field(
         0, ge=-1, description="Restarts after a failed worker before giving up; -1: no limit."
     )
@@ -205,24 +264,35 @@ class RunConfig(Settings):
     dropout: DropoutConfig = DropoutConfig()
     optim: OptimConfig = OptimConfig()
     zero: ZeroConfig = ZeroConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     samples: SamplesConfig = SamplesConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
+    def _precision_has_master_weights(self) -> "RunConfig":
+        if self.runtime.precision != "float32" and self.zero.stage == 0:
+            raise ValueError(
+                f"runtime.precision {self.runtime.precision} needs zero.stage 1, 2 or 3, which "
+                "keep float32 master weights that can be saved and restored"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batch_divides(self) -> "RunConfig":
-        if self.optim.batch_size % self.cluster.num_workers:
+        if self.optim.batch_size % (self.cluster.num_workers * self.optim.accumulation):
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} does not divide among "
-                f"cluster.num_workers {self.cluster.num_workers}"
+                f"cluster.num_workers {self.cluster.num_workers} times "
+                f"optim.accumulation {self.optim.accumulation}"
             )
         return self
 
     @property
     def micro_batch_size(self) -> int:
-        """Samples a worker sees in one step."""
-        return self.optim.batch_size // self.cluster.num_workers
+        """Samples a worker sees in one pass."""
+        return self.optim.batch_size // (self.cluster.num_workers * self.optim.accumulation)
 
 
 class AdapterCard(Settings):

@@ -50,6 +50,11 @@ class AnomalyControl(nn.Module):
         self.latent_shape = (channels, side, side)
         install_processors(self.unet)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the frozen networks are."""
+        return self.vae.device
+
     def forward(
         self, batch: Batch, project: Callable[[Tensor], Tensor] | None = None
     ) -> Losses:
@@ -62,7 +67,7 @@ class AnomalyControl(nn.Module):
             batch: Samples with their references.
             project: Stands in for the adapter's own forward, as a DeepSpeed engine does.
         """
-        device = self.vae.device
+        device = self.device
         with torch.no_grad():
             drawn = draw(
                 self.config.seed,
@@ -86,7 +91,7 @@ class AnomalyControl(nn.Module):
             tokens = semantic.tokens * kept
         fused = (project or self.adapter)(tokens)
         noise_pred = self.unet(
-            noisy_latents,
+            noisy_latents.to(self.unet.dtype),
             timesteps,
             text,
             cross_attention_kwargs={

@@ -156,7 +156,8 @@ class AnomalyControlPipeline(DiffusionPipeline):
             pictures = [one.convert("RGB") for one in image]
             pairs = [fit(*pair, size) for pair in zip(pictures, mask_image, strict=True)]
             pixels = torch.stack([pair[0] for pair in pairs]).to(self.device, self.vae.dtype)
-            kept = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
+            kept = self.vae.encode(pixels).latent_dist.mean.float()
+            kept = kept * self.vae.config.scaling_factor
             masks = torch.stack([pair[1] for pair in pairs]).to(self.device)
             # Any touched latent may change; the pixels outside are put back afterwards.
             inside = F.adaptive_max_pool2d(masks, side)
@@ -166,11 +167,11 @@ class AnomalyControlPipeline(DiffusionPipeline):
         for step, timestep in enumerate(self.progress_bar(timesteps)):
             doubled = torch.cat([latents] * 2) if guided else latents
             noise_pred = self.unet(
-                self.scheduler.scale_model_input(doubled, timestep),
+                self.scheduler.scale_model_input(doubled, timestep).to(self.unet.dtype),
                 timestep,
                 text,
                 cross_attention_kwargs={"semantic": semantic, "semantic_scale": scale},
-            ).sample
+            ).sample.float()  # Latents stay in float32 whatever the networks' precision.
             if guided:
                 without, with_conditions = noise_pred.chunk(2)
                 noise_pred = without + guidance_scale * (with_conditions - without)
@@ -183,7 +184,8 @@ class AnomalyControlPipeline(DiffusionPipeline):
                     else self.scheduler.add_noise(kept, noise, timesteps[step + 1][None])
                 )
                 latents = inside * latents + (1 - inside) * outside
-        decoded = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        decoded = self.vae.decode(latents).sample
         drawn = _pictures(decoded)
         if image is not None and mask_image is not None:
             drawn = [
@@ -219,7 +221,7 @@ class AnomalyControlPipeline(DiffusionPipeline):
             texts = [""] * len(texts) + texts
             tokens = torch.cat([torch.zeros_like(tokens), tokens])
         text = embed_text(self.text_encoder, self.tokenizer, texts)
-        return text, self.adapter.split(self.adapter(tokens))
+        return text, self.adapter.split(self.adapter(tokens.to(self.adapter.dtype)))
 
 
 def _check(lists: dict[str, Any]) -> None:

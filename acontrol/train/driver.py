@@ -109,6 +109,8 @@ def _fit(launch: Launch, name: str) -> None:
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers,
             use_gpu=on_gpus,
+            accelerator_type=cluster.accelerator_type,
+            placement_strategy=cluster.placement,
             resources_per_worker={
                 "CPU": cluster.cpus_per_worker,
                 **({"GPU": 1} if on_gpus else {}),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from acontrol.config import RunConfig
 from acontrol.sga import SemanticAdapter
@@ -38,20 +38,33 @@ class AdapterState:
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     """Say our settings in DeepSpeed's words."""
-    return {
+    zero: dict[str, Any] = {
+        "stage": config.zero.stage,
+        # 19 million parameters fit one bucket; the default is sized for billions.
+        "reduce_bucket_size": 50_000_000,
+    }
+    if config.zero.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    said: dict[str, Any] = {
         "train_batch_size": config.optim.batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": config.optim.accumulation,
+        # 0 is DeepSpeed's word for none.
+        "gradient_clipping": config.optim.max_grad_norm or 0.0,
         # The optimizer is torch's own AdamW, which needs no compiled operator.
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": config.zero.stage,
-            # 19 million parameters fit one bucket; the default is sized for billions.
-            "reduce_bucket_size": 50_000_000,
-        },
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
     }
+    if config.runtime.precision == "bfloat16":
+        said["bf16"] = {"enabled": True}
+        # Gradients of several passes are summed in full precision.
+        said["data_types"] = {"grad_accum_dtype": "fp32"}
+    elif config.runtime.precision == "float16":
+        said["fp16"] = {"enabled": True}
+    return said
 
 
 class AdapterEngine:
@@ -77,13 +90,12 @@ class AdapterEngine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if state is not None:
             adapter.load_state_dict(state.weights)
-        self.adapter = adapter
-        self.stage = config.zero.stage
+        self.adapter, self.config = adapter, config
         optimizer = torch.optim.AdamW(
             adapter.parameters(),
             lr=config.optim.learning_rate,
             weight_decay=config.optim.weight_decay,
-            fused=torch.cuda.is_available(),
+            fused=torch.cuda.is_available() and not config.zero.offload_optimizer,
         )
         self.engine, *_ = deepspeed.initialize(
             model=adapter,
@@ -106,12 +118,19 @@ class AdapterEngine:
         return dist.get_world_size()
 
     def project(self, tokens: Tensor) -> Tensor:
-        """The adapter's forward."""
-        return self.engine(tokens)
+        """The adapter's forward, in the run's precision."""
+        return self.engine(tokens.to(getattr(torch, self.config.runtime.precision)))
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate this rank's gradient of its mean loss; DeepSpeed averages over ranks."""
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Add this rank's gradient of a pass's mean loss; DeepSpeed averages ranks and passes.
+
+        Args:
+            loss: Mean over the pass's samples.
+            last: Whether the next ``step`` follows, and not another pass.
+        """
         self.engine.backward(loss)
+        if not last:
+            self.engine.step()  # Only counts the pass.
 
     def mean(self, values: Sequence[Tensor]) -> list[float]:
         """Average scalars over all ranks: one collective and the step's one host read."""
@@ -119,62 +138,84 @@ class AdapterEngine:
         dist.all_reduce(total)
         return (total / self.world_size).tolist()
 
-    def step(self) -> None:
-        """Update the weights."""
+    def step(self) -> float:
+        """Update the weights; returns the rate it was done with."""
+        rate = self.config.optim.rate(self._steps + 1)
+        self._set_rate(rate)
         self.engine.step()
         self._steps += 1
+        return rate
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that DeepSpeed left out because float16 overflowed."""
+        return int(self.engine.skipped_steps)
 
     def weights(self) -> dict[str, Tensor]:
         """Whole fp32 weights on the CPU; collective."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        gathered = {}
-        for name, parameter in self.adapter.named_parameters():
-            full = parameter if self.stage == 0 else safe_get_full_fp32_param(parameter)
-            gathered[name] = full.detach().cpu().clone()
-        return gathered
+        return {name: self._whole(one) for name, one in self.adapter.named_parameters()}
 
     def state(self) -> AdapterState:
         """Whole weights and moments on the CPU; collective."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        moments = {}
-        for name, parameter in self.adapter.named_parameters():
-            for key in MOMENTS:
-                if self.stage == 0:
-                    full = self.engine.optimizer.state[parameter][key]
-                else:
-                    full = safe_get_full_optimizer_state(parameter, key)
-                moments[f"{key}.{name}"] = full.detach().cpu().clone()
+        moments = {
+            f"{key}.{name}": self._whole(parameter, key)
+            for name, parameter in self.adapter.named_parameters()
+            for key in MOMENTS
+        }
         return AdapterState(self.weights(), moments, self._steps)
 
+    def _whole(self, parameter: nn.Parameter, key: str | None = None) -> Tensor:
+        """A parameter's fp32 weight or moment; gathered from all ranks if it is split."""
+        from deepspeed import utils
+
+        if not _is_split(parameter):
+            whole = parameter if key is None else self._torch_optimizer.state[parameter][key]
+        elif key is None:
+            whole = utils.safe_get_full_fp32_param(parameter)
+        else:
+            whole = utils.safe_get_full_optimizer_state(parameter, key)
+        return whole.detach().float().cpu().clone()
+
+    @property
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        """Torch's AdamW, which the ZeRO optimizers wrap."""
+        return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+
     def _restore(self, state: AdapterState) -> None:
-        """Put the moments back.
+        """Put master weights and moments back.
 
         The optimizer makes its state in its first step, so one is taken with a zero gradient
-        at rate zero, which changes no weight; then the moments replace what it left.
+        at rate zero, which changes no weight; then the saved state replaces what it left.
         """
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed import utils
 
-        groups = self.engine.optimizer.param_groups
-        rates = [group["lr"] for group in groups]
-        for group in groups:
-            group["lr"] = 0.0
+        self._set_rate(0.0)
         device = self.engine.device
         nothing = torch.zeros(1, 1, self.adapter.config.semantic_dim, device=device)
-        self.engine.backward(0 * self.project(nothing).sum())
+        for number in range(1, self.config.optim.accumulation + 1):
+            self.backward(
+                0 * self.project(nothing).sum(), last=number == self.config.optim.accumulation
+            )
         self.engine.step()
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate
         for name, parameter in self.adapter.named_parameters():
-            for key in MOMENTS:
-                value = state.moments[f"{key}.{name}"].to(device)
-                if self.stage == 0:
-                    self.engine.optimizer.state[parameter][key].copy_(value)
-                else:
-                    safe_set_full_optimizer_state(parameter, value, key)
-        # DeepSpeed's ZeRO optimizers wrap torch's.
-        inner = self.engine.optimizer if self.stage == 0 else self.engine.optimizer.optimizer
-        for slot in inner.state.values():
+            moments = {key: state.moments[f"{key}.{name}"].to(device) for key in MOMENTS}
+            if _is_split(parameter):
+                # In low precision the engine began with rounded master weights.
+                utils.safe_set_full_fp32_param(parameter, state.weights[name].to(device))
+                for key, value in moments.items():
+                    utils.safe_set_full_optimizer_state(parameter, value, key)
+            else:
+                for key, value in moments.items():
+                    self._torch_optimizer.state[parameter][key].copy_(value)
+        for slot in self._torch_optimizer.state.values():
             slot["step"].fill_(state.steps)
         self._steps = state.steps
+
+
+def _is_split(parameter: nn.Parameter) -> bool:
+    """Whether DeepSpeed keeps this parameter's master weights itself, split among ranks."""
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")

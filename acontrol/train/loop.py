@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from acontrol.config import RunConfig
 from acontrol.data.stream import Batch
 from acontrol.model import AnomalyControl
@@ -23,6 +25,7 @@ class StepReport:
         energy_after: And after it.
         samples_per_s: Global throughput of this step.
         data_wait_share: Share of the step spent waiting for data, on this rank.
+        learning_rate: Of this step.
     """
 
     step: int
@@ -31,6 +34,7 @@ class StepReport:
     energy_after: float
     samples_per_s: float
     data_wait_share: float
+    learning_rate: float
 
 
 class Observer(Protocol):
@@ -78,27 +82,41 @@ def train(
         NonFiniteLossError: On every rank together, if any rank's loss is not finite; nothing
             was updated by it.
     """
-    last = config.optim.steps
+    last, passes = config.optim.steps, config.optim.accumulation
     for step in range(start + 1, last + 1):
         begun = clock()
-        batch = next(batches)
-        waited = clock() - begun
-        losses = model(batch, engine.project)
-        engine.backward(losses.loss)
+        waited = 0.0
+        sums = [torch.zeros((), device=model.device) for _ in range(3)]
+        keys: list[str] = []
+        for number in range(1, passes + 1):
+            asked = clock()
+            batch = next(batches)
+            waited += clock() - asked
+            keys += batch.keys
+            losses = model(batch, engine.project)
+            engine.backward(losses.loss, last=number == passes)
+            found = (losses.loss, losses.energy_before.mean(), losses.energy_after.mean())
+            sums = [
+                total + one.detach().float() for total, one in zip(sums, found, strict=True)
+            ]
         # One collective and one host read a step; a rank's NaN reaches all through the sum.
-        wish = losses.loss.new_tensor(float(observer.should_stop()))
-        loss, before, after, stop = engine.mean(
-            [losses.loss, losses.energy_before.mean(), losses.energy_after.mean(), wish]
-        )
+        wish = torch.tensor(float(observer.should_stop()), device=model.device)
+        loss, before, after, stop = engine.mean([*(total / passes for total in sums), wish])
         if not math.isfinite(loss):
             raise NonFiniteLossError(
-                f"step {step}: the loss is {loss}; this rank had {', '.join(batch.keys)} at "
-                f"positions {batch.positions[0]} to {batch.positions[-1]}, seed {config.seed}"
+                f"step {step}: the loss is {loss}; this rank had {', '.join(keys)}, "
+                f"positions up to {batch.positions[-1]}, seed {config.seed}"
             )
-        engine.step()
+        rate = engine.step()
         elapsed = clock() - begun
         report = StepReport(
-            step, loss, before, after, config.optim.batch_size / elapsed, waited / elapsed
+            step,
+            loss,
+            before,
+            after,
+            samples_per_s=config.optim.batch_size / elapsed,
+            data_wait_share=waited / elapsed,
+            learning_rate=rate,
         )
         observer.on_step(report)
         if step == last or (config.samples.every and step % config.samples.every == 0):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import torch
 from ray.train import CheckpointUploadMode
 
 from acontrol import base as base_models
@@ -37,7 +38,8 @@ def train_rank(launch: Launch) -> None:
     _quieten()
     run = launch.folder.parent.parent
     device = ray.train.torch.get_device()
-    base = base_models.load_base(config.base, device)
+    precision = getattr(torch, config.runtime.precision)
+    base = base_models.load_base(config.base, device, precision)
     bundle = newest_bundle(run)
     reader = ShardReader(config.data.shards or "", config.data.cache_dir)
     adapter = new_adapter(base, launch, reader).to(device)
@@ -52,7 +54,7 @@ def train_rank(launch: Launch) -> None:
         config.micro_batch_size,
         engine.rank,
         engine.world_size,
-        config.optim.steps - start,
+        (config.optim.steps - start) * config.optim.accumulation,
     )
     observer = _Observer(launch, run, base, adapter, stream, engine, start)
     train(model, batches, engine, config, observer, start=start)
@@ -122,6 +124,8 @@ class _Observer:
             "asea_energy_after": report.energy_after,
             "samples_per_s": report.samples_per_s,
             "data_wait_share": report.data_wait_share,
+            "learning_rate": report.learning_rate,
+            "skipped_steps": float(self.engine.skipped_steps),
         }
         self.tracker.log_metrics(metrics, report.step)
         if self.bar is not None:

@@ -1,22 +1,54 @@
-"""The engine in real gloo ranks with real DeepSpeed, every ZeRO stage."""
+"""The engine in real gloo ranks with real DeepSpeed, every setting."""
+
+import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from acontrol.config import ClusterConfig, OptimConfig, RunConfig, ZeroConfig
+from acontrol.config import OptimConfig, RunConfig
 from acontrol.sga import SemanticAdapter
 from acontrol.train.engine import AdapterEngine, AdapterState, deepspeed_config
 from tests.train.ranks import run_ranks
 
-STAGES = (0, 1, 2, 3)
-STEPS, HALF, BATCH = 6, 3, 4
+STEPS, HALF, BATCH = 6, 3, 8
+# Name: what is changed in the config.
+SETTINGS: dict[str, dict] = {
+    **{f"stage {stage}": {"zero": {"stage": stage}} for stage in range(4)},
+    **{
+        f"stage {stage}, two passes, clipped, cosine": {
+            "zero": {"stage": stage},
+            "optim": {
+                "accumulation": 2,
+                "max_grad_norm": 0.1,
+                "schedule": "cosine",
+                "warmup_steps": 2,
+            },
+        }
+        for stage in range(4)
+    },
+    **{
+        f"stage {stage}, bfloat16": {
+            "zero": {"stage": stage},
+            "runtime": {"precision": "bfloat16"},
+            "optim": {"accumulation": 2},
+        }
+        for stage in range(1, 4)
+    },
+    "stage 1, offloaded": {"zero": {"stage": 1, "offload_optimizer": True}},
+    "stage 3, offloaded": {"zero": {"stage": 3, "offload_optimizer": True}},
+}
 
 
-def config_of(stage: int, world_size: int) -> RunConfig:
-    return RunConfig(
-        optim=OptimConfig(batch_size=BATCH, learning_rate=1e-2),
-        zero=ZeroConfig(stage=stage),
-        cluster=ClusterConfig(num_workers=world_size),
+def config_of(name: str, world_size: int) -> RunConfig:
+    changed = SETTINGS[name]
+    optim = {"batch_size": BATCH, "learning_rate": 1e-2, "steps": STEPS}
+    return RunConfig.model_validate(
+        {
+            "cluster": {"num_workers": world_size},
+            **changed,
+            "optim": {**optim, **changed.get("optim", {})},
+        }
     )
 
 
@@ -30,24 +62,31 @@ def sample(step: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(6, 5, generator=generator), torch.randn(6, 20, generator=generator)
 
 
+def batch_of(step: int, numbers: range) -> tuple[torch.Tensor, ...]:
+    rows = [sample(step, number) for number in numbers]
+    return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+
+
 def steps_of(engine: AdapterEngine, first: int, last: int) -> list[float]:
     """A little regression in place of the U-Net."""
-    share = BATCH // engine.world_size
+    share, passes = engine.config.micro_batch_size, engine.config.optim.accumulation
     losses = []
     for step in range(first, last):
-        rows = [sample(step, engine.rank * share + row) for row in range(share)]
-        inputs, targets = (torch.stack(column) for column in zip(*rows, strict=True))
-        loss = (engine.project(inputs) - targets).square().mean()
-        engine.backward(loss)
-        losses += engine.mean([loss])
+        total = torch.zeros(())
+        for number in range(passes):
+            begin = (number * engine.world_size + engine.rank) * share
+            inputs, targets = batch_of(step, range(begin, begin + share))
+            loss = (engine.project(inputs).float() - targets).square().mean()
+            engine.backward(loss, last=number + 1 == passes)
+            total += loss.detach() / passes
+        losses += engine.mean([total])
         engine.step()
     return losses
 
 
-def train_and_resume(stage: int) -> dict[str, object]:
+def train_and_resume(name: str) -> dict[str, object]:
     """Whole training, and the same one broken in the middle; plain values for torch.save."""
-    world_size = torch.distributed.get_world_size()
-    config = config_of(stage, world_size)
+    config = config_of(name, torch.distributed.get_world_size())
     whole = AdapterEngine(new_adapter(), config, None)
     losses = steps_of(whole, 0, HALF)
     middle = whole.state()
@@ -66,62 +105,108 @@ def train_and_resume(stage: int) -> dict[str, object]:
     }
 
 
-def all_stages() -> dict[int, dict[str, object]]:
-    return {stage: train_and_resume(stage) for stage in STAGES}
+def all_settings() -> dict[str, dict[str, object]]:
+    return {name: train_and_resume(name) for name in SETTINGS}
 
 
 def resume_from(middle: dict) -> list[float]:
-    config = config_of(1, torch.distributed.get_world_size())
+    config = config_of("stage 1", torch.distributed.get_world_size())
     engine = AdapterEngine(new_adapter(), config, AdapterState(**middle))
     return steps_of(engine, HALF, STEPS)
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> dict[int, dict]:
-    return run_ranks(all_stages, 2, tmp_path_factory.mktemp("two"))
+def two_ranks(tmp_path_factory) -> dict[str, dict]:
+    return run_ranks(all_settings, 2, tmp_path_factory.mktemp("two"))
 
 
-def plain_losses() -> list[float]:
-    """The same in a plain PyTorch loop."""
+def plain_losses(name: str) -> list[float]:
+    """The same in a plain PyTorch loop, with torch's own clipping and schedule."""
+    optim = config_of(name, 1).optim
     adapter = new_adapter()
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=optim.learning_rate)
     losses = []
     for step in range(STEPS):
-        rows = [sample(step, row) for row in range(BATCH)]
-        inputs, targets = (torch.stack(column) for column in zip(*rows, strict=True))
+        inputs, targets = batch_of(step, range(BATCH))
         loss = (adapter(inputs) - targets).square().mean()
         optimizer.zero_grad()
         loss.backward()
+        if optim.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(adapter.parameters(), optim.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = written_out_rate(optim, step)
         optimizer.step()
         losses.append(loss.item())
     return losses
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_trains_as_a_plain_loop(two_ranks, stage) -> None:
-    assert two_ranks[stage]["losses"] == pytest.approx(plain_losses(), abs=1e-6)
+def written_out_rate(optim: OptimConfig, step: int) -> float:
+    """Steps from 0: a line up to the full rate, then a half cosine down."""
+    if step < optim.warmup_steps:
+        return optim.learning_rate * (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.learning_rate
+    share = (step - optim.warmup_steps) / (STEPS - optim.warmup_steps)
+    return optim.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_resume_is_bitwise(two_ranks, stage) -> None:
-    found = two_ranks[stage]
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_trains_as_a_plain_loop(two_ranks, name) -> None:
+    # bfloat16 has 8 bits of mantissa: a loss near 1 is good to about 1/256.
+    tolerance = 4e-3 if "bfloat16" in name else 1e-5
+    assert two_ranks[name]["losses"] == pytest.approx(plain_losses(name), abs=tolerance)
+
+
+def test_clipping_and_schedule_matter() -> None:
+    names = ("stage 0", "stage 0, two passes, clipped, cosine")
+    plain, changed = (plain_losses(name) for name in names)
+    assert plain[0] == changed[0]
+    assert abs(plain[-1] - changed[-1]) > 1e-3
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_resume_is_bitwise(two_ranks, name) -> None:
+    found = two_ranks[name]
     assert found["resumed_losses"] == found["losses"][HALF:]
     end, resumed = found["end"], found["resumed_end"]
     assert end["steps"] == resumed["steps"] == STEPS
     for part in ("weights", "moments"):
         assert end[part].keys() == resumed[part].keys()
-        for name, value in end[part].items():
-            assert torch.equal(value, resumed[part][name]), name
+        for parameter, value in end[part].items():
+            assert value.dtype == torch.float32
+            assert torch.equal(value, resumed[part][parameter]), parameter
     assert end["moments"]["exp_avg.proj.weight"].abs().sum() > 0
 
 
+def test_the_whole_weights_of_all_stages_agree(two_ranks) -> None:
+    ones = [two_ranks[f"stage {stage}"]["end"]["weights"]["proj.weight"] for stage in range(4)]
+    for one in ones[1:]:
+        torch.testing.assert_close(one, ones[0], atol=1e-6, rtol=0)
+
+
 def test_another_number_of_ranks_continues(two_ranks, tmp_path) -> None:
-    losses = run_ranks(resume_from, 1, tmp_path, two_ranks[3]["middle"])
-    assert losses == pytest.approx(two_ranks[3]["losses"][HALF:], abs=1e-6)
+    losses = run_ranks(resume_from, 1, tmp_path, two_ranks["stage 3"]["middle"])
+    assert losses == pytest.approx(two_ranks["stage 3"]["losses"][HALF:], abs=1e-6)
 
 
-def test_deepspeed_is_told_the_global_and_the_micro_batch() -> None:
-    told = deepspeed_config(config_of(2, 4))
-    assert told["train_batch_size"] == 4
+def test_deepspeed_is_told_the_settings() -> None:
+    told = deepspeed_config(config_of("stage 2, two passes, clipped, cosine", 4))
+    assert told["train_batch_size"] == 8
     assert told["train_micro_batch_size_per_gpu"] == 1
+    assert told["gradient_accumulation_steps"] == 2
+    assert told["gradient_clipping"] == 0.1
     assert told["zero_optimization"]["stage"] == 2
+    assert "bf16" not in told
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"zero": {"stage": 0}, "runtime": {"precision": "bfloat16"}}, "zero.stage 1, 2 or 3"),
+        ({"zero": {"stage": 0, "offload_optimizer": True}}, "offload_optimizer needs stage"),
+        ({"optim": {"steps": 5, "warmup_steps": 5}}, "warmup_steps 5 must stay under steps 5"),
+        ({"optim": {"batch_size": 6, "accumulation": 4}}, "optim.accumulation 4"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changed, words) -> None:
+    with pytest.raises(ValidationError, match=words):
+        RunConfig.model_validate(changed)
