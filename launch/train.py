@@ -1,9 +1,12 @@
 """Train an adapter on Ray; the same command continues a run that was stopped.
 
-    python -m launch.train PRESET --data.shards DIR --output RUN [--config FILE.json] ...
+    python -m launch.train PRESET --data.shards DIR --output RUN [--config FILE.json]
+                           [--dry-run] ...
 
 PRESET is one of: tiny (built-in base, offline, CPU), mvtec-sd15 (the paper). Every setting
 has a dotted name, as --optim.steps 100. FILE.json is a config that replaces the preset's.
+--dry-run prints the resolved config, what a batch and an epoch are, parameters and memory by
+ZeRO stage, and what would be downloaded; it needs neither weights nor cluster nor data.
 """
 
 import sys
@@ -50,7 +53,14 @@ def _from_file(path: Path) -> RunConfig:
 
 def run(args: Sequence[str]) -> None:
     """Train and say where the result is."""
-    config = read_config(args)
+    rest = [arg for arg in args if arg != "--dry-run"]
+    config = read_config(rest)
+    if len(rest) < len(args):
+        from acontrol.train.dryrun import describe
+
+        for line in describe(config):
+            print(line)
+        return
     # Ray and the models are imported only once the arguments are known to be good.
     from acontrol.train.driver import TrainingStoppedError, run_training
     from acontrol.train.tracking import tracking_uri

@@ -23,7 +23,7 @@ ORDER = [
         "acontrol.tiny",
     },
     {"acontrol.data"},
-    {"acontrol.csm", "acontrol.sga", "acontrol.base"},
+    {"acontrol.shapes", "acontrol.csm", "acontrol.sga", "acontrol.base"},
     {"acontrol.model"},
     {"acontrol.pipeline"},
     {"acontrol.generation"},

@@ -31,6 +31,7 @@ from acontrol import base as base_models
 from acontrol.config import RunConfig, UserError
 from acontrol.data.reader import ShardReader
 from acontrol.train.checkpoint import Bundle, changed_settings, newest_bundle
+from acontrol.train.paths import absolute
 from acontrol.train.tracking import Tracker, tracking_uri
 from acontrol.train.worker import Launch, run_worker
 
@@ -49,7 +50,7 @@ def run_training(config: RunConfig) -> Path:
         TrainingStoppedError: If it ended early: interrupted, or a worker failed.
     """
     base_models.quieten()
-    config = _absolute(config)
+    config = absolute(config)
     run = Path(_required(config.output, "--output RUN", "where the run goes"))
     reader = ShardReader(
         _required(config.data.shards, "--data.shards DIR", "what launch.shard wrote"),
@@ -187,28 +188,6 @@ def _cluster(cpus: float) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _absolute(config: RunConfig) -> RunConfig:
-    """Workers have another working directory: make every local path absolute."""
-
-    def full(path: str | None) -> str | None:
-        return path if path is None or "://" in path else str(Path(path).expanduser().resolve())
-
-    def folder(path: str | None) -> str | None:
-        return full(path) if path is not None and os.path.isdir(path) else path
-
-    data = config.data.model_copy(update={"shards": full(config.data.shards)})
-    base = config.base.model_copy(
-        update={"path": folder(config.base.path), "vlm_path": folder(config.base.vlm_path)}
-    )
-    update = {
-        "data": data,
-        "base": base,
-        "output": full(config.output),
-        "init": full(config.init),
-    }
-    return config.model_copy(update=update)
 
 
 def _required(value: str | None, option: str, meaning: str) -> str:

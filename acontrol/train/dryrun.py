@@ -1,0 +1,131 @@
+"""What a run would be, without weights, cluster or output: ``launch.train --dry-run``."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from acontrol import base as base_models
+from acontrol.config import BaseConfig, RunConfig
+from acontrol.data.reader import ShardReader
+from acontrol.sga import cross_attention_layers
+from acontrol.shapes import Shapes, parameters, shapes_of
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def describe(config: RunConfig) -> Iterator[str]:
+    """Yield the lines that ``--dry-run`` prints; reads no weights and changes nothing.
+
+    Raises:
+        UserError: If shards or folders that are named do not exist.
+    """
+    shards = config.data.shards
+    reader = None if shards is None else ShardReader(shards, config.data.cache_dir)
+    base, vlm = _places(config.base)
+    yield config.model_dump_json(indent=2)
+    yield ""
+    yield from _batches(config)
+    if reader is None:
+        yield "data: unknown, --data.shards is not given"
+    else:
+        yield from _data(config, reader)
+    yield from _downloads(config.base, base, vlm)
+    shapes = shapes_of(base, vlm)
+    if shapes is None:
+        yield f"parameters and memory: unknown, {base} or {vlm} is not on this machine"
+    else:
+        yield from _memory(config, shapes)
+    if config.output is None:
+        yield "output: unknown, --output is not given"
+    yield "dry run: nothing was changed"
+
+
+def _batches(config: RunConfig) -> Iterator[str]:
+    yield (
+        f"batch: {config.optim.batch_size} samples a step = {config.cluster.num_workers} "
+        f"workers x {config.optim.accumulation} passes x {config.micro_batch_size} samples"
+    )
+
+
+def _data(config: RunConfig, reader: ShardReader) -> Iterator[str]:
+    count, batch = len(reader), config.optim.batch_size
+    steps = config.optim.steps
+    yield (
+        f"data: {count} samples in {len(reader.index.shards)} shards (split "
+        f"{reader.index.split}); {batch // config.cluster.num_workers} a rank and step"
+    )
+    yield (
+        f"      {count / batch:.1f} steps an epoch, {steps} steps = "
+        f"{steps * batch / count:.1f} epochs"
+    )
+
+
+def _places(config: BaseConfig) -> tuple[str, str]:
+    """Base and vision-language model; a hub id without a commit is no obstacle here."""
+    pinned = config.model_copy(
+        update={
+            "revision": config.revision or "unpinned",
+            "vlm_revision": config.vlm_revision or "unpinned",
+        }
+    )
+    path, vlm_path, folder = base_models.resolve(pinned)
+    return path, str(Path(vlm_path, folder)) if folder else vlm_path
+
+
+def _downloads(config: BaseConfig, base: str, vlm: str) -> Iterator[str]:
+    for option, place, revision in (
+        ("base.path", base, config.revision),
+        ("base.vlm-path", vlm, config.vlm_revision),
+    ):
+        if not Path(place).is_dir():
+            pin = f"at commit {revision}" if revision else "once a commit is pinned"
+            yield f"{option}: {place} is not a folder here; it would be downloaded {pin}"
+
+
+def _memory(config: RunConfig, shapes: Shapes) -> Iterator[str]:
+    layers = cross_attention_layers(shapes.unet)
+    width = shapes.vlm.config.qformer_config.hidden_size
+    trainable = 2 * width * sum(inner for _, inner in layers)
+    frozen = {
+        name: parameters(getattr(shapes, name))
+        for name in ("unet", "vae", "text_encoder", "vlm")
+    }
+    yield f"trainable: {trainable:,} parameters in {len(layers)} cross-attention layers" + (
+        ", besides the pooling's" if config.csm.mode == "pooled" else ""
+    )
+    parts = ", ".join(f"{name} {count:,}" for name, count in frozen.items())
+    yield f"frozen: {sum(frozen.values()):,} parameters ({parts})"
+    low = BYTES[config.runtime.precision]
+    qformer = parameters(shapes.vlm.qformer)
+    fixed = low * (sum(frozen.values()) - qformer) + 4 * qformer
+    yield (
+        f"memory a worker: {_readable(fixed)} of frozen weights in "
+        f"{config.runtime.precision} (Q-Former in float32), and for the adapter by ZeRO stage:"
+    )
+    for stage in range(4):
+        if stage == 0 and low == 2:
+            yield "  stage 0: not with low precision"
+            continue
+        size = adapter_bytes(trainable, stage, config.cluster.num_workers, low)
+        mark = "  <- this run" if stage == config.zero.stage else ""
+        yield f"  stage {stage}: {_readable(size)}{mark}"
+    yield "  activations come on top; they grow with the pass's samples and are not estimated"
+
+
+def _readable(size: int) -> str:
+    unit, name = (2**30, "GiB") if size >= 2**30 else (2**20, "MiB")
+    return f"{size / unit:.2f} {name}"
+
+
+def adapter_bytes(count: int, stage: int, workers: int, low: int) -> int:
+    """Weights, gradients, master weights and AdamW's moments on one worker, in bytes.
+
+    Args:
+        count: Trainable parameters.
+        stage: ZeRO stage; splits moments and masters from 1, gradients from 2, weights from 3.
+        workers: Among which they are split.
+        low: Bytes of a weight in the passes; under 4 a float32 master is kept besides.
+    """
+    optimizer = (8 + (4 if low < 4 else 0)) * count // (workers if stage >= 1 else 1)
+    gradients = 4 * count // (workers if stage >= 2 else 1)
+    weights = low * count // (workers if stage >= 3 else 1)
+    return optimizer + gradients + weights

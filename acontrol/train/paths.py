@@ -1,0 +1,68 @@
+"""Where a run's files are, said so that workers and later launches find them too."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from acontrol.config import RunConfig, UserError
+
+
+def in_ray_job() -> bool:
+    """Whether this process was started by ``ray job submit``."""
+    try:
+        job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    except ValueError:
+        return False
+    return "job_submission_id" in job.get("metadata", {})
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """Make every local path absolute: workers have another working directory.
+
+    Raises:
+        UserError: Under ``ray job submit``, if a path is relative: the job's folder is a
+            temporary copy, and goes with the job.
+    """
+    base = config.base
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is not None and in_ray_job() and re.match(r"sqlite:///(?!/)|(?![a-z+-]+:)", uri):
+        raise UserError(f"MLflow's {_relative_in_job(uri)}")
+    return config.model_copy(
+        update={
+            "output": _full(config.output, "--output"),
+            "init": _full(config.init, "--init"),
+            "data": config.data.model_copy(
+                update={
+                    "shards": _full(config.data.shards, "--data.shards"),
+                    "cache_dir": _full(config.data.cache_dir, "--data.cache-dir"),
+                }
+            ),
+            "base": base.model_copy(
+                update={
+                    "path": _folder(base.path, "--base.path"),
+                    "vlm_path": _folder(base.vlm_path, "--base.vlm-path"),
+                }
+            ),
+        }
+    )
+
+
+def _full(path: str | None, option: str) -> str | None:
+    if path is None or "://" in path:
+        return path
+    if in_ray_job() and not os.path.isabs(path):
+        raise UserError(f"{option} {_relative_in_job(path)}")
+    return str(Path(path).expanduser().resolve())
+
+
+def _folder(path: str | None, option: str) -> str | None:
+    """A folder's absolute path; a hub id or a built-in name stays what it is."""
+    return _full(path, option) if path is not None and os.path.isdir(path) else path
+
+
+def _relative_in_job(path: str) -> str:
+    return (
+        f"{path}: a Ray job runs in a temporary copy of the folder, which goes with it; "
+        "give an absolute path or a URI"
+    )
