@@ -1,0 +1,179 @@
+"""`ray job submit` on a cluster with token authentication, and a real MLflow server."""
+
+import contextlib
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from launch import generate, shard
+from tests.launch.commands import ROOT
+
+pytestmark = pytest.mark.slow
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+class Cluster:
+    """A head node that `ray start` made, and how to talk to it."""
+
+    def __init__(self, scratch: Path, stop_wait: str | None):
+        token = scratch / "token"
+        token.write_text(secrets.token_hex(32))
+        self.dashboard = free_port()
+        self.environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
+        }
+        if stop_wait is not None:
+            self.environment["RAY_JOB_STOP_WAIT_TIME_S"] = stop_wait
+
+    def __enter__(self) -> "Cluster":
+        start = {**self.environment}
+        del start["RAY_ADDRESS"]
+        command = [BIN / "ray", "start", "--head", "--num-cpus=2", "--port", str(free_port())]
+        ports = [f"--dashboard-port={self.dashboard}", "--object-store-memory=200000000"]
+        subprocess.run(
+            [*command, *ports, "--include-dashboard=true"],
+            env=start,
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        subprocess.run([BIN / "ray", "stop", "--force"], capture_output=True, timeout=60)
+
+    def job(self, *args: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [BIN / "ray", "job", *args],
+            env=self.environment,
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            timeout=400,
+        )
+
+    def submit(self, *args: object, wait: bool = True) -> "subprocess.CompletedProcess[str]":
+        more = [] if wait else ["--no-wait"]
+        module = [str(BIN / "python"), "-m", "launch.train", *(str(arg) for arg in args)]
+        return self.job("submit", *more, "--working-dir", ".", "--", *module)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[str]:
+    scratch = tmp_path_factory.mktemp("server")
+    uri = f"http://127.0.0.1:{(port := free_port())}"
+    store = ["--backend-store-uri", f"sqlite:///{scratch / 'server.db'}"]
+    place = ["--artifacts-destination", str(scratch / "artifacts")]
+    command = [BIN / "mlflow", "server", "--port", str(port), "--workers", "1", *store, *place]
+    with (scratch / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(120):
+            with contextlib.suppress(OSError):
+                if urllib.request.urlopen(f"{uri}/health", timeout=2).status == 200:
+                    break
+            time.sleep(0.5)
+        yield uri
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def shards(built_in_data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("job") / "shards"
+    shard.run([str(built_in_data), "--out", str(out), "--split", "all"])
+    return out
+
+
+def options(shards: Path, output: Path, uri: str, steps: int, every: int = 2) -> list[object]:
+    return [
+        *("tiny", "--data.shards", shards, "--output", output, "--tracking.uri", uri),
+        *("--optim.steps", steps, "--optim.batch-size", 4, "--samples.steps", 2),
+        *("--checkpoint.every", every, "--samples.every", 0),
+    ]
+
+
+def wait_for_steps(uri: str, name: str, at_least: int) -> None:
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        for run in client.search_runs(["1"], f"attributes.run_name = '{name}'"):
+            if len(client.get_metric_history(run.info.run_id, "loss")) >= at_least:
+                return
+        time.sleep(0.5)
+    raise AssertionError(f"{name} did not reach step {at_least}")
+
+
+def bundles(output: Path) -> list[int]:
+    found = output.glob("launches/*/bundle-*/manifest.json")
+    return sorted(int(path.parent.name.split("-")[1]) for path in found)
+
+
+def test_a_job_trains_and_a_stopped_one_continues(
+    shards, built_in_data, server, tmp_path
+) -> None:
+    with Cluster(tmp_path, stop_wait="60") as cluster:
+        refused = cluster.submit("tiny", "--data.shards", "shards", "--output", "/tmp/x")
+        assert "--data.shards shards: a Ray job runs in a temporary copy" in refused.stdout
+        assert refused.returncode != 0
+
+        done = cluster.submit(*options(shards, tmp_path / "whole", server, 6))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"Adapter: {tmp_path / 'whole' / 'adapter'}" in done.stdout
+        args = ["--model", tmp_path / "whole", "--data", built_in_data, "--steps", 2]
+        generate.run([str(arg) for arg in [*args, "--count", 1, "--out", tmp_path / "drawn"]])
+        assert (tmp_path / "drawn" / "manifest.jsonl").is_file()
+        wait_for_steps(server, "whole", 6)
+
+        output = tmp_path / "stopped"
+        long = options(shards, output, server, 3000, every=1500)
+        submitted = cluster.submit(*long, wait=False)
+        (job,) = set(re.findall(r"raysubmit_\w+", submitted.stdout))
+        # Metrics are sent with a bundle or in stretches: some have arrived when one has.
+        wait_for_steps(server, "stopped", 1)
+        cluster.job("stop", job)
+        (step,) = bundles(output)
+        assert 0 < step < 1500, "the bundle was written on SIGTERM"
+        logs = cluster.job("logs", job).stdout
+        assert "Stopping after this step, with a checkpoint" in logs
+        again = cluster.submit(*options(shards, output, server, step + 2))
+        assert f"Continuing from step {step}" in again.stdout
+        assert again.returncode == 0
+
+
+def test_with_the_default_wait_the_last_periodic_bundle_remains(
+    shards, server, tmp_path
+) -> None:
+    with Cluster(tmp_path, stop_wait=None) as cluster:
+        output = tmp_path / "killed"
+        submitted = cluster.submit(*options(shards, output, server, 3000), wait=False)
+        (job,) = set(re.findall(r"raysubmit_\w+", submitted.stdout))
+        deadline = time.monotonic() + 240
+        while not bundles(output):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        cluster.job("stop", job)
+        remains = bundles(output)[-1]
+        again = cluster.submit(*options(shards, output, server, remains + 2))
+        assert f"Continuing from step {remains}" in again.stdout
+        assert again.returncode == 0
