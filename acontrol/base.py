@@ -20,10 +20,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from acontrol.config import BaseConfig, UserError
+from acontrol.config import BUILT_IN, BaseConfig, UserError
 from acontrol.tiny import build_tiny_base
 
-BUILT_IN = "tiny"
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 
@@ -78,7 +77,8 @@ def load_base(
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise ValueError(f"the weights of {kind.__name__} lack {missing}")
-        return model.eval().requires_grad_(False).to(device, dtype)
+        model = model.eval().requires_grad_(False).to(device)
+        return model if dtype == torch.float32 else model.to(dtype)
 
     def part(name: str) -> dict[str, str]:
         return {**source, "subfolder": name}

@@ -33,6 +33,9 @@ def unit_interval(default: float, description: str) -> float:
     return Field(default, ge=0, le=1, description=description)
 
 
+BUILT_IN = "tiny"  # base.path of the base that acontrol makes itself.
+
+
 class DataConfig(Settings):
     """What is trained on, and how a reference is paired with its target."""
 
@@ -65,7 +68,7 @@ class BaseConfig(Settings):
     """The frozen base models, each a folder or a hub id with a pinned revision."""
 
     path: str = Field(
-        "tiny",
+        BUILT_IN,
         description="Stable Diffusion 1.5 in diffusers' layout: a folder or a hub id; "
         "'tiny' is the small built-in base, with random weights for now.",
     )
@@ -153,6 +156,13 @@ class OptimConfig(Settings):
     max_grad_norm: float | None = Field(
         None, gt=0, description="Gradients are scaled down to this norm; None: left alone."
     )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Export a moving average of the weights with this decay a step; None: the "
+        "weights themselves. Costs a gather a step under ZeRO.",
+    )
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> "OptimConfig":
@@ -236,6 +246,15 @@ class SamplesConfig(Settings):
     guidance_scale: float = Field(7.5, ge=1, description="Classifier-free guidance.")
 
 
+class ValidationConfig(Settings):
+    """The loss on samples that are held out of training, with fixed noise and timesteps."""
+
+    every: int = Field(
+        0, ge=0, description="Steps between validations; 0: hold nothing out, validate never."
+    )
+    share: float = Field(0.1, gt=0, lt=1, description="Share of the samples that is held out.")
+
+
 class TrackingConfig(Settings):
     """MLflow."""
 
@@ -246,6 +265,9 @@ class TrackingConfig(Settings):
     )
     experiment: str = Field("acontrol", min_length=1, description="Experiment's name.")
     run_name: str | None = Field(None, description="Run's name; by default the output's.")
+    system_metrics: bool = Field(
+        False, description="Log processor, memory, disk and GPU use of every node."
+    )
 
 
 class RunConfig(Settings):
@@ -256,6 +278,9 @@ class RunConfig(Settings):
         None, description="Adapter folder whose weights training starts from."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
+    profile: int = Field(
+        0, ge=0, description="Steps of rank 0 to write a PyTorch trace of, after two others."
+    )
     data: DataConfig = DataConfig()
     base: BaseConfig = BaseConfig()
     csm: CsmConfig = CsmConfig()
@@ -268,6 +293,7 @@ class RunConfig(Settings):
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     samples: SamplesConfig = SamplesConfig()
+    validation: ValidationConfig = ValidationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

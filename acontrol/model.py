@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from acontrol.base import BaseModels
-from acontrol.config import RunConfig
+from acontrol.config import DropoutConfig, RunConfig
 from acontrol.csm import CrossModalEncoder
 from acontrol.data.stream import Batch
 from acontrol.diffusion import denoising_loss, draw, dropped_conditions
@@ -22,11 +22,13 @@ class Losses:
 
     Attributes:
         loss: Mean of Eq. (6) over the batch; carries the gradient.
+        per_sample: Eq. (6) of each sample, without gradient.
         energy_before: E of Eq. (3) before ASEA.
         energy_after: E after it.
     """
 
     loss: Float[Tensor, ""]
+    per_sample: Float[Tensor, " batch"]
     energy_before: Float[Tensor, " batch"]
     energy_after: Float[Tensor, " batch"]
 
@@ -56,7 +58,12 @@ class AnomalyControl(nn.Module):
         return self.vae.device
 
     def forward(
-        self, batch: Batch, project: Callable[[Tensor], Tensor] | None = None
+        self,
+        batch: Batch,
+        project: Callable[[Tensor], Tensor] | None = None,
+        *,
+        seed: int | None = None,
+        dropout: DropoutConfig | None = None,
     ) -> Losses:
         """Compute Eq. (6) on one batch.
 
@@ -66,16 +73,20 @@ class AnomalyControl(nn.Module):
         Args:
             batch: Samples with their references.
             project: Stands in for the adapter's own forward, as a DeepSpeed engine does.
+            seed: Of noise and timesteps; by default the run's.
+            dropout: Of conditions; by default the run's.
         """
         device = self.device
         with torch.no_grad():
             drawn = draw(
-                self.config.seed,
+                self.config.seed if seed is None else seed,
                 batch.positions,
                 self.latent_shape,
                 self.scheduler.config.num_train_timesteps,
             )
-            drop_text, drop_semantic = dropped_conditions(drawn.chance, self.config.dropout)
+            drop_text, drop_semantic = dropped_conditions(
+                drawn.chance, dropout or self.config.dropout
+            )
             latents = self.encode_image(batch.image, drawn.posterior_noise)
             noise, timesteps = drawn.noise.to(device), drawn.timesteps.to(device)
             noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
@@ -99,8 +110,9 @@ class AnomalyControl(nn.Module):
                 "semantic_scale": self.config.sga.scale,
             },
         ).sample
-        loss = denoising_loss(noise_pred, noise).mean()
-        return Losses(loss, semantic.energy_before, semantic.energy_after)
+        per_sample = denoising_loss(noise_pred, noise)
+        loss = per_sample.mean()
+        return Losses(loss, per_sample.detach(), semantic.energy_before, semantic.energy_after)
 
     @torch.no_grad()
     def encode_image(

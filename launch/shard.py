@@ -27,7 +27,7 @@ PROG = "python -m launch.shard"
 class ShardCommand(Settings):
     """Options of launch.shard."""
 
-    root: Annotated[Path, tyro.conf.Positional] = Field(
+    root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")] = Field(
         description="Folder of categories in MVTec AD's layout, or one category."
     )
     out: Path | None = Field(None, description="Folder to write the shards to.")

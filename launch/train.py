@@ -4,11 +4,12 @@
                            [--dry-run] ...
 
 PRESET is one of: tiny (built-in base, offline, CPU), mvtec-sd15 (the paper). Every setting
-has a dotted name, as --optim.steps 100. FILE.json is a config that replaces the preset's.
+has a dotted name, as --optim.steps 100. FILE.json holds settings that replace the preset's.
 --dry-run prints the resolved config, what a batch and an epoch are, parameters and memory by
 ZeRO stage, and what would be downloaded; it needs neither weights nor cluster nor data.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,23 +32,38 @@ def read_config(args: Sequence[str]) -> RunConfig:
             raise UserError(f"name a preset first, one of: {', '.join(PRESETS)}")
     default = preset(args[0])
     rest = list(args[1:])
+    rest = [part for arg in rest for part in _split_config(arg)]
     if "--config" in rest:
         place = rest.index("--config")
         if place + 1 == len(rest):
             raise UserError("--config needs a file")
-        default = _from_file(Path(rest[place + 1]))
+        default = _from_file(Path(rest[place + 1]), default)
         del rest[place : place + 2]
     return parse(
         RunConfig, rest, prog=f"{PROG} {args[0]}", description=__doc__, default=default
     )
 
 
-def _from_file(path: Path) -> RunConfig:
+def _split_config(arg: str) -> list[str]:
+    return ["--config", arg.removeprefix("--config=")] if arg.startswith("--config=") else [arg]
+
+
+def _from_file(path: Path, default: RunConfig) -> RunConfig:
+    """The preset with what the file says on top, group by group."""
+    merged = default.model_dump()
     try:
-        return RunConfig.model_validate_json(path.read_bytes())
+        said = json.loads(path.read_bytes())
+        if not isinstance(said, dict):
+            raise UserError(f"--config {path}: need a JSON object, got {type(said).__name__}")
+        for name, value in said.items():
+            both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+            merged[name] = {**merged[name], **value} if both else value
+        return RunConfig.model_validate(merged)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
-    except ValidationError as error:
+    except ValueError as error:
+        if not isinstance(error, ValidationError):
+            raise UserError(f"--config {path}: no JSON: {error}") from error
         raise UserError(f"--config {path}: {explain(error)}") from error
 
 
@@ -69,8 +85,12 @@ def run(args: Sequence[str]) -> None:
         folder = run_training(config)
     except TrainingStoppedError as stop:
         print(f"error: {stop}", file=sys.stderr)
-        sys.exit(130 if str(stop).startswith("Interrupted") else 1)
-    print(f"Look at it:  mlflow ui --backend-store-uri {tracking_uri(config, folder)}")
+        sys.exit(stop.status)
+    uri = tracking_uri(config, folder)
+    if uri.startswith(("http:", "https:")):
+        print("Look at it on the MLflow server")
+    else:
+        print(f"Look at it:  mlflow ui --backend-store-uri {uri}")
     print(f"Draw with it:  python -m launch.generate --model {folder} --data ROOT --out DIR")
     print(f"Adapter: {folder / 'adapter'}")
 

@@ -31,7 +31,7 @@ ORDER = [
     {"launch"},
 ]
 HOMES = {
-    "ray": ("acontrol.train.driver", "acontrol.train.rank"),
+    "ray": ("acontrol.train.cluster", "acontrol.train.driver", "acontrol.train.rank"),
     "deepspeed": ("acontrol.train.engine",),
     "mlflow": ("acontrol.train.tracking",),
     "webdataset": ("acontrol.data.",),

@@ -29,7 +29,8 @@ INDEX_NAME = "index.json"
 class Member(Settings):
     """One file inside a shard."""
 
-    name: str
+    # Nothing else is ever decoded: webdataset would unpickle some other endings.
+    name: str = Field(pattern=r"^(.*/)?[^./]+\.(png|mask\.png|json)$")
     offset: int = Field(ge=0, description="Of the content, from the shard's first byte.")
     size: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -144,9 +145,15 @@ def write_shards(
             split=split, resolution=resolution, num_samples=len(ordered), shards=tuple(shards)
         )
         (folder / INDEX_NAME).write_text(index.model_dump_json(indent=1) + "\n")
+        replaced = Path(scratch, "replaced")
         if out.exists():
-            os.rename(out, Path(scratch, "replaced"))
-        os.rename(folder, out)
+            os.rename(out, replaced)
+        try:
+            os.rename(folder, out)
+        except BaseException:
+            if replaced.exists():  # Or it would go with the scratch folder.
+                os.rename(replaced, out)
+            raise
     return index
 
 
@@ -154,12 +161,17 @@ def check_replaceable(out: Path) -> None:
     """Refuse to overwrite anything but an earlier set of shards or an empty folder.
 
     Raises:
-        UserError: If ``out`` is something else.
+        UserError: If ``out`` is something else, or holds anything besides such a set.
     """
-    if not out.exists():
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / INDEX_NAME).is_file()):
+    if not (out / INDEX_NAME).is_file():
         raise UserError(f"{out} exists and is no set of shards: name another --out")
+    earlier = parse_index((out / INDEX_NAME).read_bytes(), str(out / INDEX_NAME))
+    ours = {INDEX_NAME, *(shard.name for shard in earlier.shards)}
+    strangers = sorted(path.name for path in out.iterdir() if path.name not in ours)
+    if strangers:
+        raise UserError(f"{out} holds {strangers[0]} besides shards: name another --out")
 
 
 def _write_shard(path: Path, images: Sequence[LabelledImage], resolution: int | None) -> Shard:

@@ -70,13 +70,40 @@ def epoch_order(index: ShardIndex, seed: int, epoch: int, block_shards: int) -> 
     return np.concatenate(blocks)
 
 
+def held_out(index: ShardIndex, share: float) -> np.ndarray:
+    """Which samples are kept for validation: a fixed choice by key, near ``share`` of them.
+
+    Returns:
+        (num_samples,) bool; at least one sample on either side where there are two.
+    """
+    keys = [sample.key for shard in index.shards for sample in shard.samples]
+    ranks = np.argsort([derive_seed("held out", key) for key in keys], kind="stable")
+    count = min(max(1, round(share * len(keys))), len(keys) - 1)
+    chosen = np.zeros(len(keys), dtype=bool)
+    chosen[ranks[:count]] = True
+    return chosen
+
+
 class TrainingStream(Dataset[dict[str, object]]):
     """Samples by global position, each with its reference."""
 
     def __init__(
-        self, reader: ShardReader, config: DataConfig, *, seed: int, reference_px: int
+        self,
+        reader: ShardReader,
+        config: DataConfig,
+        *,
+        seed: int,
+        reference_px: int,
+        used: np.ndarray | None = None,
     ):
-        """Take a reader and how to pair; ``reference_px`` is the vision tower's image size.
+        """Take a reader and how to pair.
+
+        Args:
+            reader: The samples.
+            config: How they are ordered and paired.
+            seed: Of the order and the pairing.
+            reference_px: The vision tower's image size.
+            used: (num_samples,) bool, the samples to go through; by default all.
 
         Raises:
             UserError: If a reference for some sample cannot be found under this pairing.
@@ -85,6 +112,7 @@ class TrainingStream(Dataset[dict[str, object]]):
         self.config = config
         self.seed = seed
         self.reference_px = reference_px
+        self._used = np.ones(len(reader), dtype=bool) if used is None else used
         self._orders: dict[int, np.ndarray] = {}
         self._partners = self._find_partners()
 
@@ -92,41 +120,48 @@ class TrainingStream(Dataset[dict[str, object]]):
         if epoch not in self._orders:
             while len(self._orders) > 1:  # A batch spans two epochs at the most, mostly.
                 self._orders.pop(min(self._orders))
-            self._orders[epoch] = epoch_order(
-                self.reader.index, self.seed, epoch, self.config.block_shards
-            )
+            order = epoch_order(self.reader.index, self.seed, epoch, self.config.block_shards)
+            self._orders[epoch] = order[self._used[order]]
         return self._orders[epoch]
 
+    def __len__(self) -> int:
+        """Samples an epoch."""
+        return int(self._used.sum())
+
     def _find_partners(self) -> list[list[int]]:
-        places = [sample for _, sample in self.reader.places]
-        if self.config.reference == "self":
-            return [[number] for number in range(len(places))]
-        partners = []
-        for number, one in enumerate(places):
-            if self.config.reference == "same_defect":
-                found = [
-                    other
-                    for other, sample in enumerate(places)
-                    if (sample.category, sample.defect) == (one.category, one.defect)
-                    and other != number
-                ] or [number]  # A defect with one image has no other reference.
+        """For each used sample, which used samples may be its reference."""
+        samples = [sample for _, sample in self.reader.places]
+        partners: list[list[int]] = [[] for _ in samples]
+        alike: dict[str, dict[str, list[int]]] = {}  # By defect, then category.
+        used = [int(number) for number in np.flatnonzero(self._used)]
+        for number in used:
+            one = samples[number]
+            alike.setdefault(one.defect, {}).setdefault(one.category, []).append(number)
+        for number in used:
+            one = samples[number]
+            if self.config.reference == "self":
+                partners[number] = [number]
+            elif self.config.reference == "same_defect":
+                same = alike[one.defect][one.category]
+                # A defect with one image has no other reference.
+                partners[number] = [other for other in same if other != number] or [number]
             else:
-                found = [
+                partners[number] = [
                     other
-                    for other, sample in enumerate(places)
-                    if sample.defect == one.defect and sample.category != one.category
+                    for category, others in alike[one.defect].items()
+                    if category != one.category
+                    for other in others
                 ]
-            if not found:
+            if not partners[number]:
                 raise UserError(
                     f"data.reference cross_category: no other category has the defect "
                     f"{one.defect!r} of {one.key}; use 'same_defect' or 'self'"
                 )
-            partners.append(found)
         return partners
 
     def __getitem__(self, position: int) -> dict[str, object]:
         """The sample at a global position, from 0 without end."""
-        epoch, place = divmod(position, len(self.reader))
+        epoch, place = divmod(position, len(self))
         number = int(self._order(epoch)[place])
         sample = self.reader.read(number)
         partners = self._partners[number]

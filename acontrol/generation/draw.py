@@ -51,6 +51,8 @@ def load_pipeline(
     folder = Path(model)
     if (folder / "adapter" / "config.json").is_file():
         folder = folder / "adapter"
+    if (folder / "run.json").is_file():
+        raise UserError(f"--model {model}: this run has no checkpoint yet")
     if not (folder / "config.json").is_file():
         raise UserError(
             f"--model {model}: neither a run's output folder (adapter/config.json) nor an "
@@ -149,6 +151,7 @@ def write_dataset(
         UserError: If ``out`` holds something, or an image or mask is bad.
     """
     check_empty(out)
+    check_inputs(pipeline, planned)
     out.parent.mkdir(parents=True, exist_ok=True)
     shared = {
         "model": digest,
@@ -190,6 +193,25 @@ def write_dataset(
         if out.exists():
             out.rmdir()
         os.rename(folder, out)
+
+
+def check_inputs(pipeline: AnomalyControlPipeline, planned: Sequence[Planned]) -> None:
+    """Read every file of a plan and every phrase once, before the first image is drawn.
+
+    Raises:
+        UserError: At the first that is bad.
+    """
+    for normal in sorted({one.normal for one in planned}):
+        read_image(normal)
+    sources = {source.key: source for one in planned for source in (one.reference, one.mask)}
+    for source in sources.values():
+        height, width = read_image(source.image).shape[:2]
+        read_mask(source.mask, (width, height))
+    for phrase in sorted({one.reference.phrase for one in planned}):
+        try:
+            pipeline.semantics.read([phrase])
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def check_empty(out: Path) -> None:

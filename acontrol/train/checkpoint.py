@@ -26,6 +26,8 @@ from acontrol.sga import SemanticAdapter
 from acontrol.train.engine import AdapterState
 
 MANIFEST = "manifest.json"
+MOMENTS_NAME = "moments.safetensors"
+WEIGHT = "weight."
 log = logging.getLogger(__name__)
 
 
@@ -61,11 +63,16 @@ class Bundle:
 
     def adapter_state(self) -> AdapterState:
         """Weights and moments."""
-        return AdapterState(
-            weights=load_file(self.path / "adapter" / "diffusion_pytorch_model.safetensors"),
-            moments=load_file(self.path / "moments.safetensors"),
-            steps=self.state.step,
-        )
+        exported = load_file(self.path / "adapter" / "diffusion_pytorch_model.safetensors")
+        moments = load_file(self.path / MOMENTS_NAME)
+        weights = {
+            name.removeprefix(WEIGHT): moments.pop(name)
+            for name in list(moments)
+            if name.startswith(WEIGHT)
+        }
+        if not weights:
+            return AdapterState(exported, moments, self.state.step)
+        return AdapterState(weights, moments, self.state.step, averages=exported)
 
 
 def write_bundle(
@@ -75,7 +82,7 @@ def write_bundle(
 
     Args:
         folder: The launch's own folder.
-        adapter: Holds the weights of ``state``, and the card.
+        adapter: What is exported: the weights of ``state``, or their averages; with the card.
         state: Whole weights and moments.
         train_state: Where the run stands.
     """
@@ -84,7 +91,10 @@ def write_bundle(
         shutil.rmtree(path)
     path.mkdir(parents=True)
     adapter.save_pretrained(path / "adapter")
-    save_file(state.moments, path / "moments.safetensors")
+    moments = dict(state.moments)
+    if state.averages is not None:  # Then the exported adapter is the average.
+        moments |= {f"{WEIGHT}{name}": weight for name, weight in state.weights.items()}
+    save_file(moments, path / MOMENTS_NAME)
     (path / "state.json").write_text(train_state.model_dump_json(indent=1))
     files = {}
     for file in sorted(path.rglob("*")):
@@ -93,7 +103,8 @@ def write_bundle(
             files[file.relative_to(path).as_posix()] = BundleFile(
                 size=file.stat().st_size, sha256=_sha256(file)
             )
-    _sync(path)
+    for folder in (path / "adapter", path, path.parent):
+        _sync(folder)
     # The manifest appears in one piece, after everything it lists is on the disk.
     partial = path / f".{MANIFEST}"
     partial.write_text(Manifest(files=files).model_dump_json(indent=1))
@@ -151,22 +162,32 @@ def newest_bundle(run: Path) -> Bundle | None:
     return None
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete all but the furthest ``keep`` finished bundles, and older unfinished ones."""
-    finished = 0
+def prune(run: Path, keep: int, newest: Path) -> None:
+    """Delete all but ``newest`` and the ``keep - 1`` finished bundles before it.
+
+    A bundle of another launch that claims to be further was refused when this launch started:
+    it does not count, and goes.
+    """
+    step = newest.name
+    kept = 0
     for path in _furthest_first(run):
-        if finished >= keep:
+        refused = path.name > step
+        if path == newest:
+            kept += 1
+        elif refused or kept >= keep:
             # The manifest goes first: a half-deleted bundle must not look whole.
             (path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
         elif (path / MANIFEST).exists():
-            finished += 1
+            kept += 1
 
 
 def export_adapter(bundle: Path, target: Path) -> None:
-    """Copy a bundle's adapter to a stable place, replacing the one there in one step."""
+    """Copy a bundle's adapter to a stable place, replacing the one there."""
     scratch = target.with_name(f".{target.name}.partial")
     old = target.with_name(f".{target.name}.old")
+    if not target.exists() and old.exists():  # A kill came between the two renames.
+        os.rename(old, target)
     for path in (scratch, old):
         shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(bundle / "adapter", scratch)
@@ -178,11 +199,15 @@ def export_adapter(bundle: Path, target: Path) -> None:
 
 def changed_settings(before: RunConfig, now: RunConfig) -> list[str]:
     """Settings that differ and on which the numbers depend, as "name: before -> now"."""
-    # How long, on how many workers and what is shown may change from launch to launch.
-    free = {"output", "init", "cluster", "checkpoint", "samples", "tracking"}
+    # On how many workers, and what is shown, may change from launch to launch.
+    free = {"output", "init", "profile", "cluster", "checkpoint", "samples", "tracking"}
     left = _flat(json.loads(before.model_dump_json(exclude=free)))
     right = _flat(json.loads(now.model_dump_json(exclude=free)))
-    ignored = {"optim.steps", "data.shards", "data.cache_dir", "data.loader_workers"}
+    # Contents are compared by digest, wherever they lie now.
+    ignored = {"data.shards", "data.cache_dir", "data.loader_workers"}
+    ignored |= {"base.path", "base.revision", "base.vlm_path", "base.vlm_revision"}
+    if before.optim.schedule == now.optim.schedule == "constant":
+        ignored.add("optim.steps")  # A cosine ends where the run does.
     return [
         f"{name}: {left[name]} -> {right[name]}"
         for name in left

@@ -2,17 +2,14 @@
 
 RUN/
   config.json      the resolved config of the last launch
-  run.json         ids by which the same command continues
+  run.json         launch and MLflow run, by which the same command continues
   adapter/         the newest exported adapter: what launch.generate takes
   launches/*/      one folder a launch: Ray's own files and the checkpoint bundles
   mlflow.db        MLflow, unless a server was named; artifacts/ beside it
 """
 
 import contextlib
-import json
-import logging
-import math
-import os
+import fcntl
 import secrets
 import signal
 import sys
@@ -20,26 +17,35 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import ray
 import ray.train
+from pydantic import ValidationError
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from acontrol import base as base_models
 from acontrol.config import RunConfig, UserError
 from acontrol.data.reader import ShardReader
-from acontrol.train.checkpoint import Bundle, changed_settings, newest_bundle
+from acontrol.train.checkpoint import Bundle, changed_settings, export_adapter, newest_bundle
+from acontrol.train.cluster import joined_cluster, uses_gpus, worker_environment
 from acontrol.train.paths import absolute
-from acontrol.train.tracking import Tracker, tracking_uri
-from acontrol.train.worker import Launch, run_worker
+from acontrol.train.tracking import Tracker, named_uri, tracking_uri
+from acontrol.train.worker import Launch, RunRecord, run_worker
 
 LAUNCHES = "launches"
 
 
 class TrainingStoppedError(Exception):
-    """Training ended before its last step; says why and how to go on."""
+    """Training ended before its last step; says why and how to go on.
+
+    Attributes:
+        status: Exit status for a command: 130 after an interrupt, else 1.
+    """
+
+    def __init__(self, message: str, status: int = 1):
+        """Take the message and the exit status."""
+        super().__init__(message)
+        self.status = status
 
 
 def run_training(config: RunConfig) -> Path:
@@ -61,49 +67,82 @@ def run_training(config: RunConfig) -> Path:
     if config.init is not None and not Path(config.init, "config.json").is_file():
         raise UserError(f"init {config.init}: no adapter there (it holds config.json)")
     digest = base_models.digest(config.base)
-    bundle = newest_bundle(run)
-    if bundle is not None:
-        _check_continues(bundle, config, reader.index.digest, digest)
-        print(f"Continuing from step {bundle.state.step} ({bundle.path})", flush=True)
-        if bundle.state.step >= config.optim.steps:
+    with _only_launch(run):
+        bundle = newest_bundle(run)
+        if bundle is not None:
+            _check_continues(bundle, config, reader.index.digest, digest)
+            print(f"Continuing from step {bundle.state.step} ({bundle.path})", flush=True)
+        tracker = Tracker.start(config, run, _known_mlflow_run(run, config, bundle))
+        if bundle is not None and bundle.state.step >= config.optim.steps:
             print(f"Nothing to do: {run} has its {config.optim.steps} steps", flush=True)
-            return run
-    run.mkdir(parents=True, exist_ok=True)
-    known_file = run / "run.json"
-    known = json.loads(known_file.read_text())["mlflow_run"] if known_file.exists() else None
-    tracker = Tracker.start(config, run, known)
-    known_file.write_text(json.dumps({"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri}))
-    (run / "config.json").write_text(config.model_dump_json(indent=1))
+            # A kill may have come between the last bundle and this.
+            export_adapter(bundle.path, run / "adapter")
+        else:
+            _train(config, run, tracker, digest)
+        tracker.finish("FINISHED")
+    return run
+
+
+def _train(config: RunConfig, run: Path, tracker: Tracker, digest: str) -> None:
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    launch = Launch(
-        config,
-        run / LAUNCHES / name,
-        tracking_uri(config, run),
-        tracker.run_id,
-        digest,
-        sys.stderr.isatty(),
-    )
+    folder = run / LAUNCHES / name
+    RunRecord(launch=name, mlflow_run=tracker.run_id, mlflow_uri=named_uri(config)).write(run)
+    (run / "config.json").write_text(config.model_dump_json(indent=1))
+    progress = sys.stderr.isatty()
+    uri = tracking_uri(config, run)
+    launch = Launch(config, folder, uri, tracker.run_id, digest, progress)
     try:
-        with _cluster(config.cluster.num_workers * config.cluster.cpus_per_worker):
+        with joined_cluster(config.cluster):
             _fit(launch, name)
     except KeyboardInterrupt:
+        bundle = newest_bundle(run)
+        if bundle is not None and bundle.state.step >= config.optim.steps:
+            return  # The wish to stop came during the last step.
         tracker.finish("KILLED")
-        raise TrainingStoppedError(f"Interrupted. {_how_to_resume(run)}") from None
+        raise TrainingStoppedError(f"Interrupted. {_how_to_resume(run)}", 130) from None
     except ray.train.TrainingFailedError as error:
         tracker.finish("FAILED")
-        raise TrainingStoppedError(f"{_root_cause(error)}. {_how_to_resume(run)}") from error
-    tracker.finish("FINISHED")
-    return run
+        cause = _root_cause(error)
+        message = f"{cause}. {_how_to_resume(run)}"
+        if isinstance(cause, UserError):
+            raise UserError(message) from error
+        raise TrainingStoppedError(message) from error
+
+
+@contextlib.contextmanager
+def _only_launch(run: Path) -> Iterator[None]:
+    """Keep a second launch out of the run's folder for as long as this one is in it.
+
+    Raises:
+        UserError: If there is one already.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run}: another launch is running there") from None
+        yield
+
+
+def _known_mlflow_run(run: Path, config: RunConfig, bundle: Bundle | None) -> str | None:
+    """The MLflow run to continue: the last launch's, unless this is another run by now."""
+    record = RunRecord.read(run)
+    if record is None or record.mlflow_uri != named_uri(config):
+        return None
+    if bundle is None:  # Nothing held the settings together so far.
+        try:
+            before = RunConfig.model_validate_json((run / "config.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+        if changed_settings(before, config):
+            return None
+    return record.mlflow_run
 
 
 def _fit(launch: Launch, name: str) -> None:
     cluster = launch.config.cluster
-    on_gpus = cluster.use_gpu
-    if on_gpus is None:
-        on_gpus = ray.cluster_resources().get("GPU", 0) >= cluster.num_workers
-    environment = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0")}
-    if not on_gpus:
-        environment["DS_ACCELERATOR"] = "cpu"
+    on_gpus = uses_gpus(cluster)
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"launch": launch},
@@ -122,7 +161,7 @@ def _fit(launch: Launch, name: str) -> None:
             name=name,
             storage_path=str(launch.folder.parent),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            worker_runtime_env={"env_vars": environment},
+            worker_runtime_env={"env_vars": worker_environment(on_gpus)},
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -167,29 +206,6 @@ def _fit_until_stopped(trainer: TorchTrainer, launch: Launch) -> None:
         raise KeyboardInterrupt
 
 
-@contextlib.contextmanager
-def _cluster(cpus: float) -> Iterator[None]:
-    """Join the cluster that is there, or start a local one; leave it at the end."""
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
-    try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
-        # Workers wait for each other most of the time, so more of them than cores may run.
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
-            object_store_memory=256 * 2**20,
-            **quiet,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def _required(value: str | None, option: str, meaning: str) -> str:
     if value is None:
         raise UserError(f"{option} is needed: {meaning}")
@@ -213,20 +229,39 @@ def _check_continues(
 
 
 def _how_to_resume(run: Path) -> str:
-    bundle = newest_bundle(run)
+    try:
+        bundle = newest_bundle(run)
+    except UserError as error:
+        return str(error)
     if bundle is None:
         return "No checkpoint yet: the same command starts again"
     return f"The same command continues from step {bundle.state.step} ({bundle.path})"
 
 
-def _root_cause(error: Exception) -> str:
-    """One line from Ray's report: the first worker's own words."""
+def _root_cause(error: Exception) -> Exception:
+    """The failure that brought the others down, in one line.
+
+    When a rank goes, the others fail at their next collective: what a user can put right
+    comes first, then a worker that died, then the first rank's own words.
+    """
     failures = getattr(error, "worker_failures", {})
-    if not failures:
-        return " ".join(str(error).split())[:500]
-    rank, failure = min(failures.items())
-    cause = getattr(failure, "_base_exc", failure)
-    if type(cause).__name__ == "WorkerHealthCheckFailedError":
-        return f"Worker {rank} died: killed, out of memory, or its node was lost"
-    words = " ".join(str(cause).split())[:500]
-    return f"Worker {rank} failed: {type(cause).__name__}: {words}"
+    causes = [
+        (rank, getattr(failure, "_base_exc", failure)) for rank, failure in failures.items()
+    ]
+    if not causes:
+        return RuntimeError(" ".join(str(error).split())[:500])
+
+    def order(one: tuple[int, Exception]) -> tuple[bool, bool, int]:
+        return not isinstance(one[1], UserError), not _died(one[1]), one[0]
+
+    rank, cause = min(causes, key=order)
+    if isinstance(cause, UserError):
+        return cause
+    if _died(cause):
+        return RuntimeError(f"Worker {rank} died: killed, out of memory, or its node was lost")
+    words = " ".join(str(cause).split())[-500:]
+    return RuntimeError(f"Worker {rank} failed: {type(cause).__name__}: {words}")
+
+
+def _died(cause: Exception) -> bool:
+    return type(cause).__name__ == "WorkerHealthCheckFailedError"

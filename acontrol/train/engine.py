@@ -29,11 +29,13 @@ class AdapterState:
         weights: By parameter name.
         moments: By "exp_avg.<parameter>" and "exp_avg_sq.<parameter>".
         steps: Optimizer steps behind them.
+        averages: Moving averages of the weights, where the run keeps them.
     """
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
     steps: int
+    averages: dict[str, Tensor] | None = None
 
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any]:
@@ -104,6 +106,10 @@ class AdapterEngine:
             dist_init_required=False,
         )
         self._steps = 0
+        self._averages: dict[str, Tensor] | None = None
+        if config.optim.ema_decay is not None:
+            # A fresh engine's module still holds exactly these.
+            self._averages = (state and state.averages) or self.weights()
         if state is not None and state.steps:
             self._restore(state)
 
@@ -144,6 +150,10 @@ class AdapterEngine:
         self._set_rate(rate)
         self.engine.step()
         self._steps += 1
+        decay = self.config.optim.ema_decay
+        if self._averages is not None and decay is not None:
+            for name, weight in self.weights().items():
+                self._averages[name].lerp_(weight, 1 - decay)
         return rate
 
     @property
@@ -162,7 +172,10 @@ class AdapterEngine:
             for name, parameter in self.adapter.named_parameters()
             for key in MOMENTS
         }
-        return AdapterState(self.weights(), moments, self._steps)
+        averages = self._averages and {
+            name: average.clone() for name, average in self._averages.items()
+        }
+        return AdapterState(self.weights(), moments, self._steps, averages)
 
     def _whole(self, parameter: nn.Parameter, key: str | None = None) -> Tensor:
         """A parameter's fp32 weight or moment; gathered from all ranks if it is split."""

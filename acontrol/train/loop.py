@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from acontrol.config import RunConfig
-from acontrol.data.stream import Batch
+from acontrol.config import DropoutConfig, RunConfig
+from acontrol.data.stream import Batch, TrainingStream
 from acontrol.model import AnomalyControl
 from acontrol.train.engine import AdapterEngine
 
@@ -46,6 +46,9 @@ class Observer(Protocol):
     def on_checkpoint(self, report: StepReport) -> None:
         """When a bundle is due."""
 
+    def on_validation(self, step: int, loss: float) -> None:
+        """After a validation."""
+
     def on_samples(self, step: int) -> None:
         """When a grid of samples is due."""
 
@@ -65,6 +68,7 @@ def train(
     observer: Observer,
     *,
     start: int = 0,
+    validation: TrainingStream | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Train from step ``start`` to the config's last, or until a rank wishes to stop.
@@ -76,6 +80,7 @@ def train(
         config: The run.
         observer: Told of steps, due bundles and due samples.
         start: Steps already taken.
+        validation: The held-out samples, if any.
         clock: Seconds from any origin.
 
     Raises:
@@ -119,9 +124,33 @@ def train(
             learning_rate=rate,
         )
         observer.on_step(report)
-        if step == last or (config.samples.every and step % config.samples.every == 0):
-            observer.on_samples(step)
+        if validation is not None and (step == last or step % config.validation.every == 0):
+            observer.on_validation(step, validate(model, validation, engine))
         if step % config.checkpoint.every == 0 or step == last or stop:
             observer.on_checkpoint(report)
         if stop:
             return
+        if step == last or (config.samples.every and step % config.samples.every == 0):
+            observer.on_samples(step)
+
+
+NO_DROPOUT = DropoutConfig(text=0, semantic=0, both=0)
+
+
+@torch.no_grad()
+def validate(model: AnomalyControl, stream: TrainingStream, engine: AdapterEngine) -> float:
+    """Mean of Eq. (6) over the held-out samples, each with its own fixed noise and timestep.
+
+    Ranks share the samples and make equally many passes; where the samples do not divide, what
+    comes after the last one is not counted.
+    """
+    per_rank = engine.config.micro_batch_size
+    passes = math.ceil(len(stream) / (per_rank * engine.world_size))
+    total, count = torch.zeros(2, device=model.device)
+    for batch in stream.batches(0, per_rank, engine.rank, engine.world_size, passes):
+        losses = model(batch, engine.project, seed=stream.seed, dropout=NO_DROPOUT)
+        counted = [row for row, place in enumerate(batch.positions) if place < len(stream)]
+        total += losses.per_sample[counted].sum()
+        count += len(counted)
+    mean_total, mean_count = engine.mean([total, count])
+    return mean_total / mean_count

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from acontrol.config import RunConfig, UserError
+from acontrol.config import BUILT_IN, RunConfig, UserError
 
 
 def in_ray_job() -> bool:
@@ -30,8 +30,8 @@ def absolute(config: RunConfig) -> RunConfig:
         raise UserError(f"MLflow's {_relative_in_job(uri)}")
     return config.model_copy(
         update={
-            "output": _full(config.output, "--output"),
-            "init": _full(config.init, "--init"),
+            "output": _local(config.output, "--output"),
+            "init": _local(config.init, "--init"),
             "data": config.data.model_copy(
                 update={
                     "shards": _full(config.data.shards, "--data.shards"),
@@ -56,8 +56,16 @@ def _full(path: str | None, option: str) -> str | None:
     return str(Path(path).expanduser().resolve())
 
 
+def _local(path: str | None, option: str) -> str | None:
+    if path is not None and "://" in path:
+        raise UserError(f"{option} {path}: must be a folder on storage that every node sees")
+    return _full(path, option)
+
+
 def _folder(path: str | None, option: str) -> str | None:
-    """A folder's absolute path; a hub id or a built-in name stays what it is."""
+    """A folder's absolute path; a hub id or the built-in name stays what it is."""
+    if path == BUILT_IN:
+        return path
     return _full(path, option) if path is not None and os.path.isdir(path) else path
 
 

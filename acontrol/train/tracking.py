@@ -12,21 +12,31 @@ from pathlib import Path
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from PIL import Image
 
+from acontrol._version import __version__
 from acontrol.config import RunConfig, UserError
 
+log = logging.getLogger(__name__)
+# Seven attempts with growing pauses, the default, would hold training up for minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 # Making the SQLite tables is no news.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
-VERSIONS = ("acontrol", "torch", "deepspeed", "ray", "diffusers", "transformers", "mlflow")
+VERSIONS = ("torch", "deepspeed", "ray", "diffusers", "transformers", "mlflow")
+
+
+def named_uri(config: RunConfig) -> str | None:
+    """The server or database of the config, else of the environment, else none."""
+    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
 
 
 def tracking_uri(config: RunConfig, run: Path) -> str:
-    """The server or database of the config, else of the environment, else in the run."""
-    named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return named or f"sqlite:///{run.resolve() / 'mlflow.db'}"
+    """The named server or database, else one in the run's folder."""
+    return named_uri(config) or f"sqlite:///{run.resolve() / 'mlflow.db'}"
 
 
 class Tracker:
@@ -42,8 +52,12 @@ class Tracker:
         self.uri, self.run_id = uri, run_id
         self.max_buffer = max_buffer
         self._buffer: list[Metric] = []
-        history = self.client.get_metric_history(run_id, "loss")
-        self._last_step = max((metric.step for metric in history), default=-1)
+        self._last_steps = {
+            name: max(
+                (one.step for one in self.client.get_metric_history(run_id, name)), default=-1
+            )
+            for name in ("loss", "validation_loss")
+        }
 
     @classmethod
     def start(cls, config: RunConfig, run: Path, known: str | None) -> "Tracker":
@@ -58,8 +72,8 @@ class Tracker:
             UserError: If the tracking server cannot be reached or refuses.
         """
         uri = tracking_uri(config, run)
-        client = mlflow.MlflowClient(tracking_uri=uri)
         try:
+            client = mlflow.MlflowClient(tracking_uri=uri)
             if known is not None:
                 client.update_run(known, status="RUNNING")
                 return cls(uri, known)
@@ -67,7 +81,7 @@ class Tracker:
             if experiment is not None:
                 experiment_id = experiment.experiment_id
             else:
-                local = uri.startswith("sqlite:")
+                local = named_uri(config) is None
                 experiment_id = client.create_experiment(
                     config.tracking.experiment,
                     artifact_location=(run.resolve() / "artifacts").as_uri() if local else None,
@@ -76,7 +90,7 @@ class Tracker:
             created = client.create_run(experiment_id, run_name=name)
             tracker = cls(uri, created.info.run_id)
             tracker._describe(config)
-        except mlflow.exceptions.MlflowException as error:
+        except MlflowException as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"MLflow at {uri}: {reason}") from error
         return tracker
@@ -91,6 +105,7 @@ class Tracker:
             )
         ]
         tags = [RunTag(f"version.{name}", version(name)) for name in VERSIONS]
+        tags.append(RunTag("version.acontrol", __version__))
         tags.append(RunTag("version.python", platform.python_version()))
         if commit := git_commit():
             tags.append(RunTag("mlflow.source.git.commit", commit))
@@ -98,24 +113,42 @@ class Tracker:
         self.client.log_dict(self.run_id, resolved, "config.json")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Buffer a step's metrics."""
-        if step <= self._last_step:
+        """Buffer a step's metrics, of which the first stands for all in being there already."""
+        first = next(iter(metrics))
+        if step <= self._last_steps.get(first, -1):
             return
         now = int(time.time() * 1000)
         self._buffer += [Metric(name, value, now, step) for name, value in metrics.items()]
-        self._last_step = step
+        self._last_steps[first] = step
         if len(self._buffer) >= self.max_buffer:
             self.flush()
 
     def flush(self) -> None:
-        """Send what is buffered."""
-        if self._buffer:
+        """Send what is buffered; what cannot be sent waits for the next time."""
+        if not self._buffer:
+            return
+        try:
             self.client.log_batch(self.run_id, metrics=self._buffer)
             self._buffer = []
+        except MlflowException as error:
+            log.warning("MLflow takes no metrics now, they wait: %s", str(error)[:200])
 
     def log_image(self, image: Image.Image, key: str, step: int) -> None:
-        """Store a picture with its step."""
-        self.client.log_image(self.run_id, image, key=key, step=step)
+        """Store a picture with its step; training goes on if it cannot be stored."""
+        try:
+            self.client.log_image(self.run_id, image, key=key, step=step)
+        except MlflowException as error:
+            log.warning(
+                "MLflow did not take the picture of step %s: %s", step, str(error)[:200]
+            )
+
+    def watch_system(self, node: str) -> SystemMetricsMonitor:
+        """Start logging this node's processor, memory, disk and GPU use; call its finish()."""
+        monitor = SystemMetricsMonitor(
+            self.run_id, resume_logging=True, node_id=node, tracking_uri=self.uri
+        )
+        monitor.start()
+        return monitor
 
     def finish(self, status: str) -> None:
         """Close the run: FINISHED, FAILED or KILLED."""

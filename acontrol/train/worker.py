@@ -3,10 +3,13 @@
 Kept light: Ray's controller process imports this module too, and has no use for models.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from acontrol.config import RunConfig
+from pydantic import ValidationError
+
+from acontrol.config import RunConfig, Settings
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,35 @@ class Launch:
     def stop_file(self) -> Path:
         """Its presence asks the workers to stop after a bundle."""
         return self.folder / "stop"
+
+
+class RunRecord(Settings):
+    """RUN/run.json: who is at work here, and where MLflow has the run.
+
+    Attributes:
+        launch: Name of the last launch's folder.
+        mlflow_run: Id of the MLflow run.
+        mlflow_uri: Where, if it was named; null for the run's own database, so that a run's
+            folder can be moved.
+    """
+
+    launch: str
+    mlflow_run: str
+    mlflow_uri: str | None
+
+    @classmethod
+    def read(cls, run: Path) -> "RunRecord | None":
+        """The record of a run's folder; None if there is none that can be read."""
+        try:
+            return cls.model_validate_json((run / "run.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def write(self, run: Path) -> None:
+        """Replace the record in one step."""
+        partial = run / ".run.json"
+        partial.write_text(self.model_dump_json())
+        os.replace(partial, run / "run.json")
 
 
 def run_worker(settings: dict[str, Launch]) -> None:

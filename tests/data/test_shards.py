@@ -120,6 +120,31 @@ def test_a_folder_of_something_else_is_not_overwritten(labelled, tmp_path) -> No
     assert (tmp_path / "s" / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("index", ["{}", None])
+def test_a_folder_with_a_strangers_index_or_file_is_not_overwritten(
+    labelled, tmp_path, index
+) -> None:
+    out = tmp_path / "s"
+    if index is None:
+        write_shards(labelled, out, split="all")
+    else:
+        out.mkdir()
+        (out / INDEX_NAME).write_text(index)
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"thesis\.txt|not an acontrol shard index"):
+        write_shards(labelled, out, split="all")
+    assert (out / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["wood/crack/000.pyd", "wood/crack/000.pickle", "a.b.json"])
+def test_an_index_with_other_members_is_refused(labelled, tmp_path, name) -> None:
+    index = write_shards(labelled, tmp_path / "s", split="all")
+    said = json.loads(index.model_dump_json())
+    said["shards"][0]["samples"][0]["members"][0]["name"] = name
+    with pytest.raises(UserError, match="pattern"):
+        parse_index(json.dumps(said), "index")
+
+
 def test_large_images_are_scaled_down_and_small_ones_kept(built_in_data, tmp_path) -> None:
     images = open_folder(built_in_data).labelled("all")[:2]
     write_shards(images, tmp_path / "s", split="all", resolution=32)

@@ -12,7 +12,7 @@ from acontrol.data.framing import fit, region
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
-from acontrol.data.stream import TrainingStream, epoch_order
+from acontrol.data.stream import TrainingStream, epoch_order, held_out
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +208,30 @@ def test_remote_shards_are_read_through_the_cache(shards, tmp_path) -> None:
 def test_a_folder_without_index_says_how_to_make_one(tmp_path) -> None:
     with pytest.raises(UserError, match=r"launch\.shard"):
         ShardReader(str(tmp_path))
+
+
+@pytest.mark.parametrize("pairing", ["self", "same_defect"])
+def test_what_is_held_out_is_seen_in_no_form(shards, pairing) -> None:
+    reader = ShardReader(shards)
+    held = held_out(reader.index, 0.3)
+    assert held.sum() == round(0.3 * len(reader))
+    config = DataConfig(resolution=32, reference=pairing)
+    streams = [
+        TrainingStream(reader, config, seed=1, reference_px=24, used=used)
+        for used in (held, ~held)
+    ]
+    seen = []
+    for stream, used in zip(streams, (held, ~held), strict=True):
+        numbers = set(stream._order(0).tolist())
+        assert len(stream) == len(numbers) == used.sum()
+        partners = {other for number in numbers for other in stream._partners[number]}
+        assert all(used[other] for other in partners)
+        seen.append(numbers)
+    assert seen[0].isdisjoint(seen[1])
+
+
+def test_the_held_out_choice_is_fixed_and_leaves_both_sides_something(shards) -> None:
+    index = ShardReader(shards).index
+    assert np.array_equal(held_out(index, 0.2), held_out(index, 0.2))
+    assert held_out(index, 1e-6).sum() == 1
+    assert (~held_out(index, 1 - 1e-6)).sum() == 1

@@ -109,6 +109,15 @@ def test_a_bad_image_stops_and_can_be_left_out(built_in_data, tmp_path, capsys) 
     assert "17 samples" in printed.out
 
 
+@pytest.mark.parametrize("out", ["FILE/x", "FILE", "n" * 300])
+def test_a_place_that_cannot_be_written_is_one_line(built_in_data, tmp_path, out) -> None:
+    (tmp_path / "FILE").touch()
+    done = commands.run("launch.shard", built_in_data, "--out", tmp_path / out)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+
+
 def test_a_dry_run_counts_and_writes_nothing(built_in_data, tmp_path, capsys) -> None:
     shard.run([str(built_in_data), "--out", str(tmp_path / "s"), "--dry-run"])
     printed = capsys.readouterr().out
@@ -124,6 +133,23 @@ def test_generate_wants_a_model_and_an_empty_folder(built_in_data, tmp_path) -> 
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / "mine").touch()
     assert "not empty" in error_of(generate.run, "--model", tmp_path, *args)
+
+
+def test_a_training_dry_run_needs_nothing(built_in_data, tmp_path, capsys) -> None:
+    train.run(["mvtec-sd15", "--dry-run", "--runtime.precision", "bfloat16"])
+    printed = capsys.readouterr().out
+    assert "trainable: 19,169,280 parameters in 16 cross-attention layers" in printed
+    assert "unet 859,520,964" in printed
+    assert "it would be downloaded once a commit is pinned" in printed
+    assert "data: unknown" in printed
+    shard.run([str(built_in_data), "--out", str(tmp_path / "s"), "--split", "all"])
+    shards = ["--data.shards", str(tmp_path / "s"), "--cluster.num-workers", "2"]
+    train.run(["tiny", "--dry-run", *shards, "--optim.steps", "9"])
+    printed = capsys.readouterr().out
+    assert "data: 18 samples in 1 shards (split all); 4 a rank and step" in printed
+    assert "9 steps = 4.0 epochs" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+    assert "no index.json" in error_of(train.run, "tiny", "--dry-run", "--data.shards", "/no")
 
 
 def test_the_demo_replaces_nothing_but_a_demo(tmp_path) -> None:

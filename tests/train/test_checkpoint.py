@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from acontrol.config import OptimConfig, RunConfig, UserError
+from acontrol.config import BaseConfig, OptimConfig, RunConfig, UserError
 from acontrol.sga import SemanticAdapter
 from acontrol.train.checkpoint import (
     MANIFEST,
@@ -58,6 +58,23 @@ def test_a_bundle_comes_back_whole(adapter, tmp_path) -> None:
     assert torch.equal(state.weights["proj.weight"], adapter.proj.weight)
     assert torch.equal(state.moments["exp_avg.proj.weight"], adapter.proj.weight * 6)
     assert state.steps == 6
+
+
+def test_an_average_is_exported_and_the_weights_come_back(adapter, tmp_path) -> None:
+    average = {name: value.clone() for name, value in adapter.state_dict().items()}
+    weights = {name: value + 1 for name, value in average.items()}
+    state = TrainState(
+        step=3, position=24, data_digest="d", base_digest="b", config=RunConfig()
+    )
+    kept = AdapterState(weights, {"exp_avg.proj.weight": torch.zeros(16, 4)}, 3, average)
+    path = write_bundle(tmp_path / "launches" / "a", adapter, kept, state)
+    found = read_bundle(path).adapter_state()
+    assert found.averages is not None
+    assert torch.equal(found.averages["proj.weight"], average["proj.weight"])
+    assert torch.equal(found.weights["proj.weight"], weights["proj.weight"])
+    assert list(found.moments) == ["exp_avg.proj.weight"]
+    exported = SemanticAdapter.from_pretrained(path / "adapter")
+    assert torch.equal(exported.proj.weight, average["proj.weight"])
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -125,8 +142,20 @@ def test_the_manifest_is_written_last(adapter, tmp_path, monkeypatch) -> None:
 def test_pruning_keeps_the_furthest(adapter, tmp_path) -> None:
     paths = [bundle_at(adapter, tmp_path, step) for step in (5, 10, 15, 20)]
     (paths[2] / MANIFEST).unlink()
-    prune(tmp_path, keep=2)
+    prune(tmp_path, keep=2, newest=paths[3])
     assert [path.exists() for path in paths] == [False, True, True, True]
+
+
+def test_pruning_never_takes_the_bundle_just_written(adapter, tmp_path) -> None:
+    good = bundle_at(adapter, tmp_path, 15, "a")
+    damaged = bundle_at(adapter, tmp_path, 20, "a")
+    (damaged / "state.json").write_text("{}")
+    newest = bundle_at(adapter, tmp_path, 17, "b")
+    prune(tmp_path, keep=1, newest=newest)
+    assert [path.exists() for path in (good, damaged, newest)] == [False, False, True]
+    found = newest_bundle(tmp_path)
+    assert found is not None
+    assert found.path == newest
 
 
 def test_an_export_replaces_the_earlier_one(adapter, tmp_path) -> None:
@@ -144,6 +173,11 @@ def test_settings_that_shape_the_numbers_are_compared() -> None:
     longer = before.model_copy(update={"optim": OptimConfig(steps=7), "output": "elsewhere"})
     assert changed_settings(before, longer) == []
     faster = before.model_copy(update={"optim": OptimConfig(learning_rate=1e-3), "seed": 4})
+    moved = before.model_copy(update={"base": BaseConfig(path="/new/place")})
+    assert changed_settings(before, moved) == []
+    cosine = before.model_copy(update={"optim": OptimConfig(schedule="cosine")})
+    later = before.model_copy(update={"optim": OptimConfig(schedule="cosine", steps=9)})
+    assert changed_settings(cosine, later) == ["optim.steps: 30000 -> 9"]
     assert changed_settings(before, faster) == [
         "seed: 0 -> 4",
         "optim.learning_rate: 0.0001 -> 0.001",

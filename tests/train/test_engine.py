@@ -35,6 +35,7 @@ SETTINGS: dict[str, dict] = {
         }
         for stage in range(1, 4)
     },
+    "stage 2, averaged": {"zero": {"stage": 2}, "optim": {"ema_decay": 0.5}},
     "stage 1, offloaded": {"zero": {"stage": 1, "offload_optimizer": True}},
     "stage 3, offloaded": {"zero": {"stage": 3, "offload_optimizer": True}},
 }
@@ -122,10 +123,19 @@ def two_ranks(tmp_path_factory) -> dict[str, dict]:
 
 def plain_losses(name: str) -> list[float]:
     """The same in a plain PyTorch loop, with torch's own clipping and schedule."""
+    return plain_training(name)[0]
+
+
+def plain_weights(name: str) -> list[torch.Tensor]:
+    """And the weights after each step."""
+    return plain_training(name)[1]
+
+
+def plain_training(name: str) -> tuple[list[float], list[torch.Tensor]]:
     optim = config_of(name, 1).optim
     adapter = new_adapter()
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=optim.learning_rate)
-    losses = []
+    losses, weights = [], []
     for step in range(STEPS):
         inputs, targets = batch_of(step, range(BATCH))
         loss = (adapter(inputs) - targets).square().mean()
@@ -136,7 +146,8 @@ def plain_losses(name: str) -> list[float]:
         optimizer.param_groups[0]["lr"] = written_out_rate(optim, step)
         optimizer.step()
         losses.append(loss.item())
-    return losses
+        weights.append(adapter.proj.weight.detach().clone())
+    return losses, weights
 
 
 def written_out_rate(optim: OptimConfig, step: int) -> float:
@@ -175,6 +186,21 @@ def test_a_resume_is_bitwise(two_ranks, name) -> None:
             assert value.dtype == torch.float32
             assert torch.equal(value, resumed[part][parameter]), parameter
     assert end["moments"]["exp_avg.proj.weight"].abs().sum() > 0
+
+
+def test_the_average_follows_the_weights_and_comes_back(two_ranks) -> None:
+    found = two_ranks["stage 2, averaged"]
+    assert two_ranks["stage 2"]["end"]["averages"] is None
+    average = new_adapter().proj.weight.detach()
+    weights = plain_weights("stage 2")
+    for weight in weights:
+        average = 0.5 * average + 0.5 * weight
+    for end in ("end", "resumed_end"):
+        kept = found[end]["averages"]["proj.weight"]
+        torch.testing.assert_close(kept, average, atol=1e-5, rtol=0)
+        assert not torch.allclose(kept, found[end]["weights"]["proj.weight"], atol=1e-4)
+    resumed = found["resumed_end"]["averages"]["proj.weight"]
+    assert torch.equal(resumed, found["end"]["averages"]["proj.weight"])
 
 
 def test_the_whole_weights_of_all_stages_agree(two_ranks) -> None:

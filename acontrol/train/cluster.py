@@ -1,0 +1,99 @@
+"""The Ray cluster that a launch runs on: the one it finds, else a local one."""
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from acontrol.config import ClusterConfig, UserError
+
+# `ray start` notes its cluster here, and Ray's own commands look here for it.
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
+# What workers need to reach the same services as the driver.
+FORWARDED = (
+    "ACONTROL_CACHE",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_ENDPOINT_URL",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_USERNAME",
+)
+
+
+@contextlib.contextmanager
+def joined_cluster(cluster: ClusterConfig) -> Iterator[None]:
+    """Join the cluster of RAY_ADDRESS or of `ray start`, or start one; leave it at the end.
+
+    A cluster that another launch started for itself is left alone.
+
+    Raises:
+        UserError: If RAY_ADDRESS names a cluster that does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
+    named = os.environ.get("RAY_ADDRESS")
+    found = named or (CURRENT_CLUSTER.read_text().strip() if CURRENT_CLUSTER.exists() else "")
+    try:
+        if not found:
+            raise ConnectionError
+        ray.init(address=found, **quiet)
+    except ConnectionError as error:
+        if named:
+            raise UserError(f"RAY_ADDRESS {named}: no cluster answers there") from error
+        # Workers wait for each other most of the time, so more of them than cores may run.
+        ray.init(
+            address="local",
+            num_cpus=max(
+                os.cpu_count() or 1, math.ceil(cluster.num_workers * cluster.cpus_per_worker)
+            ),
+            object_store_memory=256 * 2**20,
+            **quiet,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def uses_gpus(cluster: ClusterConfig) -> bool:
+    """Whether workers get a GPU each; says so when the cluster has too little for them.
+
+    It only says so, since a cluster that grows on demand starts with less.
+
+    Raises:
+        UserError: If it is left open, and the cluster has some GPUs but too few.
+    """
+    there = ray.cluster_resources()
+    workers, gpus = cluster.num_workers, int(there.get("GPU", 0))
+    if cluster.use_gpu is None and 0 < gpus < workers:
+        raise UserError(
+            f"the cluster has {gpus} GPUs for {workers} workers: give --cluster.num-workers "
+            f"{gpus}, or --cluster.use-gpu True to wait for more, or False to train on CPUs"
+        )
+    on_gpus = gpus >= workers if cluster.use_gpu is None else cluster.use_gpu
+    wanted = {"CPU": workers * cluster.cpus_per_worker, "GPU": workers if on_gpus else 0}
+    for kind, amount in wanted.items():
+        if there.get(kind, 0) < amount:
+            has = there.get(kind, 0)
+            print(f"Waiting for {amount:g} {kind}s: the cluster has {has:g} so far", flush=True)
+    return on_gpus
+
+
+def worker_environment(on_gpus: bool) -> dict[str, str]:
+    """Environment variables of the workers."""
+    environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    if not on_gpus:
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment

@@ -1,0 +1,154 @@
+"""What the driver decides, without starting Ray."""
+
+import json
+
+import pytest
+
+from acontrol.base import BaseModels
+from acontrol.config import ClusterConfig, CsmConfig, OptimConfig, RunConfig, UserError
+from acontrol.train import driver
+from acontrol.train.paths import absolute
+from acontrol.train.tracking import Tracker
+from acontrol.train.worker import Launch, RunRecord
+from launch.train import read_config
+
+
+class WorkerHealthCheckFailedError(Exception):
+    """By this name Ray says that a worker died."""
+
+
+class Failed(Exception):
+    """As Ray Train reports a failed group."""
+
+    def __init__(self, failures):
+        super().__init__("Training failed due to worker errors:\n...")
+        self.worker_failures = failures
+
+
+GLOO = RuntimeError("[gloo] connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    ("failures", "words"),
+    [
+        (
+            {0: RuntimeError("[gloo] closed"), 1: WorkerHealthCheckFailedError()},
+            "Worker 1 died",
+        ),
+        ({0: RuntimeError("[gloo] closed"), 1: UserError("shard x is damaged")}, "shard x"),
+        ({1: KeyError("b"), 0: ValueError("a\nb")}, "Worker 0 failed: ValueError: a b"),
+    ],
+)
+def test_the_cause_is_named_and_not_its_victim(failures, words) -> None:
+    assert str(driver._root_cause(Failed(failures))).startswith(words)
+
+
+def test_a_second_launch_is_kept_out(tmp_path) -> None:
+    run = tmp_path / "run"
+    kept_out = pytest.raises(UserError, match="another launch")
+    with driver._only_launch(run), kept_out, driver._only_launch(run):
+        pass
+    with driver._only_launch(run):
+        pass
+
+
+def started(run, config: RunConfig) -> str:
+    tracker = Tracker.start(config, run, driver._known_mlflow_run(run, config, None))
+    RunRecord(launch="a", mlflow_run=tracker.run_id, mlflow_uri=None).write(run)
+    (run / "config.json").write_text(config.model_dump_json())
+    tracker.log_metrics({"loss": 1.0}, 1)
+    tracker.finish("KILLED")
+    return tracker.run_id
+
+
+def test_one_mlflow_run_goes_on_only_while_the_settings_do(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = RunConfig(output=str(tmp_path))
+    first = started(tmp_path, config)
+    assert started(tmp_path, config) == first
+    slower = config.model_copy(update={"optim": OptimConfig(learning_rate=1e-5)})
+    assert started(tmp_path, slower) != first
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert driver._known_mlflow_run(tmp_path, slower, None) is None
+
+
+def test_a_step_that_mlflow_has_is_not_sent_again(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = RunConfig(output=str(tmp_path))
+    run = started(tmp_path, config)
+    tracker = Tracker.start(config, tmp_path, run)
+    tracker.log_metrics({"loss": 5.0}, 1)
+    tracker.log_metrics({"loss": 2.0}, 2)
+    tracker.log_metrics({"validation_loss": 3.0}, 1)
+    tracker.flush()
+    history = tracker.client.get_metric_history(run, "loss")
+    assert [(one.step, one.value) for one in history] == [(1, 1.0), (2, 2.0)]
+    assert len(tracker.client.get_metric_history(run, "validation_loss")) == 1
+
+
+def test_an_mlflow_that_is_no_address_is_one_line(tmp_path) -> None:
+    config = RunConfig(tracking={"uri": "foo://x"})
+    with pytest.raises(UserError, match="MLflow at foo://x"):
+        Tracker.start(config, tmp_path, None)
+
+
+@pytest.mark.parametrize("name", ["queries", "pooled"])
+def test_the_seed_decides_the_new_adapter(tiny_base: BaseModels, tmp_path, name) -> None:
+    from acontrol.train.rank import new_adapter
+
+    class Reader:
+        index = type("Index", (), {"split": "all", "digest": "d"})
+
+    made = []
+    for seed in (1, 1, 2):
+        config = RunConfig(seed=seed, csm=CsmConfig(mode=name))
+        launch = Launch(config, tmp_path, "", "", "b", False)
+        made.append(new_adapter(tiny_base, launch, Reader()).state_dict())
+    assert all(made[0][key].equal(made[1][key]) for key in made[0])
+    alike = all(made[0][key].equal(made[2][key]) for key in made[0])
+    assert alike == (name == "queries")  # There the start is a copy, not a draw.
+
+
+def test_relative_paths_are_refused_in_a_ray_job_alone(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    config = RunConfig(output="tiny", data={"shards": "s"})
+    found = absolute(config)
+    assert found.output == str(tmp_path / "tiny")
+    assert found.data.shards == str(tmp_path / "s")
+    assert found.base.path == "tiny", "the built-in base, whatever lies here"
+    job = json.dumps({"metadata": {"job_submission_id": "raysubmit_x"}})
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", job)
+    with pytest.raises(UserError, match="--output tiny: a Ray job"):
+        absolute(config)
+    assert absolute(found) == found
+    database = found.model_copy(
+        update={"tracking": RunConfig(tracking={"uri": "sqlite:///x.db"}).tracking}
+    )
+    with pytest.raises(UserError, match=r"MLflow's sqlite:///x\.db"):
+        absolute(database)
+    bucket = config.model_copy(update={"output": "s3://bucket/run"})
+    with pytest.raises(UserError, match="must be a folder"):
+        absolute(bucket)
+
+
+def test_some_gpus_but_too_few_are_not_passed_over(monkeypatch) -> None:
+    from acontrol.train import cluster
+
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"GPU": 2.0, "CPU": 8.0})
+    assert cluster.uses_gpus(ClusterConfig(num_workers=2))
+    assert not cluster.uses_gpus(ClusterConfig(num_workers=4, use_gpu=False))
+    with pytest.raises(UserError, match="2 GPUs for 4 workers"):
+        cluster.uses_gpus(ClusterConfig(num_workers=4))
+
+
+def test_a_config_file_lies_on_top_of_the_preset(tmp_path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text('{"optim": {"steps": 9}}')
+    config = read_config(["mvtec-sd15", f"--config={file}"])
+    assert config.optim.steps == 9
+    assert config.base.path.startswith("stable-diffusion")
+    for text, words in (("[1]", "need a JSON object"), ("{", "no JSON")):
+        file.write_text(text)
+        with pytest.raises(UserError, match=words):
+            read_config(["tiny", "--config", str(file)])

@@ -1,0 +1,168 @@
+"""The loop and the validation, in one gloo rank with the real tiny model."""
+
+import pytest
+import torch
+
+from acontrol.base import load_base
+from acontrol.config import DataConfig, OptimConfig, RunConfig, ValidationConfig
+from acontrol.data.mvtec import open_folder
+from acontrol.data.reader import ShardReader
+from acontrol.data.shards import write_shards
+from acontrol.data.stream import TrainingStream, held_out
+from acontrol.model import AnomalyControl
+from acontrol.sga import SemanticAdapter
+from acontrol.train.engine import AdapterEngine
+from acontrol.train.loop import NO_DROPOUT, NonFiniteLossError, StepReport, train, validate
+from tests.train.ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def shards(built_in_data, tmp_path_factory) -> str:
+    out = tmp_path_factory.mktemp("loop") / "s"
+    write_shards(open_folder(built_in_data).labelled("all"), out, split="all")
+    return str(out)
+
+
+class Notes:
+    """Writes down what it is told."""
+
+    def __init__(self, stop_at: int = 0):
+        self.reports: list[StepReport] = []
+        self.told: list[tuple[str, int]] = []
+        self.validations: list[float] = []
+        self.stop_at = stop_at
+
+    def on_step(self, report: StepReport) -> None:
+        self.reports.append(report)
+
+    def on_validation(self, step: int, loss: float) -> None:
+        self.told.append(("validation", step))
+        self.validations.append(loss)
+
+    def on_samples(self, step: int) -> None:
+        self.told.append(("samples", step))
+
+    def on_checkpoint(self, report: StepReport) -> None:
+        self.told.append(("checkpoint", report.step))
+
+    def should_stop(self) -> bool:
+        return len(self.reports) + 1 == self.stop_at
+
+
+def setting(shards: str, **changes) -> tuple[AnomalyControl, TrainingStream, TrainingStream]:
+    config = RunConfig.model_validate(
+        {
+            "data": DataConfig(shards=shards, resolution=64),
+            "optim": OptimConfig(steps=4, batch_size=4, learning_rate=1e-2),
+            "validation": ValidationConfig(every=2, share=0.3),
+            "samples": {"every": 3},
+            "checkpoint": {"every": 2},
+            **changes,
+        }
+    )
+    base = load_base(config.base)
+    adapter = SemanticAdapter.from_unet(base.unet, 64)
+    model = AnomalyControl(base, adapter, config)
+    reader = ShardReader(shards)
+    held = held_out(reader.index, 0.3)
+    size = model.semantics.image_px
+    streams = [
+        TrainingStream(reader, config.data, seed=0, reference_px=size, used=used)
+        for used in (~held, held)
+    ]
+    return model, streams[0], streams[1]
+
+
+def run(shards: str, **changes) -> dict[str, object]:
+    stop_at = changes.pop("stop_at", 0)
+    spoil = changes.pop("spoil", False)
+    model, stream, held = setting(shards, **changes)
+    engine = AdapterEngine(model.adapter, model.config, None)
+    optim = model.config.optim
+    first = validate(model, held, engine)
+    batches = stream.batches(0, model.config.micro_batch_size, 0, 1, 4 * optim.accumulation)
+    notes = Notes(stop_at)
+    before = engine.weights()["proj.weight"]
+    error = ""
+    if spoil:
+        model.unet.conv_out.weight.data.fill_(torch.nan)
+    try:
+        train(model, batches, engine, model.config, notes, validation=held)
+    except NonFiniteLossError as raised:
+        error = str(raised)
+    after = engine.weights()["proj.weight"]
+    rows = []
+    if not spoil:
+        with torch.no_grad():
+            for place in range(len(held)):
+                (batch,) = held.batches(place, 1, 0, 1, 1)
+                losses = model(batch, engine.project, seed=held.seed, dropout=NO_DROPOUT)
+                rows.append(losses.loss.item())
+    return {
+        "told": notes.told,
+        "losses": [report.loss for report in notes.reports],
+        "rates": [report.learning_rate for report in notes.reports],
+        "validations": [first, *notes.validations],
+        "by_hand": sum(rows) / max(1, len(rows)),
+        "changed": not torch.equal(before, after),
+        "error": error,
+    }
+
+
+def many(shards: str) -> dict[str, dict[str, object]]:
+    optim = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2}
+    return {
+        "plain": run(shards),
+        "two passes": run(shards, optim={**optim, "accumulation": 2}),
+        "bfloat16": run(shards, runtime={"precision": "bfloat16"}),
+        "stopped": run(shards, stop_at=3),
+        "spoiled": run(shards, spoil=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(shards, tmp_path_factory) -> dict[str, dict]:
+    return run_ranks(many, 1, tmp_path_factory.mktemp("loop"), shards)
+
+
+def test_everything_is_told_when_it_is_due(runs) -> None:
+    assert runs["plain"]["told"] == [
+        ("validation", 2),
+        ("checkpoint", 2),
+        ("samples", 3),
+        ("validation", 4),
+        ("checkpoint", 4),
+        ("samples", 4),
+    ]
+
+
+def test_a_wish_to_stop_writes_a_bundle_and_ends(runs) -> None:
+    assert runs["stopped"]["told"][-1] == ("checkpoint", 3)
+    assert runs["stopped"]["losses"] == runs["plain"]["losses"][:3]
+
+
+def test_two_passes_are_one_batch(runs) -> None:
+    assert runs["two passes"]["losses"] == pytest.approx(runs["plain"]["losses"], abs=1e-5)
+
+
+def test_bfloat16_trains_close_to_float32(runs) -> None:
+    # 8 bits of mantissa through the whole U-Net: about 1 %.
+    assert runs["bfloat16"]["losses"] == pytest.approx(runs["plain"]["losses"], rel=1e-2)
+    assert runs["bfloat16"]["changed"]
+
+
+def test_validation_is_the_mean_over_the_held_out_samples(runs) -> None:
+    assert runs["plain"]["validations"][-1] == pytest.approx(runs["plain"]["by_hand"], abs=1e-5)
+
+
+def test_validation_moves_with_the_weights_alone(runs) -> None:
+    first, middle, last = runs["plain"]["validations"]
+    assert len({first, middle, last}) == 3
+    assert runs["two passes"]["validations"][0] == pytest.approx(first, abs=1e-5)
+
+
+def test_a_loss_that_is_no_number_names_samples_and_changes_nothing(runs) -> None:
+    found = runs["spoiled"]
+    assert "step 1: the loss is nan" in found["error"]
+    assert "wood/" in found["error"] or "button/" in found["error"]
+    assert not found["changed"]
