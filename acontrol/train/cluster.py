@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,11 @@ def joined_cluster(cluster: ClusterConfig) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
     named = os.environ.get("RAY_ADDRESS")
     found = named or (CURRENT_CLUSTER.read_text().strip() if CURRENT_CLUSTER.exists() else "")
-    try:
-        if not found:
-            raise ConnectionError
+    if found and _answers(found):
         ray.init(address=found, **quiet)
-    except ConnectionError as error:
-        if named:
-            raise UserError(f"RAY_ADDRESS {named}: no cluster answers there") from error
+    elif named:
+        raise UserError(f"RAY_ADDRESS {named}: no cluster answers there")
+    else:
         # Workers wait for each other most of the time, so more of them than cores may run.
         ray.init(
             address="local",
@@ -65,6 +64,18 @@ def joined_cluster(cluster: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens there: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "//" in address or not port.isdigit():  # "auto", or Ray's client: Ray's to judge.
+        return True
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def uses_gpus(cluster: ClusterConfig) -> bool:

@@ -47,19 +47,24 @@ class Cluster:
     def __enter__(self) -> "Cluster":
         start = {**self.environment}
         del start["RAY_ADDRESS"]
-        command = [BIN / "ray", "start", "--head", "--num-cpus=2", "--port", str(free_port())]
-        ports = [f"--dashboard-port={self.dashboard}", "--object-store-memory=200000000"]
-        subprocess.run(
-            [*command, *ports, "--include-dashboard=true"],
+        ports = ["--port", str(free_port()), f"--dashboard-port={self.dashboard}"]
+        command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", *ports]
+        # Blocking, so that ending it ends this cluster and no other on the machine.
+        self.process = subprocess.Popen(
+            [*command, "--include-dashboard=true", "--object-store-memory=200000000"],
             env=start,
-            check=True,
-            capture_output=True,
-            timeout=120,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        return self
+        for _ in range(240):
+            if self.job("list").returncode == 0:
+                return self
+            time.sleep(0.5)
+        raise AssertionError("the cluster does not answer")
 
     def __exit__(self, *exception: object) -> None:
-        subprocess.run([BIN / "ray", "stop", "--force"], capture_output=True, timeout=60)
+        self.process.terminate()
+        self.process.wait(timeout=60)
 
     def job(self, *args: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from acontrol.base import built_in_base, load_base
 from acontrol.config import RunConfig, UserError
@@ -212,6 +213,17 @@ def test_another_base_than_the_trained_one_is_refused(
     (other / "unet" / "config.json").write_text(json.dumps(config | {"note": "changed"}))
     with pytest.raises(UserError, match="not the one"):
         generate_into(tmp_path / "g", whole, built_in_data, "--base-path", other)
+
+
+@pytest.mark.slow
+def test_zero_3_exports_and_draws_what_zero_1_does(shards, whole, tmp_path) -> None:
+    output = tmp_path / "three"
+    done = commands.run("launch.train", *options(shards, output), "--zero.stage", 3)
+    assert done.returncode == 0, done.stderr
+    assert list(output.rglob("samples*.png"))
+    name = Path("adapter", "diffusion_pytorch_model.safetensors")
+    ours, theirs = (load_file(run / name)["proj.weight"] for run in (output, whole))
+    assert (ours - theirs).abs().max() <= 1e-6
 
 
 @pytest.mark.slow

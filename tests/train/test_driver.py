@@ -142,6 +142,15 @@ def test_some_gpus_but_too_few_are_not_passed_over(monkeypatch) -> None:
         cluster.uses_gpus(ClusterConfig(num_workers=4))
 
 
+def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch) -> None:
+    from acontrol.train import cluster
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    answers = cluster.joined_cluster(ClusterConfig())
+    with pytest.raises(UserError, match=r"RAY_ADDRESS 127\.0\.0\.1:9: no cluster"), answers:
+        pass
+
+
 def test_a_config_file_lies_on_top_of_the_preset(tmp_path) -> None:
     file = tmp_path / "run.json"
     file.write_text('{"optim": {"steps": 9}}')
