@@ -181,7 +181,7 @@ def built_in_base() -> Path:
     of a fixed seed, so that every process and every machine of a cluster has the same.
     """
     cache = Path(os.environ.get("ACONTROL_CACHE", Path.home() / ".cache" / "acontrol"))
-    folder = cache / f"tiny-base-torch-{torch.__version__}"
+    folder = cache / f"tiny-base-2-torch-{torch.__version__}"  # 2: the recipe's number.
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import (
     BertTokenizer,
@@ -85,15 +86,15 @@ def build_tiny_base(folder: Path, seed: int) -> None:
         clip_sample=False,
         steps_offset=1,
     )
-    for part, model in {
-        "vae": vae,
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
-        "unet": unet,
-        "scheduler": scheduler,
-        "vlm": vlm,
-    }.items():
+    for part, model in {"vae": vae, "unet": unet, "tokenizer": tokenizer}.items():
         model.save_pretrained(folder / part)
+    scheduler.save_pretrained(folder / "scheduler")
+    for part, model in {"text_encoder": text_encoder, "vlm": vlm}.items():
+        # transformers' save_pretrained writes nothing on other ranks than the first, and
+        # leaves a folder that looks whole.
+        model.config.save_pretrained(folder / part)
+        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+        save_file(weights, folder / part / "model.safetensors", metadata={"format": "pt"})
     vlm_tokenizer.save_pretrained(folder / "vlm")
 
 
