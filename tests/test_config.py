@@ -134,7 +134,9 @@ def test_a_batch_divides_among_workers(size: int, workers: int, share: int | Non
     entries = {"optim": {"batch_size": size}, "cluster": {"num_workers": workers}}
     if share is None:
         line = refusal(entries)
-        assert line == "optim.batch_size 12 does not divide among cluster.num_workers 5"
+        assert line.startswith(
+            "optim.batch_size 12 does not divide among cluster.num_workers 5"
+        )
     else:
         assert RunConfig.model_validate(entries).micro_batch_size == share
 
