@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from transformers import (
 )
 
 from acontrol.config import BUILT_IN, BaseConfig, UserError
-from acontrol.tiny import build_tiny_base
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
@@ -77,8 +75,8 @@ def load_base(
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise ValueError(f"the weights of {kind.__name__} lack {missing}")
-        model = model.eval().requires_grad_(False).to(device)
-        return model if dtype == torch.float32 else model.to(dtype)
+        # The files' own precision, float16 as a rule, is for storage.
+        return model.eval().requires_grad_(False).to(device, dtype)
 
     def part(name: str) -> dict[str, str]:
         return {**source, "subfolder": name}
@@ -175,20 +173,5 @@ def quieten() -> None:
 
 
 def built_in_base() -> Path:
-    """The folder of the built-in tiny base, written on first use.
-
-    It is cached under ``ACONTROL_CACHE`` (by default ``~/.cache/acontrol``): random weights
-    of a fixed seed, so that every process and every machine of a cluster has the same.
-    """
-    cache = Path(os.environ.get("ACONTROL_CACHE", Path.home() / ".cache" / "acontrol"))
-    folder = cache / f"tiny-base-2-torch-{torch.__version__}"  # 2: the recipe's number.
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            build_tiny_base(Path(scratch, "base"), seed=0)
-            try:
-                os.rename(Path(scratch, "base"), folder)
-            except OSError:  # Another process was first; its bytes are the same.
-                if not folder.is_dir():
-                    raise
-    return folder
+    """The folder of the built-in tiny base, which ships with the package."""
+    return Path(__file__).parent / "assets" / "tiny-base"

@@ -33,6 +33,7 @@ def unit_interval(default: float, description: str) -> float:
     return Field(default, ge=0, le=1, description=description)
 
 
+LossWeighting = Literal["none", "late"]
 BUILT_IN = "tiny"  # base.path of the base that acontrol makes itself.
 
 
@@ -70,7 +71,7 @@ class BaseConfig(Settings):
     path: str = Field(
         BUILT_IN,
         description="Stable Diffusion 1.5 in diffusers' layout: a folder or a hub id; "
-        "'tiny' is the small built-in base, with random weights for now.",
+        "'tiny' is the small built-in base.",
     )
     revision: str | None = Field(None, description="Commit of the hub id in base.path.")
     vlm_path: str | None = Field(
@@ -152,6 +153,11 @@ class OptimConfig(Settings):
         "constant", description="The rate after warm-up; cosine falls to zero at the last step."
     )
     warmup_steps: int = Field(0, ge=0, description="Steps in which the rate rises from zero.")
+    loss_weighting: LossWeighting = Field(
+        "none",
+        description="Of timesteps: none (Eq. 6), or 'late', more weight on large noise, which "
+        "small base models need.",
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
     max_grad_norm: float | None = Field(
         None, gt=0, description="Gradients are scaled down to this norm; None: left alone."

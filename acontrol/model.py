@@ -12,7 +12,12 @@ from acontrol.base import BaseModels
 from acontrol.config import DropoutConfig, RunConfig
 from acontrol.csm import CrossModalEncoder
 from acontrol.data.stream import Batch
-from acontrol.diffusion import denoising_loss, draw, dropped_conditions
+from acontrol.diffusion import (
+    denoising_loss,
+    draw,
+    dropped_conditions,
+    timestep_weights,
+)
 from acontrol.sga import SemanticAdapter, install_processors
 
 
@@ -50,6 +55,8 @@ class AnomalyControl(nn.Module):
         channels, factor = base.latent_shape
         side = config.data.resolution // factor
         self.latent_shape = (channels, side, side)
+        weights = timestep_weights(base.scheduler.alphas_cumprod, config.optim.loss_weighting)
+        self.timestep_weights = weights.to(base.unet.device)
         install_processors(self.unet)
 
     @property
@@ -110,7 +117,7 @@ class AnomalyControl(nn.Module):
                 "semantic_scale": self.config.sga.scale,
             },
         ).sample
-        per_sample = denoising_loss(noise_pred, noise)
+        per_sample = denoising_loss(noise_pred, noise) * self.timestep_weights[timesteps]
         loss = per_sample.mean()
         return Losses(loss, per_sample.detach(), semantic.energy_before, semantic.energy_after)
 
@@ -126,7 +133,6 @@ class AnomalyControl(nn.Module):
         return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
 
 
-@torch.no_grad()
 def embed_text(
     text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: Sequence[str]
 ) -> Float[Tensor, "batch token dim"]:
