@@ -175,3 +175,8 @@ def quieten() -> None:
 def built_in_base() -> Path:
     """The folder of the built-in tiny base, which ships with the package."""
     return Path(__file__).parent / "assets" / "tiny-base"
+
+
+def built_in_adapter() -> Path:
+    """The folder of the adapter that ships with the built-in base."""
+    return Path(__file__).parent / "assets" / "tiny-adapter"

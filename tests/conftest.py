@@ -8,7 +8,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,6 @@ settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The built-in base is written once a session; subprocesses find it by the environment."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACONTROL_CACHE", str(tmp_path_factory.mktemp("acontrol-cache")))
-        yield
-
-
 @pytest.fixture(scope="session")
 def built_in_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two products, three defects, three images of each, two good ones."""
@@ -65,7 +57,7 @@ def built_in_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_base(cache: None) -> BaseModels:
+def tiny_base() -> BaseModels:
     """The tiny base, shared: for tests that leave it as it is."""
     return load_base(BaseConfig())
 

@@ -1,8 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -61,45 +58,6 @@ def test_the_vlm_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
         load_base(config).vlm.query_tokens, load_base(BaseConfig()).vlm.query_tokens
     )
     assert digest(config) == digest(BaseConfig())
-
-
-def test_the_built_in_base_is_written_once(tiny_base: BaseModels) -> None:
-    folder = built_in_base()
-    assert folder.is_relative_to(os.environ["ACONTROL_CACHE"])
-    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    assert built_in_base() == folder
-    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
-    # Nothing half written stays beside it.
-    assert list(folder.parent.iterdir()) == [folder]
-
-
-@pytest.mark.slow
-def test_the_built_in_base_has_the_same_bytes_in_another_process(
-    tmp_path: Path, tiny_base: BaseModels
-) -> None:
-    code = (
-        "from acontrol.base import digest; from acontrol.config import BaseConfig; "
-        "print(digest(BaseConfig()))"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "ACONTROL_CACHE": str(tmp_path), "PYTHONHASHSEED": "12345"},
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    assert found.stdout.split()[-1] == digest(BaseConfig())
-
-
-def test_the_built_in_base_is_the_same_whatever_the_global_generator(
-    tmp_path: Path, tiny_base: BaseModels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = digest(BaseConfig())
-    monkeypatch.setenv("ACONTROL_CACHE", str(tmp_path))
-    torch.manual_seed(99)
-    before = torch.get_rng_state()
-    assert digest(BaseConfig()) == expected
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./runs/base", "runs/a/base", "base"])

@@ -20,7 +20,6 @@ ORDER = [
         "acontrol.asea",
         "acontrol.diffusion",
         "acontrol.sheet",
-        "acontrol.tiny",
     },
     {"acontrol.data"},
     {"acontrol.shapes", "acontrol.csm", "acontrol.sga", "acontrol.base"},
@@ -28,6 +27,7 @@ ORDER = [
     {"acontrol.pipeline"},
     {"acontrol.generation"},
     {"acontrol.train"},
+    {"acontrol.pretrain"},
     {"launch"},
 ]
 HOMES = {
