@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from transformers import (
 )
 
 from acontrol.config import BUILT_IN, BaseConfig, UserError
+from acontrol.pretrain import networks
+from acontrol.pretrain.settings import Sizes
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
@@ -173,5 +176,22 @@ def quieten() -> None:
 
 
 def built_in_base() -> Path:
-    """The folder of the built-in tiny base, which ships with the package."""
-    return Path(__file__).parent / "assets" / "tiny-base"
+    """The folder of the built-in tiny base, written on first use.
+
+    It is cached under ``ACONTROL_CACHE`` (by default ``~/.cache/acontrol``): random weights
+    of a fixed seed, so that every process and every machine of a cluster has the same.
+    ``launch.pretrain`` makes one that draws.
+    """
+    cache = Path(os.environ.get("ACONTROL_CACHE", Path.home() / ".cache" / "acontrol"))
+    folder = cache / f"tiny-base-3-torch-{torch.__version__}"  # 3: the recipe's number.
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            fresh = networks.build(Sizes(), seed=0)
+            networks.save(fresh, Path(scratch, "base"), torch.float32)
+            try:
+                os.rename(Path(scratch, "base"), folder)
+            except OSError:  # Another process was first; its bytes are the same.
+                if not folder.is_dir():
+                    raise
+    return folder

@@ -71,7 +71,7 @@ class BaseConfig(Settings):
     path: str = Field(
         BUILT_IN,
         description="Stable Diffusion 1.5 in diffusers' layout: a folder or a hub id; "
-        "'tiny' is the small built-in base.",
+        "'tiny' is the small built-in base, with random weights for now.",
     )
     revision: str | None = Field(None, description="Commit of the hub id in base.path.")
     vlm_path: str | None = Field(

@@ -20,7 +20,8 @@ ORDER = [
         "acontrol.asea",
         "acontrol.diffusion",
         "acontrol.sheet",
-        "acontrol.tiny",
+        "acontrol.pretrain.networks",
+        "acontrol.pretrain.settings",
     },
     {"acontrol.data"},
     {"acontrol.shapes", "acontrol.csm", "acontrol.sga", "acontrol.base"},
@@ -28,6 +29,7 @@ ORDER = [
     {"acontrol.pipeline"},
     {"acontrol.generation"},
     {"acontrol.train"},
+    {"acontrol.pretrain"},
     {"launch"},
 ]
 HOMES = {

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from acontrol.pretrain.pool import Kind, Pool
 from acontrol.pretrain.stage import Desk, run_stage
 
-STEPS = 1_500
 BATCH = 64
 
 
@@ -66,7 +65,7 @@ class Judge(nn.Module):
         }
 
 
-def train_judge(pool: Pool, desk: Desk) -> Judge:
+def train_judge(pool: Pool, steps: int, desk: Desk) -> Judge:
     """Train on a pool's images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(desk.seed + 1)
@@ -83,7 +82,7 @@ def train_judge(pool: Pool, desk: Desk) -> Judge:
             + F.cross_entropy(logits[1], phrase[kinds].to(desk.device))
         }
 
-    run_stage("judge", judge, loss, desk, steps=STEPS, learning_rate=2e-3)
+    run_stage("judge", judge, loss, desk, steps=steps, learning_rate=2e-3)
     return judge.eval().requires_grad_(False)
 
 

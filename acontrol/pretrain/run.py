@@ -81,7 +81,7 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     net.save(parts, scratch)
     with times("judge"):
-        judge = train_judge(pool, desk)
+        judge = train_judge(pool, config.judge_steps, desk)
     with times("metrics"):
         metrics = measure(scratch, judge, test, hold_out, desk.device)
     desk.tracker.log_metrics(metrics, 1)

@@ -104,6 +104,9 @@ class PretrainConfig(Settings):
     bfloat16: bool = Field(
         True, description="Autoencoder (and on CUDA everything) under bfloat16 autocast."
     )
+    judge_steps: int = Field(
+        1_500, ge=1, description="Of the classifier that judges drawings for the card."
+    )
     save_every: int = Field(250, ge=1, description="Steps between states that a rerun takes.")
     samples_every: int = Field(1_000, ge=1, description="Steps between sample grids.")
     sizes: Sizes = Sizes()
