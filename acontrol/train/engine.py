@@ -44,6 +44,9 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
         "stage": config.zero.stage,
         # 19 million parameters fit one bucket; the default is sized for billions.
         "reduce_bucket_size": 50_000_000,
+        # Stage 3 would replace torch's linear in the whole process, the frozen networks'
+        # too, by one that rounds otherwise: the stages would drift apart.
+        "memory_efficient_linear": False,
     }
     if config.zero.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}

@@ -12,6 +12,7 @@ from acontrol.train.engine import AdapterEngine, AdapterState, deepspeed_config
 from tests.train.ranks import run_ranks
 
 STEPS, HALF, BATCH = 6, 3, 8
+LINEAR = torch.nn.functional.linear
 # Name: what is changed in the config.
 SETTINGS: dict[str, dict] = {
     **{f"stage {stage}": {"zero": {"stage": stage}} for stage in range(4)},
@@ -103,6 +104,7 @@ def train_and_resume(name: str) -> dict[str, object]:
         "middle": vars(middle),
         "end": vars(end),
         "resumed_end": vars(resumed.state()),
+        "linear_is_torchs": torch.nn.functional.linear is LINEAR,
     }
 
 
@@ -222,6 +224,11 @@ def test_deepspeed_is_told_the_settings() -> None:
     assert told["gradient_clipping"] == 0.1
     assert told["zero_optimization"]["stage"] == 2
     assert "bf16" not in told
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_the_other_networks_of_the_process_are_left_alone(two_ranks, stage) -> None:
+    assert two_ranks[f"stage {stage}"]["linear_is_torchs"]
 
 
 @pytest.mark.parametrize(
