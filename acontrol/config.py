@@ -149,7 +149,9 @@ class OptimConfig(Settings):
     )
     learning_rate: float = Field(1e-4, gt=0, description="AdamW's rate, after warm-up.")
     schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="The rate after warm-up; cosine falls to zero at the last step."
+        "constant",
+        description="The rate after warm-up; cosine falls as PyTorch's CosineAnnealingLR: "
+        "small at the last step, zero only after it, so that no step is taken for nothing.",
     )
     warmup_steps: int = Field(0, ge=0, description="Steps in which the rate rises from zero.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")

@@ -1,7 +1,5 @@
 """The engine in real gloo ranks with real DeepSpeed, every setting."""
 
-import math
-
 import pytest
 import torch
 from pydantic import ValidationError
@@ -137,6 +135,7 @@ def plain_training(name: str) -> tuple[list[float], list[torch.Tensor]]:
     optim = config_of(name, 1).optim
     adapter = new_adapter()
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=optim.learning_rate)
+    schedule = torch_schedule(optimizer, optim)
     losses, weights = [], []
     for step in range(STEPS):
         inputs, targets = batch_of(step, range(BATCH))
@@ -145,21 +144,24 @@ def plain_training(name: str) -> tuple[list[float], list[torch.Tensor]]:
         loss.backward()
         if optim.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(adapter.parameters(), optim.max_grad_norm)
-        optimizer.param_groups[0]["lr"] = written_out_rate(optim, step)
         optimizer.step()
+        schedule.step()
         losses.append(loss.item())
         weights.append(adapter.proj.weight.detach().clone())
     return losses, weights
 
 
-def written_out_rate(optim: OptimConfig, step: int) -> float:
-    """Steps from 0: a line up to the full rate, then a half cosine down."""
-    if step < optim.warmup_steps:
-        return optim.learning_rate * (step + 1) / optim.warmup_steps
+def torch_schedule(
+    optimizer: torch.optim.Optimizer, optim: OptimConfig
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Torch's own line up to the full rate, then its half cosine down."""
+    schedules = torch.optim.lr_scheduler
     if optim.schedule == "constant":
-        return optim.learning_rate
-    share = (step - optim.warmup_steps) / (STEPS - optim.warmup_steps)
-    return optim.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+        return schedules.ConstantLR(optimizer, factor=1)
+    warmup = optim.warmup_steps
+    up = schedules.LinearLR(optimizer, 1 / warmup, total_iters=warmup - 1)
+    down = schedules.CosineAnnealingLR(optimizer, T_max=optim.steps - warmup)
+    return schedules.SequentialLR(optimizer, [up, down], milestones=[warmup])
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -167,6 +169,19 @@ def test_every_setting_trains_as_a_plain_loop(two_ranks, name) -> None:
     # bfloat16 has 8 bits of mantissa: a loss near 1 is good to about 1/256.
     tolerance = 4e-3 if "bfloat16" in name else 1e-5
     assert two_ranks[name]["losses"] == pytest.approx(plain_losses(name), abs=tolerance)
+
+
+@pytest.mark.parametrize("warmup", [2, 5])
+def test_the_rate_is_torchs_at_every_step(warmup) -> None:
+    optim = OptimConfig(steps=17, warmup_steps=warmup, schedule="cosine", learning_rate=0.3)
+    optimizer = torch.optim.AdamW(new_adapter().parameters(), lr=optim.learning_rate)
+    schedule = torch_schedule(optimizer, optim)
+    for step in range(1, optim.steps + 1):
+        assert optim.rate(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        optimizer.step()
+        schedule.step()
+    assert 0 < optim.rate(optim.steps) < 0.02 * optim.learning_rate
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
 
 
 def test_clipping_and_schedule_matter() -> None:
