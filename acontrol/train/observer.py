@@ -19,6 +19,14 @@ from acontrol.train.samples import sample_grid
 from acontrol.train.tracking import Tracker
 from acontrol.train.worker import Launch, RunRecord
 
+# The loop's phases, by the names that MLflow shows.
+SHARES = {
+    "data": "data_wait_share",
+    "forward": "forward_share",
+    "backward": "backward_share",
+    "optimizer": "optimizer_share",
+}
+
 
 class RunObserver:
     """Bundles, pictures, metrics and progress of one worker; only rank 0 talks to anyone."""
@@ -58,7 +66,7 @@ class RunObserver:
             "asea_energy_before": report.energy_before,
             "asea_energy_after": report.energy_after,
             "samples_per_s": report.samples_per_s,
-            "data_wait_share": report.data_wait_share,
+            **{SHARES[phase]: share for phase, share in report.shares.items()},
             "learning_rate": report.learning_rate,
             "skipped_steps": float(self.engine.skipped_steps),
             "memory_gib": _memory_gib(),
