@@ -1,6 +1,5 @@
 """The main job with real Ray workers, DeepSpeed and MLflow, killed and continued."""
 
-import contextlib
 import json
 import re
 import shutil
@@ -29,7 +28,7 @@ from launch import train as launch_train
 from tests.launch import commands
 from tests.train.ranks import run_ranks
 
-STEPS, EVERY = 9, 3
+STEPS, EVERY, TRACED = 9, 3, 2
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +46,29 @@ def options(shards: Path, output: Path, steps: int = STEPS, every: int = EVERY) 
     ]
 
 
-def losses_of(run: Path) -> list[tuple[int, float]]:
-    """Every loss that MLflow holds, in order."""
+def values_of(run: Path, name: str) -> list[tuple[int, float]]:
+    """Every value of a metric that MLflow holds, in order."""
     database = sqlite3.connect(run / "mlflow.db")
     try:
-        query = "select step, value from metrics where key = 'loss' order by step, timestamp"
-        return database.execute(query).fetchall()
+        query = "select step, value from metrics where key = ? order by step, timestamp"
+        return database.execute(query, [name]).fetchall()
     finally:
         database.close()
 
 
+def losses_of(run: Path) -> list[tuple[int, float]]:
+    """Every loss."""
+    return values_of(run, "loss")
+
+
 @pytest.fixture(scope="module")
 def whole(shards, tmp_path_factory) -> Path:
-    """A run that nothing disturbed."""
+    """A run that nothing disturbed, and that is watched in every way."""
     output = tmp_path_factory.mktemp("job") / "whole"
-    done = commands.run("launch.train", *options(shards, output))
+    watched = ("--profile", TRACED, "--tracking.system-metrics")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
+        done = commands.run("launch.train", *options(shards, output), *watched)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"Adapter: {output / 'adapter'}"
     return output
@@ -77,12 +84,9 @@ def continued(shards, tmp_path_factory) -> tuple[Path, str]:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    # The driver and all that it started, as when a machine goes down: Ray's workers would
-    # otherwise outlive it for some seconds and may finish so short a run.
-    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    process.communicate()
+    # As when a machine goes down: Ray's workers would otherwise outlive the driver for some
+    # seconds and may finish so short a run.
+    commands.kill_with_children(process)
     done = commands.run("launch.train", *options(shards, output))
     assert done.returncode == 0, done.stderr
     return output, done.stdout
@@ -104,6 +108,31 @@ def test_mlflow_holds_the_loss_curve_and_the_sample_grid(whole) -> None:
     assert params["optim.steps"] == str(STEPS)
     assert "version.deepspeed" in tags
     assert status == "FINISHED"
+
+
+def test_mlflow_shows_where_a_step_goes(whole) -> None:
+    phases = ("data_wait", "forward", "backward", "optimizer")
+    shares = [dict(values_of(whole, f"{phase}_share")) for phase in phases]
+    for step in range(1, STEPS + 1):
+        assert sum(share[step] for share in shares) == pytest.approx(1)
+
+
+def test_mlflow_shows_what_the_node_is_used_for(whole) -> None:
+    shares = values_of(whole, "system/node-0/cpu_utilization_percentage")
+    assert shares
+    assert all(0 <= value <= 100 for _, value in shares)
+    memory = values_of(whole, "system/node-0/system_memory_usage_megabytes")
+    assert all(value > 100 for _, value in memory)
+
+
+def test_the_trace_has_the_asked_steps_whole(whole) -> None:
+    (file,) = whole.glob("launches/*/trace.json")
+    events = json.loads(file.read_text())["traceEvents"]
+    steps = {event["name"] for event in events if "ProfilerStep" in event.get("name", "")}
+    assert steps == {"ProfilerStep#2", "ProfilerStep#3"}
+    names = {event.get("name") for event in events}
+    assert {"aten::conv2d", "aten::scaled_dot_product_attention"} <= names, "the forward"
+    assert any("ConvolutionBackward" in str(name) for name in names), "the backward"
 
 
 def test_a_killed_run_continues_with_the_same_losses(whole, continued) -> None:
@@ -247,3 +276,43 @@ def test_ctrl_c_leaves_a_bundle_and_says_how_to_go_on(shards, tmp_path) -> None:
     (bundle,) = output.glob("launches/*/bundle-*")
     assert err.splitlines()[-1].startswith("error: Interrupted. The same command continues")
     assert bundle.name in err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_damaged_data_ends_a_run_that_would_restart_for_ever(shards, tmp_path) -> None:
+    damaged, output = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(shards, damaged)
+    for shard_file in damaged.glob("*.tar"):
+        content = bytearray(shard_file.read_bytes())
+        content[1000] ^= 1
+        shard_file.write_bytes(content)
+    args = [*options(damaged, output), "--cluster.max-failures", -1]
+    done = commands.run("launch.train", *args)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert re.match(r"error: .*\.tar.*No checkpoint yet: the same command starts again", last)
+
+
+@pytest.mark.slow
+def test_a_lost_worker_is_replaced_within_the_launch(whole, shards, tmp_path) -> None:
+    output = tmp_path / "run"
+    args = [*options(shards, output), "--cluster.max-failures", 1]
+    process = commands.start("launch.train", *args)
+    deadline = time.monotonic() + 240
+    while not list(output.glob("launches/*/bundle-*/manifest.json")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    workers = [
+        one
+        for one in psutil.Process(process.pid).children(recursive=True)
+        if "RayTrainWorker" in " ".join(one.cmdline())
+    ]
+    assert len(workers) == 2
+    workers[1].kill()
+    assert not list(output.glob(f"launches/*/bundle-{STEPS:08d}")), "it was still needed"
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert len(list(output.glob("launches/*"))) == 1
+    assert "Continuing" not in out, "the driver did not start again"
+    assert losses_of(output) == losses_of(whole)
