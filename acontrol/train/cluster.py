@@ -11,7 +11,9 @@ from typing import Any
 
 import ray
 
+import acontrol
 from acontrol.config import ClusterConfig, UserError
+from acontrol.train.paths import in_ray_job
 
 # `ray start` notes its cluster here, and Ray's own commands look here for it.
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
@@ -49,7 +51,9 @@ def joined_cluster(cluster: ClusterConfig) -> Iterator[None]:
     named = os.environ.get("RAY_ADDRESS")
     found = named or (CURRENT_CLUSTER.read_text().strip() if CURRENT_CLUSTER.exists() else "")
     if found and _answers(found):
-        ray.init(address=found, **quiet)
+        # Other nodes may hold no acontrol or another one. A Ray job brings its folder itself.
+        brought = {} if in_ray_job() else {"py_modules": [str(Path(acontrol.__file__).parent)]}
+        ray.init(address=found, runtime_env=brought, **quiet)
     elif named:
         raise UserError(f"RAY_ADDRESS {named}: no cluster answers there")
     else:

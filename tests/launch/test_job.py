@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -34,7 +35,7 @@ class Cluster:
     def __init__(self, scratch: Path, stop_wait: str | None):
         token = scratch / "token"
         token.write_text(secrets.token_hex(32))
-        self.dashboard = free_port()
+        self.dashboard, self.port = free_port(), free_port()
         self.environment = {
             **os.environ,
             "RAY_AUTH_MODE": "token",
@@ -47,7 +48,7 @@ class Cluster:
     def __enter__(self) -> "Cluster":
         start = {**self.environment}
         del start["RAY_ADDRESS"]
-        ports = ["--port", str(free_port()), f"--dashboard-port={self.dashboard}"]
+        ports = ["--port", str(self.port), f"--dashboard-port={self.dashboard}"]
         command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", *ports]
         # Blocking, so that ending it ends this cluster and no other on the machine.
         self.process = subprocess.Popen(
@@ -182,3 +183,43 @@ def test_with_the_default_wait_the_last_periodic_bundle_remains(
         again = cluster.submit(*options(shards, output, server, remains + 2))
         assert f"Continuing from step {remains}" in again.stdout
         assert again.returncode == 0
+
+
+FROM_ANOTHER_NODE = """
+import shutil
+import ray
+from acontrol.config import ClusterConfig
+from acontrol.train.cluster import joined_cluster
+
+@ray.remote
+def place():
+    import acontrol
+    return acontrol.__file__
+
+with joined_cluster(ClusterConfig()):
+    shutil.rmtree("acontrol")  # Another node does not have the driver's folder.
+    print(ray.get(place.remote()))
+"""
+
+
+def test_a_launch_on_a_found_cluster_brings_its_own_code(shards, tmp_path) -> None:
+    shutil.copytree(ROOT / "acontrol", tmp_path / "code" / "acontrol")
+    with Cluster(tmp_path, stop_wait=None) as cluster:
+
+        def run(cwd: Path, *command: object) -> "subprocess.CompletedProcess[str]":
+            return subprocess.run(
+                [BIN / "python", *(str(part) for part in command)],
+                env=cluster.environment | {"RAY_ADDRESS": f"127.0.0.1:{cluster.port}"},
+                cwd=cwd,
+                capture_output=True,
+                text=True,
+            )
+
+        asked = run(tmp_path / "code", "-c", FROM_ANOTHER_NODE)
+        database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+        args = options(shards, tmp_path / "run", database, 2)
+        trained = run(ROOT, "-m", "launch.train", *args)
+    assert asked.returncode == 0, asked.stderr
+    assert "/py_modules_files/" in asked.stdout.splitlines()[-1]
+    assert trained.returncode == 0, trained.stderr
+    assert bundles(tmp_path / "run") == [2]
