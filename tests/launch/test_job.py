@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -48,8 +49,12 @@ class Cluster:
     def __enter__(self) -> "Cluster":
         start = {**self.environment}
         del start["RAY_ADDRESS"]
+        # A folder of its own, also for the note by which other launches on this machine would
+        # find it. Short, since sockets go there.
+        self.folder = tempfile.mkdtemp(prefix="ray-")
         ports = ["--port", str(self.port), f"--dashboard-port={self.dashboard}"]
-        command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", *ports]
+        place = f"--temp-dir={self.folder}"
+        command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", place, *ports]
         # Blocking, so that ending it ends this cluster and no other on the machine.
         self.process = subprocess.Popen(
             [*command, "--include-dashboard=true", "--object-store-memory=200000000"],
@@ -66,6 +71,7 @@ class Cluster:
     def __exit__(self, *exception: object) -> None:
         self.process.terminate()
         self.process.wait(timeout=60)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def job(self, *args: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
