@@ -3,13 +3,11 @@
 import json
 import re
 import shutil
-import signal
 import sqlite3
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
@@ -23,55 +21,11 @@ from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import StepReport, train
-from launch import generate, shard
+from launch import generate
 from launch import train as launch_train
 from tests.launch import commands
+from tests.launch.runs import EVERY, STEPS, losses_of, options, values_of
 from tests.train.ranks import run_ranks
-
-STEPS, EVERY, TRACED = 9, 3, 2
-
-
-@pytest.fixture(scope="module")
-def shards(built_in_data: Path, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("job") / "shards"
-    shard.run([str(built_in_data), "--out", str(out), "--split", "all", "--shard-size", "5"])
-    return out
-
-
-def options(shards: Path, output: Path, steps: int = STEPS, every: int = EVERY) -> list[object]:
-    return [
-        *("tiny", "--data.shards", shards, "--output", output),
-        *("--optim.steps", steps, "--checkpoint.every", every, "--cluster.num-workers", 2),
-        *("--optim.batch-size", 4, "--samples.every", 0, "--samples.steps", 2),
-    ]
-
-
-def values_of(run: Path, name: str) -> list[tuple[int, float]]:
-    """Every value of a metric that MLflow holds, in order."""
-    database = sqlite3.connect(run / "mlflow.db")
-    try:
-        query = "select step, value from metrics where key = ? order by step, timestamp"
-        return database.execute(query, [name]).fetchall()
-    finally:
-        database.close()
-
-
-def losses_of(run: Path) -> list[tuple[int, float]]:
-    """Every loss."""
-    return values_of(run, "loss")
-
-
-@pytest.fixture(scope="module")
-def whole(shards, tmp_path_factory) -> Path:
-    """A run that nothing disturbed, and that is watched in every way."""
-    output = tmp_path_factory.mktemp("job") / "whole"
-    watched = ("--profile", TRACED, "--tracking.system-metrics")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
-        done = commands.run("launch.train", *options(shards, output), *watched)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"Adapter: {output / 'adapter'}"
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -258,61 +212,3 @@ def test_zero_3_exports_and_draws_what_zero_1_does(shards, whole, tmp_path) -> N
     name = Path("adapter", "diffusion_pytorch_model.safetensors")
     ours, theirs = (load_file(run / name)["proj.weight"] for run in (output, whole))
     assert (ours - theirs).abs().max() <= 1e-6
-
-
-@pytest.mark.slow
-def test_ctrl_c_leaves_a_bundle_and_says_how_to_go_on(shards, tmp_path) -> None:
-    output = tmp_path / "run"
-    args = options(shards, output, steps=4000, every=1000)
-    process = commands.start("launch.train", *args)
-    deadline = time.monotonic() + 240
-    while not (output / "mlflow.db").exists() or not losses_of(output):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert "Stopping after this step" in out
-    (bundle,) = output.glob("launches/*/bundle-*")
-    assert err.splitlines()[-1].startswith("error: Interrupted. The same command continues")
-    assert bundle.name in err.splitlines()[-1]
-
-
-@pytest.mark.slow
-def test_damaged_data_ends_a_run_that_would_restart_for_ever(shards, tmp_path) -> None:
-    damaged, output = tmp_path / "shards", tmp_path / "run"
-    shutil.copytree(shards, damaged)
-    for shard_file in damaged.glob("*.tar"):
-        content = bytearray(shard_file.read_bytes())
-        content[1000] ^= 1
-        shard_file.write_bytes(content)
-    args = [*options(damaged, output), "--cluster.max-failures", -1]
-    done = commands.run("launch.train", *args)
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert re.match(r"error: .*\.tar.*No checkpoint yet: the same command starts again", last)
-
-
-@pytest.mark.slow
-def test_a_lost_worker_is_replaced_within_the_launch(whole, shards, tmp_path) -> None:
-    output = tmp_path / "run"
-    args = [*options(shards, output), "--cluster.max-failures", 1]
-    process = commands.start("launch.train", *args)
-    deadline = time.monotonic() + 240
-    while not list(output.glob("launches/*/bundle-*/manifest.json")):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    workers = [
-        one
-        for one in psutil.Process(process.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(one.cmdline())
-    ]
-    assert len(workers) == 2
-    workers[1].kill()
-    assert not list(output.glob(f"launches/*/bundle-{STEPS:08d}")), "it was still needed"
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    assert len(list(output.glob("launches/*"))) == 1
-    assert "Continuing" not in out, "the driver did not start again"
-    assert losses_of(output) == losses_of(whole)
