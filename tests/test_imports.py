@@ -33,7 +33,10 @@ ORDER = [
     {"launch"},
 ]
 HOMES = {
-    "ray": ("acontrol.train.cluster", "acontrol.train.driver", "acontrol.train.rank"),
+    "ray": tuple(
+        f"acontrol.train.{name}"
+        for name in ("cluster", "driver", "failures", "fit", "observer", "rank")
+    ),
     "deepspeed": ("acontrol.train.engine",),
     "mlflow": ("acontrol.train.tracking",),
     "webdataset": ("acontrol.data.",),
