@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from acontrol.base import built_in_base, load_base
 from acontrol.config import RunConfig, UserError
-from acontrol.data.mvtec import check, open_folder
+from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.stream import TrainingStream
+from acontrol.data.validation import check
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
 from acontrol.train.engine import AdapterEngine
