@@ -103,16 +103,37 @@ class AseaConfig(Settings):
         0.05,
         gt=0,
         description="Alpha. With rule 'normalized' the length of a step as a share of |e_v|; "
-        "with 'gd' the factor of Eq. 4, which must be large (1e3 on a small VLM).",
+        "with 'gd' the factor of Eq. 4, which must be large (1e3 on a small VLM); with 'adam' "
+        "its rate (0.1 in the authors' code).",
     )
-    rule: Literal["normalized", "gd"] = Field(
-        "normalized", description="Step rule: Eq. 4 as printed is 'gd'."
+    rule: Literal["normalized", "gd", "adam"] = Field(
+        "normalized",
+        description="Step rule: Eq. 4 as printed is 'gd', the authors' code 'adam'.",
     )
     map: Literal["rollout", "query_mean"] = Field(
         "rollout",
         description="How BLIP-2 yields the text-to-image map A of Eq. 2: text to queries to "
         "patches, or the mean over queries (the authors' code).",
     )
+    solver: Literal["all", "first"] = Field(
+        "all",
+        description="Whose attention the energy takes: every cross-attention layer's (the "
+        "paper), or the first one's alone, which costs next to nothing.",
+    )
+    bound: float | None = Field(
+        None,
+        gt=0,
+        description="Most that |e_g| may reach, as a share of |e_v|; None: no bound.",
+    )
+    stop_energy: float | None = Field(
+        None, gt=0, le=1, description="A sample whose E is below this stops; None: none does."
+    )
+
+    @model_validator(mode="after")
+    def _first_has_a_closed_form(self) -> "AseaConfig":
+        if self.solver == "first" and self.rule == "adam":
+            raise ValueError("solver 'first' steps in closed form, which rule 'adam' has not")
+        return self
 
 
 class SgaConfig(Settings):
