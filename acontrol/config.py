@@ -230,6 +230,11 @@ class RuntimeConfig(Settings):
         description="Of the frozen networks and the adapter's passes; its master weights and "
         "the Q-Former stay in float32. float16 is for cards without bfloat16.",
     )
+    skip_dropped: bool = Field(
+        False,
+        description="Leave out samples whose C' is dropped, whose gradient is zero (not in "
+        "csm.mode pooled). The loss is then logged over the others, as conditioned_loss.",
+    )
 
 
 class ClusterConfig(Settings):
@@ -333,6 +338,15 @@ class RunConfig(Settings):
                 f"optim.batch_size {self.optim.batch_size} does not divide among "
                 f"cluster.num_workers {self.cluster.num_workers} times "
                 f"optim.accumulation {self.optim.accumulation}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _skipped_samples_have_no_gradient(self) -> "RunConfig":
+        if self.runtime.skip_dropped and self.csm.mode != "queries":
+            raise ValueError(
+                "runtime.skip_dropped needs csm.mode queries: in mode pooled a sample whose C' "
+                "is dropped trains the pooling"
             )
         return self
 

@@ -152,6 +152,14 @@ def test_the_closed_form_has_no_adam() -> None:
         assert AseaConfig(solver=solver, rule=rule).rule == rule
 
 
+def test_only_samples_without_a_gradient_may_be_skipped() -> None:
+    entries = {"runtime": {"skip_dropped": True}}
+    assert RunConfig.model_validate(entries).runtime.skip_dropped
+    assert not RunConfig().runtime.skip_dropped
+    line = refusal({**entries, "csm": {"mode": "pooled"}})
+    assert line.startswith("runtime.skip_dropped needs csm.mode queries")
+
+
 def test_settings_are_frozen() -> None:
     config = RunConfig()
     with pytest.raises(ValidationError, match="frozen"):

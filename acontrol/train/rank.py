@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -174,8 +175,10 @@ class _Observer:
             return
         if self.profiler is not None:
             self.profiler.step()
+        # Skipping changes what the mean is over, so it changes the name.
+        skips = self.config.runtime.skip_dropped
         metrics = {
-            "loss": report.loss,
+            "conditioned_loss" if skips else "loss": report.loss,
             "asea_energy_before": report.energy_before,
             "asea_energy_after": report.energy_after,
             "samples_per_s": report.samples_per_s,
@@ -184,7 +187,9 @@ class _Observer:
             "skipped_steps": float(self.engine.skipped_steps),
             "memory_gib": _memory_gib(),
         }
-        self.tracker.log_metrics(metrics, report.step)
+        # A step of which every sample was skipped has no loss and no energies.
+        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        self.tracker.log_metrics(known, report.step)
         if self.bar is not None:
             self.bar.update(1)
             if report.step == self.config.optim.steps:
