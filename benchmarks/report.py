@@ -56,7 +56,7 @@ def hardware() -> str:
 
 def write_report(
     name: str, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], title: str
-) -> None:
+) -> Path:
     """Print a table, and write it with hardware, versions and config as JSON and Markdown."""
     import diffusers
     import transformers
@@ -87,4 +87,6 @@ def write_report(
     (RESULTS / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
     told = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     (RESULTS / f"{stem}.md").write_text(f"# {title}\n\n{told}\n\n{table}\n")
-    print(f"{table}\n{RESULTS / stem}.md")
+    path = RESULTS / f"{stem}.md"
+    print(f"{table}\n{path}")
+    return path
