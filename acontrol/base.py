@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from acontrol.config import BUILT_IN, BaseConfig, UserError
-from acontrol.tiny import build_tiny_base
+from acontrol.pretrain import networks
+from acontrol.pretrain.settings import Sizes
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
@@ -77,8 +78,8 @@ def load_base(
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise ValueError(f"the weights of {kind.__name__} lack {missing}")
-        model = model.eval().requires_grad_(False).to(device)
-        return model if dtype == torch.float32 else model.to(dtype)
+        # The files' own precision, float16 as a rule, is for storage.
+        return model.eval().requires_grad_(False).to(device, dtype)
 
     def part(name: str) -> dict[str, str]:
         return {**source, "subfolder": name}
@@ -179,13 +180,15 @@ def built_in_base() -> Path:
 
     It is cached under ``ACONTROL_CACHE`` (by default ``~/.cache/acontrol``): random weights
     of a fixed seed, so that every process and every machine of a cluster has the same.
+    ``launch.pretrain`` makes one that draws.
     """
     cache = Path(os.environ.get("ACONTROL_CACHE", Path.home() / ".cache" / "acontrol"))
-    folder = cache / f"tiny-base-2-torch-{torch.__version__}"  # 2: the recipe's number.
+    folder = cache / f"tiny-base-3-torch-{torch.__version__}"  # 3: the recipe's number.
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            build_tiny_base(Path(scratch, "base"), seed=0)
+            fresh = networks.build(Sizes(), seed=0)
+            networks.save(fresh, Path(scratch, "base"), torch.float32)
             try:
                 os.rename(Path(scratch, "base"), folder)
             except OSError:  # Another process was first; its bytes are the same.

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -33,6 +33,7 @@ def unit_interval(default: float, description: str) -> float:
     return Field(default, ge=0, le=1, description=description)
 
 
+LossWeighting = Literal["none", "late"]
 BUILT_IN = "tiny"  # base.path of the base that acontrol makes itself.
 
 
@@ -170,9 +171,16 @@ class OptimConfig(Settings):
     )
     learning_rate: float = Field(1e-4, gt=0, description="AdamW's rate, after warm-up.")
     schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="The rate after warm-up; cosine falls to zero at the last step."
+        "constant",
+        description="The rate after warm-up; cosine falls as PyTorch's CosineAnnealingLR: "
+        "small at the last step, zero only after it, so that no step is taken for nothing.",
     )
     warmup_steps: int = Field(0, ge=0, description="Steps in which the rate rises from zero.")
+    loss_weighting: LossWeighting = Field(
+        "none",
+        description="Of timesteps: none (Eq. 6), or 'late', more weight on large noise, which "
+        "small base models need.",
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
     max_grad_norm: float | None = Field(
         None, gt=0, description="Gradients are scaled down to this norm; None: left alone."
@@ -245,6 +253,11 @@ class ClusterConfig(Settings):
         None, description="One GPU a worker; by default where the cluster has any."
     )
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for a worker.")
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="What else Ray reserves for a worker: bytes of memory and your cluster's "
+        "custom resources, as 'memory 8e9 fast_disk 1'.",
+    )
     accelerator_type: str | None = Field(
         None, description="Kind of GPU that workers want, in Ray's words, as 'H100'."
     )
@@ -254,6 +267,15 @@ class ClusterConfig(Settings):
     max_failures: int = Field(
         0, ge=-1, description="Restarts after a failed worker before giving up; -1: no limit."
     )
+
+    @model_validator(mode="after")
+    def _resources_have_one_place(self) -> "ClusterConfig":
+        if taken := {"CPU", "GPU"} & self.resources.keys():
+            raise ValueError(
+                f"resources: {' and '.join(sorted(taken))} have settings of their own, "
+                "cpus_per_worker and use_gpu"
+            )
+        return self
 
 
 class CheckpointConfig(Settings):

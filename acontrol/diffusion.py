@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from acontrol.config import DropoutConfig, derive_seed
+from acontrol.config import DropoutConfig, LossWeighting, derive_seed
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,19 @@ def denoising_loss(
 ) -> Float[Tensor, " batch"]:
     """Mean squared error of the predicted noise, Eq. (6), one value a sample."""
     return (noise_pred.float() - noise.float()).square().flatten(1).mean(dim=1)
+
+
+def timestep_weights(
+    alphas_cumprod: Float[Tensor, " timestep"], weighting: LossWeighting
+) -> Float[Tensor, " timestep"]:
+    """The weight of each timestep in Eq. (6), with mean 1.
+
+    "late" is min(snr, 5) / snr * min(1 / alpha_bar, 30): it takes weight from the small noise
+    that a large model masters anyway and puts it on large noise, where text and C' decide
+    what the picture becomes. Small models ignore their conditions without it.
+    """
+    if weighting == "none":
+        return torch.ones_like(alphas_cumprod)
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    weights = snr.clamp(max=5) / snr * (1 / alphas_cumprod).clamp(max=30)
+    return weights / weights.mean()

@@ -13,7 +13,13 @@ from acontrol.base import BaseModels
 from acontrol.config import DropoutConfig, RunConfig
 from acontrol.csm import CrossModalEncoder
 from acontrol.data.stream import Batch
-from acontrol.diffusion import Draw, denoising_loss, draw, dropped_conditions
+from acontrol.diffusion import (
+    Draw,
+    denoising_loss,
+    draw,
+    dropped_conditions,
+    timestep_weights,
+)
 from acontrol.sga import SemanticAdapter, install_processors
 
 
@@ -54,6 +60,8 @@ class AnomalyControl(nn.Module):
         channels, factor = base.latent_shape
         side = config.data.resolution // factor
         self.latent_shape = (channels, side, side)
+        weights = timestep_weights(base.scheduler.alphas_cumprod, config.optim.loss_weighting)
+        self.timestep_weights = weights.to(base.unet.device)
         install_processors(self.unet)
 
     @property
@@ -124,7 +132,7 @@ class AnomalyControl(nn.Module):
                 "semantic_scale": self.config.sga.scale,
             },
         ).sample
-        per_sample = denoising_loss(noise_pred, noise)
+        per_sample = denoising_loss(noise_pred, noise) * self.timestep_weights[timesteps]
         share = len(per_sample) / size
         loss = per_sample.mean() * share
         return Losses(
@@ -162,7 +170,6 @@ def _rows_of(samples: Rows, rows: Tensor) -> Rows:
     return replace(samples, **chosen)
 
 
-@torch.no_grad()
 def embed_text(
     text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: Sequence[str]
 ) -> Float[Tensor, "batch token dim"]:

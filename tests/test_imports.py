@@ -21,7 +21,8 @@ ORDER = [
         "acontrol.asea",
         "acontrol.diffusion",
         "acontrol.sheet",
-        "acontrol.tiny",
+        "acontrol.pretrain.networks",
+        "acontrol.pretrain.settings",
     },
     {"acontrol.data"},
     {
@@ -36,10 +37,14 @@ ORDER = [
     {"acontrol.pipeline"},
     {"acontrol.generation"},
     {"acontrol.train"},
+    {"acontrol.pretrain"},
     {"launch"},
 ]
 HOMES = {
-    "ray": ("acontrol.train.cluster", "acontrol.train.driver", "acontrol.train.rank"),
+    "ray": tuple(
+        f"acontrol.train.{name}"
+        for name in ("cluster", "driver", "failures", "fit", "observer", "rank")
+    ),
     "deepspeed": ("acontrol.train.engine",),
     "mlflow": ("acontrol.train.tracking",),
     "webdataset": ("acontrol.data.",),

@@ -13,12 +13,13 @@ from acontrol.config import (
     CsmConfig,
     DataConfig,
     DropoutConfig,
+    OptimConfig,
     RunConfig,
     RuntimeConfig,
     SgaConfig,
 )
 from acontrol.data.stream import Batch
-from acontrol.diffusion import draw, dropped_conditions
+from acontrol.diffusion import draw, dropped_conditions, timestep_weights
 from acontrol.model import AnomalyControl, embed_text
 from acontrol.sga import SemanticAdapter
 
@@ -146,6 +147,17 @@ def test_the_loss_is_eq_6_by_hand(make: Make, batch: MakeBatch) -> None:
             )
     assert losses.loss.item() == pytest.approx(total, rel=1e-5)
     assert losses.loss.shape == ()
+
+
+def test_the_loss_takes_its_weight_by_timestep(make: Make, batch: MakeBatch) -> None:
+    samples = batch(5)
+    plain = make()(samples).per_sample
+    weighted = make(optim=OptimConfig(loss_weighting="late"))(samples).per_sample
+    timesteps = draw(11, samples.positions, (4, 12, 12), 1000).timesteps
+    alphas = make().scheduler.alphas_cumprod
+    expected = plain * timestep_weights(alphas, "late")[timesteps]
+    torch.testing.assert_close(weighted, expected)
+    assert not torch.allclose(weighted, plain, rtol=0.1)
 
 
 def test_add_noise_is_eq_1(tiny_base: BaseModels) -> None:

@@ -12,8 +12,9 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 from acontrol import asea
 from acontrol.anomaly_map import ReferenceText
 from acontrol.config import AseaConfig
+from acontrol.pretrain.networks import vlm_config
+from acontrol.pretrain.settings import Sizes
 from acontrol.qformer import QFormerPass
-from acontrol.tiny import vlm_config
 from benchmarks import naive_asea
 
 BATCH, PATCHES = 3, 64
@@ -24,7 +25,7 @@ RULES = {"gd": 500.0, "normalized": 0.05, "adam": 0.1}
 
 def model_of(num_layers: int = 6, frequency: int = 2) -> Blip2ForImageTextRetrieval:
     """A tiny BLIP-2 whose attention is far from uniform, as a trained one's is."""
-    config: Blip2Config = vlm_config(vocab_size=50)
+    config: Blip2Config = vlm_config(Sizes(), vocab_size=50)
     config.qformer_config.num_hidden_layers = num_layers
     config.qformer_config.cross_attention_frequency = frequency
     config.vision_config.num_hidden_layers = 1

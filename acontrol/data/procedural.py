@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +148,7 @@ def write_dataset(
     num_defects: int = 9,
     categories: Sequence[str] = CATEGORIES,
     defects: Sequence[str] = DEFECT_TYPES,
+    name_attributes: bool = True,
 ) -> None:
     """Write a data set in the layout of MVTec AD, with prompts beside it.
 
@@ -165,6 +166,8 @@ def write_dataset(
         num_defects: Defective pictures, for each category and defect.
         categories: Which of `CATEGORIES` to write.
         defects: Which of `DEFECT_TYPES` to write.
+        name_attributes: Say colour and shade in the words, as "a red stain"; without, "a
+            stain": the image alone then tells the colour.
 
     Raises:
         FileExistsError: If the root exists and is not an empty folder.
@@ -187,7 +190,9 @@ def write_dataset(
         for category in categories:
             folder = partial / category
             _write_good(folder, category, (num_good, num_good_test), seed, resolution)
-            _write_defects(folder, category, defects, num_defects, seed, resolution)
+            _write_defects(
+                folder, category, defects, num_defects, seed, resolution, name_attributes
+            )
         if target.exists():
             # Not every system renames onto a folder, be it empty.
             target.rmdir()
@@ -210,7 +215,13 @@ def _write_good(
 
 
 def _write_defects(
-    folder: Path, category: str, defects: Sequence[str], count: int, seed: int, resolution: int
+    folder: Path,
+    category: str,
+    defects: Sequence[str],
+    count: int,
+    seed: int,
+    resolution: int,
+    name_attributes: bool,
 ) -> None:
     phrases = {}
     for defect in defects:
@@ -228,9 +239,10 @@ def _write_defects(
             Image.fromarray(specimen.image).save(pictures / f"{name}.png")
             mask = specimen.mask.astype(np.uint8) * np.uint8(255)
             Image.fromarray(mask).save(masks / f"{name}_mask.png")
+            said = specimen if name_attributes else replace(specimen, attribute="")
             # Bytes, not text: line ends and encoding must not depend on the system.
-            (prompts / f"{name}.txt").write_bytes(f"{specimen.caption}\n".encode("ascii"))
-            phrases[f"{defect}/{name}"] = specimen.phrase
+            (prompts / f"{name}.txt").write_bytes(f"{said.caption}\n".encode("ascii"))
+            phrases[f"{defect}/{name}"] = said.phrase
     table = json.dumps(phrases, indent=1, sort_keys=True) + "\n"
     (folder / "prompt").mkdir(exist_ok=True)
     (folder / "prompt" / "phrases.json").write_bytes(table.encode("ascii"))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from acontrol.config import DropoutConfig, RunConfig
 from acontrol.data.stream import Batch, TrainingStream
 from acontrol.model import AnomalyControl
 from acontrol.train.engine import AdapterEngine
+from acontrol.train.timing import StepTimer
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class StepReport:
         energy_before: Mean E of Eq. (3) before ASEA, over the same samples.
         energy_after: And after it.
         samples_per_s: Global throughput of this step.
-        data_wait_share: Share of the step spent waiting for data, on this rank.
+        shares: Of the step's time on this rank, by phase: "data", "forward", "backward" and
+            "optimizer", with the exchange of losses; empty where not known yet.
         learning_rate: Of this step.
     """
 
@@ -34,7 +36,7 @@ class StepReport:
     energy_before: float
     energy_after: float
     samples_per_s: float
-    data_wait_share: float
+    shares: Mapping[str, float]
     learning_rate: float
 
 
@@ -89,18 +91,20 @@ def train(
             was updated by it.
     """
     last, passes = config.optim.steps, config.optim.accumulation
+    timer = StepTimer(model.device, clock)
     for step in range(start + 1, last + 1):
         begun = clock()
-        waited = 0.0
+        timer.begin()
         sums = [torch.zeros((), device=model.device) for _ in range(4)]
         keys: list[str] = []
         for number in range(1, passes + 1):
-            asked = clock()
             batch = next(batches)
-            waited += clock() - asked
+            timer.ends("data")
             keys += batch.keys
             losses = model(batch, engine.project)
+            timer.ends("forward")
             engine.backward(losses.loss, last=number == passes)
+            timer.ends("backward")
             # Over the whole batch, skipped samples too: ranks may have skipped unlike many.
             found = (
                 losses.loss,
@@ -122,6 +126,7 @@ def train(
                 f"positions up to {batch.positions[-1]}, seed {config.seed}"
             )
         rate = engine.step()
+        timer.ends("optimizer")
         elapsed = clock() - begun
         report = StepReport(
             step,
@@ -129,7 +134,7 @@ def train(
             before / share if share else math.nan,
             after / share if share else math.nan,
             samples_per_s=config.optim.batch_size / elapsed,
-            data_wait_share=waited / elapsed,
+            shares=timer.shares(),
             learning_rate=rate,
         )
         observer.on_step(report)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
@@ -56,7 +57,7 @@ class Tracker:
             name: max(
                 (one.step for one in self.client.get_metric_history(run_id, name)), default=-1
             )
-            for name in ("loss", "validation_loss")
+            for name in ("loss", "learning_rate", "validation_loss")
         }
 
     @classmethod
@@ -71,32 +72,53 @@ class Tracker:
         Raises:
             UserError: If the tracking server cannot be reached or refuses.
         """
-        uri = tracking_uri(config, run)
+        tracker = cls.open(
+            tracking_uri(config, run),
+            config.tracking.experiment,
+            config.tracking.run_name or run.resolve().name,
+            known,
+            artifacts=None if named_uri(config) else run.resolve() / "artifacts",
+        )
+        if known is None:
+            tracker.describe(json.loads(config.model_dump_json()))
+        return tracker
+
+    @classmethod
+    def open(
+        cls, uri: str, experiment: str, run_name: str, known: str | None, artifacts: Path | None
+    ) -> "Tracker":
+        """Open an MLflow run by its id, or make one.
+
+        Args:
+            uri: Tracking server or database.
+            experiment: Its name; made if it is new.
+            run_name: Of a new run.
+            known: Id of an earlier run to go on with.
+            artifacts: Where a new experiment keeps its files, for a local database.
+
+        Raises:
+            UserError: If the tracking server cannot be reached or refuses.
+        """
         try:
             client = mlflow.MlflowClient(tracking_uri=uri)
             if known is not None:
                 client.update_run(known, status="RUNNING")
                 return cls(uri, known)
-            experiment = client.get_experiment_by_name(config.tracking.experiment)
-            if experiment is not None:
-                experiment_id = experiment.experiment_id
+            found = client.get_experiment_by_name(experiment)
+            if found is not None:
+                experiment_id = found.experiment_id
             else:
-                local = named_uri(config) is None
                 experiment_id = client.create_experiment(
-                    config.tracking.experiment,
-                    artifact_location=(run.resolve() / "artifacts").as_uri() if local else None,
+                    experiment, artifact_location=artifacts.as_uri() if artifacts else None
                 )
-            name = config.tracking.run_name or run.resolve().name
-            created = client.create_run(experiment_id, run_name=name)
-            tracker = cls(uri, created.info.run_id)
-            tracker._describe(config)
+            created = client.create_run(experiment_id, run_name=run_name)
+            return cls(uri, created.info.run_id)
         except MlflowException as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"MLflow at {uri}: {reason}") from error
-        return tracker
 
-    def _describe(self, config: RunConfig) -> None:
-        resolved = json.loads(config.model_dump_json())
+    def describe(self, resolved: Mapping[str, Any]) -> None:
+        """Log settings, versions and the code's commit."""
         params = [
             Param(f"{group}.{name}" if name else group, str(value))
             for group, settings in resolved.items()
@@ -110,7 +132,7 @@ class Tracker:
         if commit := git_commit():
             tags.append(RunTag("mlflow.source.git.commit", commit))
         self.client.log_batch(self.run_id, params=params, tags=tags)
-        self.client.log_dict(self.run_id, resolved, "config.json")
+        self.client.log_dict(self.run_id, dict(resolved), "config.json")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Buffer a step's metrics, of which the first stands for all in being there already."""

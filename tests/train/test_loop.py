@@ -1,6 +1,7 @@
 """The loop and the validation, in one gloo rank with the real tiny model."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -79,11 +80,13 @@ def setting(shards: str, **changes) -> tuple[AnomalyControl, TrainingStream, Tra
 def run(shards: str, **changes) -> dict[str, object]:
     stop_at = changes.pop("stop_at", 0)
     spoil = changes.pop("spoil", False)
+    pause = changes.pop("pause", 0.0)
     model, stream, held = setting(shards, **changes)
     engine = AdapterEngine(model.adapter, model.config, None)
     optim = model.config.optim
     first = validate(model, held, engine)
     batches = stream.batches(0, model.config.micro_batch_size, 0, 1, 4 * optim.accumulation)
+    batches = (batch for batch in batches if time.sleep(pause) is None)
     notes = Notes(stop_at)
     before = engine.weights()["proj.weight"]
     error = ""
@@ -105,6 +108,7 @@ def run(shards: str, **changes) -> dict[str, object]:
         "told": notes.told,
         "losses": [report.loss for report in notes.reports],
         "rates": [report.learning_rate for report in notes.reports],
+        "shares": [dict(report.shares) for report in notes.reports],
         "validations": [first, *notes.validations],
         "by_hand": sum(rows) / max(1, len(rows)),
         "changed": not torch.equal(before, after),
@@ -118,6 +122,7 @@ def many(shards: str) -> dict[str, dict[str, object]]:
         "plain": run(shards),
         "two passes": run(shards, optim={**optim, "accumulation": 2}),
         "bfloat16": run(shards, runtime={"precision": "bfloat16"}),
+        "slow data": run(shards, pause=0.3, optim={**optim, "accumulation": 2}),
         "stopped": run(shards, stop_at=3),
         "spoiled": run(shards, spoil=True),
     }
@@ -177,6 +182,17 @@ def test_a_wish_to_stop_writes_a_bundle_and_ends(runs) -> None:
 
 def test_two_passes_are_one_batch(runs) -> None:
     assert runs["two passes"]["losses"] == pytest.approx(runs["plain"]["losses"], abs=1e-5)
+
+
+def test_the_shares_of_a_step_add_up_and_show_slow_data(runs) -> None:
+    for name in ("two passes", "slow data"):
+        for shares in runs[name]["shares"]:
+            assert shares.keys() == {"data", "forward", "backward", "optimizer"}
+            assert all(0 < share < 1 for share in shares.values())
+            assert sum(shares.values()) == pytest.approx(1)
+    plain, slow = (runs[name]["shares"][-1] for name in ("two passes", "slow data"))
+    assert slow["data"] > plain["data"] + 0.1
+    assert slow["forward"] < plain["forward"]
 
 
 def test_bfloat16_trains_close_to_float32(runs) -> None:

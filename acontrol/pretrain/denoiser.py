@@ -1,0 +1,123 @@
+"""Text encoder and U-Net: Stable Diffusion's objective on cached latents."""
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor, nn
+
+from acontrol.diffusion import timestep_weights
+from acontrol.model import embed_text
+from acontrol.pretrain.networks import Networks
+from acontrol.pretrain.pool import Kind, Pool
+from acontrol.pretrain.settings import DenoiserStage
+from acontrol.pretrain.stage import Desk, run_stage
+from acontrol.pretrain.vae import encode
+from acontrol.sheet import contact_sheet
+
+SAMPLE_STEPS = 25
+SAMPLE_GUIDANCE = 4.0
+SHOWN = 24
+
+
+def train_denoiser(
+    networks: Networks, pool: Pool, stage: DenoiserStage, desk: Desk, *, bfloat16: bool
+) -> None:
+    """Train text encoder and U-Net together; the moving average of both is kept."""
+    moments = encode(networks.vae, pool, desk.device)
+    side = moments.shape[-1]
+    masks = F.adaptive_max_pool2d(pool.masks.float(), side)
+    scheduler, unet, text_encoder = networks.scheduler, networks.unet, networks.text_encoder
+    scale = networks.vae.config.scaling_factor
+    weights = timestep_weights(scheduler.alphas_cumprod, "late").to(desk.device)
+
+    def loss(step: int) -> dict[str, Tensor]:
+        chosen = desk.chosen("denoiser", step, stage.batch_size, len(pool))
+        generator = desk.generator("denoiser noise", step)
+        mean, std = moments[chosen].chunk(2, dim=1)
+        latents = (mean + std * torch.randn(mean.shape, generator=generator)) * scale
+        noise = torch.randn(mean.shape, generator=generator)
+        timesteps = torch.randint(len(weights), (len(chosen),), generator=generator)
+        chance = torch.rand(2, len(chosen), generator=generator).tolist()
+        kinds = [pool.vocabulary[place] for place in pool.kinds[chosen].tolist()]
+        captions = [
+            ""
+            if drop < stage.caption_dropout
+            else (kind.plain_caption if plain < stage.plain_captions else kind.caption)
+            for kind, drop, plain in zip(kinds, *chance, strict=True)
+        ]
+        noisy = scheduler.add_noise(latents, noise, timesteps).to(desk.device)
+        noise, timesteps = noise.to(desk.device), timesteps.to(desk.device)
+        inside = 1 + stage.mask_weight * masks[chosen].to(desk.device)
+        with torch.autocast(desk.device.type, torch.bfloat16, enabled=bfloat16):
+            text = embed_text(text_encoder, networks.tokenizer, captions)
+            predicted = unet(noisy, timesteps, text).sample.float()
+        error = (inside * (predicted - noise).square()).flatten(1).mean(dim=1)
+        return {"loss": (weights[timesteps] * error).mean()}
+
+    unet.train()
+    text_encoder.train()
+    run_stage(
+        "denoiser",
+        nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}),
+        loss,
+        desk,
+        steps=stage.steps,
+        learning_rate=stage.learning_rate,
+        ema_decay=stage.ema_decay,
+        sample=lambda: free_samples(networks, spread(pool.vocabulary, SHOWN), seed=0),
+    )
+    unet.eval().requires_grad_(False)
+    text_encoder.eval().requires_grad_(False)
+
+
+def spread(vocabulary: tuple[Kind, ...], count: int) -> list[Kind]:
+    """At most ``count`` kinds, evenly over the vocabulary."""
+    stride = max(1, len(vocabulary) // count)
+    return list(vocabulary[::stride][:count])
+
+
+def draw_images(
+    networks: Networks, captions: list[str], seed: int, batch: int = 48
+) -> list[Image.Image]:
+    """Draw with Stable Diffusion's own pipeline: DDIM, classifier-free guidance."""
+    scheduler = DDIMScheduler.from_config(
+        networks.scheduler.config, clip_sample=False, set_alpha_to_one=False
+    )
+    pipeline = StableDiffusionPipeline(
+        networks.vae,
+        networks.text_encoder,
+        networks.tokenizer,
+        networks.unet,
+        scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    images: list[Image.Image] = []
+    for first in range(0, len(captions), batch):
+        part = captions[first : first + batch]
+        generators = [
+            torch.Generator().manual_seed(seed + first + number) for number in range(len(part))
+        ]
+        images += pipeline(
+            part,
+            num_inference_steps=SAMPLE_STEPS,
+            guidance_scale=SAMPLE_GUIDANCE,
+            generator=generators,
+        ).images
+    return images
+
+
+def free_samples(networks: Networks, kinds: list[Kind], seed: int) -> Image.Image:
+    """One drawing a kind, four columns wide."""
+    images = draw_images(networks, [kind.caption for kind in kinds], seed)
+    rows = [images[first : first + 4] for first in range(0, len(images), 4)]
+    words = [
+        " | ".join(
+            kind.caption.removeprefix("a photo of ") for kind in kinds[first : first + 4]
+        )
+        for first in range(0, len(kinds), 4)
+    ]
+    return contact_sheet(rows, ["", "", "", ""], words)

@@ -1,0 +1,92 @@
+"""A small classifier, trained on real images alone, that says what a drawing shows.
+
+It takes no part in the base: it is there for the metrics.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from acontrol.pretrain.pool import Kind, Pool
+from acontrol.pretrain.stage import Desk, run_stage
+
+BATCH = 64
+
+
+class Judge(nn.Module):
+    """Reads the product and the anomaly's phrase off an image."""
+
+    def __init__(self, vocabulary: tuple[Kind, ...]):
+        """Build for a vocabulary, with fresh weights."""
+        super().__init__()
+        self.categories = sorted({kind.category for kind in vocabulary})
+        self.phrases = sorted({kind.phrase for kind in vocabulary})
+        self.defect_of = {kind.phrase: kind.defect for kind in vocabulary}
+        layers: list[nn.Module] = []
+        for before, after in ((3, 32), (32, 64), (64, 128)):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1)]
+            layers += [nn.GroupNorm(8, after), nn.SiLU()]
+        self.features = nn.Sequential(*layers)
+        self.category = nn.Linear(256, len(self.categories))
+        self.phrase = nn.Linear(256, len(self.phrases))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (category, phrase) of (B, 3, R, R) images in [-1, 1]."""
+        features = self.features(image)
+        # A small defect must not drown in the mean, nor a texture in the maximum.
+        pooled = torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
+        return self.category(pooled), self.phrase(pooled)
+
+    @torch.no_grad()
+    def read(self, image: Tensor) -> list[tuple[str, str]]:
+        """The (category, phrase) of each image."""
+        device = self.category.weight.device
+        found: list[tuple[str, str]] = []
+        for part in image.split(128):
+            category, phrase = (one.argmax(dim=1).tolist() for one in self(part.to(device)))
+            found += [
+                (self.categories[a], self.phrases[b])
+                for a, b in zip(category, phrase, strict=True)
+            ]
+        return found
+
+    def score(self, image: Tensor, kinds: list[Kind]) -> dict[str, float]:
+        """Shares of images judged right in category, defect type and phrase."""
+        read = self.read(image)
+        pairs = list(zip(read, kinds, strict=True))
+        return {
+            "category": float(np.mean([said[0] == kind.category for said, kind in pairs])),
+            "defect": float(
+                np.mean([self.defect_of[said[1]] == kind.defect for said, kind in pairs])
+            ),
+            "phrase": float(np.mean([said[1] == kind.phrase for said, kind in pairs])),
+        }
+
+
+def train_judge(pool: Pool, steps: int, desk: Desk) -> Judge:
+    """Train on a pool's images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(desk.seed + 1)
+        judge = Judge(pool.vocabulary).to(desk.device)
+    category = torch.tensor([judge.categories.index(one.category) for one in pool.vocabulary])
+    phrase = torch.tensor([judge.phrases.index(one.phrase) for one in pool.vocabulary])
+
+    def loss(step: int) -> dict[str, Tensor]:
+        chosen = desk.chosen("judge", step, BATCH, len(pool))
+        kinds = pool.kinds[chosen]
+        logits = judge(pool.pixels(chosen).to(desk.device))
+        return {
+            "loss": F.cross_entropy(logits[0], category[kinds].to(desk.device))
+            + F.cross_entropy(logits[1], phrase[kinds].to(desk.device))
+        }
+
+    run_stage("judge", judge, loss, desk, steps=steps, learning_rate=2e-3)
+    return judge.eval().requires_grad_(False)
+
+
+def as_tensor(images: list[Image.Image]) -> Tensor:
+    """PIL images of one size as (B, 3, R, R) in [-1, 1]."""
+    levels = torch.from_numpy(np.stack([np.asarray(one.convert("RGB")) for one in images]))
+    return levels.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,205 @@
+"""From images to a base: the stages in turn, then the base card with what it can do."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from acontrol._version import __version__
+from acontrol.base import load_base, quieten
+from acontrol.config import BaseConfig, UserError, derive_seed
+from acontrol.pretrain import networks as net
+from acontrol.pretrain.denoiser import draw_images, train_denoiser
+from acontrol.pretrain.judge import Judge, as_tensor, train_judge
+from acontrol.pretrain.pool import Pool, draw_pool, folder_pool
+from acontrol.pretrain.settings import HELD_OUT, PretrainConfig
+from acontrol.pretrain.stage import Desk
+from acontrol.pretrain.vae import psnr, train_vae
+from acontrol.pretrain.vlm import retrieval, train_vlm
+from acontrol.train.tracking import Tracker
+
+CARD = "card.json"
+SAMPLES_A_KIND = 6
+REGION_SHARE = 0.3  # Of the images that the vision-language model sees.
+
+
+def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
+    """Train a base; the same call goes on where an earlier one stopped.
+
+    States, sample grids and MLflow's database lie in ``<output>-training``; the base itself
+    appears whole, at the end.
+
+    Args:
+        config: Every setting.
+        root: Folder in MVTec AD's layout; None for the built-in data.
+        command: For the card: what was typed.
+
+    Returns:
+        The base's folder.
+
+    Raises:
+        UserError: If the output exists, another config is at work there, or data is bad.
+    """
+    quieten()
+    if config.output.exists():
+        raise UserError(f"{config.output} exists already: name a new --output")
+    desk, times = _desk(config, root)
+    hold_out = config.hold_out
+    if hold_out is None:
+        hold_out = HELD_OUT if root is None else ()
+    side = config.sizes.resolution
+    source: Callable[[int, int, int], Pool] = (
+        draw_pool if root is None else lambda *args: folder_pool(root, *args)
+    )
+    pool = source(config.pool, config.seed, side)
+    test = source(config.test, derive_seed(config.seed, "test"), side)
+    words = {word for kind in pool.vocabulary for word in kind.caption.lower().split()}
+    parts = net.build(
+        config.sizes, config.seed, [word for word in sorted(words) if word.isalpha()]
+    )
+    for one in (parts.vae, parts.text_encoder, parts.unet, parts.vlm):
+        one.to(desk.device)
+    on_gpu = desk.device.type == "cuda"
+
+    with times("autoencoder"):
+        train_vae(parts.vae, pool, test, config.vae, desk, bfloat16=config.bfloat16)
+    with times("denoiser"):
+        seen = pool.without(hold_out)
+        train_denoiser(parts, seen, config.denoiser, desk, bfloat16=config.bfloat16 and on_gpu)
+    with times("vision-language model"):
+        magnified = pool.magnified(REGION_SHARE, config.seed)
+        train_vlm(parts.vlm, parts.vlm_tokenizer, magnified, config.vlm, desk)
+
+    scratch = desk.folder / "base"
+    shutil.rmtree(scratch, ignore_errors=True)
+    net.save(parts, scratch)
+    with times("judge"):
+        judge = train_judge(pool, config.judge_steps, desk)
+    with times("metrics"):
+        metrics = measure(scratch, judge, test, hold_out, desk.device)
+    desk.tracker.log_metrics(metrics, 1)
+    card = {
+        "command": command,
+        "config": json.loads(config.model_dump_json(exclude={"output"})),
+        "data": "built-in" if root is None else root.name,
+        "held_out_from_denoiser": list(hold_out),
+        "metrics": {name: round(value, 4) for name, value in metrics.items()},
+        "minutes": times.minutes(),
+        "machine": {
+            "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {
+            "acontrol": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "sha256": {
+            file.relative_to(scratch).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(scratch.rglob("*.safetensors"))
+        },
+    }
+    (scratch / CARD).write_text(json.dumps(card, indent=1) + "\n")
+    os.rename(scratch, config.output)
+    for state in desk.folder.glob("*.safetensors"):
+        state.unlink()
+    desk.tracker.finish("FINISHED")
+    return config.output
+
+
+def measure(
+    base: Path, judge: Judge, test: Pool, hold_out: tuple[str, ...], device: torch.device
+) -> dict[str, float]:
+    """What a finished base can do, from its files: autoencoder, drawings, retrieval."""
+    models = load_base(BaseConfig(path=str(base)), device)
+    parts = net.Networks(
+        models.vae,
+        models.text_encoder,
+        models.tokenizer,
+        models.unet,
+        models.scheduler,
+        models.vlm,
+        models.vlm_tokenizer,
+    )
+    metrics = psnr(parts.vae, test, device)
+    metrics |= retrieval(parts.vlm, parts.vlm_tokenizer, test, device)
+    shown = [test.vocabulary[place] for place in test.kinds.tolist()]
+    for name, value in judge.score(test.pixels(torch.arange(len(test))), shown).items():
+        metrics[f"judge_on_real_{name}"] = value
+    for group, wanted in (("seen", False), ("held_out", True)):
+        kinds = [one for one in test.vocabulary if one.held_out(hold_out) == wanted]
+        kinds = kinds * SAMPLES_A_KIND
+        if kinds:
+            drawn = draw_images(parts, [kind.caption for kind in kinds], seed=1_000)
+            for name, value in judge.score(as_tensor(drawn), kinds).items():
+                metrics[f"drawn_{group}_{name}"] = value
+    return metrics
+
+
+class _Times:
+    """Minutes of each part, over all reruns."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+
+    @contextmanager
+    def __call__(self, part: str):  # type: ignore[no-untyped-def]
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - began
+            self.seconds[part] = self.seconds.get(part, 0) + spent
+            self.file.write_text(json.dumps(self.seconds))
+
+    def minutes(self) -> dict[str, float]:
+        return {part: round(spent / 60, 1) for part, spent in self.seconds.items()}
+
+
+def _desk(config: PretrainConfig, root: Path | None) -> tuple[Desk, _Times]:
+    """The working folder, with the same config as before if it is not new."""
+    folder = config.output.with_name(f"{config.output.name}-training")
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "config.json"
+    settings = json.loads(
+        config.model_dump_json(exclude={"output", "save_every", "samples_every", "tracking"})
+    )
+    said = json.dumps({"root": str(root), **settings}, indent=1)
+    if record.exists() and record.read_text() != said:
+        raise UserError(
+            f"{folder} holds a run with other settings ({record}); give the same ones to go "
+            "on, or name a new --output"
+        )
+    record.write_text(said)
+    run_file = folder / "mlflow_run"
+    known = run_file.read_text() if run_file.exists() else None
+    tracker = Tracker.open(
+        config.tracking.uri or f"sqlite:///{folder.resolve() / 'mlflow.db'}",
+        config.tracking.experiment,
+        config.output.name,
+        known,
+        artifacts=None if config.tracking.uri else folder.resolve() / "artifacts",
+    )
+    if known is None:
+        tracker.describe(settings)
+        run_file.write_text(tracker.run_id)
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    desk = Desk(
+        folder,
+        tracker,
+        config.seed,
+        torch.device(name),
+        config.save_every,
+        config.samples_every,
+    )
+    return desk, _Times(folder / "times.json")

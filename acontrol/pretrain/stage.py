@@ -1,0 +1,172 @@
+"""One stage of pretraining: AdamW on some modules, resumable at the same bytes."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from acontrol.config import derive_seed
+from acontrol.train.tracking import Tracker
+
+WARMUP_STEPS = 100
+GRADIENT_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What every stage works with.
+
+    Attributes:
+        folder: For states and sample grids.
+        tracker: MLflow.
+        seed: The run's.
+        device: Where to train.
+        save_every: Steps between states.
+        samples_every: Steps between sample grids.
+    """
+
+    folder: Path
+    tracker: Tracker
+    seed: int
+    device: torch.device
+    save_every: int
+    samples_every: int
+
+    def chosen(self, stage: str, step: int, count: int, size: int) -> Tensor:
+        """Which of ``size`` images a step takes: a function of seed, stage and step."""
+        return torch.randint(size, (count,), generator=self.generator(stage, step))
+
+    def generator(self, stage: str, step: int) -> torch.Generator:
+        """A generator of this step's own."""
+        return torch.Generator().manual_seed(derive_seed(self.seed, stage, step))
+
+
+def run_stage(
+    name: str,
+    module: nn.Module,
+    loss: Callable[[int], dict[str, Tensor]],
+    desk: Desk,
+    *,
+    steps: int,
+    learning_rate: float,
+    ema_decay: float = 0.0,
+    sample: Callable[[], Image.Image] | None = None,
+) -> None:
+    """Train ``module`` in place, from the newest saved state on.
+
+    The rate rises over the first steps and falls to zero as a cosine. At the end the module
+    holds the moving average of its weights, if one is kept.
+
+    Args:
+        name: Of the stage, in files and metrics.
+        module: Its parameters that require gradients are trained.
+        loss: Gives the terms of step ``i``, from 0; "loss" is minimized, all are logged.
+        desk: Where, and with which seed.
+        steps: How many.
+        learning_rate: AdamW's, at its highest.
+        ema_decay: Of the moving average; 0 for none.
+        sample: Draws a picture of how it goes.
+    """
+    trained = {name: one for name, one in module.named_parameters() if one.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate, weight_decay=0.01)
+    average = {name: one.detach().clone() for name, one in trained.items()} if ema_decay else {}
+    file = desk.folder / f"{name}.safetensors"
+    first = _load(file, trained, average, optimizer) if file.exists() else 0
+    shown = tqdm(range(first, steps), name, initial=first, total=steps, disable=None)
+    for step in shown:
+        rate = learning_rate * min(1.0, (step + 1) / WARMUP_STEPS)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
+        terms = loss(step)
+        terms["loss"].backward()
+        nn.utils.clip_grad_norm_(trained.values(), GRADIENT_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        # A young average follows faster, or its start would never be forgotten.
+        decay = min(ema_decay, (1 + step) / (10 + step))
+        for key, value in average.items():
+            value.lerp_(trained[key].detach(), 1 - decay)
+        last = step + 1 == steps
+        if step % 20 == 19 or last:
+            values = {f"{name}/{key}": float(value.detach()) for key, value in terms.items()}
+            desk.tracker.log_metrics(values, step + 1)
+            shown.set_postfix(loss=f"{values[f'{name}/loss']:.4f}")
+        if last or (step + 1) % desk.save_every == 0:
+            desk.tracker.flush()
+            _save(file, step + 1, trained, average, optimizer)
+        if sample is not None and (last or (step + 1) % desk.samples_every == 0):
+            with _holding(trained, average):
+                picture = sample()
+            picture.save(desk.folder / f"{name}-{step + 1:06d}.png")
+            desk.tracker.log_image(picture, name, step + 1)
+    with torch.no_grad():
+        for key, value in average.items():
+            trained[key].copy_(value)
+
+
+class _holding:
+    """Lets parameters hold the average for the length of a block."""
+
+    def __init__(self, trained: dict[str, nn.Parameter], average: dict[str, Tensor]):
+        self.trained, self.average = trained, average
+
+    def _swap(self) -> None:
+        for key, value in self.average.items():
+            own = self.trained[key].data
+            self.trained[key].data, self.average[key] = value, own
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *exception: object) -> None:
+        self._swap()
+
+
+def _save(
+    file: Path,
+    step: int,
+    trained: dict[str, nn.Parameter],
+    average: dict[str, Tensor],
+    optimizer: torch.optim.AdamW,
+) -> None:
+    tensors = {f"weight/{key}": value.detach() for key, value in trained.items()}
+    tensors |= {f"average/{key}": value for key, value in average.items()}
+    for key, value in trained.items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            # A parameter that a stage leaves out has no moments.
+            if moment in optimizer.state[value]:
+                tensors[f"{moment}/{key}"] = optimizer.state[value][moment]
+    partial = file.with_suffix(".partial")
+    whole = {key: value.cpu().contiguous() for key, value in tensors.items()}
+    save_file(whole, partial, metadata={"step": str(step)})
+    os.replace(partial, file)
+
+
+def _load(
+    file: Path,
+    trained: dict[str, nn.Parameter],
+    average: dict[str, Tensor],
+    optimizer: torch.optim.AdamW,
+) -> int:
+    with safe_open(file, framework="pt") as state, torch.no_grad():
+        step = int(state.metadata()["step"])
+        names = set(state.keys())
+        for key, value in trained.items():
+            value.copy_(state.get_tensor(f"weight/{key}"))
+            if key in average:
+                average[key].copy_(state.get_tensor(f"average/{key}"))
+            if f"exp_avg/{key}" in names:
+                optimizer.state[value] = {
+                    "step": torch.tensor(float(step)),
+                    "exp_avg": state.get_tensor(f"exp_avg/{key}").to(value.device),
+                    "exp_avg_sq": state.get_tensor(f"exp_avg_sq/{key}").to(value.device),
+                }
+    return step

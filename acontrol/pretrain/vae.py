@@ -1,0 +1,123 @@
+"""The autoencoder."""
+
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from acontrol.pretrain.pool import Pool
+from acontrol.pretrain.settings import VaeStage
+from acontrol.pretrain.stage import Desk, run_stage
+from acontrol.sheet import contact_sheet
+
+KL_WEIGHT = 1e-4
+SHOWN = 6
+
+
+def train_vae(
+    vae: AutoencoderKL, pool: Pool, test: Pool, stage: VaeStage, desk: Desk, *, bfloat16: bool
+) -> None:
+    """Train encoder and decoder, then the decoder alone; set the latents' scale.
+
+    Once the encoder rests the latents do not change, and the decoder has all the steps it
+    needs for the fine print of defects.
+    """
+    device = desk.device.type
+
+    def loss(name: str, step: int, encoder_rests: bool) -> dict[str, Tensor]:
+        chosen = desk.chosen(name, step, stage.batch_size, len(pool))
+        image = pool.pixels(chosen).to(desk.device)
+        weight = 1 + stage.mask_weight * pool.masks[chosen].to(desk.device)
+        generator = desk.generator(f"{name} noise", step)
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
+            with torch.set_grad_enabled(not encoder_rests):
+                posterior = vae.encode(image).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(desk.device)
+            decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        error = decoded - image
+        terms = {
+            "l1": (weight * error.abs()).mean(),
+            "mse": (weight * error.square()).mean(),
+            "kl": posterior.kl().float().mean() / noise[0].numel(),
+        }
+        total = terms["l1"] + 2 * terms["mse"]
+        return {"loss": total if encoder_rests else total + KL_WEIGHT * terms["kl"], **terms}
+
+    def sample() -> Image.Image:
+        return reconstructions(vae, test, desk.device)
+
+    vae.train()
+    run_stage(
+        "autoencoder",
+        vae,
+        lambda step: loss("autoencoder", step, encoder_rests=False),
+        desk,
+        steps=stage.steps,
+        learning_rate=stage.learning_rate,
+        sample=sample,
+    )
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    if stage.decoder_steps:
+        run_stage(
+            "decoder",
+            vae,
+            lambda step: loss("decoder", step, encoder_rests=True),
+            desk,
+            steps=stage.decoder_steps,
+            learning_rate=stage.learning_rate / 2,
+            sample=sample,
+        )
+    vae.eval().requires_grad_(False)
+    latents = encode(vae, test, desk.device)[:, :4]
+    vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pool: Pool, device: torch.device, batch: int = 64) -> Tensor:
+    """Mean and standard deviation of every image's latent, (N, 8, h, w), not yet scaled."""
+    found = []
+    for chosen in torch.arange(len(pool)).split(batch):
+        posterior = vae.encode(pool.pixels(chosen).to(device)).latent_dist
+        found.append(torch.cat([posterior.mean, posterior.std], dim=1).cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, pool: Pool, device: torch.device) -> dict[str, float]:
+    """Peak signal-to-noise ratio of reconstructions in dB: everywhere, and in the masks."""
+    squared, inside, covered, count = 0.0, 0.0, 0, 0
+    for chosen in torch.arange(len(pool)).split(64):
+        image = pool.pixels(chosen)
+        decoded = vae.decode(vae.encode(image.to(device)).latent_dist.mean).sample.cpu()
+        error = (decoded.clamp(-1, 1) - image).square() / 4  # For values in [0, 1].
+        mask = pool.masks[chosen].expand_as(error)
+        squared += float(error.sum())
+        inside += float(error[mask].sum())
+        covered += int(mask.sum())
+        count += error.numel()
+
+    def decibels(total: float, number: int) -> float:
+        return float(-10 * torch.log10(torch.tensor(total / max(number, 1))))
+
+    return {
+        "psnr_db": decibels(squared, count),
+        "psnr_in_masks_db": decibels(inside, covered) if covered else float("nan"),
+    }
+
+
+@torch.no_grad()
+def reconstructions(vae: AutoencoderKL, pool: Pool, device: torch.device) -> Image.Image:
+    """Images beside what comes back."""
+    image = pool.pixels(torch.arange(min(SHOWN, len(pool))))
+    decoded = vae.decode(vae.encode(image.to(device)).latent_dist.mean).sample.cpu()
+    rows = [
+        [as_picture(one), as_picture(back)] for one, back in zip(image, decoded, strict=True)
+    ]
+    return contact_sheet(rows, ["image", "decoded"])
+
+
+def as_picture(image: Tensor) -> Image.Image:
+    """(3, R, R) in [-1, 1] as PIL."""
+    levels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())

@@ -1,0 +1,61 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from acontrol.base import load_base
+from acontrol.config import BaseConfig, UserError
+from launch import pretrain
+
+SMALL = [
+    *("--pool", "16", "--test", "8", "--judge-steps", "2", "--save-every", "2"),
+    *("--sizes.resolution", "32", "--sizes.vae-channels", "8", "16"),
+    *("--sizes.unet-channels", "16", "32", "--sizes.vision-layers", "1"),
+    *("--sizes.width", "32", "--sizes.qformer-layers", "2", "--sizes.vision-width", "32"),
+    *("--vae.steps", "2", "--vae.decoder-steps", "2", "--denoiser.steps", "2"),
+    *("--denoiser.batch-size", "4", "--vlm.vision-steps", "2", "--vlm.steps", "2"),
+    *("--vlm.batch-size", "4", "--samples-every", "100", "--hold-out", "stain"),
+]
+
+
+def test_a_folder_becomes_a_base(
+    built_in_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    pretrain.run([str(built_in_data), "--output", str(base), *SMALL])
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"Base: {base}"
+    models = load_base(BaseConfig(path=str(base)))
+    assert models.vae.config.scaling_factor != 0.18215, "it fits these latents"
+    card = json.loads((base / "card.json").read_text())
+    assert card["command"].startswith("python -m launch.pretrain ")
+    assert card["held_out_from_denoiser"] == ["stain"]
+    assert {"psnr_db", "retrieval", "drawn_seen_defect"} <= card["metrics"].keys()
+    training = tmp_path / "base-training"
+    assert (training / "denoiser-000002.png").is_file()
+    assert not list(training.glob("*.safetensors")), "states are cleared away"
+    with pytest.raises(UserError, match="exists already"):
+        pretrain.run([str(built_in_data), "--output", str(base), *SMALL])
+
+
+def test_other_settings_do_not_go_on_with_a_run(tmp_path: Path) -> None:
+    (tmp_path / "base-training").mkdir()
+    (tmp_path / "base-training" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="other settings"):
+        pretrain.run(["--output", str(tmp_path / "base"), *SMALL])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["/nowhere", "--output", "b"], "/nowhere: no such folder"),
+        (["--output", "b", "--sizes.resolution", "50"], "multiple of 32"),
+        (["--output", "b", "--sizes.patch", "12"], "multiple of"),
+        (["--output", "b", "--vae.stepz", "3"], "--vae.stepz"),
+    ],
+)
+def test_bad_arguments_are_one_line(args: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        pretrain.run(args)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

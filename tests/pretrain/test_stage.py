@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from acontrol.pretrain.stage import Desk, run_stage
+from acontrol.train.tracking import Tracker
+
+
+def desk(folder: Path, known: str | None = None) -> Desk:
+    folder.mkdir(exist_ok=True)
+    tracker = Tracker.open(f"sqlite:///{folder / 'm.db'}", "e", "r", known, folder)
+    return Desk(folder, tracker, 3, torch.device("cpu"), save_every=4, samples_every=100)
+
+
+class InterruptedError(Exception):
+    pass
+
+
+def train(where: Desk, stop_at: int | None = None) -> nn.Linear:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Linear(5, 3)
+
+    def loss(step: int) -> dict[str, Tensor]:
+        if step == stop_at:
+            raise InterruptedError
+        x = torch.randn(8, 5, generator=where.generator("x", step))
+        return {"loss": (module(x) - x[:, :3]).square().mean()}
+
+    run_stage("s", module, loss, where, steps=10, learning_rate=0.1, ema_decay=0.9)
+    return module
+
+
+def test_a_stopped_stage_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    whole = train(desk(tmp_path / "a"))
+    stopped = desk(tmp_path / "b")
+    try:
+        train(stopped, stop_at=7)
+    except InterruptedError:
+        pass
+    else:
+        raise AssertionError("it was not stopped")
+    again = train(desk(tmp_path / "b", stopped.tracker.run_id))
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
+    first = desk(tmp_path / "a")
+    once = train(first)
+    # A step would raise.
+    twice = train(desk(tmp_path / "a", first.tracker.run_id), stop_at=0)
+    assert torch.equal(once.weight, twice.weight)
+
+
+def test_the_average_is_what_stays(tmp_path: Path) -> None:
+    where = desk(tmp_path / "a")
+    averaged = train(where).weight.detach().clone()
+    from safetensors.torch import load_file
+
+    state = load_file(where.folder / "s.safetensors")
+    assert torch.equal(averaged, state["average/weight"])
+    assert not torch.equal(averaged, state["weight/weight"])
