@@ -104,16 +104,37 @@ class AseaConfig(Settings):
         0.05,
         gt=0,
         description="Alpha. With rule 'normalized' the length of a step as a share of |e_v|; "
-        "with 'gd' the factor of Eq. 4, which must be large (1e3 on a small VLM).",
+        "with 'gd' the factor of Eq. 4, which must be large (1e3 on a small VLM); with 'adam' "
+        "its rate (0.1 in the authors' code).",
     )
-    rule: Literal["normalized", "gd"] = Field(
-        "normalized", description="Step rule: Eq. 4 as printed is 'gd'."
+    rule: Literal["normalized", "gd", "adam"] = Field(
+        "normalized",
+        description="Step rule: Eq. 4 as printed is 'gd', the authors' code 'adam'.",
     )
     map: Literal["rollout", "query_mean"] = Field(
         "rollout",
         description="How BLIP-2 yields the text-to-image map A of Eq. 2: text to queries to "
         "patches, or the mean over queries (the authors' code).",
     )
+    solver: Literal["all", "first"] = Field(
+        "all",
+        description="Whose attention the energy takes: every cross-attention layer's (the "
+        "paper), or the first one's alone, which costs next to nothing.",
+    )
+    bound: float | None = Field(
+        None,
+        gt=0,
+        description="Most that |e_g| may reach, as a share of |e_v|; None: no bound.",
+    )
+    stop_energy: float | None = Field(
+        None, gt=0, le=1, description="A sample whose E is below this stops; None: none does."
+    )
+
+    @model_validator(mode="after")
+    def _first_has_a_closed_form(self) -> "AseaConfig":
+        if self.solver == "first" and self.rule == "adam":
+            raise ValueError("solver 'first' steps in closed form, which rule 'adam' has not")
+        return self
 
 
 class SgaConfig(Settings):
@@ -216,6 +237,11 @@ class RuntimeConfig(Settings):
         "float32",
         description="Of the frozen networks and the adapter's passes; its master weights and "
         "the Q-Former stay in float32. float16 is for cards without bfloat16.",
+    )
+    skip_dropped: bool = Field(
+        False,
+        description="Leave out samples whose C' is dropped, whose gradient is zero (not in "
+        "csm.mode pooled). The loss is then logged over the others, as conditioned_loss.",
     )
 
 
@@ -334,6 +360,15 @@ class RunConfig(Settings):
                 f"optim.batch_size {self.optim.batch_size} does not divide among "
                 f"cluster.num_workers {self.cluster.num_workers} times "
                 f"optim.accumulation {self.optim.accumulation}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _skipped_samples_have_no_gradient(self) -> "RunConfig":
+        if self.runtime.skip_dropped and self.csm.mode != "queries":
+            raise ValueError(
+                "runtime.skip_dropped needs csm.mode queries: in mode pooled a sample whose C' "
+                "is dropped trains the pooling"
             )
         return self
 

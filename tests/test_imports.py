@@ -17,6 +17,7 @@ ORDER = [
     {"acontrol.config"},
     {
         "acontrol.presets",
+        "acontrol.anomaly_map",
         "acontrol.asea",
         "acontrol.diffusion",
         "acontrol.sheet",
@@ -24,7 +25,14 @@ ORDER = [
         "acontrol.pretrain.settings",
     },
     {"acontrol.data"},
-    {"acontrol.shapes", "acontrol.csm", "acontrol.sga", "acontrol.base"},
+    {
+        "acontrol.shapes",
+        "acontrol.qformer",
+        "acontrol.qformer_layers",
+        "acontrol.csm",
+        "acontrol.sga",
+        "acontrol.base",
+    },
     {"acontrol.model"},
     {"acontrol.pipeline"},
     {"acontrol.generation"},

@@ -21,8 +21,9 @@ class StepReport:
 
     Attributes:
         step: Optimizer steps taken, from 1.
-        loss: Mean of Eq. (6) over the global batch.
-        energy_before: Mean E of Eq. (3) before ASEA.
+        loss: Mean of Eq. (6) over the global batch; with ``runtime.skip_dropped`` over its
+            conditioned samples, NaN if there are none.
+        energy_before: Mean E of Eq. (3) before ASEA, over the same samples.
         energy_after: And after it.
         samples_per_s: Global throughput of this step.
         shares: Of the step's time on this rank, by phase: "data", "forward", "backward" and
@@ -94,7 +95,7 @@ def train(
     for step in range(start + 1, last + 1):
         begun = clock()
         timer.begin()
-        sums = [torch.zeros((), device=model.device) for _ in range(3)]
+        sums = [torch.zeros((), device=model.device) for _ in range(4)]
         keys: list[str] = []
         for number in range(1, passes + 1):
             batch = next(batches)
@@ -104,13 +105,21 @@ def train(
             timer.ends("forward")
             engine.backward(losses.loss, last=number == passes)
             timer.ends("backward")
-            found = (losses.loss, losses.energy_before.mean(), losses.energy_after.mean())
+            # Over the whole batch, skipped samples too: ranks may have skipped unlike many.
+            found = (
+                losses.loss,
+                losses.energy_before.sum() / len(batch.keys),
+                losses.energy_after.sum() / len(batch.keys),
+                losses.loss.new_full((), losses.share),
+            )
             sums = [
                 total + one.detach().float() for total, one in zip(sums, found, strict=True)
             ]
         # One collective and one host read a step; a rank's NaN reaches all through the sum.
         wish = torch.tensor(float(observer.should_stop()), device=model.device)
-        loss, before, after, stop = engine.mean([*(total / passes for total in sums), wish])
+        loss, before, after, share, stop = engine.mean(
+            [*(total / passes for total in sums), wish]
+        )
         if not math.isfinite(loss):
             raise NonFiniteLossError(
                 f"step {step}: the loss is {loss}; this rank had {', '.join(keys)}, "
@@ -121,9 +130,9 @@ def train(
         elapsed = clock() - begun
         report = StepReport(
             step,
-            loss,
-            before,
-            after,
+            loss / share if share else math.nan,
+            before / share if share else math.nan,
+            after / share if share else math.nan,
             samples_per_s=config.optim.batch_size / elapsed,
             shares=timer.shares(),
             learning_rate=rate,

@@ -1,5 +1,6 @@
 """What one rank does around the steps: bundles, pictures, metrics, progress."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,17 +62,22 @@ class RunObserver:
             return
         if self.profiler is not None:
             self.profiler.step()
+        # Skipping changes what the mean is over, so it changes the name.
+        skips = self.config.runtime.skip_dropped
         metrics = {
-            "loss": report.loss,
+            # First, and so the one by which a resume knows what is logged: it is never NaN.
+            "learning_rate": report.learning_rate,
+            "conditioned_loss" if skips else "loss": report.loss,
             "asea_energy_before": report.energy_before,
             "asea_energy_after": report.energy_after,
             "samples_per_s": report.samples_per_s,
             **{SHARES[phase]: share for phase, share in report.shares.items()},
-            "learning_rate": report.learning_rate,
             "skipped_steps": float(self.engine.skipped_steps),
             "memory_gib": _memory_gib(),
         }
-        self.tracker.log_metrics(metrics, report.step)
+        # A step of which every sample was skipped has no loss and no energies.
+        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        self.tracker.log_metrics(known, report.step)
         if self.bar is not None:
             self.bar.update(1)
             if report.step == self.config.optim.steps:

@@ -1,5 +1,6 @@
 """The loop and the validation, in one gloo rank with the real tiny model."""
 
+import math
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
 from acontrol.data.stream import TrainingStream, held_out
+from acontrol.diffusion import draw, dropped_conditions
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
 from acontrol.train.engine import AdapterEngine
@@ -126,6 +128,37 @@ def many(shards: str) -> dict[str, dict[str, object]]:
     }
 
 
+def uneven(shards: str) -> list[dict[str, object]]:
+    """Four steps of two ranks with a sample each: with and without skipping."""
+    found = []
+    for skip in (False, True):
+        model, stream, _ = setting(
+            shards,
+            optim={"steps": 4, "batch_size": 2, "learning_rate": 1e-2},
+            cluster={"num_workers": 2},
+            runtime={"skip_dropped": skip},
+            dropout={"text": 0.0, "semantic": 0.3, "both": 0.3},
+            seed=3,
+        )
+        engine = AdapterEngine(model.adapter, model.config, None)
+        notes, dropped = Notes(), []
+        for batch in stream.batches(0, 1, engine.rank, 2, 4):
+            chance = draw(3, batch.positions, model.latent_shape, 1000).chance
+            dropped.append(bool(dropped_conditions(chance, model.config.dropout)[1]))
+        train(model, stream.batches(0, 1, engine.rank, 2, 4), engine, model.config, notes)
+        everyone: list[list[bool]] = [[], []]
+        torch.distributed.all_gather_object(everyone, dropped)
+        found.append(
+            {
+                "weights": engine.weights()["proj.weight"],
+                "losses": [report.loss for report in notes.reports],
+                "energies": [report.energy_after for report in notes.reports],
+                "dropped": everyone,
+            }
+        )
+    return found
+
+
 @pytest.fixture(scope="module")
 def runs(shards, tmp_path_factory) -> dict[str, dict]:
     return run_ranks(many, 1, tmp_path_factory.mktemp("loop"), shards)
@@ -183,3 +216,20 @@ def test_a_loss_that_is_no_number_names_samples_and_changes_nothing(runs) -> Non
     assert "step 1: the loss is nan" in found["error"]
     assert "wood/" in found["error"] or "button/" in found["error"]
     assert not found["changed"]
+
+
+@pytest.mark.slow  # Two processes' imports.
+def test_ranks_may_skip_unlike_many_samples(shards, tmp_path) -> None:
+    plain, skipping = run_ranks(uneven, 2, tmp_path, shards)
+    # (rank, step): some rank skips all of its share while the other does not, and so do both.
+    counts = [sum(one) for one in zip(*skipping["dropped"], strict=True)]
+    assert {0, 1, 2} == set(counts)
+    change = (skipping["weights"] - plain["weights"]).norm() / plain["weights"].norm()
+    assert change < 1e-6
+    for loss, energy, count in zip(
+        skipping["losses"], skipping["energies"], counts, strict=True
+    ):
+        assert math.isnan(loss) == math.isnan(energy) == (count == 2)
+    same = [place for place, count in enumerate(counts) if count == 0]
+    for place in same:
+        assert skipping["losses"][place] == pytest.approx(plain["losses"][place], rel=1e-5)
