@@ -1,154 +1,221 @@
-"""Anomaly-semantic enhanced attention: Sec. 3.2.2, Eqs. (2)-(4).
+"""Anomaly-semantic enhanced attention: Sec. 3.2.2, Eq. (4) on the energy of Eqs. (2)-(3).
 
 The vision-language model stays frozen. For each batch we search for an offset e_g on its
-visual embedding that draws the anomaly words' attention into the region.
+visual embedding that draws the anomaly words' attention into the region. Gradients are derived
+by hand, so nothing here needs autograd: it runs under ``torch.inference_mode`` too, and what
+waits for the way back is let go after each step.
 
     A     attention    text-to-image; how BLIP-2 yields it: docs/paper_notes.md
     M_A   region       on the image-token grid, True inside
-    e_g   offset       same shape as the visual embedding e_v
+    e_v   visual embedding, class token first, then patches
+    e_g   offset       same shape as e_v
 
 Departures: token indices start at 0 (the paper's at 1). e_g restarts at zero for every batch
 (Algorithm 1), so no optimizer holds it, although Sec. 3.2.3 lists it among the optimized
 parameters.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from acontrol.anomaly_map import (
+    anomaly_attention,
+    at_least_float32,
+    energy,
+    energy_slope,
+    query_mean,
+    region_on_grid,
+    rollout,
+)
+from acontrol.config import AseaConfig
 
-def rollout(
-    self_maps: Sequence[Float[Tensor, "batch head token token"]],
-    cross_maps: Sequence[Float[Tensor, "batch head query patch"] | None],
-) -> Float[Tensor, "batch text patch"]:
-    """Follow the text's attention through the queries to the patches.
+__all__ = [
+    "AseaFunction",
+    "GuidedAttention",
+    "anomaly_attention",
+    "energy",
+    "energy_slope",
+    "guide",
+    "query_mean",
+    "region_on_grid",
+    "rollout",
+]
 
-    Only the query tokens of a Q-Former attend to the image; the text reads, one layer later,
-    what they fetched. So with S the self- and X the cross-attention, averaged over heads,
 
-        A = sum over layers l of  S_{l+1}[text, query] @ X_l[query, patch].
+@runtime_checkable
+class GuidedAttention(Protocol):
+    """How e_v + e_g becomes the anomaly's attention; ``qformer.QFormerPass`` is BLIP-2's.
 
-    A layer whose successor does not exist is never read by the text and adds nothing.
+    Solver ``all`` needs the two methods, solver ``first`` the two tensors.
 
-    Args:
-        self_maps: Self-attention probabilities of every layer, over queries then text.
-        cross_maps: Cross-attention probabilities, None for a layer that has none.
-
-    Returns:
-        A of Eq. (2), one row a text token. Rows need not sum to one: Eq. (3) is a ratio.
-
-    Raises:
-        ValueError: If no cross-attention layer is followed by another layer.
+    Attributes:
+        key_query: Q W_k^T / sqrt(d) of the first cross-attention, a row a head and query.
+        query_weight: What each row's probabilities count in that layer's map.
     """
-    total = None
-    for layer, cross in enumerate(cross_maps[:-1]):
-        if cross is None:
-            continue
-        num_queries = cross.shape[2]
-        read = self_maps[layer + 1].mean(dim=1)[:, num_queries:, :num_queries]
-        hop = read @ cross.mean(dim=1)
-        total = hop if total is None else total + hop
-    if total is None:
-        raise ValueError("rollout needs a cross-attention layer that another layer follows")
-    return total
+
+    key_query: Tensor  # (batch, row, dim)
+    query_weight: Tensor  # (batch, row)
+
+    def forward(
+        self, embedding: Float[Tensor, "batch token dim"]
+    ) -> tuple[Float[Tensor, "batch patch"], Any]:
+        """The attention, and a trace of the way there."""
+
+    def backward(
+        self, trace: Any, slope: Float[Tensor, "batch patch"]
+    ) -> Float[Tensor, "batch token dim"]:
+        """The gradient of the embedding, given that of the attention."""
 
 
-def query_mean(
-    cross_maps: Sequence[Float[Tensor, "batch head query patch"] | None],
-) -> Float[Tensor, "batch patch"]:
-    """Average over layers, heads and queries: the authors' code, where text acts indirectly."""
-    maps = [cross.mean(dim=(1, 2)) for cross in cross_maps if cross is not None]
-    return torch.stack(maps).mean(dim=0)
-
-
-def anomaly_attention(
-    attention: Float[Tensor, "batch text patch"], span: Bool[Tensor, "batch text"]
-) -> Float[Tensor, "batch patch"]:
-    """Average the rows of the anomaly's words, Eq. (2).
-
-    Args:
-        attention: A, text token by image patch.
-        span: True on the tokens of [anomaly]; every sample has at least one.
-    """
-    weights = span.to(attention.dtype)
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    return torch.einsum("bt,btp->bp", weights, attention)
-
-
-def energy(
-    attention: Float[Tensor, "batch patch"], region: Bool[Tensor, "batch patch"]
-) -> Float[Tensor, " batch"]:
-    """Score how much attention lies outside the region, Eq. (3): 0 is none, 1 is all."""
-    inside = (attention * region).sum(dim=1)
-    return (1 - inside / attention.sum(dim=1)) ** 2
-
-
-def region_on_grid(
-    mask: Float[Tensor, "batch 1 height width"], grid: int
-) -> Bool[Tensor, "batch patch"]:
-    """Bring a mask to the grid of image tokens; a mask with a pixel keeps a cell.
-
-    A cell belongs to the region when at least half of it is covered. A mask too thin for that
-    everywhere takes every cell that it touches: with an empty region E is 1 and its gradient
-    zero, and the search would silently do nothing.
-
-    Args:
-        mask: 1 on the defect, 0 elsewhere.
-        grid: Side of the square grid, in tokens.
-    """
-    half = (F.adaptive_avg_pool2d(mask, grid) >= 0.5).flatten(1)
-    touched = (F.adaptive_max_pool2d(mask, grid) > 0).flatten(1)
-    return torch.where(half.any(dim=1, keepdim=True), half, touched)
-
-
+@torch.compiler.disable
 def guide(
-    attend: Callable[[Tensor], Tensor],
+    attention: GuidedAttention,
     visual_embedding: Float[Tensor, "batch token dim"],
     region: Bool[Tensor, "batch patch"],
-    *,
-    steps: int,
-    step_size: float,
-    rule: Literal["normalized", "gd"],
+    settings: AseaConfig,
 ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "batch step"]]:
-    """Take T_g gradient steps on e_g from zero, Eq. (4), under plain autograd.
+    """Take T_g gradient steps on e_g from zero, Eq. (4).
 
         gd          e_g <- e_g - alpha * grad E
         normalized  e_g <- e_g - alpha * |e_v| * grad E / |grad E|      (norms per sample)
+        adam        Adam with rate alpha and PyTorch's defaults
 
-    The second lets alpha carry over between models: E's gradient spreads over all tokens and
-    is tiny, so Eq. (4) as printed needs an alpha near 1e3.
+    ``normalized`` lets alpha carry over between models: E's gradient spreads over all tokens
+    and is tiny, so Eq. (4) as printed needs an alpha near 1e3.
+
+    Under ``torch.compile`` the steps run as they are, between compiled graphs.
 
     Args:
-        attend: Maps e_v + e_g to the anomaly's attention over patches.
-        visual_embedding: e_v. No gradient flows into it.
+        attention: The frozen model on this batch.
+        visual_embedding: e_v. Backwards, e_v + e_g counts as e_v: straight through.
         region: M_A on the token grid.
-        steps: T_g; 0 returns the embedding itself.
-        step_size: Alpha.
-        rule: Which of the two updates.
+        settings: T_g (0 returns e_v itself), alpha, rule, solver, bound and stop.
 
     Returns:
         e_v + e_g after the last step, and E before each step.
     """
-    e_v = visual_embedding.detach()
-    e_g = torch.zeros_like(e_v)
-    length = e_v.flatten(1).norm(dim=1)[:, None, None]
+    return AseaFunction.apply(visual_embedding, region, attention, settings)
+
+
+class AseaFunction(torch.autograd.Function):
+    """``guide`` as one node of autograd's graph: T_g steps forwards, the identity backwards."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        visual_embedding: Tensor,
+        region: Tensor,
+        attention: GuidedAttention,
+        settings: AseaConfig,
+    ) -> tuple[Tensor, Tensor]:
+        """E_v + e_g, and E before each step."""
+        e_v = at_least_float32(visual_embedding)
+        if settings.steps == 0:
+            energies = e_v.new_zeros(len(e_v), 0)
+            ctx.mark_non_differentiable(energies)
+            return visual_embedding.clone(), energies
+        solve = {"all": _all_layers, "first": _first_layer}[settings.solver]
+        # Precision is the weights', whoever calls: C' is a pure function.
+        with torch.autocast(e_v.device.type, enabled=False):
+            e_g, energies = solve(attention, e_v, region, settings)
+        ctx.mark_non_differentiable(energies)
+        return (e_v + e_g).to(visual_embedding.dtype), energies
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _energies: Tensor) -> tuple[Tensor, None, None, None]:
+        """Straight through to e_v."""
+        return slope, None, None, None
+
+
+def _all_layers(
+    attention: GuidedAttention, e_v: Tensor, region: Tensor, settings: AseaConfig
+) -> tuple[Tensor, Tensor]:
+    """Steps on the energy of the whole map: a pass and its way back each."""
+    e_g, length = torch.zeros_like(e_v), _norm(e_v)
+    mean, square = torch.zeros(2, *([1] * e_v.ndim), dtype=e_v.dtype, device=e_v.device)
     energies = []
-    for _ in range(steps):
-        with torch.enable_grad():
-            e_g.requires_grad_(True)
-            value = energy(attend(e_v + e_g), region)
-            (gradient,) = torch.autograd.grad(value.sum(), e_g)
-        with torch.no_grad():
-            if rule == "normalized":
-                norm = gradient.flatten(1).norm(dim=1)[:, None, None]
-                # Where the gradient is zero there is no direction: the offset stays.
-                gradient = gradient * length / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-            e_g = e_g.detach() - step_size * gradient
-        energies.append(value.detach())
-    if not energies:
-        return e_v, e_v.new_zeros(len(e_v), 0)
-    return e_v + e_g, torch.stack(energies, dim=1)
+    for step in range(1, settings.steps + 1):
+        seen, trace = attention.forward(e_v + e_g)
+        value = energy(seen, region)
+        slope = attention.backward(trace, energy_slope(seen, region))
+        if settings.rule == "adam":
+            mean = _ADAM_MEAN * mean + (1 - _ADAM_MEAN) * slope
+            square = _ADAM_SQUARE * square + (1 - _ADAM_SQUARE) * slope**2
+            spread = (square / (1 - _ADAM_SQUARE**step)).sqrt() + _ADAM_FLOOR
+            moved = e_g - settings.step_size * mean / (1 - _ADAM_MEAN**step) / spread
+        else:
+            moved = e_g - _stride(slope, _norm(slope), length, settings)
+        moved = moved * _shrink(_norm(moved), length, settings)
+        e_g = _unless_done(value, moved, e_g, settings)
+        energies.append(value)
+    return e_g, torch.stack(energies, dim=1)
+
+
+# PyTorch's defaults.
+_ADAM_MEAN, _ADAM_SQUARE, _ADAM_FLOOR = 0.9, 0.999, 1e-8
+
+
+def _first_layer(
+    attention: GuidedAttention, e_v: Tensor, region: Tensor, settings: AseaConfig
+) -> tuple[Tensor, Tensor]:
+    """Steps on the energy of the first cross-attention, in its logits.
+
+    Its queries do not depend on e_g, so with Q~ the key queries the logits are S = Q~ e^T and
+    E's gradient is dS^T Q~. So e_g stays a combination of Q~'s rows, e_g = C^T Q~, and a step
+    on e_g moves S by G = Q~ Q~^T:
+
+        C <- C - alpha dS,    S <- S - alpha G dS,    |C^T Q~|^2 = <C, G C>.
+    """
+    key_query = at_least_float32(attention.key_query)
+    weight = at_least_float32(attention.query_weight)[:, :, None]
+    start, gram = key_query @ e_v.mT, key_query @ key_query.mT
+    rows, shift = torch.zeros_like(start), torch.zeros_like(start)  # C and G C
+    length = _norm(e_v)
+    energies = []
+    for _ in range(settings.steps):
+        probs = (start + shift).softmax(dim=-1)
+        seen = (weight.mT @ probs)[:, 0, 1:]  # The class token is no place in the image.
+        value = energy(seen, region)
+        outer = F.pad(energy_slope(seen, region), (1, 0))[:, None]
+        slope = weight * probs * (outer - probs @ outer.mT)
+        pull = gram @ slope
+        norm = (slope * pull).sum(dim=(1, 2), keepdim=True).clamp_min(0).sqrt()
+        moved = rows - _stride(slope, norm, length, settings)
+        moved_shift = shift - _stride(pull, norm, length, settings)
+        norm = (moved * moved_shift).sum(dim=(1, 2), keepdim=True).clamp_min(0).sqrt()
+        factor = _shrink(norm, length, settings)
+        rows = _unless_done(value, moved * factor, rows, settings)
+        shift = _unless_done(value, moved_shift * factor, shift, settings)
+        energies.append(value)
+    return rows.mT @ key_query, torch.stack(energies, dim=1)
+
+
+def _norm(embedding: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(embedding, dim=(1, 2), keepdim=True)
+
+
+def _stride(slope: Tensor, norm: Tensor, length: Tensor, settings: AseaConfig) -> Tensor:
+    """What a step takes off, by Eq. (4) or along the gradient by a share of |e_v|."""
+    if settings.rule == "gd":
+        return settings.step_size * slope
+    # Where the gradient is zero there is no direction: the offset stays.
+    tiny = torch.finfo(norm.dtype).tiny
+    return slope * (settings.step_size * length) / norm.clamp_min(tiny)
+
+
+def _shrink(norm: Tensor, length: Tensor, settings: AseaConfig) -> Tensor:
+    """Factor that brings e_g back to the bound's share of |e_v|, 1 within."""
+    if settings.bound is None:
+        return torch.ones_like(norm)
+    return (settings.bound * length / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
+
+
+def _unless_done(value: Tensor, moved: Tensor, old: Tensor, settings: AseaConfig) -> Tensor:
+    """Hold a sample whose energy is low enough; masked, so the host never waits for it."""
+    if settings.stop_energy is None:
+        return moved
+    return torch.where((value < settings.stop_energy)[:, None, None], old, moved)

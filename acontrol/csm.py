@@ -6,41 +6,23 @@
 
 BLIP-2's image-text matching road is used: queries and text go through the Q-Former together,
 and the queries attend to the image's patches. In transformers 5 the retrieval model's own
-``forward`` does not pass attention maps on, so the Q-Former is called directly; its maps come
-from hooks on the attention modules, because ``output_attentions`` mixes self- and
-cross-attention in one list.
+``forward`` does not pass attention maps on, and its Q-Former cannot be entered half-way, so
+``acontrol.qformer`` walks its layers.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from transformers import (
-    Blip2ForImageTextRetrieval,
-    Blip2QFormerModel,
-    PreTrainedTokenizerBase,
-)
+from jaxtyping import Float
+from torch import Tensor
+from transformers import Blip2ForImageTextRetrieval, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from acontrol import asea
+from acontrol.anomaly_map import ReferenceText
 from acontrol.config import AseaConfig, CsmConfig
-
-
-@dataclass(frozen=True)
-class ReferenceText:
-    """T_a as token ids, with the place of the anomaly's words.
-
-    Attributes:
-        input_ids: Padded token ids.
-        attention_mask: 1 on real tokens.
-        span: True on the tokens of [anomaly] (L_prefix + 1 to L, without [SEP]).
-    """
-
-    input_ids: Int[Tensor, "batch text"]
-    attention_mask: Int[Tensor, "batch text"]
-    span: Bool[Tensor, "batch text"]
+from acontrol.qformer import QFormerPass
 
 
 @dataclass(frozen=True)
@@ -68,12 +50,7 @@ class CrossModalEncoder:
         csm: CsmConfig,
         attention: AseaConfig,
     ):
-        """Take a loaded BLIP-2 and freeze it.
-
-        Its Q-Former is set to eager attention, the only kind that hands out its
-        probabilities; the vision tower keeps the faster kind it was loaded with.
-        """
-        vlm.qformer.set_attn_implementation("eager")
+        """Take a loaded BLIP-2 and freeze it."""
         self.vlm = vlm.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.csm = csm
@@ -150,75 +127,16 @@ class CrossModalEncoder:
         """
         text = self.read(phrases) if self.csm.text else None
         region = asea.region_on_grid(mask.to(self.device), self.grid)
-        embedding, energies = asea.guide(
-            lambda visual: self._attend(visual, text)[1],
-            self.embed_image(image),
-            region,
-            steps=self.asea.steps,
-            step_size=self.asea.step_size,
-            rule=self.asea.rule,
+        attention = QFormerPass(
+            self.vlm,
+            len(image),
+            text,
+            method=self.asea.map,
+            first=self.asea.solver == "first",
         )
-        tokens, attention = self._attend(embedding, text)
-        after = asea.energy(attention, region)
+        visual = self.embed_image(image)
+        embedding, energies = asea.guide(attention, visual, region, self.asea)
+        tokens, seen = attention.finish(embedding)
+        after = asea.energy(seen, region)
         before = energies[:, 0] if self.asea.steps else after
         return SemanticFeatures(tokens, before, after)
-
-    def _attend(
-        self, visual: Float[Tensor, "batch token width"], text: ReferenceText | None
-    ) -> tuple[Float[Tensor, "batch query dim"], Float[Tensor, "batch patch"]]:
-        """One pass of the Q-Former: query outputs, and the anomaly's attention over patches."""
-        queries = self.vlm.query_tokens.expand(len(visual), -1, -1)
-        num_queries = queries.shape[1]
-        mask = queries.new_ones(queries.shape[:2], dtype=torch.long)
-        inputs = queries
-        if text is not None:
-            inputs = self.vlm.embeddings(input_ids=text.input_ids, query_embeds=queries)
-            mask = torch.cat([mask, text.attention_mask], dim=1)
-        with _Recorder(self.vlm.qformer) as record:
-            hidden = self.vlm.qformer(
-                query_embeds=inputs,
-                query_length=num_queries,
-                attention_mask=mask,
-                encoder_hidden_states=visual,
-            ).last_hidden_state
-        # The class token is no place in the image.
-        cross = [None if one is None else one[..., 1:] for one in record.cross_maps]
-        if text is None or self.asea.map == "query_mean":
-            attention = asea.query_mean(cross)
-        else:
-            attention = asea.anomaly_attention(asea.rollout(record.self_maps, cross), text.span)
-        return hidden[:, :num_queries], attention
-
-
-class _Recorder:
-    """Keeps the attention probabilities of every Q-Former layer for the length of a block."""
-
-    def __init__(self, qformer: Blip2QFormerModel):
-        self.layers = list(qformer.encoder.layer)
-        self.self_maps: list[Tensor] = []
-        self.cross_maps: list[Tensor | None] = []
-
-    def __enter__(self) -> "_Recorder":
-        self._hooks = []
-        for layer in self.layers:
-            attention = layer.attention.attention
-            self._hooks.append(attention.register_forward_hook(self._keep_self))
-            if layer.has_cross_attention:
-                cross = layer.crossattention.attention
-                self._hooks.append(cross.register_forward_hook(self._keep_cross))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _keep_self(
-        self, module: nn.Module, args: object, output: tuple[Tensor, Tensor]
-    ) -> None:
-        self.self_maps.append(output[1])
-        self.cross_maps.append(None)
-
-    def _keep_cross(
-        self, module: nn.Module, args: object, output: tuple[Tensor, Tensor]
-    ) -> None:
-        self.cross_maps[-1] = output[1]

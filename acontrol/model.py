@@ -1,7 +1,8 @@
 """AnomalyControl: the frozen networks, the adapter, and the training forward (Algorithm 1)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,7 @@ from acontrol.config import DropoutConfig, RunConfig
 from acontrol.csm import CrossModalEncoder
 from acontrol.data.stream import Batch
 from acontrol.diffusion import (
+    Draw,
     denoising_loss,
     draw,
     dropped_conditions,
@@ -23,19 +25,22 @@ from acontrol.sga import SemanticAdapter, install_processors
 
 @dataclass(frozen=True)
 class Losses:
-    """What one training forward yields, a value a sample but for the loss itself.
+    """What one training forward yields; values a sample leave out the skipped ones.
 
     Attributes:
-        loss: Mean of Eq. (6) over the batch; carries the gradient.
+        loss: Sum of Eq. (6) over the batch's size, skipped samples counted; carries the
+            gradient.
         per_sample: Eq. (6) of each sample, without gradient.
         energy_before: E of Eq. (3) before ASEA.
         energy_after: E after it.
+        share: Of the batch's samples, those that were not skipped.
     """
 
     loss: Float[Tensor, ""]
     per_sample: Float[Tensor, " batch"]
     energy_before: Float[Tensor, " batch"]
     energy_after: Float[Tensor, " batch"]
+    share: float = 1.0
 
 
 class AnomalyControl(nn.Module):
@@ -74,8 +79,9 @@ class AnomalyControl(nn.Module):
     ) -> Losses:
         """Compute Eq. (6) on one batch.
 
-        Every sample goes through the adapter, also one whose conditions are dropped: so every
-        rank takes part in every backward, however its draws fall.
+        A sample whose C' is dropped goes through the adapter too, unless
+        ``runtime.skip_dropped``; and if all are skipped, zeros go: so every rank takes part in
+        every backward, however its draws fall.
 
         Args:
             batch: Samples with their references.
@@ -83,7 +89,7 @@ class AnomalyControl(nn.Module):
             seed: Of noise and timesteps; by default the run's.
             dropout: Of conditions; by default the run's.
         """
-        device = self.device
+        device, size = self.device, len(batch.keys)
         with torch.no_grad():
             drawn = draw(
                 self.config.seed if seed is None else seed,
@@ -94,6 +100,15 @@ class AnomalyControl(nn.Module):
             drop_text, drop_semantic = dropped_conditions(
                 drawn.chance, dropout or self.config.dropout
             )
+            rows = torch.arange(size)
+            if self.config.runtime.skip_dropped:
+                rows = (~drop_semantic).nonzero().flatten()
+        if len(rows) == 0:
+            return self._nothing(project or self.adapter)
+        with torch.no_grad():
+            if len(rows) < size:
+                batch, drawn = _rows_of(batch, rows), _rows_of(drawn, rows)
+                drop_text, drop_semantic = drop_text[rows], drop_semantic[rows]
             latents = self.encode_image(batch.image, drawn.posterior_noise)
             noise, timesteps = drawn.noise.to(device), drawn.timesteps.to(device)
             noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
@@ -118,8 +133,17 @@ class AnomalyControl(nn.Module):
             },
         ).sample
         per_sample = denoising_loss(noise_pred, noise) * self.timestep_weights[timesteps]
-        loss = per_sample.mean()
-        return Losses(loss, per_sample.detach(), semantic.energy_before, semantic.energy_after)
+        share = len(per_sample) / size
+        loss = per_sample.mean() * share
+        return Losses(
+            loss, per_sample.detach(), semantic.energy_before, semantic.energy_after, share
+        )
+
+    def _nothing(self, project: Callable[[Tensor], Tensor]) -> Losses:
+        """A batch of which every sample is skipped: a loss of zero that reaches the adapter."""
+        queries = self.semantics.vlm.query_tokens
+        none = queries.new_zeros(0)
+        return Losses((0 * project(torch.zeros_like(queries))).sum(), none, none, none, 0.0)
 
     @torch.no_grad()
     def encode_image(
@@ -131,6 +155,19 @@ class AnomalyControl(nn.Module):
         posterior = self.vae.encode(image.to(self.vae.device, self.vae.dtype)).latent_dist
         noise = posterior_noise.to(posterior.mean.device)
         return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
+
+
+Rows = TypeVar("Rows", Batch, Draw)
+
+
+def _rows_of(samples: Rows, rows: Tensor) -> Rows:
+    """Some of the samples, by place."""
+    chosen: dict[str, Any] = {}
+    for one in fields(samples):
+        value = getattr(samples, one.name)
+        whole = isinstance(value, Tensor)
+        chosen[one.name] = value[rows] if whole else [value[row] for row in rows.tolist()]
+    return replace(samples, **chosen)
 
 
 def embed_text(

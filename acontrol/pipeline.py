@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -23,7 +22,7 @@ from transformers import (
 from acontrol.base import BaseModels
 from acontrol.config import AdapterCard
 from acontrol.csm import CrossModalEncoder
-from acontrol.data.framing import fit, region
+from acontrol.data.framing import fit, pictures, region
 from acontrol.model import embed_text
 from acontrol.sga import KeyValue, SemanticAdapter, install_processors
 
@@ -153,8 +152,8 @@ class AnomalyControlPipeline(DiffusionPipeline):
         noise = randn_tensor(shape, list(generator) if generator else None, self.device)
         kept, inside = None, None
         if image is not None and mask_image is not None:
-            pictures = [one.convert("RGB") for one in image]
-            pairs = [fit(*pair, size) for pair in zip(pictures, mask_image, strict=True)]
+            normals = [one.convert("RGB") for one in image]
+            pairs = [fit(*pair, size) for pair in zip(normals, mask_image, strict=True)]
             pixels = torch.stack([pair[0] for pair in pairs]).to(self.device, self.vae.dtype)
             kept = self.vae.encode(pixels).latent_dist.mean.float()
             kept = kept * self.vae.config.scaling_factor
@@ -186,7 +185,7 @@ class AnomalyControlPipeline(DiffusionPipeline):
                 latents = inside * latents + (1 - inside) * outside
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         decoded = self.vae.decode(latents).sample
-        drawn = _pictures(decoded)
+        drawn = pictures(decoded)
         if image is not None and mask_image is not None:
             drawn = [
                 _put_back(one, normal, mask if composite else None)
@@ -247,12 +246,6 @@ def _check(lists: dict[str, Any]) -> None:
 def _bits(masks: Sequence[Image.Image]) -> list[Image.Image]:
     """Masks of any mode as 1-bit images: set where any colour channel is above zero."""
     return [Image.fromarray(np.asarray(mask.convert("RGB")).any(axis=2)) for mask in masks]
-
-
-def _pictures(decoded: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
-    """Turn decoded images in [-1, 1] into PIL, rounding to the nearest level."""
-    levels = ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in levels.cpu()]
 
 
 def _put_back(drawn: Image.Image, normal: Image.Image, mask: Image.Image | None) -> Image.Image:

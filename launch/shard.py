@@ -17,8 +17,9 @@ from pydantic import Field
 from tqdm import tqdm
 
 from acontrol.config import Settings, UserError
-from acontrol.data.mvtec import LabelledImage, check, open_folder
+from acontrol.data.mvtec import LabelledImage, open_folder
 from acontrol.data.shards import check_replaceable, write_shards
+from acontrol.data.validation import check
 from launch.entry import main, parse
 
 PROG = "python -m launch.shard"

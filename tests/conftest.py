@@ -19,7 +19,15 @@ from jaxtyping import install_import_hook
 
 # Shapes and types are checked while testing, and cost nothing in production.
 install_import_hook(
-    ["acontrol.asea", "acontrol.csm", "acontrol.diffusion", "acontrol.model", "acontrol.sga"],
+    [
+        "acontrol.anomaly_map",
+        "acontrol.asea",
+        "acontrol.csm",
+        "acontrol.diffusion",
+        "acontrol.model",
+        "acontrol.qformer",
+        "acontrol.sga",
+    ],
     "beartype.beartype",
 )
 

@@ -1,20 +1,25 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from acontrol.asea import (
+    AseaFunction,
     anomaly_attention,
     energy,
+    energy_slope,
     guide,
     query_mean,
     region_on_grid,
     rollout,
 )
+from acontrol.config import AseaConfig
 
 # Small attention whose gradient can be written by hand: patch p is token p + 1, and
 # a_p = exp(<v_{p+1}, w_p>). Token 0 stands for the class token, which no patch reads.
@@ -26,7 +31,45 @@ def directions() -> Tensor:
 
 
 def attend(visual: Tensor) -> Tensor:
-    return torch.einsum("bpd,pd->bp", visual[:, 1:], directions()).exp()
+    weights = directions().to(visual.dtype)
+    return torch.einsum("bpd,pd->bp", visual[:, 1:], weights).exp()
+
+
+class Toy:
+    """A ``GuidedAttention``: the above for solver all, one softmax layer for solver first."""
+
+    def __init__(self, count: int = BATCH) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.key_query = torch.randn(BATCH, 6, DIM, generator=generator).double()[:count]
+        self.query_weight = torch.rand(BATCH, 6, generator=generator).double()[:count]
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        seen = attend(embedding)
+        return seen, seen
+
+    def backward(self, trace: Tensor, slope: Tensor) -> Tensor:
+        rows = (slope * trace)[:, :, None] * directions().to(slope.dtype)
+        return torch.nn.functional.pad(rows, (0, 0, 1, 0))
+
+    def first(self, embedding: Tensor) -> Tensor:
+        probs = (self.key_query @ embedding.mT).softmax(dim=-1)
+        return torch.einsum("br,brp->bp", self.query_weight, probs)[:, 1:]
+
+
+def steps_of(
+    visual: Tensor, region: Tensor, toy: Any = None, **settings: Any
+) -> tuple[Tensor, Tensor]:
+    return guide(toy or Toy(len(visual)), visual, region, AseaConfig(**settings))
+
+
+RULES = [
+    {"rule": "gd"},
+    {"rule": "normalized"},
+    {"rule": "adam"},
+    {"rule": "gd", "solver": "first"},
+    {"rule": "normalized", "solver": "first"},
+]
+NAMES = [" ".join(one.values()) for one in RULES]
 
 
 @pytest.fixture
@@ -124,9 +167,7 @@ def test_guide_gd_is_eq_4(visual: Tensor, region: Tensor, steps: int) -> None:
         gradient, energies = written_out_gradient(visual + offset, region)
         expected_energies.append(energies)
         offset = offset - alpha * gradient
-    found, found_energies = guide(
-        attend, visual, region, steps=steps, step_size=alpha, rule="gd"
-    )
+    found, found_energies = steps_of(visual, region, steps=steps, step_size=alpha, rule="gd")
     torch.testing.assert_close(found, visual + offset, rtol=0, atol=1e-12)
     torch.testing.assert_close(
         found_energies,
@@ -143,9 +184,7 @@ def test_normalized_steps_go_down_the_gradient_by_alpha_of_the_embeddings_norm(
     alpha, steps = 0.03, 4
     before = visual
     for count in range(1, steps + 1):
-        after, _ = guide(
-            attend, visual, region, steps=count, step_size=alpha, rule="normalized"
-        )
+        after, _ = steps_of(visual, region, steps=count, step_size=alpha, rule="normalized")
         moved = after - before
         gradient, _ = written_out_gradient(before, region)
         for sample in range(BATCH):
@@ -159,67 +198,186 @@ def test_normalized_steps_go_down_the_gradient_by_alpha_of_the_embeddings_norm(
 
 def test_lengths_differ_between_samples(visual: Tensor, region: Tensor) -> None:
     scaled = visual * torch.tensor([1.0, 2.0, 0.5])[:, None, None]
-    after, _ = guide(attend, scaled, region, steps=1, step_size=0.1, rule="normalized")
+    after, _ = steps_of(scaled, region, steps=1, step_size=0.1, rule="normalized")
     found = (after - scaled).flatten(1).norm(dim=1)
     torch.testing.assert_close(found, 0.1 * scaled.flatten(1).norm(dim=1))
 
 
+def test_energy_slope_is_eq_3s_gradient(region: Tensor) -> None:
+    attention = torch.rand(3, 5, generator=torch.Generator().manual_seed(1)).double()
+    attention.requires_grad_(True)
+    (expected,) = torch.autograd.grad(energy(attention, region).sum(), attention)
+    found = energy_slope(attention.detach(), region)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    assert expected.abs().min() > 1e-3
+
+
 @pytest.mark.parametrize("rule", ["gd", "normalized"])
-def test_a_sample_does_not_feel_the_batch_around_it(
-    visual: Tensor, region: Tensor, rule: str
+@pytest.mark.parametrize("bound", [None, 0.15])
+def test_first_in_closed_form_is_autograd_on_the_embedding(
+    visual: Tensor, region: Tensor, rule: str, bound: float | None
 ) -> None:
-    whole, _ = guide(attend, visual, region, steps=3, step_size=0.2, rule=rule)
+    settings = {"rule": rule, "step_size": 0.6 if rule == "gd" else 0.1, "bound": bound}
+    toy, offset, energies = Toy(), torch.zeros_like(visual), []
+    length = visual.flatten(1).norm(dim=1)[:, None, None]
+    for _ in range(3):
+        offset = offset.detach().requires_grad_(True)
+        value = energy(toy.first(visual + offset), region)
+        energies.append(value.detach())
+        (slope,) = torch.autograd.grad(value.sum(), offset)
+        if rule == "normalized":
+            slope = slope * length / slope.flatten(1).norm(dim=1)[:, None, None]
+        offset = offset.detach() - settings["step_size"] * slope
+        if bound is not None:
+            norm = offset.flatten(1).norm(dim=1)[:, None, None]
+            offset = torch.where(norm > bound * length, offset * bound * length / norm, offset)
+    found, found_energies = steps_of(visual, region, steps=3, solver="first", **settings)
+    torch.testing.assert_close(found, visual + offset, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found_energies, torch.stack(energies, dim=1), rtol=0, atol=1e-12)
+
+
+def test_adam_is_pytorchs(visual: Tensor, region: Tensor) -> None:
+    offset = torch.zeros_like(visual)
+    optimizer = torch.optim.Adam([offset], lr=0.1)
+    for _ in range(4):
+        offset.grad, _ = written_out_gradient(visual + offset, region)
+        optimizer.step()
+    found, _ = steps_of(visual, region, steps=4, step_size=0.1, rule="adam")
+    torch.testing.assert_close(found, visual + offset, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", RULES, ids=NAMES)
+def test_a_sample_does_not_feel_the_batch_around_it(
+    visual: Tensor, region: Tensor, settings: dict
+) -> None:
+    whole, _ = steps_of(visual, region, steps=3, step_size=0.2, **settings)
     for one in range(BATCH):
-        alone, _ = guide(
-            attend,
-            visual[one : one + 1],
-            region[one : one + 1],
-            steps=3,
-            step_size=0.2,
-            rule=rule,
-        )
-        torch.testing.assert_close(whole[one], alone[0], rtol=0, atol=1e-13)
+        toy, rows = Toy(), slice(one, one + 1)
+        toy.key_query, toy.query_weight = toy.key_query[rows], toy.query_weight[rows]
+        alone, _ = steps_of(visual[rows], region[rows], toy, steps=3, step_size=0.2, **settings)
+        torch.testing.assert_close(whole[one], alone[0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", ["gd", "normalized"])
-def test_no_steps_are_the_identity(visual: Tensor, region: Tensor, rule: str) -> None:
-    found, energies = guide(attend, visual, region, steps=0, step_size=0.5, rule=rule)
+@pytest.mark.parametrize("settings", RULES, ids=NAMES)
+def test_no_steps_are_the_identity(visual: Tensor, region: Tensor, settings: dict) -> None:
+    found, energies = steps_of(visual, region, steps=0, **settings)
     assert torch.equal(found, visual)
     assert energies.shape == (BATCH, 0)
 
 
-@pytest.mark.parametrize("rule", ["gd", "normalized"])
-def test_without_a_gradient_the_offset_stays(visual: Tensor, region: Tensor, rule: str) -> None:
+@pytest.mark.parametrize("settings", RULES, ids=NAMES)
+def test_without_a_gradient_the_offset_stays(
+    visual: Tensor, region: Tensor, settings: dict
+) -> None:
     region[1] = False  # E is 1 there whatever the attention, and its gradient zero.
-    found, energies = guide(attend, visual, region, steps=3, step_size=0.5, rule=rule)
+    found, energies = steps_of(visual, region, steps=3, step_size=0.5, **settings)
     assert torch.equal(found[1], visual[1])
     assert torch.equal(energies[1], torch.ones(3).double())
     assert not torch.equal(found[0], visual[0])
 
 
-@pytest.mark.parametrize("rule", ["gd", "normalized"])
+@pytest.mark.parametrize("settings", RULES, ids=NAMES)
 @pytest.mark.parametrize("steps", [0, 2])
-def test_no_gradient_flows_to_the_embedding(
-    visual: Tensor, region: Tensor, rule: str, steps: int
+def test_the_gradient_goes_straight_through(
+    visual: Tensor, region: Tensor, settings: dict, steps: int
 ) -> None:
     visual.requires_grad_(True)
-    found, energies = guide(attend, visual, region, steps=steps, step_size=0.5, rule=rule)
-    assert not found.requires_grad
+    found, energies = steps_of(visual, region, steps=steps, step_size=0.5, **settings)
     assert not energies.requires_grad
-    assert visual.grad is None
+    given = torch.randn(visual.shape, generator=torch.Generator().manual_seed(9)).double()
+    found.backward(given)
+    assert visual.grad is not None
+    assert torch.equal(visual.grad, given)
 
 
-def test_guide_works_where_gradients_are_off(visual: Tensor, region: Tensor) -> None:
-    on, _ = guide(attend, visual, region, steps=2, step_size=0.5, rule="gd")
+@pytest.mark.parametrize("settings", RULES, ids=NAMES)
+def test_nothing_needs_autograd(visual: Tensor, region: Tensor, settings: dict) -> None:
+    on, _ = steps_of(visual, region, steps=2, step_size=0.5, **settings)
     with torch.no_grad():
-        off, _ = guide(attend, visual, region, steps=2, step_size=0.5, rule="gd")
+        off, _ = steps_of(visual, region, steps=2, step_size=0.5, **settings)
+    with torch.inference_mode():
+        inside, _ = steps_of(visual * 1, region, steps=2, step_size=0.5, **settings)
     assert torch.equal(on, off)
+    assert torch.equal(on, inside)
 
 
-@pytest.mark.parametrize("rule", ["gd", "normalized"])
-def test_energy_falls(visual: Tensor, region: Tensor, rule: str) -> None:
-    _, energies = guide(attend, visual, region, steps=6, step_size=0.02, rule=rule)
+@pytest.mark.parametrize("settings", RULES, ids=NAMES)
+def test_energy_falls(visual: Tensor, region: Tensor, settings: dict) -> None:
+    _, energies = steps_of(visual, region, steps=6, step_size=0.02, **settings)
     assert (energies[:, 1:] < energies[:, :-1]).all()
+
+
+@pytest.mark.parametrize("settings", RULES, ids=NAMES)
+def test_a_sample_stops_below_its_energy(
+    visual: Tensor, region: Tensor, settings: dict
+) -> None:
+    free, energies = steps_of(visual, region, steps=6, step_size=0.1, **settings)
+    stop = energies[:, -1].max().item() - 1e-9  # One sample stays above.
+    found, held = steps_of(visual, region, steps=6, step_size=0.1, stop_energy=stop, **settings)
+    counts = [(row >= stop).sum().item() for row in energies]
+    assert sorted(counts)[1] < 6
+    assert max(counts) == 6
+    for sample, count in enumerate(counts):
+        # As many steps as it took to get there, and no more; the others go on.
+        few, _ = steps_of(visual, region, steps=count, step_size=0.1, **settings)
+        torch.testing.assert_close(found[sample], few[sample], rtol=0, atol=1e-12)
+        last = min(count, 5)
+        assert (held[sample, last:] == held[sample, last]).all()
+        assert torch.equal(found[sample], free[sample]) == (count == 6)
+
+
+@pytest.mark.parametrize("settings", RULES, ids=NAMES)
+def test_the_bound_holds_the_offset(visual: Tensor, region: Tensor, settings: dict) -> None:
+    bound, length = 0.2, visual.flatten(1).norm(dim=1)
+    free, _ = steps_of(visual, region, steps=5, step_size=0.9, **settings)
+    far = (free - visual).flatten(1).norm(dim=1) / length
+    held, _ = steps_of(visual, region, steps=5, step_size=0.9, bound=bound, **settings)
+    found = (held - visual).flatten(1).norm(dim=1) / length
+    assert far.max() > bound
+    assert found.max() <= bound + 1e-12
+    loose, _ = steps_of(visual, region, steps=5, step_size=0.9, bound=99, **settings)
+    assert torch.equal(loose, free)
+
+
+@pytest.mark.parametrize("settings", RULES, ids=NAMES)
+def test_half_precision_steps_in_single(visual: Tensor, region: Tensor, settings: dict) -> None:
+    half, toy = visual.bfloat16(), Toy()
+    exact, energies = steps_of(half.double(), region, steps=3, step_size=0.05, **settings)
+    toy.key_query, toy.query_weight = toy.key_query.float(), toy.query_weight.float()
+    found, found_energies = steps_of(half, region, toy, steps=3, step_size=0.05, **settings)
+    assert found.dtype == torch.bfloat16
+    assert found_energies.dtype == torch.float32
+    # Only the result is rounded, to 8 bits.
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(found_energies.double(), energies, rtol=0, atol=1e-5)
+
+
+def test_steps_do_not_recompile_their_surroundings(visual: Tensor, region: Tensor) -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    settings, toy = AseaConfig(steps=3), Toy()
+
+    def around(embedding: Tensor) -> Tensor:
+        return guide(toy, embedding * 2, region, settings)[0].sin()
+
+    compiled = torch.compile(around, backend=counter)
+    first = compiled(visual)
+    frames = counter.frame_count
+    assert torch.equal(first, around(visual))
+    assert frames == 2  # Before the steps, and after them.
+    for turn in range(3):
+        compiled(visual + turn)
+    assert counter.frame_count == frames
+
+
+def test_the_steps_are_one_node(visual: Tensor, region: Tensor) -> None:
+    visual.requires_grad_(True)
+    found, _ = steps_of(visual, region, steps=3)
+    node = found.grad_fn
+    assert node is not None
+    assert node.name() == f"{AseaFunction.__name__}Backward"
+    assert [type(before).__name__ for before, _ in node.next_functions if before] == [
+        "AccumulateGrad"
+    ]
 
 
 @pytest.fixture

@@ -49,6 +49,9 @@ def test_an_unknown_key_is_refused_by_its_dotted_name(
         ("asea", "steps", 51),
         ("asea", "step_size", 0.0),
         ("asea", "rule", "adamw"),
+        ("asea", "solver", "last"),
+        ("asea", "bound", 0.0),
+        ("asea", "stop_energy", 1.5),
         ("sga", "scale", -0.1),
         ("sga", "scale", 10.5),
         ("dropout", "text", 1.5),
@@ -139,6 +142,22 @@ def test_a_batch_divides_among_workers(size: int, workers: int, share: int | Non
         )
     else:
         assert RunConfig.model_validate(entries).micro_batch_size == share
+
+
+def test_the_closed_form_has_no_adam() -> None:
+    assert refusal({"asea": {"solver": "first", "rule": "adam"}}) == (
+        "asea: solver 'first' steps in closed form, which rule 'adam' has not"
+    )
+    for solver, rule in [("all", "adam"), ("first", "gd"), ("first", "normalized")]:
+        assert AseaConfig(solver=solver, rule=rule).rule == rule
+
+
+def test_only_samples_without_a_gradient_may_be_skipped() -> None:
+    entries = {"runtime": {"skip_dropped": True}}
+    assert RunConfig.model_validate(entries).runtime.skip_dropped
+    assert not RunConfig().runtime.skip_dropped
+    line = refusal({**entries, "csm": {"mode": "pooled"}})
+    assert line.startswith("runtime.skip_dropped needs csm.mode queries")
 
 
 def test_settings_are_frozen() -> None:

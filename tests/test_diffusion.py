@@ -4,7 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acontrol.config import DropoutConfig
-from acontrol.diffusion import Draw, denoising_loss, draw, dropped_conditions
+from acontrol.diffusion import (
+    Draw,
+    denoising_loss,
+    draw,
+    dropped_conditions,
+    timestep_weights,
+)
 
 SHAPE = (4, 6, 5)
 
@@ -129,3 +135,14 @@ def test_half_precision_is_squared_in_single() -> None:
     found = denoising_loss(noise + 300, noise)
     assert found.dtype == torch.float32
     assert found.item() == 90_000
+
+
+def test_late_weights_follow_their_formula() -> None:
+    alphas = torch.tensor([0.999, 0.9, 0.5, 0.04, 0.01], dtype=torch.float64)
+    raw = []
+    for alpha in alphas.tolist():
+        snr = alpha / (1 - alpha)
+        raw.append(min(snr, 5) / snr * min(1 / alpha, 30))
+    expected = torch.tensor(raw, dtype=torch.float64) * 5 / sum(raw)
+    torch.testing.assert_close(timestep_weights(alphas, "late"), expected)
+    assert torch.equal(timestep_weights(alphas, "none"), torch.ones_like(alphas))

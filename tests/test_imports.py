@@ -17,12 +17,22 @@ ORDER = [
     {"acontrol.config"},
     {
         "acontrol.presets",
+        "acontrol.anomaly_map",
         "acontrol.asea",
         "acontrol.diffusion",
         "acontrol.sheet",
+        "acontrol.pretrain.networks",
+        "acontrol.pretrain.settings",
     },
     {"acontrol.data"},
-    {"acontrol.shapes", "acontrol.csm", "acontrol.sga", "acontrol.base"},
+    {
+        "acontrol.shapes",
+        "acontrol.qformer",
+        "acontrol.qformer_layers",
+        "acontrol.csm",
+        "acontrol.sga",
+        "acontrol.base",
+    },
     {"acontrol.model"},
     {"acontrol.pipeline"},
     {"acontrol.generation"},
@@ -31,7 +41,10 @@ ORDER = [
     {"launch"},
 ]
 HOMES = {
-    "ray": ("acontrol.train.cluster", "acontrol.train.driver", "acontrol.train.rank"),
+    "ray": tuple(
+        f"acontrol.train.{name}"
+        for name in ("cluster", "driver", "failures", "fit", "observer", "rank")
+    ),
     "deepspeed": ("acontrol.train.engine",),
     "mlflow": ("acontrol.train.tracking",),
     "webdataset": ("acontrol.data.",),

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +13,13 @@ from acontrol.config import (
     CsmConfig,
     DataConfig,
     DropoutConfig,
+    OptimConfig,
     RunConfig,
+    RuntimeConfig,
     SgaConfig,
 )
 from acontrol.data.stream import Batch
-from acontrol.diffusion import draw, dropped_conditions
+from acontrol.diffusion import draw, dropped_conditions, timestep_weights
 from acontrol.model import AnomalyControl, embed_text
 from acontrol.sga import SemanticAdapter
 
@@ -146,6 +149,17 @@ def test_the_loss_is_eq_6_by_hand(make: Make, batch: MakeBatch) -> None:
     assert losses.loss.shape == ()
 
 
+def test_the_loss_takes_its_weight_by_timestep(make: Make, batch: MakeBatch) -> None:
+    samples = batch(5)
+    plain = make()(samples).per_sample
+    weighted = make(optim=OptimConfig(loss_weighting="late"))(samples).per_sample
+    timesteps = draw(11, samples.positions, (4, 12, 12), 1000).timesteps
+    alphas = make().scheduler.alphas_cumprod
+    expected = plain * timestep_weights(alphas, "late")[timesteps]
+    torch.testing.assert_close(weighted, expected)
+    assert not torch.allclose(weighted, plain, rtol=0.1)
+
+
 def test_add_noise_is_eq_1(tiny_base: BaseModels) -> None:
     # Eq. 1's alpha-bar for SD1.5's schedule, as used above, is the scheduler's.
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -197,6 +211,71 @@ def test_a_batch_that_loses_every_condition_still_reaches_the_adapter(
     other = dataclasses.replace(batch(), caption=["tile", "hole", "x"])
     other = dataclasses.replace(other, reference_image=-other.reference_image)
     assert torch.equal(model(other).loss, losses.loss)
+
+
+SKIPPING = RuntimeConfig(skip_dropped=True)
+
+
+@pytest.mark.parametrize("first", [FIRST, 20])
+def test_skipping_dropped_samples_leaves_the_gradient(
+    base: BaseModels, adapter: SemanticAdapter, batch: MakeBatch, first: int
+) -> None:
+    samples, found = batch(5, first=first), []
+    chance = draw(11, samples.positions, (4, 12, 12), 1000).chance
+    _, dropped = dropped_conditions(chance, MIXED)
+    # In float64: another batch composition alone moves float32's gradient by 1e-6.
+    parts = {
+        name: copy.deepcopy(getattr(base, name)).double()
+        for name in ("vae", "text_encoder", "unet", "vlm")
+    }
+    for runtime in (RuntimeConfig(), SKIPPING):
+        config = RunConfig(
+            seed=11, data=DataConfig(resolution=48), dropout=MIXED, runtime=runtime
+        )
+        model = AnomalyControl(
+            dataclasses.replace(base, **parts), copy.deepcopy(adapter).double(), config
+        )
+        losses = model(samples)
+        losses.loss.backward()
+        found.append((losses, model.adapter.proj.weight.grad))
+        model.adapter.proj.weight.grad = None
+    (whole, expected), (less, gradient) = found
+    assert 0 < dropped.sum() < 5
+    assert less.per_sample.shape == less.energy_after.shape == (5 - int(dropped.sum()),)
+    assert less.share == (5 - int(dropped.sum())) / 5
+    assert expected.norm() > 0
+    assert expected.dtype == torch.float64
+    assert (gradient - expected).norm() / expected.norm() < 1e-6
+    # Its samples are the others', and the divisor stays.
+    torch.testing.assert_close(less.per_sample, whole.per_sample[~dropped], rtol=1e-5, atol=0)
+    assert less.loss.item() == pytest.approx(whole.per_sample[~dropped].sum().item() / 5)
+
+
+def test_a_batch_that_is_skipped_whole_still_reaches_the_adapter(
+    make: Make, batch: MakeBatch
+) -> None:
+    model = make(runtime=SKIPPING, dropout=DropoutConfig(text=0, semantic=0, both=0.9999))
+    seen = []
+
+    def project(tokens: Tensor) -> Tensor:
+        seen.append(tokens.shape)
+        return model.adapter(tokens)
+
+    losses = model(batch(), project)
+    assert losses.loss.item() == losses.share == 0
+    assert losses.per_sample.shape == losses.energy_before.shape == (0,)
+    losses.loss.backward()
+    gradient = model.adapter.proj.weight.grad
+    assert gradient is not None
+    assert gradient.count_nonzero() == 0
+    assert seen == [(1, 8, 64)]
+
+
+def test_nothing_is_skipped_where_nothing_is_dropped(make: Make, batch: MakeBatch) -> None:
+    none = DropoutConfig(text=0.5, semantic=0, both=0)
+    losses = [make(runtime=one, dropout=none)(batch()) for one in (RuntimeConfig(), SKIPPING)]
+    assert torch.equal(losses[0].loss, losses[1].loss)
+    assert losses[1].share == 1
 
 
 def test_pooled_tokens_are_trained_also_where_c_is_dropped(

@@ -1,11 +1,9 @@
-"""Bring images and masks to a model's size."""
+"""Bring images and masks to a model's size, and its tensors back to pictures."""
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-
-from acontrol.data.shards import shrink_mask
 
 
 def fit(image: Image.Image, mask: Image.Image, size: int) -> tuple[Tensor, Tensor]:
@@ -45,3 +43,23 @@ def region(
         min(image.height, int(y + height + 1)),
     )
     return image.crop(box), mask.crop(box)
+
+
+def shrink_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize a 1-bit mask; a defect thinner than a new pixel keeps every pixel it touches."""
+    covered = mask.convert("L").resize(size, Image.Resampling.BOX)
+    half = covered.point(lambda value: 255 * (value >= 128))
+    if half.getbbox() is None:
+        half = covered.point(lambda value: 255 * (value > 0))
+    if half.getbbox() is None:  # A speck under 1/255 of a pixel: round it up to one.
+        left, top, right, bottom = mask.getbbox() or (0, 0, 1, 1)
+        x = min(size[0] - 1, (left + right) * size[0] // (2 * mask.width))
+        y = min(size[1] - 1, (top + bottom) * size[1] // (2 * mask.height))
+        half.putpixel((x, y), 255)
+    return half.convert("1")
+
+
+def pictures(images: Tensor) -> list[Image.Image]:
+    """Turn (batch, 3, height, width) in [-1, 1] into PIL, rounded to the nearest level."""
+    levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in levels.cpu()]

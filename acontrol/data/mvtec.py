@@ -7,11 +7,11 @@
     <category>/prompt/<defect>/<id>.txt                   their captions, optional
     <category>/prompt/phrases.json                        their phrases, optional
 
-Pixels are read by `acontrol.data.pixels` alone, when `check` asks for them.
+Nothing is decoded here: `acontrol.data.validation` says whether the files are fit for use.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,6 @@ from typing import Literal
 from acontrol.config import UserError
 from acontrol.data import prompts
 from acontrol.data.listing import by_id, image_files, only, subfolders
-from acontrol.data.pixels import read_image, read_mask
 
 _LAYOUT = (
     "<category>/train/good/*, <category>/test/<defect>/<id>.png and "
@@ -237,39 +236,6 @@ def open_folder(
 def training_third(ids: Sequence[str]) -> list[str]:
     """The ids of one defect to train on: the first floor(n / 3) when sorted."""
     return sorted(ids)[: len(ids) // 3]
-
-
-def check(
-    images: Iterable[LabelledImage], skip_bad: bool
-) -> tuple[list[LabelledImage], list[str]]:
-    """Decode each image and its mask.
-
-    Args:
-        images: What `MvtecFolder.labelled` gives.
-        skip_bad: Leave out what is bad, instead of stopping at the first.
-
-    Returns:
-        The good images, and what is wrong with each of the others.
-
-    Raises:
-        UserError: Without `skip_bad`, for the first bad image or mask.
-    """
-    good, messages = [], []
-    for one in images:
-        try:
-            height, width, _ = read_image(one.image).shape
-            if not os.path.lexists(one.mask):
-                raise UserError(
-                    f"{one.image}: has no mask; put it at {one.mask}, or remove the image"
-                )
-            read_mask(one.mask, (width, height))
-        except UserError as error:
-            if not skip_bad:
-                raise
-            messages.append(str(error))
-        else:
-            good.append(one)
-    return good, messages
 
 
 def _unknown(where: Path, what: str, name: str, known: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from PIL import Image
 from pydantic import Field, ValidationError
 
 from acontrol.config import Settings, UserError, explain
+from acontrol.data.framing import shrink_mask
 from acontrol.data.mvtec import LabelledImage
 from acontrol.data.pixels import read_image, read_mask
 
@@ -235,20 +236,6 @@ def _encode(image: LabelledImage, resolution: int | None) -> dict[str, bytes | s
         "mask.png": _png(mask.convert("L")),
         "json": json.dumps(facts, sort_keys=True, ensure_ascii=False).encode(),
     }
-
-
-def shrink_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize a 1-bit mask; a defect thinner than a new pixel keeps every pixel it touches."""
-    covered = mask.convert("L").resize(size, Image.Resampling.BOX)
-    half = covered.point(lambda value: 255 * (value >= 128))
-    if half.getbbox() is None:
-        half = covered.point(lambda value: 255 * (value > 0))
-    if half.getbbox() is None:  # A speck under 1/255 of a pixel: round it up to one.
-        left, top, right, bottom = mask.getbbox() or (0, 0, 1, 1)
-        x = min(size[0] - 1, (left + right) * size[0] // (2 * mask.width))
-        y = min(size[1] - 1, (top + bottom) * size[1] // (2 * mask.height))
-        half.putpixel((x, y), 255)
-    return half.convert("1")
 
 
 def _png(image: Image.Image) -> bytes:

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from acontrol import base as base_models
 from acontrol.config import AdapterCard, Settings, UserError, explain
+from acontrol.data.framing import shrink_mask
 from acontrol.data.mvtec import LabelledImage
 from acontrol.data.pixels import read_image, read_mask
-from acontrol.data.shards import shrink_mask
 from acontrol.generation.plan import Planned
 from acontrol.pipeline import AnomalyControlPipeline
 from acontrol.sga import SemanticAdapter

@@ -18,9 +18,10 @@ from tqdm import tqdm
 from acontrol.config import UserError, derive_seed
 from acontrol.data import procedural
 from acontrol.data.framing import fit, region
-from acontrol.data.mvtec import check, open_folder
+from acontrol.data.mvtec import open_folder
 from acontrol.data.pixels import read_image, read_mask
 from acontrol.data.prompts import phrase, target_text
+from acontrol.data.validation import check
 
 GOOD = procedural.GOOD
 
@@ -80,7 +81,8 @@ class Pool:
         rng = np.random.default_rng(derive_seed(seed, "magnified"))
         for number in np.flatnonzero(rng.random(len(self)) < share):
             if masks[number].any():
-                view = region(_picture(images[number]), _bit_mask(masks[number, 0].numpy()))
+                image = Image.fromarray(images[number].permute(1, 2, 0).numpy())
+                view = region(image, _bit_mask(masks[number, 0].numpy()))
                 images[number], masks[number] = _levels(*view, images.shape[-1])
         return Pool(images, masks, self.kinds, self.vocabulary)
 
@@ -209,10 +211,6 @@ def _levels(image: Image.Image, mask: Image.Image, size: int) -> tuple[Tensor, T
         return ((pixels + 1) * 127.5).round().to(torch.uint8), empty
     pixels, covered = fit(image, mask, size)
     return ((pixels + 1) * 127.5).round().to(torch.uint8), covered.bool()
-
-
-def _picture(levels: Tensor) -> Image.Image:
-    return Image.fromarray(levels.permute(1, 2, 0).numpy())
 
 
 def _bit_mask(mask: np.ndarray) -> Image.Image:

@@ -96,7 +96,7 @@ def run_stage(
             value.lerp_(trained[key].detach(), 1 - decay)
         last = step + 1 == steps
         if step % 20 == 19 or last:
-            values = {f"{name}/{key}": float(value) for key, value in terms.items()}
+            values = {f"{name}/{key}": float(value.detach()) for key, value in terms.items()}
             desk.tracker.log_metrics(values, step + 1)
             shown.set_postfix(loss=f"{values[f'{name}/loss']:.4f}")
         if last or (step + 1) % desk.save_every == 0:

@@ -5,6 +5,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
+from acontrol.data.framing import pictures
 from acontrol.pretrain.pool import Pool
 from acontrol.pretrain.settings import VaeStage
 from acontrol.pretrain.stage import Desk, run_stage
@@ -111,13 +112,5 @@ def reconstructions(vae: AutoencoderKL, pool: Pool, device: torch.device) -> Ima
     """Images beside what comes back."""
     image = pool.pixels(torch.arange(min(SHOWN, len(pool))))
     decoded = vae.decode(vae.encode(image.to(device)).latent_dist.mean).sample.cpu()
-    rows = [
-        [as_picture(one), as_picture(back)] for one, back in zip(image, decoded, strict=True)
-    ]
+    rows = list(zip(pictures(image), pictures(decoded), strict=True))
     return contact_sheet(rows, ["image", "decoded"])
-
-
-def as_picture(image: Tensor) -> Image.Image:
-    """(3, R, R) in [-1, 1] as PIL."""
-    levels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())

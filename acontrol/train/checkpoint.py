@@ -183,18 +183,19 @@ def prune(run: Path, keep: int, newest: Path) -> None:
 
 
 def export_adapter(bundle: Path, target: Path) -> None:
-    """Copy a bundle's adapter to a stable place, replacing the one there."""
-    scratch = target.with_name(f".{target.name}.partial")
-    old = target.with_name(f".{target.name}.old")
-    if not target.exists() and old.exists():  # A kill came between the two renames.
-        os.rename(old, target)
-    for path in (scratch, old):
-        shutil.rmtree(path, ignore_errors=True)
-    shutil.copytree(bundle / "adapter", scratch)
-    if target.exists():
-        os.rename(target, old)
-    os.rename(scratch, target)
-    shutil.rmtree(old, ignore_errors=True)
+    """Copy a bundle's adapter to a stable place, over the one there, a rename a file.
+
+    So there is a whole adapter at every moment, also after a kill. Between the two renames the
+    card may count fewer steps than the weights have; nothing else in it changes within a run.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    # The weights first: where config.json is, an adapter is.
+    for source in sorted((bundle / "adapter").iterdir(), reverse=True):
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.copyfile(source, partial)
+        _sync(partial)
+        os.replace(partial, target / source.name)
+    _sync(target)
 
 
 def changed_settings(before: RunConfig, now: RunConfig) -> list[str]:

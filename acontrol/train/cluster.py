@@ -11,7 +11,9 @@ from typing import Any
 
 import ray
 
+import acontrol
 from acontrol.config import ClusterConfig, UserError
+from acontrol.train.paths import in_ray_job
 
 # `ray start` notes its cluster here, and Ray's own commands look here for it.
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
@@ -25,6 +27,8 @@ FORWARDED = (
     "HF_HOME",
     "HF_HUB_OFFLINE",
     "HF_TOKEN",
+    "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING",
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL",
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_TRACKING_USERNAME",
@@ -47,7 +51,9 @@ def joined_cluster(cluster: ClusterConfig) -> Iterator[None]:
     named = os.environ.get("RAY_ADDRESS")
     found = named or (CURRENT_CLUSTER.read_text().strip() if CURRENT_CLUSTER.exists() else "")
     if found and _answers(found):
-        ray.init(address=found, **quiet)
+        # Other nodes may hold no acontrol or another one. A Ray job brings its folder itself.
+        brought = {} if in_ray_job() else {"py_modules": [str(Path(acontrol.__file__).parent)]}
+        ray.init(address=found, runtime_env=brought, **quiet)
     elif named:
         raise UserError(f"RAY_ADDRESS {named}: no cluster answers there")
     else:
@@ -57,6 +63,12 @@ def joined_cluster(cluster: ClusterConfig) -> Iterator[None]:
             num_cpus=max(
                 os.cpu_count() or 1, math.ceil(cluster.num_workers * cluster.cpus_per_worker)
             ),
+            # Custom resources tell nodes apart: where there is one, it has them.
+            resources={
+                name: amount * cluster.num_workers
+                for name, amount in cluster.resources.items()
+                if name != "memory"
+            },
             object_store_memory=256 * 2**20,
             **quiet,
         )
@@ -94,12 +106,17 @@ def uses_gpus(cluster: ClusterConfig) -> bool:
             f"{gpus}, or --cluster.use-gpu True to wait for more, or False to train on CPUs"
         )
     on_gpus = gpus >= workers if cluster.use_gpu is None else cluster.use_gpu
-    wanted = {"CPU": workers * cluster.cpus_per_worker, "GPU": workers if on_gpus else 0}
-    for kind, amount in wanted.items():
-        if there.get(kind, 0) < amount:
-            has = there.get(kind, 0)
-            print(f"Waiting for {amount:g} {kind}s: the cluster has {has:g} so far", flush=True)
+    for kind, share in worker_resources(cluster, on_gpus).items():
+        amount, has = workers * share, there.get(kind, 0)
+        if has < amount:
+            print(f"Waiting for {amount:g} {kind}: the cluster has {has:g} so far", flush=True)
     return on_gpus
+
+
+def worker_resources(cluster: ClusterConfig, on_gpus: bool) -> dict[str, float]:
+    """What Ray reserves for each worker."""
+    gpu = {"GPU": 1.0} if on_gpus else {}
+    return {"CPU": cluster.cpus_per_worker, **gpu, **cluster.resources}
 
 
 def worker_environment(on_gpus: bool) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Run training on Ray: the driver prepares and watches, workers train.
+"""The driver: checks what a run is, opens its folder and MLflow run, and has Ray train it.
 
 RUN/
   config.json      the resolved config of the last launch
@@ -11,26 +11,24 @@ RUN/
 import contextlib
 import fcntl
 import secrets
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import ray.train
 from pydantic import ValidationError
-from ray.train import FailureConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from acontrol import base as base_models
 from acontrol.config import RunConfig, UserError
 from acontrol.data.reader import ShardReader
 from acontrol.train.checkpoint import Bundle, changed_settings, export_adapter, newest_bundle
-from acontrol.train.cluster import joined_cluster, uses_gpus, worker_environment
+from acontrol.train.cluster import joined_cluster
+from acontrol.train.failures import root_cause
+from acontrol.train.fit import fit
 from acontrol.train.paths import absolute
 from acontrol.train.tracking import Tracker, named_uri, tracking_uri
-from acontrol.train.worker import Launch, RunRecord, run_worker
+from acontrol.train.worker import Launch, RunRecord
 
 LAUNCHES = "launches"
 
@@ -93,7 +91,7 @@ def _train(config: RunConfig, run: Path, tracker: Tracker, digest: str) -> None:
     launch = Launch(config, folder, uri, tracker.run_id, digest, progress)
     try:
         with joined_cluster(config.cluster):
-            _fit(launch, name)
+            fit(launch)
     except KeyboardInterrupt:
         bundle = newest_bundle(run)
         if bundle is not None and bundle.state.step >= config.optim.steps:
@@ -102,7 +100,7 @@ def _train(config: RunConfig, run: Path, tracker: Tracker, digest: str) -> None:
         raise TrainingStoppedError(f"Interrupted. {_how_to_resume(run)}", 130) from None
     except ray.train.TrainingFailedError as error:
         tracker.finish("FAILED")
-        cause = _root_cause(error)
+        cause = root_cause(error)
         message = f"{cause}. {_how_to_resume(run)}"
         if isinstance(cause, UserError):
             raise UserError(message) from error
@@ -140,72 +138,6 @@ def _known_mlflow_run(run: Path, config: RunConfig, bundle: Bundle | None) -> st
     return record.mlflow_run
 
 
-def _fit(launch: Launch, name: str) -> None:
-    cluster = launch.config.cluster
-    on_gpus = uses_gpus(cluster)
-    trainer = TorchTrainer(
-        run_worker,
-        train_loop_config={"launch": launch},
-        scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers,
-            use_gpu=on_gpus,
-            accelerator_type=cluster.accelerator_type,
-            placement_strategy=cluster.placement,
-            resources_per_worker={
-                "CPU": cluster.cpus_per_worker,
-                **({"GPU": 1} if on_gpus else {}),
-            },
-        ),
-        torch_config=TorchConfig(backend="nccl" if on_gpus else "gloo"),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(launch.folder.parent),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-            worker_runtime_env={"env_vars": worker_environment(on_gpus)},
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    _fit_until_stopped(trainer, launch)
-
-
-def _fit_until_stopped(trainer: TorchTrainer, launch: Launch) -> None:
-    """Wait for training; the first SIGINT or SIGTERM asks for a bundle, the second ends it.
-
-    Ray runs in a thread of its own, because in the main one it would take SIGINT for itself
-    and abort the workers where they stand.
-    """
-    outcome: list[BaseException | None] = []
-
-    def fit() -> None:
-        try:
-            outcome.append(trainer.fit().error)
-        except BaseException as error:
-            outcome.append(error)
-
-    def ask_to_stop(number: int, frame: object) -> None:
-        if launch.stop_file.exists():
-            raise KeyboardInterrupt
-        launch.folder.mkdir(parents=True, exist_ok=True)
-        launch.stop_file.touch()
-        print("Stopping after this step, with a checkpoint; again to stop at once", flush=True)
-
-    thread = threading.Thread(target=fit, daemon=True)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    watched = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
-    before = {number: signal.signal(number, ask_to_stop) for number in watched}
-    try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(timeout=0.5)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if outcome[0] is not None:
-        raise outcome[0]
-    if launch.stop_file.exists():
-        raise KeyboardInterrupt
-
-
 def _required(value: str | None, option: str, meaning: str) -> str:
     if value is None:
         raise UserError(f"{option} is needed: {meaning}")
@@ -236,32 +168,3 @@ def _how_to_resume(run: Path) -> str:
     if bundle is None:
         return "No checkpoint yet: the same command starts again"
     return f"The same command continues from step {bundle.state.step} ({bundle.path})"
-
-
-def _root_cause(error: Exception) -> Exception:
-    """The failure that brought the others down, in one line.
-
-    When a rank goes, the others fail at their next collective: what a user can put right
-    comes first, then a worker that died, then the first rank's own words.
-    """
-    failures = getattr(error, "worker_failures", {})
-    causes = [
-        (rank, getattr(failure, "_base_exc", failure)) for rank, failure in failures.items()
-    ]
-    if not causes:
-        return RuntimeError(" ".join(str(error).split())[:500])
-
-    def order(one: tuple[int, Exception]) -> tuple[bool, bool, int]:
-        return not isinstance(one[1], UserError), not _died(one[1]), one[0]
-
-    rank, cause = min(causes, key=order)
-    if isinstance(cause, UserError):
-        return cause
-    if _died(cause):
-        return RuntimeError(f"Worker {rank} died: killed, out of memory, or its node was lost")
-    words = " ".join(str(cause).split())[-500:]
-    return RuntimeError(f"Worker {rank} failed: {type(cause).__name__}: {words}")
-
-
-def _died(cause: Exception) -> bool:
-    return type(cause).__name__ == "WorkerHealthCheckFailedError"

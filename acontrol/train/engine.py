@@ -44,6 +44,11 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
         "stage": config.zero.stage,
         # 19 million parameters fit one bucket; the default is sized for billions.
         "reduce_bucket_size": 50_000_000,
+        # One weight whose gradient comes last: there is no backward left to overlap with.
+        "overlap_comm": False,
+        # Stage 3 would replace torch's linear in the whole process, the frozen networks'
+        # too, by one that rounds otherwise: the stages would drift apart.
+        "memory_efficient_linear": False,
     }
     if config.zero.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}

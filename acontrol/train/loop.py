@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from acontrol.config import DropoutConfig, RunConfig
 from acontrol.data.stream import Batch, TrainingStream
 from acontrol.model import AnomalyControl
 from acontrol.train.engine import AdapterEngine
+from acontrol.train.timing import StepTimer
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,13 @@ class StepReport:
 
     Attributes:
         step: Optimizer steps taken, from 1.
-        loss: Mean of Eq. (6) over the global batch.
-        energy_before: Mean E of Eq. (3) before ASEA.
+        loss: Mean of Eq. (6) over the global batch; with ``runtime.skip_dropped`` over its
+            conditioned samples, NaN if there are none.
+        energy_before: Mean E of Eq. (3) before ASEA, over the same samples.
         energy_after: And after it.
         samples_per_s: Global throughput of this step.
-        data_wait_share: Share of the step spent waiting for data, on this rank.
+        shares: Of the step's time on this rank, by phase: "data", "forward", "backward" and
+            "optimizer", with the exchange of losses; empty where not known yet.
         learning_rate: Of this step.
     """
 
@@ -33,7 +36,7 @@ class StepReport:
     energy_before: float
     energy_after: float
     samples_per_s: float
-    data_wait_share: float
+    shares: Mapping[str, float]
     learning_rate: float
 
 
@@ -88,39 +91,50 @@ def train(
             was updated by it.
     """
     last, passes = config.optim.steps, config.optim.accumulation
+    timer = StepTimer(model.device, clock)
     for step in range(start + 1, last + 1):
         begun = clock()
-        waited = 0.0
-        sums = [torch.zeros((), device=model.device) for _ in range(3)]
+        timer.begin()
+        sums = [torch.zeros((), device=model.device) for _ in range(4)]
         keys: list[str] = []
         for number in range(1, passes + 1):
-            asked = clock()
             batch = next(batches)
-            waited += clock() - asked
+            timer.ends("data")
             keys += batch.keys
             losses = model(batch, engine.project)
+            timer.ends("forward")
             engine.backward(losses.loss, last=number == passes)
-            found = (losses.loss, losses.energy_before.mean(), losses.energy_after.mean())
+            timer.ends("backward")
+            # Over the whole batch, skipped samples too: ranks may have skipped unlike many.
+            found = (
+                losses.loss,
+                losses.energy_before.sum() / len(batch.keys),
+                losses.energy_after.sum() / len(batch.keys),
+                losses.loss.new_full((), losses.share),
+            )
             sums = [
                 total + one.detach().float() for total, one in zip(sums, found, strict=True)
             ]
         # One collective and one host read a step; a rank's NaN reaches all through the sum.
         wish = torch.tensor(float(observer.should_stop()), device=model.device)
-        loss, before, after, stop = engine.mean([*(total / passes for total in sums), wish])
+        loss, before, after, share, stop = engine.mean(
+            [*(total / passes for total in sums), wish]
+        )
         if not math.isfinite(loss):
             raise NonFiniteLossError(
                 f"step {step}: the loss is {loss}; this rank had {', '.join(keys)}, "
                 f"positions up to {batch.positions[-1]}, seed {config.seed}"
             )
         rate = engine.step()
+        timer.ends("optimizer")
         elapsed = clock() - begun
         report = StepReport(
             step,
-            loss,
-            before,
-            after,
+            loss / share if share else math.nan,
+            before / share if share else math.nan,
+            after / share if share else math.nan,
             samples_per_s=config.optim.batch_size / elapsed,
-            data_wait_share=waited / elapsed,
+            shares=timer.shares(),
             learning_rate=rate,
         )
         observer.on_step(report)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acontrol.base import BaseModels
 from acontrol.config import RunConfig, derive_seed
+from acontrol.data.framing import pictures
 from acontrol.data.stream import TrainingStream, collate
 from acontrol.pipeline import AnomalyControlPipeline
 from acontrol.sga import SemanticAdapter
@@ -39,7 +40,7 @@ def sample_grid(
     pipeline.set_progress_bar_config(disable=True)
     count = min(config.samples.count, len(stream.reader))
     batch = collate([stream[position] for position in range(count)])
-    references = [_picture(one) for one in batch.reference_image]
+    references = pictures(batch.reference_image)
     masks = [
         Image.fromarray((one[0].numpy() * 255).astype(np.uint8)) for one in batch.reference_mask
     ]
@@ -64,8 +65,3 @@ def sample_grid(
 
 def _settings(adapter: SemanticAdapter) -> list[str]:
     return [name for name in adapter.config if not name.startswith("_")]
-
-
-def _picture(image: Tensor) -> Image.Image:
-    levels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).numpy())

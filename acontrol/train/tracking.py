@@ -57,7 +57,7 @@ class Tracker:
             name: max(
                 (one.step for one in self.client.get_metric_history(run_id, name)), default=-1
             )
-            for name in ("loss", "validation_loss")
+            for name in ("loss", "learning_rate", "validation_loss")
         }
 
     @classmethod

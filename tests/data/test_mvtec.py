@@ -12,10 +12,10 @@ from PIL import Image
 from acontrol.config import UserError
 from acontrol.data.mvtec import (
     MvtecFolder,
-    check,
     open_folder,
     training_third,
 )
+from acontrol.data.validation import check
 
 HEIGHT, WIDTH = 6, 9
 REAL = Path(os.environ.get("ACONTROL_TEST_DATA") or Path(__file__).parents[3] / "shared/data")

@@ -350,3 +350,20 @@ def test_an_unknown_part_is_refused_before_anything_is_written(tmp_path, wrong):
     with pytest.raises(ValueError, match="allowed are"):
         write_dataset(tmp_path / "set", **wrong)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_words_may_leave_out_colour_and_shade(tmp_path: Path) -> None:
+    settings = {"num_good": 1, "num_good_test": 1, "num_defects": 2, "categories": ("wood",)}
+    write_dataset(tmp_path / "named", **settings, defects=("stain",))
+    write_dataset(tmp_path / "plain", **settings, defects=("stain",), name_attributes=False)
+    named, plain = (
+        json.loads((tmp_path / name / "wood/prompt/phrases.json").read_text())
+        for name in ("named", "plain")
+    )
+    assert named == {"stain/000": "a red stain", "stain/001": "a blue stain"}
+    assert plain == {"stain/000": "a stain", "stain/001": "a stain"}
+    caption = (tmp_path / "plain/wood/prompt/stain/000.txt").read_text()
+    assert caption == "a photo of wood with a stain\n"
+    for image in (tmp_path / "named").rglob("*.png"):
+        other = tmp_path / "plain" / image.relative_to(tmp_path / "named")
+        assert other.read_bytes() == image.read_bytes(), "the pictures stay the same"

@@ -1,9 +1,12 @@
 """Run a command as a user does: in a process of its own."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,8 +25,20 @@ def start(module: str, *args: object) -> "subprocess.Popen[str]":
     )
 
 
-def run(module: str, *args: object) -> "subprocess.CompletedProcess[str]":
+def run(module: str, *args: object, limit_s: float = 400) -> "subprocess.CompletedProcess[str]":
     """Run it to its end."""
     process = start(module, *args)
-    out, err = process.communicate(timeout=400)
+    try:
+        out, err = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        kill_with_children(process)
+        raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def kill_with_children(process: "subprocess.Popen[str]") -> None:
+    """Kill a command and all that it started."""
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.communicate()

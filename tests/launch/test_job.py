@@ -4,9 +4,11 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -34,7 +36,7 @@ class Cluster:
     def __init__(self, scratch: Path, stop_wait: str | None):
         token = scratch / "token"
         token.write_text(secrets.token_hex(32))
-        self.dashboard = free_port()
+        self.dashboard, self.port = free_port(), free_port()
         self.environment = {
             **os.environ,
             "RAY_AUTH_MODE": "token",
@@ -47,8 +49,12 @@ class Cluster:
     def __enter__(self) -> "Cluster":
         start = {**self.environment}
         del start["RAY_ADDRESS"]
-        ports = ["--port", str(free_port()), f"--dashboard-port={self.dashboard}"]
-        command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", *ports]
+        # A folder of its own, also for the note by which other launches on this machine would
+        # find it. Short, since sockets go there.
+        self.folder = tempfile.mkdtemp(prefix="ray-")
+        ports = ["--port", str(self.port), f"--dashboard-port={self.dashboard}"]
+        place = f"--temp-dir={self.folder}"
+        command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", place, *ports]
         # Blocking, so that ending it ends this cluster and no other on the machine.
         self.process = subprocess.Popen(
             [*command, "--include-dashboard=true", "--object-store-memory=200000000"],
@@ -65,6 +71,7 @@ class Cluster:
     def __exit__(self, *exception: object) -> None:
         self.process.terminate()
         self.process.wait(timeout=60)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def job(self, *args: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -182,3 +189,43 @@ def test_with_the_default_wait_the_last_periodic_bundle_remains(
         again = cluster.submit(*options(shards, output, server, remains + 2))
         assert f"Continuing from step {remains}" in again.stdout
         assert again.returncode == 0
+
+
+FROM_ANOTHER_NODE = """
+import shutil
+import ray
+from acontrol.config import ClusterConfig
+from acontrol.train.cluster import joined_cluster
+
+@ray.remote
+def place():
+    import acontrol
+    return acontrol.__file__
+
+with joined_cluster(ClusterConfig()):
+    shutil.rmtree("acontrol")  # Another node does not have the driver's folder.
+    print(ray.get(place.remote()))
+"""
+
+
+def test_a_launch_on_a_found_cluster_brings_its_own_code(shards, tmp_path) -> None:
+    shutil.copytree(ROOT / "acontrol", tmp_path / "code" / "acontrol")
+    with Cluster(tmp_path, stop_wait=None) as cluster:
+
+        def run(cwd: Path, *command: object) -> "subprocess.CompletedProcess[str]":
+            return subprocess.run(
+                [BIN / "python", *(str(part) for part in command)],
+                env=cluster.environment | {"RAY_ADDRESS": f"127.0.0.1:{cluster.port}"},
+                cwd=cwd,
+                capture_output=True,
+                text=True,
+            )
+
+        asked = run(tmp_path / "code", "-c", FROM_ANOTHER_NODE)
+        database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+        args = options(shards, tmp_path / "run", database, 2)
+        trained = run(ROOT, "-m", "launch.train", *args)
+    assert asked.returncode == 0, asked.stderr
+    assert "/py_modules_files/" in asked.stdout.splitlines()[-1]
+    assert trained.returncode == 0, trained.stderr
+    assert bundles(tmp_path / "run") == [2]

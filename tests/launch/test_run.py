@@ -1,70 +1,32 @@
 """The main job with real Ray workers, DeepSpeed and MLflow, killed and continued."""
 
-import contextlib
 import json
 import re
 import shutil
-import signal
 import sqlite3
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
 from acontrol.base import built_in_base, load_base
 from acontrol.config import RunConfig, UserError
-from acontrol.data.mvtec import check, open_folder
+from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.stream import TrainingStream
+from acontrol.data.validation import check
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import StepReport, train
-from launch import generate, shard
+from launch import generate
 from launch import train as launch_train
 from tests.launch import commands
+from tests.launch.runs import EVERY, STEPS, losses_of, options, values_of
 from tests.train.ranks import run_ranks
-
-STEPS, EVERY = 9, 3
-
-
-@pytest.fixture(scope="module")
-def shards(built_in_data: Path, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("job") / "shards"
-    shard.run([str(built_in_data), "--out", str(out), "--split", "all", "--shard-size", "5"])
-    return out
-
-
-def options(shards: Path, output: Path, steps: int = STEPS, every: int = EVERY) -> list[object]:
-    return [
-        *("tiny", "--data.shards", shards, "--output", output),
-        *("--optim.steps", steps, "--checkpoint.every", every, "--cluster.num-workers", 2),
-        *("--optim.batch-size", 4, "--samples.every", 0, "--samples.steps", 2),
-    ]
-
-
-def losses_of(run: Path) -> list[tuple[int, float]]:
-    """Every loss that MLflow holds, in order."""
-    database = sqlite3.connect(run / "mlflow.db")
-    try:
-        query = "select step, value from metrics where key = 'loss' order by step, timestamp"
-        return database.execute(query).fetchall()
-    finally:
-        database.close()
-
-
-@pytest.fixture(scope="module")
-def whole(shards, tmp_path_factory) -> Path:
-    """A run that nothing disturbed."""
-    output = tmp_path_factory.mktemp("job") / "whole"
-    done = commands.run("launch.train", *options(shards, output))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"Adapter: {output / 'adapter'}"
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +39,9 @@ def continued(shards, tmp_path_factory) -> tuple[Path, str]:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    # The driver and all that it started, as when a machine goes down: Ray's workers would
-    # otherwise outlive it for some seconds and may finish so short a run.
-    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    process.communicate()
+    # As when a machine goes down: Ray's workers would otherwise outlive the driver for some
+    # seconds and may finish so short a run.
+    commands.kill_with_children(process)
     done = commands.run("launch.train", *options(shards, output))
     assert done.returncode == 0, done.stderr
     return output, done.stdout
@@ -104,6 +63,31 @@ def test_mlflow_holds_the_loss_curve_and_the_sample_grid(whole) -> None:
     assert params["optim.steps"] == str(STEPS)
     assert "version.deepspeed" in tags
     assert status == "FINISHED"
+
+
+def test_mlflow_shows_where_a_step_goes(whole) -> None:
+    phases = ("data_wait", "forward", "backward", "optimizer")
+    shares = [dict(values_of(whole, f"{phase}_share")) for phase in phases]
+    for step in range(1, STEPS + 1):
+        assert sum(share[step] for share in shares) == pytest.approx(1)
+
+
+def test_mlflow_shows_what_the_node_is_used_for(whole) -> None:
+    shares = values_of(whole, "system/node-0/cpu_utilization_percentage")
+    assert shares
+    assert all(0 <= value <= 100 for _, value in shares)
+    memory = values_of(whole, "system/node-0/system_memory_usage_megabytes")
+    assert all(value > 100 for _, value in memory)
+
+
+def test_the_trace_has_the_asked_steps_whole(whole) -> None:
+    (file,) = whole.glob("launches/*/trace.json")
+    events = json.loads(file.read_text())["traceEvents"]
+    steps = {event["name"] for event in events if "ProfilerStep" in event.get("name", "")}
+    assert steps == {"ProfilerStep#2", "ProfilerStep#3"}
+    names = {event.get("name") for event in events}
+    assert {"aten::conv2d", "aten::scaled_dot_product_attention"} <= names, "the forward"
+    assert any("ConvolutionBackward" in str(name) for name in names), "the backward"
 
 
 def test_a_killed_run_continues_with_the_same_losses(whole, continued) -> None:
@@ -229,21 +213,3 @@ def test_zero_3_exports_and_draws_what_zero_1_does(shards, whole, tmp_path) -> N
     name = Path("adapter", "diffusion_pytorch_model.safetensors")
     ours, theirs = (load_file(run / name)["proj.weight"] for run in (output, whole))
     assert (ours - theirs).abs().max() <= 1e-6
-
-
-@pytest.mark.slow
-def test_ctrl_c_leaves_a_bundle_and_says_how_to_go_on(shards, tmp_path) -> None:
-    output = tmp_path / "run"
-    args = options(shards, output, steps=4000, every=1000)
-    process = commands.start("launch.train", *args)
-    deadline = time.monotonic() + 240
-    while not (output / "mlflow.db").exists() or not losses_of(output):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert "Stopping after this step" in out
-    (bundle,) = output.glob("launches/*/bundle-*")
-    assert err.splitlines()[-1].startswith("error: Interrupted. The same command continues")
-    assert bundle.name in err.splitlines()[-1]

@@ -1,3 +1,4 @@
+import contextlib
 import os
 from pathlib import Path
 
@@ -166,6 +167,38 @@ def test_an_export_replaces_the_earlier_one(adapter, tmp_path) -> None:
     loaded = SemanticAdapter.from_pretrained(tmp_path / "adapter")
     assert torch.equal(loaded.proj.weight, adapter.proj.weight)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "launches"]
+
+
+def test_a_kill_during_an_export_leaves_a_whole_adapter(adapter, tmp_path, monkeypatch) -> None:
+    target = tmp_path / "adapter"
+    export_adapter(bundle_at(adapter, tmp_path, 5), target)
+    known = [adapter.proj.weight.detach().clone()]
+    with torch.no_grad():
+        adapter.proj.weight.mul_(2)
+    bundle = bundle_at(adapter, tmp_path, 10)
+    known.append(adapter.proj.weight.detach())
+
+    class Killed(BaseException):
+        pass
+
+    # Killed before the first, the second, ... of the calls that change anything.
+    for name in ("mkdir", "rename", "replace", "rmdir", "unlink"):
+        whole = getattr(os, name)
+        for last in range(3):
+            calls = 0
+
+            def until(*args, whole=whole, last=last, **more):
+                nonlocal calls
+                calls += 1
+                if calls > last:
+                    raise Killed
+                return whole(*args, **more)
+
+            with monkeypatch.context() as patch, contextlib.suppress(Killed):
+                patch.setattr(os, name, until)
+                export_adapter(bundle, target)
+            loaded = SemanticAdapter.from_pretrained(target).proj.weight
+            assert any(torch.equal(loaded, one) for one in known), (name, last)
 
 
 def test_settings_that_shape_the_numbers_are_compared() -> None:

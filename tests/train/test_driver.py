@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from ray.train import ControllerError, FailureConfig, WorkerGroupError
 
 from acontrol.base import BaseModels
 from acontrol.config import ClusterConfig, CsmConfig, OptimConfig, RunConfig, UserError
 from acontrol.train import driver
+from acontrol.train.failures import StopOnUserError, root_cause
+from acontrol.train.fit import scaling
 from acontrol.train.paths import absolute
 from acontrol.train.tracking import Tracker
 from acontrol.train.worker import Launch, RunRecord
@@ -40,7 +43,61 @@ GLOO = RuntimeError("[gloo] connection closed by peer")
     ],
 )
 def test_the_cause_is_named_and_not_its_victim(failures, words) -> None:
-    assert str(driver._root_cause(Failed(failures))).startswith(words)
+    assert str(root_cause(Failed(failures))).startswith(words)
+
+
+def test_what_the_user_must_put_right_is_not_tried_again() -> None:
+    # Ray's own policy, with which its controller decides.
+    from ray.train.v2._internal.execution.failure_handling import (
+        FailureDecision,
+        create_failure_policy,
+    )
+
+    policy = create_failure_policy(FailureConfig(max_failures=-1))
+    again = StopOnUserError()
+    failures = {0: RuntimeError("[gloo] closed"), 1: UserError("shard x is damaged")}
+    with pytest.raises(ControllerError) as stop:
+        again.after_exception(None, failures)
+    assert policy.make_decision(stop.value) == FailureDecision.RAISE
+    assert str(root_cause(stop.value)) == "shard x is damaged"
+    del failures[1]
+    again.after_exception(None, failures)
+    assert policy.make_decision(WorkerGroupError("x", failures)) == FailureDecision.RETRY
+
+
+def test_ray_is_told_what_a_worker_wants() -> None:
+    cluster = ClusterConfig(
+        num_workers=3,
+        cpus_per_worker=2.5,
+        resources={"memory": 8e9, "fast_disk": 1},
+        accelerator_type="H100",
+        placement="STRICT_SPREAD",
+    )
+    told = scaling(cluster, on_gpus=True)
+    assert told.placement_strategy == "STRICT_SPREAD"
+    assert (told.num_workers, told.use_gpu, told.accelerator_type) == (3, True, "H100")
+    # Ray's own sum over the workers.
+    assert told.total_resources == pytest.approx(
+        {
+            "CPU": 7.5,
+            "GPU": 3,
+            "memory": 24e9,
+            "fast_disk": 3,
+            "accelerator_type:H100": 0.003,
+        }
+    )
+    plain = scaling(ClusterConfig(num_workers=2), on_gpus=False)
+    assert plain.total_resources == {"CPU": 2}
+    assert not plain.use_gpu
+
+
+def test_resources_come_from_the_command_line() -> None:
+    config = read_config(["tiny", "--cluster.resources", "memory", "8e9", "fast_disk", "1"])
+    assert config.cluster.resources == {"memory": 8e9, "fast_disk": 1}
+    with pytest.raises(UserError, match="GPU have settings of their own"):
+        read_config(["tiny", "--cluster.resources", "GPU", "2"])
+    with pytest.raises(UserError, match="greater than 0"):
+        read_config(["tiny", "--cluster.resources", "fast_disk", "0"])
 
 
 def test_a_second_launch_is_kept_out(tmp_path) -> None:

@@ -1,5 +1,8 @@
 """The loop and the validation, in one gloo rank with the real tiny model."""
 
+import math
+import time
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
 from acontrol.data.stream import TrainingStream, held_out
+from acontrol.diffusion import draw, dropped_conditions
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
 from acontrol.train.engine import AdapterEngine
@@ -76,11 +80,13 @@ def setting(shards: str, **changes) -> tuple[AnomalyControl, TrainingStream, Tra
 def run(shards: str, **changes) -> dict[str, object]:
     stop_at = changes.pop("stop_at", 0)
     spoil = changes.pop("spoil", False)
+    pause = changes.pop("pause", 0.0)
     model, stream, held = setting(shards, **changes)
     engine = AdapterEngine(model.adapter, model.config, None)
     optim = model.config.optim
     first = validate(model, held, engine)
     batches = stream.batches(0, model.config.micro_batch_size, 0, 1, 4 * optim.accumulation)
+    batches = (batch for batch in batches if time.sleep(pause) is None)
     notes = Notes(stop_at)
     before = engine.weights()["proj.weight"]
     error = ""
@@ -102,6 +108,7 @@ def run(shards: str, **changes) -> dict[str, object]:
         "told": notes.told,
         "losses": [report.loss for report in notes.reports],
         "rates": [report.learning_rate for report in notes.reports],
+        "shares": [dict(report.shares) for report in notes.reports],
         "validations": [first, *notes.validations],
         "by_hand": sum(rows) / max(1, len(rows)),
         "changed": not torch.equal(before, after),
@@ -115,9 +122,41 @@ def many(shards: str) -> dict[str, dict[str, object]]:
         "plain": run(shards),
         "two passes": run(shards, optim={**optim, "accumulation": 2}),
         "bfloat16": run(shards, runtime={"precision": "bfloat16"}),
+        "slow data": run(shards, pause=0.3, optim={**optim, "accumulation": 2}),
         "stopped": run(shards, stop_at=3),
         "spoiled": run(shards, spoil=True),
     }
+
+
+def uneven(shards: str) -> list[dict[str, object]]:
+    """Four steps of two ranks with a sample each: with and without skipping."""
+    found = []
+    for skip in (False, True):
+        model, stream, _ = setting(
+            shards,
+            optim={"steps": 4, "batch_size": 2, "learning_rate": 1e-2},
+            cluster={"num_workers": 2},
+            runtime={"skip_dropped": skip},
+            dropout={"text": 0.0, "semantic": 0.3, "both": 0.3},
+            seed=3,
+        )
+        engine = AdapterEngine(model.adapter, model.config, None)
+        notes, dropped = Notes(), []
+        for batch in stream.batches(0, 1, engine.rank, 2, 4):
+            chance = draw(3, batch.positions, model.latent_shape, 1000).chance
+            dropped.append(bool(dropped_conditions(chance, model.config.dropout)[1]))
+        train(model, stream.batches(0, 1, engine.rank, 2, 4), engine, model.config, notes)
+        everyone: list[list[bool]] = [[], []]
+        torch.distributed.all_gather_object(everyone, dropped)
+        found.append(
+            {
+                "weights": engine.weights()["proj.weight"],
+                "losses": [report.loss for report in notes.reports],
+                "energies": [report.energy_after for report in notes.reports],
+                "dropped": everyone,
+            }
+        )
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +184,17 @@ def test_two_passes_are_one_batch(runs) -> None:
     assert runs["two passes"]["losses"] == pytest.approx(runs["plain"]["losses"], abs=1e-5)
 
 
+def test_the_shares_of_a_step_add_up_and_show_slow_data(runs) -> None:
+    for name in ("two passes", "slow data"):
+        for shares in runs[name]["shares"]:
+            assert shares.keys() == {"data", "forward", "backward", "optimizer"}
+            assert all(0 < share < 1 for share in shares.values())
+            assert sum(shares.values()) == pytest.approx(1)
+    plain, slow = (runs[name]["shares"][-1] for name in ("two passes", "slow data"))
+    assert slow["data"] > plain["data"] + 0.1
+    assert slow["forward"] < plain["forward"]
+
+
 def test_bfloat16_trains_close_to_float32(runs) -> None:
     # 8 bits of mantissa through the whole U-Net: about 1 %.
     assert runs["bfloat16"]["losses"] == pytest.approx(runs["plain"]["losses"], rel=1e-2)
@@ -166,3 +216,20 @@ def test_a_loss_that_is_no_number_names_samples_and_changes_nothing(runs) -> Non
     assert "step 1: the loss is nan" in found["error"]
     assert "wood/" in found["error"] or "button/" in found["error"]
     assert not found["changed"]
+
+
+@pytest.mark.slow  # Two processes' imports.
+def test_ranks_may_skip_unlike_many_samples(shards, tmp_path) -> None:
+    plain, skipping = run_ranks(uneven, 2, tmp_path, shards)
+    # (rank, step): some rank skips all of its share while the other does not, and so do both.
+    counts = [sum(one) for one in zip(*skipping["dropped"], strict=True)]
+    assert {0, 1, 2} == set(counts)
+    change = (skipping["weights"] - plain["weights"]).norm() / plain["weights"].norm()
+    assert change < 1e-6
+    for loss, energy, count in zip(
+        skipping["losses"], skipping["energies"], counts, strict=True
+    ):
+        assert math.isnan(loss) == math.isnan(energy) == (count == 2)
+    same = [place for place, count in enumerate(counts) if count == 0]
+    for place in same:
+        assert skipping["losses"][place] == pytest.approx(plain["losses"][place], rel=1e-5)

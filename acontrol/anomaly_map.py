@@ -1,0 +1,179 @@
+"""Where the anomaly's words look: the map A of Eq. (2) and its energy, Eq. (3), with gradients.
+
+S     self maps    self-attention of each layer, over queries then text
+X     cross maps   cross-attention, queries to image patches
+A     attention    text to patches; how BLIP-2 yields it: docs/paper_notes.md
+M_A   region       on the image-token grid, True inside
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ReferenceText:
+    """T_a as token ids, with the place of the anomaly's words.
+
+    Attributes:
+        input_ids: Padded token ids.
+        attention_mask: 1 on real tokens.
+        span: True on the tokens of [anomaly] (L_prefix + 1 to L, without [SEP]).
+    """
+
+    input_ids: Int[Tensor, "batch text"]
+    attention_mask: Int[Tensor, "batch text"]
+    span: Bool[Tensor, "batch text"]
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision is too coarse for energies and sums of steps; float64 stays."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def rollout(
+    self_maps: Sequence[Float[Tensor, "batch head token token"]],
+    cross_maps: Sequence[Float[Tensor, "batch head query patch"] | None],
+) -> Float[Tensor, "batch text patch"]:
+    """Follow the text's attention through the queries to the patches.
+
+    Only the query tokens of a Q-Former attend to the image; the text reads, one layer later,
+    what they fetched. So with S the self- and X the cross-attention, averaged over heads,
+
+        A = sum over layers l of  S_{l+1}[text, query] @ X_l[query, patch].
+
+    A layer whose successor does not exist is never read by the text and adds nothing.
+
+    Args:
+        self_maps: Self-attention probabilities of every layer, over queries then text.
+        cross_maps: Cross-attention probabilities, None for a layer that has none.
+
+    Returns:
+        A of Eq. (2), one row a text token. Rows need not sum to one: Eq. (3) is a ratio.
+
+    Raises:
+        ValueError: If no cross-attention layer is followed by another layer.
+    """
+    total = None
+    for layer, cross in enumerate(cross_maps[:-1]):
+        if cross is None:
+            continue
+        num_queries = cross.shape[2]
+        read = self_maps[layer + 1].mean(dim=1)[:, num_queries:, :num_queries]
+        hop = read @ cross.mean(dim=1)
+        total = hop if total is None else total + hop
+    if total is None:
+        raise ValueError("rollout needs a cross-attention layer that another layer follows")
+    return total
+
+
+def query_mean(
+    cross_maps: Sequence[Float[Tensor, "batch head query patch"] | None],
+) -> Float[Tensor, "batch patch"]:
+    """Average over layers, heads and queries: the authors' code, where text acts indirectly."""
+    maps = [cross.mean(dim=(1, 2)) for cross in cross_maps if cross is not None]
+    return torch.stack(maps).mean(dim=0)
+
+
+def anomaly_attention(
+    attention: Float[Tensor, "batch text patch"], span: Bool[Tensor, "batch text"]
+) -> Float[Tensor, "batch patch"]:
+    """Average the rows of the anomaly's words, Eq. (2).
+
+    Args:
+        attention: A, text token by image patch.
+        span: True on the tokens of [anomaly]; every sample has at least one.
+    """
+    weights = span.to(attention.dtype)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    return torch.einsum("bt,btp->bp", weights, attention)
+
+
+def rollout_back(
+    self_maps: Sequence[Float[Tensor, "batch head token token"]],
+    cross_maps: Sequence[Float[Tensor, "batch head query patch"] | None],
+    span: Bool[Tensor, "batch text"],
+    slope: Float[Tensor, "batch patch"],
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Eq. (2) on a rollout, backwards: the gradients of both kinds of maps, alike in all heads.
+
+    With R = S[span, query] averaged over heads and the anomaly's tokens, A is
+    sum_l R_{l+1} X_l, so dX_l = R_{l+1}^T dA and dR_{l+1} = X_l dA.
+
+    Returns:
+        For each layer that of the self map (batch, 1, token, token) and that of the cross map
+        (batch, query, patch); None where A does not depend on it.
+    """
+    own: list[Tensor | None] = [None] * len(self_maps)
+    fetched: list[Tensor | None] = [None] * len(self_maps)
+    weight = span.to(slope.dtype)
+    weight = weight / weight.sum(dim=1, keepdim=True)
+    for layer, cross in enumerate(cross_maps[:-1]):
+        if cross is None:
+            continue
+        num_heads, num_queries = cross.shape[1:3]
+        heads = self_maps[layer + 1].mean(dim=1)
+        read = anomaly_attention(heads[:, num_queries:, :num_queries], span)
+        fetched[layer] = read[:, :, None] * slope[:, None] / num_heads
+        rows = weight[:, :, None] * (slope[:, None] @ cross.mean(dim=1).mT) / num_heads
+        beside = heads.shape[-1] - num_queries
+        own[layer + 1] = F.pad(rows, (0, beside, num_queries, 0))[:, None]
+    return own, fetched
+
+
+def query_mean_back(
+    cross_maps: Sequence[Float[Tensor, "batch head query patch"] | None],
+    slope: Float[Tensor, "batch patch"],
+) -> list[Tensor | None]:
+    """``query_mean`` backwards: gradients (batch, query, patch), alike in all heads."""
+    count = sum(cross is not None for cross in cross_maps)
+    return [
+        None
+        if cross is None
+        else (slope[:, None] / (count * cross.shape[1] * cross.shape[2])).expand(
+            -1, cross.shape[2], -1
+        )
+        for cross in cross_maps
+    ]
+
+
+def energy(
+    attention: Float[Tensor, "batch patch"], region: Bool[Tensor, "batch patch"]
+) -> Float[Tensor, " batch"]:
+    """Score how much attention lies outside the region, Eq. (3): 0 is none, 1 is all."""
+    inside = (attention * region).sum(dim=1)
+    return (1 - inside / attention.sum(dim=1)) ** 2
+
+
+def energy_slope(
+    attention: Float[Tensor, "batch patch"], region: Bool[Tensor, "batch patch"]
+) -> Float[Tensor, "batch patch"]:
+    """The gradient of Eq. (3): dE/dA_p = 2 (1 - I/T) (I - T m_p) / T^2.
+
+    I is the attention inside, T all of it, m_p whether p is inside.
+    """
+    total = attention.sum(dim=1, keepdim=True)
+    inside = (attention * region).sum(dim=1, keepdim=True)
+    return 2 * (1 - inside / total) * (inside - total * region) / total**2
+
+
+def region_on_grid(
+    mask: Float[Tensor, "batch 1 height width"], grid: int
+) -> Bool[Tensor, "batch patch"]:
+    """Bring a mask to the grid of image tokens; a mask with a pixel keeps a cell.
+
+    A cell belongs to the region when at least half of it is covered. A mask too thin for that
+    everywhere takes every cell that it touches: with an empty region E is 1 and its gradient
+    zero, and the search would silently do nothing.
+
+    Args:
+        mask: 1 on the defect, 0 elsewhere.
+        grid: Side of the square grid, in tokens.
+    """
+    half = (F.adaptive_avg_pool2d(mask, grid) >= 0.5).flatten(1)
+    touched = (F.adaptive_max_pool2d(mask, grid) > 0).flatten(1)
+    return torch.where(half.any(dim=1, keepdim=True), half, touched)

@@ -1,0 +1,171 @@
+"""How training goes: optimizer, ZeRO, precision, workers, bundles, grids, tracking."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from acontrol.config.settings import Settings
+
+LossWeighting = Literal["none", "late"]
+
+
+class OptimConfig(Settings):
+    """AdamW on the adapter."""
+
+    steps: int = Field(30_000, ge=1, description="Optimizer steps in all.")
+    batch_size: int = Field(
+        16, ge=1, description="Samples an optimizer step, over all workers together."
+    )
+    accumulation: int = Field(
+        1,
+        ge=1,
+        description="Passes that a step's batch is split into, to save memory.",
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW's rate, after warm-up.")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant",
+        description="The rate after warm-up; cosine falls as PyTorch's CosineAnnealingLR: "
+        "small at the last step, zero only after it, so that no step is taken for nothing.",
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the rate rises from zero.")
+    loss_weighting: LossWeighting = Field(
+        "none",
+        description="Of timesteps: none (Eq. 6), or 'late', more weight on large noise, which "
+        "small base models need.",
+    )
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
+    max_grad_norm: float | None = Field(
+        None, gt=0, description="Gradients are scaled down to this norm; None: left alone."
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Export a moving average of the weights with this decay a step; None: the "
+        "weights themselves. Costs a gather a step under ZeRO.",
+    )
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "OptimConfig":
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} must stay under steps {self.steps}"
+            )
+        return self
+
+    def rate(self, step: int) -> float:
+        """The learning rate of optimizer step ``step``, from 1."""
+        if step <= self.warmup_steps:
+            return self.learning_rate * step / self.warmup_steps
+        if self.schedule == "constant":
+            return self.learning_rate
+        done = (step - 1 - self.warmup_steps) / (self.steps - self.warmup_steps)
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+class ZeroConfig(Settings):
+    """DeepSpeed ZeRO around the adapter."""
+
+    stage: Literal[0, 1, 2, 3] = Field(
+        1,
+        description="What is split among the workers: nothing, AdamW's state, gradients too, "
+        "weights too.",
+    )
+    offload_optimizer: bool = Field(
+        False, description="Keep AdamW's state in the CPU's memory (stages 1 to 3)."
+    )
+
+    @model_validator(mode="after")
+    def _offload_needs_a_stage(self) -> "ZeroConfig":
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("offload_optimizer needs stage 1, 2 or 3")
+        return self
+
+
+class RuntimeConfig(Settings):
+    """How the numbers are computed."""
+
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="Of the frozen networks and the adapter's passes; its master weights and "
+        "the Q-Former stay in float32. float16 is for cards without bfloat16.",
+    )
+    skip_dropped: bool = Field(
+        False,
+        description="Leave out samples whose C' is dropped, whose gradient is zero (not in "
+        "csm.mode pooled). The loss is then logged over the others, as conditioned_loss.",
+    )
+
+
+class ClusterConfig(Settings):
+    """Ray Train's workers."""
+
+    num_workers: int = Field(1, ge=1, description="Training processes.")
+    use_gpu: bool | None = Field(
+        None, description="One GPU a worker; by default where the cluster has any."
+    )
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for a worker.")
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="What else Ray reserves for a worker: bytes of memory and your cluster's "
+        "custom resources, as 'memory 8e9 fast_disk 1'.",
+    )
+    accelerator_type: str | None = Field(
+        None, description="Kind of GPU that workers want, in Ray's words, as 'H100'."
+    )
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK", description="Whether Ray puts workers on few nodes or on many."
+    )
+    max_failures: int = Field(
+        0, ge=-1, description="Restarts after a failed worker before giving up; -1: no limit."
+    )
+
+    @model_validator(mode="after")
+    def _resources_have_one_place(self) -> "ClusterConfig":
+        if taken := {"CPU", "GPU"} & self.resources.keys():
+            raise ValueError(
+                f"resources: {' and '.join(sorted(taken))} have settings of their own, "
+                "cpus_per_worker and use_gpu"
+            )
+        return self
+
+
+class CheckpointConfig(Settings):
+    """Bundles from which the same command continues."""
+
+    every: int = Field(500, ge=1, description="Steps between bundles; one more at the end.")
+    keep: int = Field(2, ge=1, description="Good bundles that are kept.")
+
+
+class SamplesConfig(Settings):
+    """The grid of sample images that goes to MLflow."""
+
+    every: int = Field(500, ge=0, description="Steps between grids; 0: only at the end.")
+    count: int = Field(4, ge=1, le=64, description="Rows of the grid.")
+    steps: int = Field(30, ge=1, description="DDIM steps a sample.")
+    guidance_scale: float = Field(7.5, ge=1, description="Classifier-free guidance.")
+
+
+class ValidationConfig(Settings):
+    """The loss on samples that are held out of training, with fixed noise and timesteps."""
+
+    every: int = Field(
+        0, ge=0, description="Steps between validations; 0: hold nothing out, validate never."
+    )
+    share: float = Field(0.1, gt=0, lt=1, description="Share of the samples that is held out.")
+
+
+class TrackingConfig(Settings):
+    """MLflow."""
+
+    uri: str | None = Field(
+        None,
+        description="Tracking server or database; by default MLFLOW_TRACKING_URI, else an "
+        "SQLite file in the run's folder.",
+    )
+    experiment: str = Field("acontrol", min_length=1, description="Experiment's name.")
+    run_name: str | None = Field(None, description="Run's name; by default the output's.")
+    system_metrics: bool = Field(
+        False, description="Log processor, memory, disk and GPU use of every node."
+    )

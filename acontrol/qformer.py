@@ -1,0 +1,265 @@
+"""The frozen Q-Former's passes over a batch of images, and the way back to e_v + e_g.
+
+The genuine module's weights, in the same order of operations. What is gained over calling it
+under autograd: what does not depend on e_g is computed once; a step ends at the last map that
+Eq. (2) reads; the way back forms the embedding's gradient and no other.
+
+    e    embedding   e_v + e_g, class token first
+    S    self maps   self-attention of each layer, over queries then text
+    X    cross maps  cross-attention, queries to image tokens
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from acontrol import anomaly_map
+from acontrol import qformer_layers as parts
+from acontrol.anomaly_map import ReferenceText
+
+
+@dataclass
+class Trace:
+    """A pass: its embedding, its maps in float32 at least, and the way back.
+
+    The maps have an entry for each layer that the pass reached.
+    """
+
+    embedding: Tensor
+    self_maps: list[Tensor] = field(default_factory=list)
+    cross_maps: list[Tensor | None] = field(default_factory=list)
+    layers: list[parts.LayerTape] = field(default_factory=list)
+
+
+class QFormerPass:
+    """One text and one batch of images: an ``asea.GuidedAttention``, and C' at the end.
+
+    Passes run in the precision of the Q-Former's weights, whatever autocast says, so C' does
+    not depend on who calls.
+
+    Attributes:
+        key_query: Q W_k^T / sqrt(d) of the first cross-attention, a row a head and query; its
+            logits are ``key_query @ e^T``.
+        query_weight: What each of these rows counts in the first layer's map: the anomaly's
+            attention to the query in that layer, or all alike.
+    """
+
+    key_query: Float[Tensor, "batch row width"]
+    query_weight: Float[Tensor, "batch row"]
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        vlm: Any,
+        batch_size: int,
+        text: ReferenceText | None,
+        *,
+        method: Literal["rollout", "query_mean"],
+        first: bool,
+    ):
+        """Compute what does not depend on the image.
+
+        Args:
+            vlm: A ``Blip2ForImageTextRetrieval``.
+            batch_size: Number of samples.
+            text: T_a; None leaves it out, and the map is the mean over the queries.
+            method: The map A of Eq. (2).
+            first: Take A from the first cross-attention alone, and the text's reading from the
+                same layer.
+
+        Raises:
+            ValueError: If the map is a rollout and no layer follows a cross-attention layer,
+                or the activation is another than BLIP-2's.
+        """
+        config = vlm.config.qformer_config
+        if config.hidden_act != "gelu":
+            raise ValueError(f"the Q-Former's activation is {config.hidden_act!r}, not 'gelu'")
+        self.layers: list[Any] = list(vlm.qformer.encoder.layer)
+        self.num_heads: int = config.num_attention_heads
+        self.num_queries: int = vlm.query_tokens.shape[1]
+        # Without words to start from, the map is the mean over the queries.
+        self.span = text.span if text is not None and method == "rollout" else None
+        self.first = first
+        self.last = self._last_map()
+        with torch.autocast(vlm.query_tokens.device.type, enabled=False):
+            self._begin(vlm, batch_size, text)
+
+    def _begin(self, vlm: Any, batch_size: int, text: ReferenceText | None) -> None:
+        hidden = vlm.query_tokens.expand(batch_size, -1, -1)
+        self.padding = None
+        if text is not None:
+            hidden = vlm.embeddings(input_ids=text.input_ids, query_embeds=hidden)
+            padded = F.pad(text.attention_mask, (self.num_queries, 0), value=1) == 0
+            lowest = torch.finfo(hidden.dtype).min
+            self.padding = (padded.to(hidden.dtype) * lowest)[:, None, None]
+        layer, queries = self.layers[0], slice(self.num_queries)
+        hidden, _ = parts.normalize(hidden, vlm.qformer.layernorm)
+        self.attended, own = parts.attend_self(layer.attention, hidden, self.padding)
+        self.text_rows, _ = self._feed_text(layer, self.attended)
+        self.key_query = parts.key_queries(layer.crossattention, self.attended[:, queries])
+        self.dtype = self.attended.dtype
+        self.first_map = anomaly_map.at_least_float32(own.probs)
+        weight = self.first_map.new_full((batch_size, self.num_queries), 1 / self.num_queries)
+        if self.span is not None:
+            read = self.first_map.mean(dim=1)[:, self.num_queries :, queries]
+            weight = anomaly_map.anomaly_attention(read, self.span)
+        self.query_weight = (weight / self.num_heads).repeat(1, self.num_heads)
+
+    def _last_map(self) -> int:
+        """The last layer with a map that A depends on."""
+        if self.first:
+            return 0
+        crossing = [
+            place for place, layer in enumerate(self.layers) if layer.has_cross_attention
+        ]
+        if self.span is None:
+            return crossing[-1]
+        followed = [place + 1 for place in crossing if place + 1 < len(self.layers)]
+        if not followed:
+            raise ValueError("rollout needs a cross-attention layer that another layer follows")
+        return followed[-1]
+
+    def forward(
+        self, embedding: Float[Tensor, "batch token width"]
+    ) -> tuple[Float[Tensor, "batch patch"], Trace]:
+        """The anomaly's attention over patches, Eq. (2), and what ``backward`` needs."""
+        trace = Trace(embedding.to(self.dtype))
+        self._walk(trace, whole=False)
+        return self._attention(trace), trace
+
+    @torch.no_grad()
+    def finish(
+        self, embedding: Float[Tensor, "batch token width"]
+    ) -> tuple[Float[Tensor, "batch query dim"], Float[Tensor, "batch patch"]]:
+        """The whole pass: the query outputs C', and the anomaly's attention on the way."""
+        trace = Trace(embedding.to(self.dtype))
+        with torch.autocast(embedding.device.type, enabled=False):
+            hidden = self._walk(trace, whole=True)
+            return hidden[:, : self.num_queries], self._attention(trace)
+
+    def _walk(self, trace: Trace, *, whole: bool) -> Tensor:
+        """Pass all layers, or stop at the last map and keep the way back."""
+        hidden, attended = self.attended, self.attended
+        for place, layer in enumerate(self.layers):
+            ends = place == self.last and not whole
+            # A rollout ends where the text reads the queries, the others at the patches.
+            reads = ends and self.span is not None and not self.first
+            own, cross = None, None
+            if place > 0:
+                attended, own = parts.attend_self(
+                    layer.attention, hidden, self.padding, map_only=reads
+                )
+            query = attended[:, : self.num_queries].contiguous()
+            if layer.has_cross_attention and not reads:
+                query, cross = parts.attend_image(
+                    layer.crossattention, query, trace.embedding, map_only=ends
+                )
+            trace.self_maps.append(
+                self.first_map if own is None else anomaly_map.at_least_float32(own.probs)
+            )
+            trace.cross_maps.append(None if cross is None else self._patches(cross.probs))
+            if ends:
+                trace.layers.append(parts.LayerTape(own, cross))
+                return hidden
+            query, query_feed = parts.feed(layer.intermediate_query, layer.output_query, query)
+            text, text_feed = (
+                self._feed_text(layer, attended) if place else (self.text_rows, None)
+            )
+            hidden = torch.cat([query, text], dim=1)
+            if not whole:
+                trace.layers.append(parts.LayerTape(own, cross, query_feed, text_feed))
+        return hidden
+
+    def _feed_text(self, layer: Any, attended: Tensor) -> tuple[Tensor, parts.FeedTape | None]:
+        text = attended[:, self.num_queries :].contiguous()
+        if self.padding is None:
+            return text, None
+        return parts.feed(layer.intermediate, layer.output, text)
+
+    def _patches(self, probs: Tensor) -> Tensor:
+        """Without the class token, which is no place in the image."""
+        return anomaly_map.at_least_float32(probs)[..., 1:]
+
+    def _attention(self, trace: Trace) -> Tensor:
+        """Eq. (2) on a trace's maps."""
+        self_maps, cross_maps = trace.self_maps, trace.cross_maps
+        if self.first:
+            # The text reads in the layer itself, before the queries know the image.
+            self_maps, cross_maps = [self_maps[0]] * 2, [cross_maps[0], None]
+        if self.span is None:
+            return anomaly_map.query_mean(cross_maps)
+        return anomaly_map.anomaly_attention(
+            anomaly_map.rollout(self_maps, cross_maps), self.span
+        )
+
+    def backward(
+        self, trace: Trace, slope: Float[Tensor, "batch patch"]
+    ) -> Float[Tensor, "batch token width"]:
+        """The gradient of the embedding, given that of the attention over patches."""
+        found = torch.zeros_like(trace.embedding, dtype=slope.dtype)
+        self_slopes, cross_slopes = self._map_slopes(trace, slope)
+        hidden: Tensor | None = None
+        for place in reversed(range(self.last + 1)):
+            layer, tape = self.layers[place], trace.layers[place]
+            attended = None if hidden is None else self._feed_back(layer, tape, hidden)
+            if tape.cross is not None:
+                query = None if attended is None else attended[:, : self.num_queries]
+                query = parts.attend_image_back(
+                    layer.crossattention,
+                    tape.cross,
+                    query,
+                    cross_slopes[place],
+                    found,
+                    to_rows=place > 0,
+                )
+                if query is None:
+                    break
+                rest = trace.self_maps[0].shape[-1] - self.num_queries
+                text = (
+                    query.new_zeros(len(query), rest, query.shape[2])
+                    if attended is None
+                    else attended[:, self.num_queries :]
+                )
+                attended = torch.cat([query, text], dim=1)
+            assert tape.own is not None
+            hidden = parts.attend_self_back(
+                layer.attention, tape.own, attended, self_slopes[place]
+            )
+        return found
+
+    def _feed_back(self, layer: Any, tape: parts.LayerTape, hidden: Tensor) -> Tensor:
+        """Through both feed-forwards; not for the first layer's text, which leads nowhere."""
+        # Products of strided rows with weights would go sample by sample.
+        query = hidden[:, : self.num_queries].contiguous()
+        text = hidden[:, self.num_queries :].contiguous()
+        assert tape.query_feed is not None
+        query = parts.feed_back(
+            layer.intermediate_query, layer.output_query, tape.query_feed, query
+        )
+        if tape.text_feed is not None:
+            text = parts.feed_back(layer.intermediate, layer.output, tape.text_feed, text)
+        return torch.cat([query, text], dim=1)
+
+    def _map_slopes(
+        self, trace: Trace, slope: Tensor
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Gradients of each layer's self and cross probabilities."""
+        own: list[Tensor | None] = [None] * len(trace.self_maps)
+        if self.span is None:
+            cross = anomaly_map.query_mean_back(trace.cross_maps, slope)
+        else:
+            own, cross = anomaly_map.rollout_back(
+                trace.self_maps, trace.cross_maps, self.span, slope
+            )
+        return (
+            [None if one is None else one.to(self.dtype) for one in own],
+            [
+                # The class token takes part in the softmax, but not in A.
+                None if one is None else F.pad(one, (1, 0))[:, None].to(self.dtype)
+                for one in cross
+            ],
+        )

@@ -1,0 +1,88 @@
+"""One launch on Ray Train: what is asked of the cluster, and waiting for the end."""
+
+import signal
+import threading
+
+import ray.train
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from acontrol.config import ClusterConfig
+from acontrol.train.cluster import uses_gpus, worker_environment, worker_resources
+from acontrol.train.failures import StopOnUserError
+from acontrol.train.worker import Launch, run_worker
+
+
+def fit(launch: Launch) -> None:
+    """Train on the joined cluster, until the last step or a wish to stop.
+
+    Raises:
+        KeyboardInterrupt: If SIGINT or SIGTERM asked to stop.
+        ray.train.TrainingFailedError: If workers failed and are not started again.
+    """
+    cluster = launch.config.cluster
+    on_gpus = uses_gpus(cluster)
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={"launch": launch},
+        scaling_config=scaling(cluster, on_gpus),
+        torch_config=TorchConfig(backend="nccl" if on_gpus else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=launch.folder.name,
+            storage_path=str(launch.folder.parent),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[StopOnUserError()],
+            worker_runtime_env={"env_vars": worker_environment(on_gpus)},
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    _fit_until_stopped(trainer, launch)
+
+
+def scaling(cluster: ClusterConfig, on_gpus: bool) -> ScalingConfig:
+    """Say our settings in Ray Train's words."""
+    return ScalingConfig(
+        num_workers=cluster.num_workers,
+        use_gpu=on_gpus,
+        accelerator_type=cluster.accelerator_type,
+        placement_strategy=cluster.placement,
+        resources_per_worker=worker_resources(cluster, on_gpus),
+    )
+
+
+def _fit_until_stopped(trainer: TorchTrainer, launch: Launch) -> None:
+    """Wait for training; the first SIGINT or SIGTERM asks for a bundle, the second ends it.
+
+    Ray runs in a thread of its own, because in the main one it would take SIGINT for itself
+    and abort the workers where they stand.
+    """
+    outcome: list[BaseException | None] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(trainer.fit().error)
+        except BaseException as error:
+            outcome.append(error)
+
+    def ask_to_stop(number: int, frame: object) -> None:
+        if launch.stop_file.exists():
+            raise KeyboardInterrupt
+        launch.folder.mkdir(parents=True, exist_ok=True)
+        launch.stop_file.touch()
+        print("Stopping after this step, with a checkpoint; again to stop at once", flush=True)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    watched = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+    before = {number: signal.signal(number, ask_to_stop) for number in watched}
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(timeout=0.5)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if outcome[0] is not None:
+        raise outcome[0]
+    if launch.stop_file.exists():
+        raise KeyboardInterrupt

@@ -1,0 +1,158 @@
+"""What one rank does around the steps: bundles, pictures, metrics, progress."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray.train
+import torch
+from ray.train import CheckpointUploadMode
+
+from acontrol import base as base_models
+from acontrol.data.stream import TrainingStream
+from acontrol.sga import SemanticAdapter
+from acontrol.train.checkpoint import TrainState, export_adapter, prune, write_bundle
+from acontrol.train.engine import AdapterEngine, AdapterState
+from acontrol.train.loop import StepReport
+from acontrol.train.samples import sample_grid
+from acontrol.train.tracking import Tracker
+from acontrol.train.worker import Launch, RunRecord
+
+# The loop's phases, by the names that MLflow shows.
+SHARES = {
+    "data": "data_wait_share",
+    "forward": "forward_share",
+    "backward": "backward_share",
+    "optimizer": "optimizer_share",
+}
+
+
+class RunObserver:
+    """Bundles, pictures, metrics and progress of one worker; only rank 0 talks to anyone."""
+
+    def __init__(
+        self,
+        launch: Launch,
+        run: Path,
+        base: base_models.BaseModels,
+        adapter: SemanticAdapter,
+        stream: TrainingStream,
+        engine: AdapterEngine,
+        start: int,
+    ):
+        """Take the run's parts, and the steps already taken."""
+        self.launch, self.config, self.run = launch, launch.config, run
+        self.base, self.adapter, self.stream, self.engine = base, adapter, stream, engine
+        self.tracker = (
+            Tracker(launch.tracking_uri, launch.mlflow_run) if engine.rank == 0 else None
+        )
+        self.profiler: torch.profiler.profile | None = None
+        self.bar: Any = None
+        if engine.rank == 0 and launch.show_progress:
+            from ray.experimental import tqdm_ray
+
+            self.bar = tqdm_ray.tqdm(total=self.config.optim.steps, desc="training")
+            self.bar.update(start)
+
+    def on_step(self, report: StepReport) -> None:
+        """Log a step."""
+        if self.tracker is None:
+            return
+        if self.profiler is not None:
+            self.profiler.step()
+        # Skipping changes what the mean is over, so it changes the name.
+        skips = self.config.runtime.skip_dropped
+        metrics = {
+            # First, and so the one by which a resume knows what is logged: it is never NaN.
+            "learning_rate": report.learning_rate,
+            "conditioned_loss" if skips else "loss": report.loss,
+            "asea_energy_before": report.energy_before,
+            "asea_energy_after": report.energy_after,
+            "samples_per_s": report.samples_per_s,
+            **{SHARES[phase]: share for phase, share in report.shares.items()},
+            "skipped_steps": float(self.engine.skipped_steps),
+            "memory_gib": _memory_gib(),
+        }
+        # A step of which every sample was skipped has no loss and no energies.
+        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        self.tracker.log_metrics(known, report.step)
+        if self.bar is not None:
+            self.bar.update(1)
+            if report.step == self.config.optim.steps:
+                self.bar.close()
+
+    def on_validation(self, step: int, loss: float) -> None:
+        """Log a validation."""
+        if self.tracker is not None:
+            self.tracker.log_metrics({"validation_loss": loss}, step)
+
+    def should_stop(self) -> bool:
+        """Whether the driver asks for it; rank 0 looks."""
+        return self.tracker is not None and self.launch.stop_file.exists()
+
+    def on_samples(self, step: int) -> None:
+        """Draw a grid; the others only help to gather the weights."""
+        weights = self.engine.weights()
+        if self.tracker is not None:
+            grid = sample_grid(self.base, self.adapter, weights, self.stream, self.config)
+            self.tracker.log_image(grid, "samples", step)
+
+    def on_checkpoint(self, report: StepReport) -> None:
+        """Write a bundle on rank 0; all report it to Ray, which counts the calls."""
+        state = self.engine.state()
+        checkpoint = None
+        if self.tracker is not None:
+            # Sent before the bundle is: a resume from it has every earlier metric.
+            self.tracker.flush()
+            path = self._write(report.step, state)
+            checkpoint = ray.train.Checkpoint.from_directory(str(path))
+            if self.bar is None:
+                # Ray Train doubles print(): to the log and to the console.
+                sys.stdout.write(
+                    f"step {report.step}/{self.config.optim.steps}  loss {report.loss:.4f}  "
+                    f"E {report.energy_before:.3f} -> {report.energy_after:.3f}  "
+                    f"{report.samples_per_s:.1f} samples/s\n"
+                )
+                sys.stdout.flush()
+        ray.train.report(
+            {"step": report.step, "loss": report.loss},
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    def _write(self, step: int, state: AdapterState) -> Path:
+        record = RunRecord.read(self.run)
+        if record is not None and record.launch != self.launch.folder.name:
+            raise RuntimeError(f"the launch {record.launch} has taken over {self.run}")
+        card = dict(self.adapter.config.card, steps=step)
+        exported = SemanticAdapter(
+            self.adapter.config.layers,
+            self.adapter.config.semantic_dim,
+            self.adapter.config.mode,
+            card,
+        )
+        exported.load_state_dict(state.averages or state.weights)
+        path = write_bundle(
+            self.launch.folder,
+            exported,
+            state,
+            TrainState(
+                step=step,
+                position=step * self.config.optim.batch_size,
+                data_digest=self.stream.reader.index.digest,
+                base_digest=self.launch.base_digest,
+                config=self.config,
+            ),
+        )
+        export_adapter(path, self.run / "adapter")
+        prune(self.run, self.config.checkpoint.keep, newest=path)
+        return path
+
+
+def _memory_gib() -> float:
+    """The most that this rank held on its GPU; without one, what its process holds."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return psutil.Process().memory_info().rss / 2**30

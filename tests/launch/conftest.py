@@ -1,0 +1,27 @@
+from pathlib import Path
+
+import pytest
+
+from launch import shard
+from tests.launch import commands
+from tests.launch.runs import TRACED, options
+
+
+@pytest.fixture(scope="session")
+def shards(built_in_data: Path, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("job") / "shards"
+    shard.run([str(built_in_data), "--out", str(out), "--split", "all", "--shard-size", "5"])
+    return out
+
+
+@pytest.fixture(scope="session")
+def whole(shards, tmp_path_factory) -> Path:
+    """A run that nothing disturbed, and that is watched in every way."""
+    output = tmp_path_factory.mktemp("job") / "whole"
+    watched = ("--profile", TRACED, "--tracking.system-metrics")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
+        done = commands.run("launch.train", *options(shards, output), *watched)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"Adapter: {output / 'adapter'}"
+    return output

@@ -1,0 +1,69 @@
+"""Real runs that are interrupted, lose a worker or meet damaged data."""
+
+import re
+import shutil
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests.launch import commands
+from tests.launch.runs import STEPS, losses_of, options
+
+pytestmark = pytest.mark.slow
+
+
+def test_ctrl_c_leaves_a_bundle_and_says_how_to_go_on(shards, tmp_path) -> None:
+    output = tmp_path / "run"
+    args = options(shards, output, steps=4000, every=1000)
+    process = commands.start("launch.train", *args)
+    deadline = time.monotonic() + 240
+    while not (output / "mlflow.db").exists() or not losses_of(output):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Stopping after this step" in out
+    (bundle,) = output.glob("launches/*/bundle-*")
+    assert err.splitlines()[-1].startswith("error: Interrupted. The same command continues")
+    assert bundle.name in err.splitlines()[-1]
+
+
+def test_damaged_data_ends_a_run_that_would_restart_for_ever(shards, tmp_path) -> None:
+    damaged, output = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(shards, damaged)
+    for shard_file in damaged.glob("*.tar"):
+        content = bytearray(shard_file.read_bytes())
+        content[1000] ^= 1
+        shard_file.write_bytes(content)
+    args = [*options(damaged, output), "--cluster.max-failures", -1]
+    done = commands.run("launch.train", *args)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert re.match(r"error: .*\.tar.*No checkpoint yet: the same command starts again", last)
+
+
+def test_a_lost_worker_is_replaced_within_the_launch(whole, shards, tmp_path) -> None:
+    output = tmp_path / "run"
+    args = [*options(shards, output), "--cluster.max-failures", 1]
+    process = commands.start("launch.train", *args)
+    deadline = time.monotonic() + 240
+    while not list(output.glob("launches/*/bundle-*/manifest.json")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    workers = [
+        one
+        for one in psutil.Process(process.pid).children(recursive=True)
+        if "RayTrainWorker" in " ".join(one.cmdline())
+    ]
+    assert len(workers) == 2
+    workers[1].kill()
+    assert not list(output.glob(f"launches/*/bundle-{STEPS:08d}")), "it was still needed"
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert len(list(output.glob("launches/*"))) == 1
+    assert "Continuing" not in out, "the driver did not start again"
+    assert losses_of(output) == losses_of(whole)
