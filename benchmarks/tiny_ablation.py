@@ -52,7 +52,7 @@ STEPS, BATCH, RATE = 500, 16, 2e-3
 A_KIND = 4  # Training images of each of the 78 defective kinds.
 CASES = 216  # A seed: 36 pairs of product and defect, six times.
 SAMPLER_STEPS, GUIDANCE = 20, 4.0
-OFF = AseaConfig(steps=0)
+OFF, WITH_TEXT = AseaConfig(steps=0), CsmConfig()
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Row:
     """One line of the table."""
 
     name: str
-    csm: CsmConfig = CsmConfig()
+    csm: CsmConfig = WITH_TEXT
     asea: AseaConfig = OFF
     scale: float = 1.0
 
