@@ -68,15 +68,17 @@ def load_base(
         vlm_source = {**vlm_source, "subfolder": vlm_folder}
 
     def frozen(kind: Any, where: str, **options: Any) -> Any:
+        # The files' own precision, float16 as a rule, is for storage. diffusers and
+        # transformers spell the option differently.
+        name = "torch_dtype" if issubclass(kind, diffusers.ModelMixin) else "dtype"
         model, report = kind.from_pretrained(
-            where, use_safetensors=True, output_loading_info=True, **options
+            where, use_safetensors=True, output_loading_info=True, **{name: dtype}, **options
         )
         # A layer that silently started at random would differ from process to process.
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise ValueError(f"the weights of {kind.__name__} lack {missing}")
-        # The files' own precision, float16 as a rule, is for storage.
-        return model.eval().requires_grad_(False).to(device, dtype)
+        return model.eval().requires_grad_(False).to(device)
 
     def part(name: str) -> dict[str, str]:
         return {**source, "subfolder": name}

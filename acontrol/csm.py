@@ -40,6 +40,18 @@ class SemanticFeatures:
     energy_after: Float[Tensor, " batch"]
 
 
+def see(
+    vlm: Blip2ForImageTextRetrieval, image: Float[Tensor, "batch 3 size size"]
+) -> Float[Tensor, "batch token width"]:
+    """What the vision tower makes of images in [-1, 1]."""
+    weight = vlm.vision_model.embeddings.patch_embedding.weight
+    mean = torch.tensor(OPENAI_CLIP_MEAN, device=weight.device)[:, None, None]
+    std = torch.tensor(OPENAI_CLIP_STD, device=weight.device)[:, None, None]
+    pixels = ((image.to(weight.device) + 1) / 2 - mean) / std
+    embedding: Tensor = vlm.vision_model(pixel_values=pixels.to(weight.dtype)).last_hidden_state
+    return embedding
+
+
 class CrossModalEncoder:
     """The frozen BLIP-2 with ASEA inside: reference image, words and mask in, C' out."""
 
@@ -101,13 +113,8 @@ class CrossModalEncoder:
         self, image: Float[Tensor, "batch 3 size size"]
     ) -> Float[Tensor, "batch token width"]:
         """The visual embedding e_v: class token, then patches, after the last layer norm."""
-        weight = self.vlm.vision_model.embeddings.patch_embedding.weight
-        mean = torch.tensor(OPENAI_CLIP_MEAN, device=weight.device)[:, None, None]
-        std = torch.tensor(OPENAI_CLIP_STD, device=weight.device)[:, None, None]
-        pixels = ((image.to(weight.device) + 1) / 2 - mean) / std
-        embedding = self.vlm.vision_model(pixel_values=pixels.to(weight.dtype))
         # The Q-Former stays in float32 whatever the vision tower's precision.
-        return embedding.last_hidden_state.to(self.vlm.query_tokens.dtype)
+        return see(self.vlm, image).to(self.vlm.query_tokens.dtype)
 
     @torch.no_grad()
     def __call__(

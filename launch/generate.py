@@ -109,8 +109,6 @@ def run(args: Sequence[str]) -> None:
         batch_size=command.batch_size,
         progress=progress,
     )
-    if pipeline.card.base.path == "tiny":
-        print("The built-in base has random weights for now: what is drawn is noise.")
     print(f"{len(planned)} images with masks: {os.fspath(command.out)}")
 
 

@@ -144,7 +144,7 @@ def measure(
 
 
 class _Times:
-    """Minutes of each part, over all reruns."""
+    """Minutes of each part, over all reruns; a stretch that was killed is not counted."""
 
     def __init__(self, file: Path):
         self.file = file

@@ -38,7 +38,7 @@ class VaeStage(Settings):
     """The autoencoder: L1 + 2 MSE + 1e-4 KL, weighted inside the defects."""
 
     steps: int = Field(3_000, ge=1, description="Of encoder and decoder together.")
-    decoder_steps: int = Field(5_000, ge=0, description="Of the decoder alone, after that.")
+    decoder_steps: int = Field(12_000, ge=0, description="Of the decoder alone, after that.")
     batch_size: int = Field(8, ge=1, description="Images a step.")
     learning_rate: float = Field(2e-3, gt=0, description="Of AdamW; falls as a cosine.")
     mask_weight: float = Field(

@@ -86,24 +86,31 @@ def encode(vae: AutoencoderKL, pool: Pool, device: torch.device, batch: int = 64
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, pool: Pool, device: torch.device) -> dict[str, float]:
-    """Peak signal-to-noise ratio of reconstructions in dB: everywhere, and in the masks."""
-    squared, inside, covered, count = 0.0, 0.0, 0, 0
+    """Peak signal-to-noise ratio of reconstructions in dB: everywhere, and in the masks.
+
+    Means over images, as is usual; ``pooled`` ones are of the error over all images at once,
+    in which the hardest product weighs most.
+    """
+    errors, inside, covered = [], [], []
     for chosen in torch.arange(len(pool)).split(64):
         image = pool.pixels(chosen)
         decoded = vae.decode(vae.encode(image.to(device)).latent_dist.mean).sample.cpu()
         error = (decoded.clamp(-1, 1) - image).square() / 4  # For values in [0, 1].
         mask = pool.masks[chosen].expand_as(error)
-        squared += float(error.sum())
-        inside += float(error[mask].sum())
-        covered += int(mask.sum())
-        count += error.numel()
+        errors.append(error.mean(dim=(1, 2, 3)))
+        inside.append((error * mask).sum(dim=(1, 2, 3)))
+        covered.append(mask.sum(dim=(1, 2, 3)))
 
-    def decibels(total: float, number: int) -> float:
-        return float(-10 * torch.log10(torch.tensor(total / max(number, 1))))
+    def decibels(error: Tensor) -> Tensor:
+        return -10 * torch.log10(error)
 
+    every, total, pixels = torch.cat(errors), torch.cat(inside), torch.cat(covered)
+    some = pixels > 0
     return {
-        "psnr_db": decibels(squared, count),
-        "psnr_in_masks_db": decibels(inside, covered) if covered else float("nan"),
+        "psnr_db": float(decibels(every).mean()),
+        "psnr_in_masks_db": float(decibels(total[some] / pixels[some]).mean()),
+        "psnr_pooled_db": float(decibels(every.mean())),
+        "psnr_pooled_in_masks_db": float(decibels(total.sum() / pixels.sum())),
     }
 
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertTokenizer, Blip2ForImageTextRetrieval
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from acontrol.csm import see
 from acontrol.pretrain.pool import Kind, Pool
 from acontrol.pretrain.settings import VlmStage
 from acontrol.pretrain.stage import Desk, run_stage
@@ -27,7 +27,7 @@ def train_vlm(
     if stage.vision_steps:
         _train_vision(vlm, pool, stage, desk)
     vlm.vision_model.eval().requires_grad_(False)
-    seen = see(vlm, pool, desk.device)
+    seen = see_all(vlm, pool, desk.device)
     texts = Texts.of(pool.vocabulary, tokenizer)
     kinds = pool.kinds
 
@@ -92,11 +92,11 @@ class Texts:
 
 
 @torch.no_grad()
-def see(vlm: Blip2ForImageTextRetrieval, pool: Pool, device: torch.device) -> Tensor:
+def see_all(vlm: Blip2ForImageTextRetrieval, pool: Pool, device: torch.device) -> Tensor:
     """e_v of every image, (N, 1 + patch, width), in bfloat16 to save memory."""
     return torch.cat(
         [
-            _look(vlm, pool.pixels(chosen).to(device)).to("cpu", torch.bfloat16)
+            see(vlm, pool.pixels(chosen).to(device)).to("cpu", torch.bfloat16)
             for chosen in torch.arange(len(pool)).split(128)
         ]
     )
@@ -143,7 +143,7 @@ def retrieval(
     best = torch.cat(
         [
             similarities(vlm, part.to(device).float(), ids, real).argmax(dim=1).cpu()
-            for part in see(vlm, pool, device).split(128)
+            for part in see_all(vlm, pool, device).split(128)
         ]
     )
     shown = [pool.vocabulary[place] for place in pool.kinds.tolist()]
@@ -155,13 +155,6 @@ def retrieval(
         "retrieval_defect": sum(a.defect == b.defect for a, b in pairs) / len(pairs),
         "vocabulary": len(pool.vocabulary),
     }
-
-
-def _look(vlm: Blip2ForImageTextRetrieval, image: Tensor) -> Tensor:
-    mean = torch.tensor(OPENAI_CLIP_MEAN, device=image.device)[:, None, None]
-    std = torch.tensor(OPENAI_CLIP_STD, device=image.device)[:, None, None]
-    pixels = ((image + 1) / 2 - mean) / std
-    return vlm.vision_model(pixel_values=pixels).last_hidden_state
 
 
 def _train_vision(
@@ -191,7 +184,7 @@ def _train_vision(
 
     def loss(step: int) -> dict[str, Tensor]:
         chosen = desk.chosen("vision", step, stage.batch_size, len(pool))
-        seen = _look(vlm, pool.pixels(chosen).to(desk.device))
+        seen = see(vlm, pool.pixels(chosen).to(desk.device))
         patch = F.cross_entropy(
             heads["patch"](seen[:, 1:]).flatten(0, 1),
             labels[chosen].flatten().to(desk.device),

@@ -1,0 +1,165 @@
+"""What ships with the package: the built-in base and its adapter do what their cards say."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from acontrol.base import BaseModels, built_in_adapter, built_in_base
+from acontrol.config import AseaConfig, CsmConfig, derive_seed
+from acontrol.csm import CrossModalEncoder
+from acontrol.data.drawing import PAINTS
+from acontrol.data.framing import fit
+from acontrol.data.procedural import CATEGORIES, Specimen, draw
+from acontrol.data.prompts import target_text
+from acontrol.generation.draw import load_pipeline
+from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.pretrain.pool import draw_pool
+from acontrol.pretrain.vae import psnr
+from acontrol.pretrain.vlm import retrieval
+
+CASES = 120
+MEGABYTES = 10
+
+
+@pytest.fixture(scope="module")
+def base_card() -> dict:
+    """The built-in base's card."""
+    return json.loads((built_in_base() / "card.json").read_text())
+
+
+def test_the_files_are_the_ones_that_the_card_names(base_card: dict) -> None:
+    files = {
+        file.relative_to(built_in_base()).as_posix(): file.read_bytes()
+        for file in built_in_base().rglob("*.safetensors")
+    }
+    found = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    assert found == base_card["sha256"]
+    size = sum(file.stat().st_size for file in built_in_base().rglob("*") if file.is_file())
+    assert size <= MEGABYTES * 1e6
+
+
+def test_the_card_promises_enough(base_card: dict) -> None:
+    metrics = base_card["metrics"]
+    assert metrics["psnr_db"] >= 30
+    assert metrics["psnr_in_masks_db"] >= 24.5
+    assert metrics["drawn_seen_category"] >= 0.9
+    assert metrics["drawn_seen_defect"] >= 0.9
+    assert metrics["retrieval"] >= 0.84
+    assert metrics["vocabulary"] == 84
+
+
+def test_autoencoder_and_retrieval_come_out_as_in_the_card(
+    base_card: dict, base: BaseModels
+) -> None:
+    config = base_card["config"]
+    test = draw_pool(config["test"], derive_seed(config["seed"], "test"), 64)
+    cpu = torch.device("cpu")
+    found = psnr(base.vae, test, cpu) | retrieval(base.vlm, base.vlm_tokenizer, test, cpu)
+    for name, value in found.items():
+        # Another processor rounds otherwise: an image in 512 may change sides.
+        assert value == pytest.approx(base_card["metrics"][name], abs=0.01), name
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_asea_lowers_the_energy(base: BaseModels, steps: int) -> None:
+    settings = AseaConfig(steps=steps)
+    encoder = CrossModalEncoder(base.vlm, base.vlm_tokenizer, CsmConfig(), settings)
+    shown = [specimen(number) for number in range(CASES)]
+    pairs = [fit(Image.fromarray(s.image), Image.fromarray(s.mask), 64) for s in shown]
+    features = encoder(
+        torch.stack([image for image, _ in pairs]),
+        [s.phrase for s in shown],
+        torch.stack([mask for _, mask in pairs]),
+    )
+    fell = features.energy_after < features.energy_before
+    assert fell.float().mean() >= 0.95
+
+
+def test_the_shipped_adapter_carries_the_references_colour() -> None:
+    assert_colour_is_carried(built_in_adapter())
+
+
+@pytest.mark.slow
+def test_an_adapter_trained_anew_carries_it_too(tmp_path: Path) -> None:
+    """The command with which the shipped adapter was made, from its card."""
+    from launch import demo
+
+    command = json.loads((built_in_adapter() / "made.json").read_text())["command"]
+    arguments = command.removeprefix("python -m launch.demo ").split()
+    demo.run([*arguments, "--out", str(tmp_path / "demo")])
+    assert_colour_is_carried(tmp_path / "demo" / "run" / "adapter")
+
+
+def specimen(number: int, category: str | None = None) -> Specimen:
+    """A stain or spots in one of the paints, on products in turn."""
+    return draw(
+        category or CATEGORIES[number % 6],
+        ("stain", "spots")[number // 6 % 2],
+        seed=derive_seed(31, "shipped", number),
+        attribute=list(PAINTS)[number // 12 % 4],
+    )
+
+
+def assert_colour_is_carried(adapter: Path) -> None:
+    """With words that name no colour, the reference's comes out more often than without it."""
+    pipeline, _ = load_pipeline(str(adapter))
+    pipeline.set_progress_bar_config(disable=True)
+    references = [specimen(number) for number in range(CASES)]
+    # Another product, mask and normal image; the mask is of the same kind of defect.
+    targets = [
+        specimen(1_000 + number, CATEGORIES[(number + 1) % 6]) for number in range(CASES)
+    ]
+    right = {}
+    for scale in (0.0, 1.0):
+        drawn = draw_all(pipeline, references, targets, scale)
+        for image, target in zip(drawn, targets, strict=True):
+            changed = (np.asarray(image) != target.normal).any(axis=2)
+            assert not (changed & ~target.mask).any()
+        right[scale] = np.array(
+            [
+                nearest_paint(image, target) == reference.attribute
+                for image, target, reference in zip(drawn, targets, references, strict=True)
+            ],
+            dtype=float,
+        )
+    gain = right[1.0] - right[0.0]
+    error = gain.std(ddof=1) / CASES**0.5
+    assert gain.mean() > 3 * error, f"{right[0.0].mean()} to {right[1.0].mean()}, +- {error}"
+
+
+def draw_all(
+    pipeline: AnomalyControlPipeline,
+    references: Sequence[Specimen],
+    targets: Sequence[Specimen],
+    scale: float,
+) -> list[Image.Image]:
+    """What the references show, on the targets' normal images, in their masks."""
+    phrases = ["spots" if one.defect == "spots" else "a stain" for one in references]
+    picture: Callable[[np.ndarray], Image.Image] = Image.fromarray
+    return pipeline(
+        [
+            target_text(target.category, phrase)
+            for target, phrase in zip(targets, phrases, strict=True)
+        ],
+        [picture(one.image) for one in references],
+        [picture(one.mask) for one in references],
+        phrases,
+        [picture(one.normal) for one in targets],
+        [picture(one.mask) for one in targets],
+        num_inference_steps=20,
+        guidance_scale=4.0,
+        semantic_scale=scale,
+        generator=[torch.Generator().manual_seed(number) for number in range(len(targets))],
+    ).images
+
+
+def nearest_paint(image: Image.Image, target: Specimen) -> str:
+    """The paint that the median colour in the mask is closest to."""
+    colour = np.median(np.asarray(image)[target.mask], axis=0)
+    return min(PAINTS, key=lambda name: float(np.abs(colour - PAINTS[name]).sum()))
