@@ -1,17 +1,16 @@
 """AnomalyControl: the frozen networks, the adapter, and the training forward (Algorithm 1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from acontrol.base import BaseModels
 from acontrol.config import DropoutConfig, RunConfig
-from acontrol.csm import CrossModalEncoder
+from acontrol.data.features import FeatureBatch, Features
 from acontrol.data.stream import Batch
 from acontrol.diffusion import (
     Draw,
@@ -20,6 +19,7 @@ from acontrol.diffusion import (
     dropped_conditions,
     timestep_weights,
 )
+from acontrol.encoder import FrozenEncoder, embed_text
 from acontrol.sga import SemanticAdapter, install_processors
 
 
@@ -54,14 +54,13 @@ class AnomalyControl(nn.Module):
         self.tokenizer, self.scheduler = base.tokenizer, base.scheduler
         self.adapter = adapter
         self.config = config
-        self.semantics = CrossModalEncoder(
-            base.vlm, base.vlm_tokenizer, config.csm, config.asea
-        )
+        self.encoder = FrozenEncoder(base, config.csm, config.asea)
         channels, factor = base.latent_shape
         side = config.data.resolution // factor
         self.latent_shape = (channels, side, side)
         weights = timestep_weights(base.scheduler.alphas_cumprod, config.optim.loss_weighting)
         self.timestep_weights = weights.to(base.unet.device)
+        self._no_text: Tensor | None = None
         install_processors(self.unet)
 
     @property
@@ -71,7 +70,7 @@ class AnomalyControl(nn.Module):
 
     def forward(
         self,
-        batch: Batch,
+        batch: Batch | FeatureBatch,
         project: Callable[[Tensor], Tensor] | None = None,
         *,
         seed: int | None = None,
@@ -84,7 +83,7 @@ class AnomalyControl(nn.Module):
         every backward, however its draws fall.
 
         Args:
-            batch: Samples with their references.
+            batch: Samples with their references, or what the frozen networks made of them.
             project: Stands in for the adapter's own forward, as a DeepSpeed engine does.
             seed: Of noise and timesteps; by default the run's.
             dropout: Of conditions; by default the run's.
@@ -109,19 +108,14 @@ class AnomalyControl(nn.Module):
             if len(rows) < size:
                 batch, drawn = _rows_of(batch, rows), _rows_of(drawn, rows)
                 drop_text, drop_semantic = drop_text[rows], drop_semantic[rows]
-            latents = self.encode_image(batch.image, drawn.posterior_noise)
+            seen = self.encoder(batch) if isinstance(batch, Batch) else batch
+            latents = self._latents(seen, drawn.posterior_noise)
             noise, timesteps = drawn.noise.to(device), drawn.timesteps.to(device)
             noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
-            captions = [
-                "" if dropped else caption
-                for caption, dropped in zip(batch.caption, drop_text.tolist(), strict=True)
-            ]
-            text = embed_text(self.text_encoder, self.tokenizer, captions)
-            semantic = self.semantics(
-                batch.reference_image, batch.reference_phrase, batch.reference_mask
-            )
+            worded = ~drop_text.to(device)[:, None, None]
+            text = torch.where(worded, seen.text.to(device), self._empty_text())
             kept = ~drop_semantic.to(device)[:, None, None]
-            tokens = semantic.tokens * kept
+            tokens = seen.tokens.to(device) * kept
         fused = (project or self.adapter)(tokens)
         noise_pred = self.unet(
             noisy_latents.to(self.unet.dtype),
@@ -135,29 +129,30 @@ class AnomalyControl(nn.Module):
         per_sample = denoising_loss(noise_pred, noise) * self.timestep_weights[timesteps]
         share = len(per_sample) / size
         loss = per_sample.mean() * share
-        return Losses(
-            loss, per_sample.detach(), semantic.energy_before, semantic.energy_after, share
-        )
+        before, after = seen.energy_before.to(device), seen.energy_after.to(device)
+        return Losses(loss, per_sample.detach(), before, after, share)
 
     def _nothing(self, project: Callable[[Tensor], Tensor]) -> Losses:
         """A batch of which every sample is skipped: a loss of zero that reaches the adapter."""
-        queries = self.semantics.vlm.query_tokens
+        queries = self.vlm.query_tokens
         none = queries.new_zeros(0)
         return Losses((0 * project(torch.zeros_like(queries))).sum(), none, none, none, 0.0)
 
-    @torch.no_grad()
-    def encode_image(
-        self,
-        image: Float[Tensor, "batch 3 pixel pixel"],
-        posterior_noise: Float[Tensor, "batch channel height width"],
+    def _latents(
+        self, seen: Features, noise: Float[Tensor, "batch channel height width"]
     ) -> Float[Tensor, "batch channel height width"]:
-        """Sample the VAE's latent of an image in [-1, 1], with the given noise."""
-        posterior = self.vae.encode(image.to(self.vae.device, self.vae.dtype)).latent_dist
-        noise = posterior_noise.to(posterior.mean.device)
-        return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
+        """Latents drawn from the VAE's posterior, with the given noise."""
+        mean, std = (one.to(self.device) for one in (seen.latent_mean, seen.latent_std))
+        return (mean + std * noise.to(self.device)) * self.vae.config.scaling_factor
+
+    def _empty_text(self) -> Float[Tensor, "1 token dim"]:
+        """What stands for a dropped target text."""
+        if self._no_text is None:
+            self._no_text = embed_text(self.text_encoder, self.tokenizer, [""])
+        return self._no_text
 
 
-Rows = TypeVar("Rows", Batch, Draw)
+Rows = TypeVar("Rows", Batch, FeatureBatch, Batch | FeatureBatch, Draw)
 
 
 def _rows_of(samples: Rows, rows: Tensor) -> Rows:
@@ -168,17 +163,3 @@ def _rows_of(samples: Rows, rows: Tensor) -> Rows:
         whole = isinstance(value, Tensor)
         chosen[one.name] = value[rows] if whole else [value[row] for row in rows.tolist()]
     return replace(samples, **chosen)
-
-
-def embed_text(
-    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: Sequence[str]
-) -> Float[Tensor, "batch token dim"]:
-    """CLIP's last hidden states, padded and cut to the tokenizer's length."""
-    ids = tokenizer(
-        list(texts),
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    ).input_ids
-    return text_encoder(ids.to(text_encoder.device)).last_hidden_state

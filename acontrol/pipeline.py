@@ -23,7 +23,7 @@ from acontrol.base import BaseModels
 from acontrol.config import AdapterCard
 from acontrol.csm import CrossModalEncoder
 from acontrol.data.framing import fit, pictures, region
-from acontrol.model import embed_text
+from acontrol.encoder import embed_text
 from acontrol.sga import KeyValue, SemanticAdapter, install_processors
 
 

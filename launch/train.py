@@ -23,7 +23,9 @@ from launch.entry import main, parse
 PROG = "python -m launch.train"
 
 
-def read_config(args: Sequence[str]) -> RunConfig:
+def read_config(
+    args: Sequence[str], prog: str = PROG, description: str | None = __doc__
+) -> RunConfig:
     """Preset, then --config, then single options."""
     if not args or args[0].startswith("-"):
         if "-h" in args or "--help" in args:
@@ -40,7 +42,7 @@ def read_config(args: Sequence[str]) -> RunConfig:
         default = _from_file(Path(rest[place + 1]), default)
         del rest[place : place + 2]
     return parse(
-        RunConfig, rest, prog=f"{PROG} {args[0]}", description=__doc__, default=default
+        RunConfig, rest, prog=f"{prog} {args[0]}", description=description, default=default
     )
 
 

@@ -33,6 +33,7 @@ ORDER = [
         "acontrol.sga",
         "acontrol.base",
     },
+    {"acontrol.encoder"},
     {"acontrol.model"},
     {"acontrol.pipeline"},
     {"acontrol.generation"},
@@ -43,7 +44,7 @@ ORDER = [
 HOMES = {
     "ray": tuple(
         f"acontrol.train.{name}"
-        for name in ("cluster", "driver", "failures", "fit", "observer", "rank")
+        for name in ("cluster", "driver", "failures", "fit", "observer", "precompute", "rank")
     ),
     "deepspeed": ("acontrol.train.engine",),
     "mlflow": ("acontrol.train.tracking",),

@@ -18,9 +18,11 @@ from acontrol.config import (
     RuntimeConfig,
     SgaConfig,
 )
+from acontrol.data.features import NAMES, FeatureBatch
 from acontrol.data.stream import Batch
 from acontrol.diffusion import draw, dropped_conditions, timestep_weights
-from acontrol.model import AnomalyControl, embed_text
+from acontrol.encoder import embed_text
+from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
 
 MakeBatch = Callable[..., Batch]
@@ -127,7 +129,7 @@ def test_the_loss_is_eq_6_by_hand(make: Make, batch: MakeBatch) -> None:
             caption = "" if drop_text[row] else one.caption[0]
             ids = model.tokenizer(caption, padding="max_length", return_tensors="pt").input_ids
             text = model.text_encoder(ids).last_hidden_state
-            semantic = model.semantics(
+            semantic = model.encoder.semantics(
                 one.reference_image, one.reference_phrase, one.reference_mask
             )
             tokens = semantic.tokens * (0 if drop_semantic[row] else 1)
@@ -328,15 +330,31 @@ def test_project_stands_in_for_the_adapter(make: Make, batch: MakeBatch) -> None
     assert not tokens.requires_grad
 
 
-def test_encode_image_uses_the_given_noise(make: Make, batch: MakeBatch) -> None:
-    model, image = make(), batch().image
-    zero = torch.zeros(3, 4, 12, 12)
-    mean = model.encode_image(image, zero)
-    expected = model.vae.encode(image).latent_dist
-    factor = model.vae.config.scaling_factor
-    torch.testing.assert_close(mean, expected.mean.detach() * factor)
-    spread = model.encode_image(image, zero + 2) - mean
-    torch.testing.assert_close(spread, 2 * expected.std.detach() * factor, rtol=1e-3, atol=1e-5)
+def test_features_give_what_their_samples_give(make: Make, batch: MakeBatch) -> None:
+    model, samples = make(), batch(5, first=FIRST)
+    seen = model.encoder(samples)
+    values = {name: getattr(seen, name) for name in NAMES}
+    kept = FeatureBatch(**values, positions=samples.positions, keys=samples.keys)
+    online, offline = model(samples), model(kept)
+    assert torch.equal(online.loss, offline.loss)
+    assert torch.equal(online.energy_after, offline.energy_after)
+    online.loss.backward()
+    gradient = model.adapter.proj.weight.grad.clone()
+    model.adapter.zero_grad()
+    offline.loss.backward()
+    assert torch.equal(model.adapter.proj.weight.grad, gradient)
+
+
+def test_features_are_skipped_like_samples(make: Make, batch: MakeBatch) -> None:
+    model = make(runtime=RuntimeConfig(skip_dropped=True))
+    samples = batch(5, first=FIRST)
+    seen = model.encoder(samples)
+    values = {name: getattr(seen, name) for name in NAMES}
+    found = model(FeatureBatch(**values, positions=samples.positions, keys=samples.keys))
+    expected = model(samples)
+    assert 0 < found.share < 1
+    assert found.share == expected.share
+    torch.testing.assert_close(found.per_sample, expected.per_sample, rtol=1e-4, atol=1e-6)
 
 
 def test_text_is_padded_and_cut(tiny_base: BaseModels) -> None:

@@ -28,6 +28,11 @@ class DataConfig(Settings):
         description="What the reference shows: the whole image, or the magnified region "
         "around its mask.",
     )
+    features: str | None = Field(
+        None,
+        description="Folder of launch.precompute. Training reads from it what it holds for "
+        "these settings, data and weights, and computes online otherwise.",
+    )
     block_shards: int = Field(
         8, ge=1, description="Samples are shuffled within blocks of this many shards."
     )

@@ -8,6 +8,8 @@ and the resume position are ours.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from acontrol.config import DataConfig, UserError, derive_seed
+from acontrol.data.features import OF_REFERENCE, FeatureBatch, FeatureFolder
 from acontrol.data.framing import fit, region
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import ShardIndex
@@ -43,6 +46,9 @@ class Batch:
     reference_phrase: list[str]
     positions: list[int]
     keys: list[str]
+
+
+Collated = TypeVar("Collated", Batch, FeatureBatch)
 
 
 def epoch_order(index: ShardIndex, seed: int, epoch: int, block_shards: int) -> np.ndarray:
@@ -95,6 +101,7 @@ class TrainingStream(Dataset[dict[str, object]]):
         seed: int,
         reference_px: int,
         used: np.ndarray | None = None,
+        features: FeatureFolder | None = None,
     ):
         """Take a reader and how to pair.
 
@@ -104,6 +111,7 @@ class TrainingStream(Dataset[dict[str, object]]):
             seed: Of the order and the pairing.
             reference_px: The vision tower's image size.
             used: (num_samples,) bool, the samples to go through; by default all.
+            features: If given, batches hold these, and no image is read for them.
 
         Raises:
             UserError: If a reference for some sample cannot be found under this pairing.
@@ -112,6 +120,7 @@ class TrainingStream(Dataset[dict[str, object]]):
         self.config = config
         self.seed = seed
         self.reference_px = reference_px
+        self.features = features
         self._used = np.ones(len(reader), dtype=bool) if used is None else used
         self._orders: dict[int, np.ndarray] = {}
         self._partners = self._find_partners()
@@ -159,13 +168,33 @@ class TrainingStream(Dataset[dict[str, object]]):
                 )
         return partners
 
-    def __getitem__(self, position: int) -> dict[str, object]:
-        """The sample at a global position, from 0 without end."""
+    def pair(self, position: int) -> tuple[int, int]:
+        """Numbers of the sample at a global position, from 0 on, and of its reference."""
         epoch, place = divmod(position, len(self))
         number = int(self._order(epoch)[place])
-        sample = self.reader.read(number)
         partners = self._partners[number]
-        other = partners[derive_seed(self.seed, "reference", position) % len(partners)]
+        return number, partners[derive_seed(self.seed, "reference", position) % len(partners)]
+
+    def __getitem__(self, position: int) -> dict[str, object]:
+        """A batch's row: what stands at a global position, as pixels or as features."""
+        number, other = self.pair(position)
+        if self.features is None:
+            return self.pixels(position)
+        target, reference = self.features.read(number), self.features.read(other)
+        return {
+            **{name: (reference if name in OF_REFERENCE else target)[name] for name in target},
+            "positions": position,
+            "keys": self.reader.places[number][1].key,
+        }
+
+    def pixels(self, position: int) -> dict[str, object]:
+        """What stands at a global position, as pixels."""
+        number, other = self.pair(position)
+        return self.paired(number, other, position)
+
+    def paired(self, number: int, other: int, position: int) -> dict[str, object]:
+        """Any sample with any reference, as pixels."""
+        sample = self.reader.read(number)
         reference = sample if other == number else self.reader.read(other)
         image, mask = fit(sample.image, sample.mask, self.config.resolution)
         view = (reference.image, reference.mask)
@@ -185,13 +214,14 @@ class TrainingStream(Dataset[dict[str, object]]):
 
     def batches(
         self, start: int, per_rank: int, rank: int, world_size: int, steps: int
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Batch | FeatureBatch]:
         """Yield this rank's next ``steps`` batches from global position ``start`` on.
 
         Global batch g covers positions [g * B, (g + 1) * B) with B = per_rank * world_size,
         and rank r takes the r-th stretch of it.
         """
         workers = self.config.loader_workers
+        kind: Any = FeatureBatch if self.features else Batch
         return iter(
             DataLoader(
                 self,
@@ -201,17 +231,17 @@ class TrainingStream(Dataset[dict[str, object]]):
                     for first in [start + (step * world_size + rank) * per_rank]
                 ],
                 num_workers=workers,
-                collate_fn=collate,
+                collate_fn=partial(collate, kind=kind),
                 multiprocessing_context="spawn" if workers else None,
             )
         )
 
 
-def collate(rows: Sequence[dict[str, object]]) -> Batch:
+def collate(rows: Sequence[dict[str, object]], kind: type[Collated]) -> Collated:
     """Stack tensors, list the rest."""
-    columns: dict[str, object] = {}
-    for field in fields(Batch):
-        values = [row[field.name] for row in rows]
+    columns: dict[str, Any] = {}
+    for field in fields(kind):
+        values: list[Any] = [row[field.name] for row in rows]
         stackable = isinstance(values[0], Tensor)
-        columns[field.name] = torch.stack(values) if stackable else values  # type: ignore[arg-type]
-    return Batch(**columns)  # type: ignore[arg-type]
+        columns[field.name] = torch.stack(values) if stackable else values
+    return kind(**columns)

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from acontrol.diffusion import timestep_weights
-from acontrol.model import embed_text
+from acontrol.encoder import embed_text
 from acontrol.pretrain.networks import Networks
 from acontrol.pretrain.pool import Kind, Pool
 from acontrol.pretrain.settings import DenoiserStage

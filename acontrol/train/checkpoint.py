@@ -205,7 +205,7 @@ def changed_settings(before: RunConfig, now: RunConfig) -> list[str]:
     left = _flat(json.loads(before.model_dump_json(exclude=free)))
     right = _flat(json.loads(now.model_dump_json(exclude=free)))
     # Contents are compared by digest, wherever they lie now.
-    ignored = {"data.shards", "data.cache_dir", "data.loader_workers"}
+    ignored = {"data.shards", "data.cache_dir", "data.features", "data.loader_workers"}
     ignored |= {"base.path", "base.revision", "base.vlm_path", "base.vlm_revision"}
     if before.optim.schedule == now.optim.schedule == "constant":
         ignored.add("optim.steps")  # A cosine ends where the run does.

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from acontrol import base as base_models
 from acontrol.config import RunConfig, UserError
+from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.train.checkpoint import Bundle, changed_settings, export_adapter, newest_bundle
 from acontrol.train.cluster import joined_cluster
@@ -76,19 +77,34 @@ def run_training(config: RunConfig) -> Path:
             # A kill may have come between the last bundle and this.
             export_adapter(bundle.path, run / "adapter")
         else:
-            _train(config, run, tracker, digest)
+            _train(config, run, tracker, digest, has_features(config, reader, digest))
         tracker.finish("FINISHED")
     return run
 
 
-def _train(config: RunConfig, run: Path, tracker: Tracker, digest: str) -> None:
+def has_features(config: RunConfig, reader: ShardReader, digest: str) -> bool:
+    """Whether training reads precomputed features; says so either way, if any were named."""
+    if config.data.features is None:
+        return False
+    folder = feature_folder(config, reader, digest)
+    reason = folder.why_not()
+    if reason is None:
+        print(f"Features: precomputed, {folder.path}", flush=True)
+    else:
+        print(f"Features: computed online, since {reason}", flush=True)
+    return reason is None
+
+
+def _train(
+    config: RunConfig, run: Path, tracker: Tracker, digest: str, has_features: bool
+) -> None:
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     folder = run / LAUNCHES / name
     RunRecord(launch=name, mlflow_run=tracker.run_id, mlflow_uri=named_uri(config)).write(run)
     (run / "config.json").write_text(config.model_dump_json(indent=1))
     progress = sys.stderr.isatty()
     uri = tracking_uri(config, run)
-    launch = Launch(config, folder, uri, tracker.run_id, digest, progress)
+    launch = Launch(config, folder, uri, tracker.run_id, digest, progress, has_features)
     try:
         with joined_cluster(config.cluster):
             fit(launch)

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from acontrol.config import DropoutConfig, RunConfig
+from acontrol.data.features import FeatureBatch
 from acontrol.data.stream import Batch, TrainingStream
 from acontrol.model import AnomalyControl
 from acontrol.train.engine import AdapterEngine
@@ -65,7 +66,7 @@ class NonFiniteLossError(RuntimeError):
 
 def train(
     model: AnomalyControl,
-    batches: Iterator[Batch],
+    batches: Iterator[Batch | FeatureBatch],
     engine: AdapterEngine,
     config: RunConfig,
     observer: Observer,

@@ -35,6 +35,7 @@ def absolute(config: RunConfig) -> RunConfig:
             "data": config.data.model_copy(
                 update={
                     "shards": _full(config.data.shards, "--data.shards"),
+                    "features": _local(config.data.features, "--data.features"),
                     "cache_dir": _full(config.data.cache_dir, "--data.cache-dir"),
                 }
             ),

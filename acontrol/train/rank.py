@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 
 import ray.train
@@ -12,6 +13,7 @@ import torch
 from acontrol import base as base_models
 from acontrol._version import __version__
 from acontrol.config import AdapterCard, RunConfig, derive_seed
+from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.stream import TrainingStream, held_out
 from acontrol.model import AnomalyControl
@@ -36,7 +38,7 @@ def train_rank(launch: Launch) -> None:
     reader = ShardReader(config.data.shards or "", config.data.cache_dir)
     adapter = new_adapter(base, launch, reader).to(device)
     model = AnomalyControl(base, adapter, config)
-    held, stream = _streams(reader, config, model.semantics.image_px)
+    held, stream = _streams(reader, config, model.encoder.semantics.image_px, launch)
     engine = AdapterEngine(adapter, config, bundle.adapter_state() if bundle else None)
     start = bundle.state.step if bundle else 0
     batches = stream.batches(
@@ -68,23 +70,19 @@ def _agreed_bundle(run: Path) -> Bundle | None:
 
 
 def _streams(
-    reader: ShardReader, config: RunConfig, reference_px: int
+    reader: ShardReader, config: RunConfig, reference_px: int, launch: Launch
 ) -> tuple[TrainingStream | None, TrainingStream]:
     """The held-out samples, if any, and those to train on."""
+    features = feature_folder(config, reader, launch.base_digest) if launch.features else None
+    made = partial(
+        TrainingStream, reader, config.data, reference_px=reference_px, features=features
+    )
     if not config.validation.every:
-        everything = TrainingStream(
-            reader, config.data, seed=config.seed, reference_px=reference_px
-        )
-        return None, everything
+        return None, made(seed=config.seed)
     held = held_out(reader.index, config.validation.share)
     # The held-out samples keep one order and one noise whatever the run's seed, so that
     # runs compare.
-    return (
-        TrainingStream(reader, config.data, seed=0, reference_px=reference_px, used=held),
-        TrainingStream(
-            reader, config.data, seed=config.seed, reference_px=reference_px, used=~held
-        ),
-    )
+    return made(seed=0, used=held), made(seed=config.seed, used=~held)
 
 
 def _profiler(config: RunConfig, folder: Path) -> torch.profiler.profile:

@@ -10,7 +10,7 @@ from torch import Tensor
 from acontrol.base import BaseModels
 from acontrol.config import RunConfig, derive_seed
 from acontrol.data.framing import pictures
-from acontrol.data.stream import TrainingStream, collate
+from acontrol.data.stream import Batch, TrainingStream, collate
 from acontrol.pipeline import AnomalyControlPipeline
 from acontrol.sga import SemanticAdapter
 from acontrol.sheet import contact_sheet, outlined
@@ -39,7 +39,7 @@ def sample_grid(
     pipeline = AnomalyControlPipeline.from_base(base, copy.to(base.unet.device).eval())
     pipeline.set_progress_bar_config(disable=True)
     count = min(config.samples.count, len(stream.reader))
-    batch = collate([stream[position] for position in range(count)])
+    batch = collate([stream.pixels(position) for position in range(count)], Batch)
     references = pictures(batch.reference_image)
     masks = [
         Image.fromarray((one[0].numpy() * 255).astype(np.uint8)) for one in batch.reference_mask

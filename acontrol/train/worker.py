@@ -22,6 +22,7 @@ class Launch:
     mlflow_run: str
     base_digest: str
     show_progress: bool
+    features: bool = False  # Whether config.data.features holds what fits this run.
 
     @property
     def stop_file(self) -> Path:

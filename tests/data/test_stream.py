@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from acontrol.config import DataConfig, UserError
+from acontrol.data.features import NAMES, FeatureFolder, Features
 from acontrol.data.framing import fit, region
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
@@ -37,6 +38,28 @@ def keys(
         for rank in ranks:
             found += next(rank).keys
     return found
+
+
+def test_features_take_the_places_of_sample_and_reference(shards, tmp_path) -> None:
+    stream = stream_of(shards, reference="same_defect", loader_workers=2)
+    count = len(stream.reader)
+    names = [sample.key for _, sample in stream.reader.places]
+    folder = FeatureFolder(tmp_path, {}, names)
+    number = torch.arange(count).float()
+    folder.write(0, Features(*[number[:, None] + 100 * field for field in range(6)]))
+    kept = TrainingStream(
+        stream.reader, stream.config, seed=3, reference_px=24, features=folder
+    )
+    differ = 0
+    for batch in kept.batches(0, 4, 0, 1, 5):
+        for row, position in enumerate(batch.positions):
+            target, reference = stream.pair(position)
+            differ += target != reference
+            assert batch.keys[row] == names[target]
+            values = [getattr(batch, name)[row].item() for name in NAMES]
+            expected = [target, target, target, reference, reference, reference]
+            assert values == [100 * place + one for place, one in enumerate(expected)]
+    assert differ > 5
 
 
 def test_every_epoch_holds_every_sample_once(shards) -> None:

@@ -121,7 +121,7 @@ def one_rank(config_json: str) -> list[float]:
         ShardReader(config.data.shards or ""),
         config.data,
         seed=config.seed,
-        reference_px=model.semantics.image_px,
+        reference_px=model.encoder.semantics.image_px,
     )
     engine = AdapterEngine(adapter, config, None)
     losses: list[float] = []

@@ -69,7 +69,7 @@ def setting(shards: str, **changes) -> tuple[AnomalyControl, TrainingStream, Tra
     model = AnomalyControl(base, adapter, config)
     reader = ShardReader(shards)
     held = held_out(reader.index, 0.3)
-    size = model.semantics.image_px
+    size = model.encoder.semantics.image_px
     streams = [
         TrainingStream(reader, config.data, seed=0, reference_px=size, used=used)
         for used in (~held, held)

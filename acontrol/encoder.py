@@ -1,0 +1,61 @@
+"""Everything that the frozen networks do for a sample once and for all.
+
+Pure functions of sample, settings and weights: ``launch.precompute`` keeps what comes out.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from acontrol.base import BaseModels
+from acontrol.config import AseaConfig, CsmConfig
+from acontrol.csm import CrossModalEncoder
+from acontrol.data.features import Features
+from acontrol.data.stream import Batch
+
+
+class FrozenEncoder:
+    """VAE, CLIP's text encoder and BLIP-2 with ASEA."""
+
+    def __init__(self, base: BaseModels, csm: CsmConfig, asea: AseaConfig):
+        """Take the networks and how C' is made."""
+        self.vae, self.text_encoder, self.tokenizer = (
+            base.vae,
+            base.text_encoder,
+            base.tokenizer,
+        )
+        self.semantics = CrossModalEncoder(base.vlm, base.vlm_tokenizer, csm, asea)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Features:
+        """Encode targets, their texts and their references."""
+        image = batch.image.to(self.vae.device, self.vae.dtype)
+        posterior = self.vae.encode(image).latent_dist
+        semantic = self.semantics(
+            batch.reference_image, batch.reference_phrase, batch.reference_mask
+        )
+        return Features(
+            latent_mean=posterior.mean,
+            latent_std=posterior.std,
+            text=embed_text(self.text_encoder, self.tokenizer, batch.caption),
+            tokens=semantic.tokens,
+            energy_before=semantic.energy_before,
+            energy_after=semantic.energy_after,
+        )
+
+
+def embed_text(
+    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: Sequence[str]
+) -> Float[Tensor, "batch token dim"]:
+    """CLIP's last hidden states, padded and cut to the tokenizer's length."""
+    ids = tokenizer(
+        list(texts),
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids
+    return text_encoder(ids.to(text_encoder.device)).last_hidden_state

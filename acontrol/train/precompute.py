@@ -1,0 +1,108 @@
+"""Features of every sample, computed by plain Ray tasks."""
+
+from collections import deque
+from functools import lru_cache
+from pathlib import Path
+
+import ray
+import torch
+from tqdm import tqdm
+
+from acontrol import base as base_models
+from acontrol.config import RunConfig, UserError
+from acontrol.data.features import CHUNK, FeatureFolder, feature_folder, joined
+from acontrol.data.reader import ShardReader
+from acontrol.data.stream import Batch, TrainingStream, collate
+from acontrol.encoder import FrozenEncoder
+from acontrol.train.cluster import (
+    joined_cluster,
+    uses_gpus,
+    worker_environment,
+    worker_resources,
+)
+from acontrol.train.paths import absolute
+
+
+def precompute(config: RunConfig) -> Path:
+    """Write the features of a run's samples into ``data.features``; go on where a call stopped.
+
+    Returns:
+        The set's folder.
+
+    Raises:
+        UserError: If something about the config, the data or the base must be put right.
+    """
+    base_models.quieten()
+    config = absolute(config)
+    if config.data.shards is None or config.data.features is None:
+        raise UserError("--data.shards DIR and --data.features DIR are needed")
+    reader = ShardReader(config.data.shards, config.data.cache_dir)
+    digest = base_models.digest(config.base)
+    folder = feature_folder(config, reader, digest)
+    missing = folder.missing()
+    if missing:
+        with joined_cluster(config.cluster):
+            _run_tasks(config, digest, folder, missing)
+    folder.finish()
+    return folder.path
+
+
+def _run_tasks(
+    config: RunConfig, digest: str, folder: FeatureFolder, missing: list[int]
+) -> None:
+    """One task a chunk, as many at a time as the config has workers."""
+    on_gpus = uses_gpus(config.cluster)
+    share = worker_resources(config.cluster, on_gpus)
+    task = ray.remote(write_chunk).options(
+        num_cpus=share.pop("CPU"),
+        num_gpus=share.pop("GPU", 0),
+        memory=share.pop("memory", None),
+        resources=share,
+        runtime_env={"env_vars": worker_environment(on_gpus)},
+    )
+    waiting, running = deque(missing), set[ray.ObjectRef]()
+    total = len(folder.keys)
+    done = total - sum(min(CHUNK, total - first) for first in missing)
+    with tqdm(total=total, initial=done, desc="features", unit="sample", disable=None) as bar:
+        while waiting or running:
+            while waiting and len(running) < config.cluster.num_workers:
+                running.add(task.remote(config, digest, waiting.popleft()))
+            ready, rest = ray.wait(list(running))
+            running = set(rest)
+            try:
+                bar.update(sum(ray.get(ready)))
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from error
+                raise
+
+
+def write_chunk(config: RunConfig, base_digest: str, first: int) -> int:
+    """Compute and write the chunk that begins with sample ``first``; returns its samples."""
+    encoder, stream = _opened(config.model_dump_json())
+    numbers = range(first, min(first + CHUNK, len(stream.reader)))
+    size = config.micro_batch_size
+    parts = []
+    for start in range(0, len(numbers), size):
+        # Each sample with itself: its pair in training takes C' from the reference's features.
+        rows = [stream.paired(n, n, position=n) for n in numbers[start : start + size]]
+        parts.append(encoder(collate(rows, Batch)))
+    feature_folder(config, stream.reader, base_digest).write(first, joined(parts))
+    return len(numbers)
+
+
+@lru_cache(maxsize=1)
+def _opened(config_json: str) -> tuple[FrozenEncoder, TrainingStream]:
+    """Networks and samples, once a process."""
+    base_models.quieten()
+    config = RunConfig.model_validate_json(config_json)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = getattr(torch, config.runtime.precision)
+    base = base_models.load_base(config.base, device, precision)
+    encoder = FrozenEncoder(base, config.csm, config.asea)
+    reader = ShardReader(config.data.shards or "", config.data.cache_dir)
+    alone = config.data.model_copy(update={"reference": "self", "features": None})
+    stream = TrainingStream(
+        reader, alone, seed=config.seed, reference_px=encoder.semantics.image_px
+    )
+    return encoder, stream
