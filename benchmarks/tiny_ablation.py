@@ -34,10 +34,12 @@ from acontrol.config import (
     SgaConfig,
     derive_seed,
 )
+from acontrol.data.features import NAMES, FeatureBatch, Features, joined
 from acontrol.data.framing import fit, region
 from acontrol.data.procedural import ATTRIBUTES, CATEGORIES, DEFECT_TYPES, Specimen, draw
 from acontrol.data.prompts import target_text
 from acontrol.data.stream import Batch
+from acontrol.encoder import FrozenEncoder
 from acontrol.model import AnomalyControl
 from acontrol.pipeline import AnomalyControlPipeline
 from acontrol.pretrain.judge import Judge, as_tensor, train_judge
@@ -99,16 +101,16 @@ def training_images(seed: int) -> list[Specimen]:
     ]
 
 
-def batches(images: list[Specimen], seed: int, resolution: int, steps: int) -> Iterator[Batch]:
-    """Training batches: each image is its own reference, its defect magnified."""
-    for step in range(steps):
-        rng = np.random.default_rng(derive_seed(seed, "batch", step))
-        chosen = [images[place] for place in rng.integers(len(images), size=BATCH)]
+def seen_once(encoder: FrozenEncoder, images: list[Specimen]) -> Features:
+    """Features of every training image: each is its own reference, its defect magnified."""
+    parts = []
+    for first in range(0, len(images), BATCH):
+        chosen = images[first : first + BATCH]
         pairs = [(Image.fromarray(one.image), Image.fromarray(one.mask)) for one in chosen]
-        whole = [fit(*pair, resolution) for pair in pairs]
-        views = [fit(*region(*pair), resolution) for pair in pairs]
+        whole = [fit(*pair, 64) for pair in pairs]
+        views = [fit(*region(*pair), encoder.semantics.image_px) for pair in pairs]
         phrases = [plain(one.defect) for one in chosen]
-        yield Batch(
+        batch = Batch(
             image=torch.stack([image for image, _ in whole]),
             mask=torch.stack([mask for _, mask in whole]),
             caption=[
@@ -118,9 +120,23 @@ def batches(images: list[Specimen], seed: int, resolution: int, steps: int) -> I
             reference_image=torch.stack([image for image, _ in views]),
             reference_mask=torch.stack([mask for _, mask in views]),
             reference_phrase=phrases,
-            positions=list(range(step * BATCH, (step + 1) * BATCH)),
-            keys=[""] * BATCH,
+            positions=[],
+            keys=[],
         )
+        parts.append(encoder(batch))
+    return joined(parts)
+
+
+def batches(features: Features, seed: int, steps: int) -> Iterator[FeatureBatch]:
+    """Training batches, drawn with replacement."""
+    count = len(features.tokens)
+    for step in range(steps):
+        chosen = np.random.default_rng(derive_seed(seed, "batch", step)).integers(
+            count, size=BATCH
+        )
+        rows = {name: getattr(features, name)[torch.from_numpy(chosen)] for name in NAMES}
+        positions = list(range(step * BATCH, (step + 1) * BATCH))
+        yield FeatureBatch(**rows, positions=positions, keys=[""] * BATCH)
 
 
 def train(base: BaseModels, row: Row, base_config: BaseConfig, seed: int) -> SemanticAdapter:
@@ -152,9 +168,10 @@ def train(base: BaseModels, row: Row, base_config: BaseConfig, seed: int) -> Sem
     )
     model = AnomalyControl(base, adapter, config)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=RATE, weight_decay=0.01)
-    steps = STEPS if row.scale else 0
-    stream = batches(training_images(seed), seed, 64, steps)
-    for batch in tqdm(stream, row.name, steps, disable=None):
+    if not row.scale:
+        return adapter.eval()
+    features = seen_once(model.encoder, training_images(seed))
+    for batch in tqdm(batches(features, seed, STEPS), row.name, STEPS, disable=None):
         model(batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
