@@ -76,9 +76,20 @@ def dropped_conditions(
 def denoising_loss(
     noise_pred: Float[Tensor, "batch channel height width"],
     noise: Float[Tensor, "batch channel height width"],
+    region: Float[Tensor, "batch 1 height width"] | None = None,
+    region_weight: float = 0.0,
 ) -> Float[Tensor, " batch"]:
-    """Mean squared error of the predicted noise, Eq. (6), one value a sample."""
-    return (noise_pred.float() - noise.float()).square().flatten(1).mean(dim=1)
+    """Mean squared error of the predicted noise, Eq. (6), one value a sample.
+
+    With a ``region_weight`` it is the weighted mean in which latents of the region count
+    1 + region_weight: a small defect's looks are otherwise a small part of the loss.
+    """
+    error = (noise_pred.float() - noise.float()).square()
+    if region is None or region_weight == 0:
+        return error.flatten(1).mean(dim=1)
+    weight = 1 + region_weight * region
+    weight = weight / weight.mean(dim=(1, 2, 3), keepdim=True)
+    return (weight * error).flatten(1).mean(dim=1)
 
 
 def timestep_weights(

@@ -6,6 +6,7 @@ Pure functions of sample, settings and weights: ``launch.precompute`` keeps what
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -40,6 +41,7 @@ class FrozenEncoder:
         return Features(
             latent_mean=posterior.mean,
             latent_std=posterior.std,
+            latent_mask=F.adaptive_max_pool2d(batch.mask, posterior.mean.shape[-2:]),
             text=embed_text(self.text_encoder, self.tokenizer, batch.caption),
             tokens=semantic.tokens,
             energy_before=semantic.energy_before,

@@ -126,7 +126,12 @@ class AnomalyControl(nn.Module):
                 "semantic_scale": self.config.sga.scale,
             },
         ).sample
-        per_sample = denoising_loss(noise_pred, noise) * self.timestep_weights[timesteps]
+        per_sample = (
+            denoising_loss(
+                noise_pred, noise, seen.latent_mask.to(device), self.config.optim.mask_weight
+            )
+            * self.timestep_weights[timesteps]
+        )
         share = len(per_sample) / size
         loss = per_sample.mean() * share
         before, after = seen.energy_before.to(device), seen.energy_after.to(device)

@@ -147,7 +147,9 @@ def train(base: BaseModels, row: Row, base_config: BaseConfig, seed: int) -> Sem
         data=DataConfig(resolution=64, reference_view="region"),
         csm=row.csm,
         asea=row.asea,
-        optim=OptimConfig(loss_weighting="late", steps=STEPS, batch_size=BATCH),
+        optim=OptimConfig(
+            loss_weighting="late", mask_weight=3.0, steps=STEPS, batch_size=BATCH
+        ),
     )
     card = AdapterCard(
         acontrol_version="0",

@@ -116,6 +116,18 @@ def test_denoising_loss_is_eq_6_by_hand() -> None:
     torch.testing.assert_close(denoising_loss(noise, noise_pred), expected)
 
 
+def test_denoising_loss_counts_the_region_more() -> None:
+    noise, noise_pred = torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 2, 2)
+    noise_pred[0, :, 0, 0], noise_pred[1, :, 1, 1] = 2.0, 2.0
+    region = torch.zeros(2, 1, 2, 2)
+    region[:, :, 0, 0] = 1
+    # One of four places has the error, 4; weights are 4, 1, 1, 1 over their mean, 7 / 4.
+    expected = torch.tensor([4 * 4 / 7, 4 * 1 / 7])
+    torch.testing.assert_close(denoising_loss(noise_pred, noise, region, 3.0), expected)
+    plain = denoising_loss(noise_pred, noise, region, 0.0)
+    torch.testing.assert_close(plain, torch.tensor([1.0, 1.0]))
+
+
 def test_denoising_loss_is_a_mean_a_sample() -> None:
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.randn(3, *SHAPE, generator=generator) for _ in range(2))

@@ -162,6 +162,15 @@ def test_the_loss_takes_its_weight_by_timestep(make: Make, batch: MakeBatch) -> 
     assert not torch.allclose(weighted, plain, rtol=0.1)
 
 
+def test_the_loss_counts_the_defect_more(make: Make, batch: MakeBatch) -> None:
+    samples = batch(5)
+    everywhere = dataclasses.replace(samples, mask=torch.ones_like(samples.mask))
+    model, plain = make(optim=OptimConfig(mask_weight=3.0)), make()
+    expected = plain(samples).per_sample
+    torch.testing.assert_close(model(everywhere).per_sample, expected)
+    assert not torch.allclose(model(samples).per_sample, expected, rtol=1e-3)
+
+
 def test_add_noise_is_eq_1(tiny_base: BaseModels) -> None:
     # Eq. 1's alpha-bar for SD1.5's schedule, as used above, is the scheduler's.
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2

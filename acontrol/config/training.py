@@ -34,6 +34,12 @@ class OptimConfig(Settings):
         description="Of timesteps: none (Eq. 6), or 'late', more weight on large noise, which "
         "small base models need.",
     )
+    mask_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Extra weight of the loss inside the defect's mask, where 1 is everywhere; "
+        "0: Eq. 6. Small base models need it to learn a reference's colour.",
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
     max_grad_norm: float | None = Field(
         None, gt=0, description="Gradients are scaled down to this norm; None: left alone."

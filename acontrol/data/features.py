@@ -37,6 +37,7 @@ class Features:
         latent_mean: Of the VAE's posterior, (batch, channel, h, w). Moments are kept and not
             latents, so that every step draws its own.
         latent_std: The same shape.
+        latent_mask: Latents that the defect's mask touches, 1 there, (batch, 1, h, w).
         text: CLIP's states of the target text T_t, (batch, token, dim).
         tokens: C' of the reference, (batch, query, dim).
         energy_before: E of Eq. (3) before ASEA, (batch,).
@@ -45,6 +46,7 @@ class Features:
 
     latent_mean: Tensor
     latent_std: Tensor
+    latent_mask: Tensor
     text: Tensor
     tokens: Tensor
     energy_before: Tensor

@@ -27,7 +27,7 @@ def values(count: int, seed: int = 0) -> Features:
     return Features(
         *(
             torch.randn(count, *shape, generator=generator)
-            for shape in ((4, 2, 2), (4, 2, 2), (7, 8), (3, 8), (), ())
+            for shape in ((4, 2, 2), (4, 2, 2), (1, 2, 2), (7, 8), (3, 8), (), ())
         )
     )
 

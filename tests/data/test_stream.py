@@ -46,7 +46,7 @@ def test_features_take_the_places_of_sample_and_reference(shards, tmp_path) -> N
     names = [sample.key for _, sample in stream.reader.places]
     folder = FeatureFolder(tmp_path, {}, names)
     number = torch.arange(count).float()
-    folder.write(0, Features(*[number[:, None] + 100 * field for field in range(6)]))
+    folder.write(0, Features(*[number[:, None] + 100 * field for field in range(7)]))
     kept = TrainingStream(
         stream.reader, stream.config, seed=3, reference_px=24, features=folder
     )
@@ -57,7 +57,7 @@ def test_features_take_the_places_of_sample_and_reference(shards, tmp_path) -> N
             differ += target != reference
             assert batch.keys[row] == names[target]
             values = [getattr(batch, name)[row].item() for name in NAMES]
-            expected = [target, target, target, reference, reference, reference]
+            expected = [target] * 4 + [reference] * 3
             assert values == [100 * place + one for place, one in enumerate(expected)]
     assert differ > 5
 

@@ -1,0 +1,306 @@
+"""How long is a training step, against the public IP-Adapter trainer's shape?
+
+    python -m benchmarks.bench_step [--batch 16] [--rounds 7] [--device cpu] [--full-size]
+
+    P0   all online: VAE, text encoder, BLIP-2 with ASEA in plain autograd; .item() a step
+    P1   the same with latents, text and C' given
+    P1t  P1 without .item()
+
+P0 to P1t are plain diffusers (its own IP-Adapter attention) and accelerate. Ours: online and on
+precomputed features, each with and without ``runtime.skip_dropped``; and on features with
+DeepSpeed's engine around. Weights, samples and noise are the same everywhere, and the losses
+are compared before anything is timed. Writes benchmarks/results/DATE_step_HARDWARE.{json,md}.
+"""
+
+import argparse
+import copy
+import os
+import socket
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
+from torch import Tensor, nn
+
+from acontrol.anomaly_map import region_on_grid
+from acontrol.base import BaseModels, load_base, quieten
+from acontrol.config import (
+    BaseConfig,
+    DataConfig,
+    DropoutConfig,
+    OptimConfig,
+    RunConfig,
+    RuntimeConfig,
+    ZeroConfig,
+)
+from acontrol.data.features import NAMES, FeatureBatch, Features
+from acontrol.data.stream import Batch
+from acontrol.diffusion import draw, dropped_conditions
+from acontrol.encoder import embed_text
+from acontrol.model import AnomalyControl
+from acontrol.sga import SemanticAdapter, cross_attention_layers
+from acontrol.train.engine import AdapterEngine
+from benchmarks import naive_asea
+from benchmarks.full_size import random_sd15
+from benchmarks.report import interleaved, write_report
+
+GOALS = {"ours, features, skipping": 0.92}
+
+
+class IpAdapterTrainer:
+    """One step as the public trainers take it: a list of layers, MSE, AdamW."""
+
+    def __init__(self, base: BaseModels, adapter: SemanticAdapter, *, read_loss: bool):
+        """Give a copy of the U-Net diffusers' attention with the adapter's weights."""
+        self.base, self.read_loss = base, read_loss
+        self.unet = copy.deepcopy(base.unet)
+        widths = dict(cross_attention_layers(self.unet))
+        blocks = iter(adapter.proj.weight.split([w for w in adapter.widths for _ in range(2)]))
+        processors: dict[str, nn.Module | AttnProcessor2_0] = {}
+        for name in self.unet.attn_processors:
+            if name not in widths:
+                processors[name] = AttnProcessor2_0()
+                continue
+            one = IPAdapterAttnProcessor2_0(
+                widths[name], adapter.proj.in_features, num_tokens=(1,), scale=1.0
+            )
+            for linear in (one.to_k_ip[0], one.to_v_ip[0]):
+                linear.weight.data = next(blocks).detach().clone()
+            processors[name] = one.to(base.unet.device)
+        self.unet.set_attn_processor(processors)
+        self.layers = nn.ModuleList(
+            one for one in processors.values() if isinstance(one, nn.Module)
+        ).requires_grad_(True)
+        self.accelerator = Accelerator(cpu=base.unet.device.type == "cpu")
+        optimizer = torch.optim.AdamW(self.layers.parameters(), lr=1e-4, weight_decay=0.01)
+        self.optimizer = self.accelerator.prepare(optimizer)
+
+    def __call__(
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor, tokens: Tensor
+    ) -> Tensor:
+        """A whole step, given latents, text and C'."""
+        noisy = self.base.scheduler.add_noise(latents, noise, timesteps)
+        kind = self.unet.dtype
+        with torch.autocast(latents.device.type, kind, enabled=kind != torch.float32):
+            found = self.unet(noisy.to(kind), timesteps, (text.to(kind), [tokens])).sample
+        loss = F.mse_loss(found.float(), noise.float())
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.read_loss:
+            self.accelerator.gather(loss).mean().item()
+        return loss.detach()
+
+
+class Bench:
+    """One batch, and every way to take a step on it."""
+
+    def __init__(self, base: BaseModels, batch: Batch, config: RunConfig, device: str):
+        """Encode the batch once."""
+        self.base, self.batch, self.config, self.device = base, batch, config, device
+        torch.manual_seed(0)
+        self.adapter = SemanticAdapter.from_unet(
+            base.unet, base.vlm.config.qformer_config.hidden_size
+        ).to(device)
+        model = AnomalyControl(base, copy.deepcopy(self.adapter), config)
+        self.features: Features = model.encoder(batch)
+        self.model = model
+        channels, factor = base.latent_shape
+        side = config.data.resolution // factor
+        self.drawn = draw(config.seed, batch.positions, (channels, side, side), 1000)
+        drop_text, drop_semantic = dropped_conditions(self.drawn.chance, config.dropout)
+        self.drop_text, self.drop_semantic = drop_text.to(device), drop_semantic.to(device)
+        self.dropped_share = float(drop_semantic.float().mean())
+        self.empty = embed_text(base.text_encoder, base.tokenizer, [""])
+
+    def given(self, features: Features) -> tuple[Tensor, ...]:
+        """What the U-Net's side of a step takes."""
+        noise = self.drawn.posterior_noise.to(self.device)
+        latents = (features.latent_mean + features.latent_std * noise).float()
+        latents = latents * self.base.vae.config.scaling_factor
+        text = torch.where(self.drop_text[:, None, None], self.empty, features.text)
+        tokens = features.tokens * ~self.drop_semantic[:, None, None]
+        steps = self.drawn.timesteps.to(self.device)
+        return latents, self.drawn.noise.to(self.device), steps, text, tokens
+
+    @torch.no_grad()
+    def plainly(self) -> Features:
+        """The frozen networks' part with ASEA as a plain autograd loop."""
+        encoder, batch = self.model.encoder, self.batch
+        image = batch.image.to(self.base.vae.device, self.base.vae.dtype)
+        posterior = self.base.vae.encode(image).latent_dist
+        text = embed_text(self.base.text_encoder, self.base.tokenizer, batch.caption)
+        visual = encoder.semantics.embed_image(batch.reference_image)
+        words = encoder.semantics.read(batch.reference_phrase)
+        region = region_on_grid(batch.reference_mask.to(self.device), encoder.semantics.grid)
+        vlm, asea = self.plain_vlm, self.config.asea
+        embedding, energies = naive_asea.guide(
+            lambda moved: naive_asea.attend(vlm, moved, words)[1], visual, region, asea
+        )
+        tokens, _ = naive_asea.attend(vlm, embedding, words)
+        return Features(
+            posterior.mean,
+            posterior.std,
+            self.features.latent_mask,
+            text,
+            tokens,
+            energies[:, 0],
+            energies[:, -1],
+        )
+
+    @property
+    def plain_vlm(self) -> nn.Module:
+        """A copy, since recording attention slows a Q-Former down for good."""
+        if not hasattr(self, "_plain_vlm"):
+            self._plain_vlm = copy.deepcopy(self.base.vlm)
+        return self._plain_vlm
+
+    def ours(
+        self, *, features: bool, skipping: bool = False, engine: bool = False
+    ) -> Callable[[], Any]:
+        """A step of this library."""
+        config = self.config.model_copy(
+            update={
+                "runtime": self.config.runtime.model_copy(update={"skip_dropped": skipping})
+            }
+        )
+        adapter = copy.deepcopy(self.adapter)
+        model = AnomalyControl(self.base, adapter, config)
+        batch: Batch | FeatureBatch = self.batch
+        if features:
+            values = {name: getattr(self.features, name) for name in NAMES}
+            batch = FeatureBatch(**values, positions=self.batch.positions, keys=self.batch.keys)
+        if engine:
+            deepspeed = AdapterEngine(adapter, config, None)
+
+            def step() -> Tensor:
+                loss = model(batch, deepspeed.project).loss
+                deepspeed.backward(loss, last=True)
+                deepspeed.mean([loss.detach()])
+                deepspeed.step()
+                return loss.detach()
+
+            return step
+        optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-4, weight_decay=0.01)
+
+        def bare() -> Tensor:
+            loss = model(batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        return bare
+
+    def cases(self) -> dict[str, Callable[[], Any]]:
+        """Every row by name."""
+        first = IpAdapterTrainer(self.base, self.adapter, read_loss=True)
+        given = self.given(self.features)
+        timed = IpAdapterTrainer(self.base, self.adapter, read_loss=False)
+        return {
+            "P0": lambda: first(*self.given(self.plainly())),
+            "P1": lambda: first(*given),
+            "P1t": lambda: timed(*given),
+            "ours, online": self.ours(features=False),
+            "ours, online, skipping": self.ours(features=False, skipping=True),
+            "ours, features": self.ours(features=True),
+            "ours, features, skipping": self.ours(features=True, skipping=True),
+            "ours, features, DeepSpeed": self.ours(features=True, engine=True),
+        }
+
+
+def random_batch(count: int, resolution: int, reference_px: int) -> Batch:
+    """Noise in the shape of samples: what is shown does not change the time."""
+    generator = torch.Generator().manual_seed(0)
+
+    def image(side: int) -> Tensor:
+        return torch.rand(count, 3, side, side, generator=generator) * 2 - 1
+
+    def mask(side: int) -> Tensor:
+        covered = torch.zeros(count, 1, side, side)
+        covered[:, :, side // 4 : side // 2, side // 4 : side // 2] = 1
+        return covered
+
+    return Batch(
+        image=image(resolution),
+        mask=mask(resolution),
+        caption=["a photo of wood with a crack"] * count,
+        reference_image=image(reference_px),
+        reference_mask=mask(reference_px),
+        reference_phrase=["a crack"] * count,
+        positions=list(range(count)),
+        keys=["" for _ in range(count)],
+    )
+
+
+def join_alone() -> None:
+    """A process group of one, which DeepSpeed asks for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    values = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_SIZE": 1}
+    os.environ |= {name: str(value) for name, value in values.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    kind = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(kind, rank=0, world_size=1)
+
+
+def main() -> None:
+    """Check that all ways agree, then time them in turn."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--full-size", action="store_true", help="SD1.5, BLIP-2, random weights"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    quieten()
+    torch.set_num_threads(arguments.threads)
+    join_alone()
+    device, dtype = arguments.device, getattr(torch, arguments.dtype)
+    resolution, reference_px = (512, 224) if arguments.full_size else (64, 64)
+    base = (
+        random_sd15(device, dtype)
+        if arguments.full_size
+        else load_base(BaseConfig(), device, dtype)
+    )
+    config = RunConfig(
+        data=DataConfig(resolution=resolution),
+        optim=OptimConfig(batch_size=arguments.batch),
+        runtime=RuntimeConfig(precision=arguments.dtype),
+        zero=ZeroConfig(stage=1),
+        dropout=DropoutConfig(),
+    )
+    batch = random_batch(arguments.batch, resolution, reference_px)
+    bench = Bench(base, batch, config, device)
+    cases = bench.cases()
+    losses = {name: float(step()) for name, step in cases.items()}
+    print({name: round(value, 6) for name, value in losses.items()})
+    times = interleaved(cases, arguments.rounds, device)
+    middle = {name: statistics.median(found) for name, found in times.items()}
+    rows = [
+        {
+            "step": name,
+            "loss": round(losses[name], 5),
+            "median_ms": round(1000 * value, 1),
+            "samples_per_s": round(arguments.batch / value, 1),
+            "of P0": round(value / middle["P0"], 3),
+            "of P1t": round(value / middle["P1t"], 3),
+            "of own online": round(value / middle["ours, online"], 3),
+        }
+        for name, value in middle.items()
+    ]
+    settings = {**vars(arguments), "dropped_share": bench.dropped_share}
+    write_report("step", rows, settings, __doc__.splitlines()[0])
+
+
+if __name__ == "__main__":
+    main()
