@@ -18,7 +18,7 @@ PRESETS: dict[str, RunConfig] = {
         data=DataConfig(resolution=64, reference_view="region"),
         base=BaseConfig(path="tiny"),
         optim=OptimConfig(
-            steps=60, batch_size=8, learning_rate=2e-3, loss_weighting="late", mask_weight=3.0
+            steps=60, batch_size=8, learning_rate=2e-3, loss_weighting="late", mask_weight=8.0
         ),
         checkpoint=CheckpointConfig(every=5),
         samples=SamplesConfig(every=20, guidance_scale=4.0),

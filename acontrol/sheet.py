@@ -20,7 +20,10 @@ def contact_sheet(
     captions: Sequence[str] | None = None,
     cell_px: int = CELL_PX,
 ) -> Image.Image:
-    """Lay pictures out in titled columns, a caption under each row."""
+    """Lay pictures out in titled columns, a caption under each row.
+
+    A caption's parts, divided by " | ", share the row's width.
+    """
     gap, head, foot = 8, 20, 20 if captions else 0
     width = len(titles) * (cell_px + gap) + gap
     height = head + len(rows) * (cell_px + foot + gap) + gap
@@ -39,5 +42,8 @@ def contact_sheet(
             left = gap + column * (cell_px + gap) + (cell_px - size[0]) // 2
             sheet.paste(shown, (left, top + (cell_px - size[1]) // 2))
         if captions:
-            pen.text((gap, top + cell_px + 3), captions[number], fill="black")
+            parts = captions[number].split(" | ")
+            for place, part in enumerate(parts):
+                left = gap + place * (width - gap) // len(parts)
+                pen.text((left, top + cell_px + 3), part, fill="black")
     return sheet

@@ -148,7 +148,7 @@ def train(base: BaseModels, row: Row, base_config: BaseConfig, seed: int) -> Sem
         csm=row.csm,
         asea=row.asea,
         optim=OptimConfig(
-            loss_weighting="late", mask_weight=3.0, steps=STEPS, batch_size=BATCH
+            loss_weighting="late", mask_weight=8.0, steps=STEPS, batch_size=BATCH
         ),
     )
     card = AdapterCard(

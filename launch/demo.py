@@ -88,6 +88,7 @@ def run(args: Sequence[str]) -> None:
             *("--optim.steps", str(command.steps)),
             *("--cluster.num-workers", str(command.num_workers)),
             *("--optim.batch-size", str(command.batch_size)),
+            *("--optim.schedule", "cosine"),
             *("--checkpoint.every", str(max(10, command.steps // 10))),
             *("--samples.every", str(max(20, command.steps // 5))),
         ]
@@ -155,7 +156,7 @@ def _draw(data: Path, model: Path | None, drawn: Path, seed: int) -> None:
 
 
 def _sheet(data: Path, drawn: Path) -> Image.Image:
-    """One row an image: what was shown, where, on what, and what came."""
+    """Two images a row: what was shown, where, on what, and what came."""
     from acontrol.generation.draw import MANIFEST_NAME
     from acontrol.sheet import contact_sheet, outlined
 
@@ -167,7 +168,14 @@ def _sheet(data: Path, drawn: Path) -> Image.Image:
         result = Image.open(drawn / line["image"])
         rows.append([reference, outlined(normal, mask), normal, result])
         captions.append(line["prompt"])
-    return contact_sheet(rows, ["reference", "where", "normal image", "result"], captions)
+    return contact_sheet(
+        [left + right for left, right in zip(rows[::2], rows[1::2], strict=True)],
+        ["reference", "where", "normal image", "result"] * 2,
+        [
+            f"{left} | {right}"
+            for left, right in zip(captions[::2], captions[1::2], strict=True)
+        ],
+    )
 
 
 if __name__ == "__main__":

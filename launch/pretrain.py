@@ -3,7 +3,7 @@
     python -m launch.pretrain [ROOT] --output BASE
 
 ROOT is a folder in MVTec AD's layout; without it, the built-in data. BASE then serves as
---base.path. For those without Stable Diffusion's weights: about 45 minutes on two cores at
+--base.path. For those without Stable Diffusion's weights: about an hour on two cores at
 64 px; on a GPU try --sizes.resolution 128 or 256. The same command continues a run that was
 stopped. Sample grids and MLflow's database lie in BASE-training.
 """
