@@ -72,7 +72,7 @@ class IpAdapterTrainer:
             for linear in (one.to_k_ip[0], one.to_v_ip[0]):
                 linear.weight.data = next(blocks).detach().clone()
             processors[name] = one.to(base.unet.device)
-        self.unet.set_attn_processor(processors)
+        self.unet.set_attn_processor(dict(processors))  # It empties what it is given.
         self.layers = nn.ModuleList(
             one for one in processors.values() if isinstance(one, nn.Module)
         ).requires_grad_(True)
@@ -199,12 +199,14 @@ class Bench:
 
     def cases(self) -> dict[str, Callable[[], Any]]:
         """Every row by name."""
-        first = IpAdapterTrainer(self.base, self.adapter, read_loss=True)
+        online, reading, timed = (
+            IpAdapterTrainer(self.base, self.adapter, read_loss=read)
+            for read in (True, True, False)
+        )
         given = self.given(self.features)
-        timed = IpAdapterTrainer(self.base, self.adapter, read_loss=False)
         return {
-            "P0": lambda: first(*self.given(self.plainly())),
-            "P1": lambda: first(*given),
+            "P0": lambda: online(*self.given(self.plainly())),
+            "P1": lambda: reading(*given),
             "P1t": lambda: timed(*given),
             "ours, online": self.ours(features=False),
             "ours, online, skipping": self.ours(features=False, skipping=True),
