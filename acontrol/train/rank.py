@@ -48,7 +48,7 @@ def train_rank(launch: Launch) -> None:
         engine.world_size,
         (config.optim.steps - start) * config.optim.accumulation,
     )
-    observer = RunObserver(launch, run, base, adapter, stream, engine, start)
+    observer = RunObserver(launch, run, base, adapter, stream, engine, start, held)
     with contextlib.ExitStack() as around:
         if config.tracking.system_metrics and ray.train.get_context().get_local_rank() == 0:
             tracker = observer.tracker or Tracker(launch.tracking_uri, launch.mlflow_run)
