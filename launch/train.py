@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -21,36 +22,42 @@ from acontrol.presets import PRESETS, preset
 from launch.entry import main, parse
 
 PROG = "python -m launch.train"
+Config = TypeVar("Config", bound=RunConfig)
 
 
 def read_config(
     args: Sequence[str], prog: str = PROG, description: str | None = __doc__
 ) -> RunConfig:
-    """Preset, then --config, then single options."""
-    if not args or args[0].startswith("-"):
-        if "-h" in args or "--help" in args:
-            args = ["tiny", *args]
-        else:
-            raise UserError(f"name a preset first, one of: {', '.join(PRESETS)}")
-    default = preset(args[0])
-    rest = list(args[1:])
-    rest = [part for arg in rest for part in _split_config(arg)]
+    """Preset, then --config, then single options; --config alone needs no preset."""
+    return read_config_of(RunConfig, args, prog, description)
+
+
+def read_config_of(
+    kind: type[Config], args: Sequence[str], prog: str, description: str | None
+) -> Config:
+    """``read_config`` for a command with settings of its own besides a run's."""
+    rest = [part for arg in args for part in _split_config(arg)]
+    if rest and not rest[0].startswith("-"):
+        default = kind.model_validate(preset(rest[0]).model_dump())
+        prog = f"{prog} {rest.pop(0)}"
+    elif {"--config", "-h", "--help"} & set(rest):  # A run's own config needs no preset.
+        default = kind()
+    else:
+        raise UserError(f"name a preset first, one of: {', '.join(PRESETS)}")
     if "--config" in rest:
         place = rest.index("--config")
         if place + 1 == len(rest):
             raise UserError("--config needs a file")
         default = _from_file(Path(rest[place + 1]), default)
         del rest[place : place + 2]
-    return parse(
-        RunConfig, rest, prog=f"{prog} {args[0]}", description=description, default=default
-    )
+    return parse(kind, rest, prog=prog, description=description, default=default)
 
 
 def _split_config(arg: str) -> list[str]:
     return ["--config", arg.removeprefix("--config=")] if arg.startswith("--config=") else [arg]
 
 
-def _from_file(path: Path, default: RunConfig) -> RunConfig:
+def _from_file(path: Path, default: Config) -> Config:
     """The preset with what the file says on top, group by group."""
     merged = default.model_dump()
     try:
@@ -60,7 +67,7 @@ def _from_file(path: Path, default: RunConfig) -> RunConfig:
         for name, value in said.items():
             both = isinstance(value, dict) and isinstance(merged.get(name), dict)
             merged[name] = {**merged[name], **value} if both else value
-        return RunConfig.model_validate(merged)
+        return type(default).model_validate(merged)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
     except ValueError as error:

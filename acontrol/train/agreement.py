@@ -32,7 +32,7 @@ def guided_agreement(
     held: TrainingStream,
     config: RunConfig,
 ) -> float:
-    """Draw held-out defects anew in their own place; mean cosine with the real ones, in [-1, 1].
+    """Draw held-out defects anew in their place; mean cosine with the real ones, in [-1, 1].
 
     Each of the first ``validation.drawings`` held-out images is its own reference and its own
     normal image: all but the defect's mask is kept, and the defect is drawn from noise there.

@@ -71,7 +71,7 @@ def run_training(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> P
     if config.init is not None and not Path(config.init, "config.json").is_file():
         raise UserError(f"init {config.init}: no adapter there (it holds config.json)")
     digest = base_models.digest(config.base)
-    with _only_launch(run):
+    with only_launch(run):
         bundle = newest_bundle(run)
         if bundle is not None:
             _check_continues(bundle, config, reader.index.digest, digest)
@@ -135,7 +135,7 @@ def _train(
 
 
 @contextlib.contextmanager
-def _only_launch(run: Path) -> Iterator[None]:
+def only_launch(run: Path) -> Iterator[None]:
     """Keep a second launch out of the run's folder for as long as this one is in it.
 
     Raises:
