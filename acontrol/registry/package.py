@@ -1,10 +1,10 @@
 """Assemble the folder of a registered model."""
 
 import json
+import platform
 import shutil
 from pathlib import Path
 
-import mlflow.pyfunc
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image, ImageDraw
@@ -93,7 +93,10 @@ def _write_mlmodel(folder: Path, card: ModelCard) -> None:
             "pandas_orient": "split",
         },
     )
-    mlflow.pyfunc.add_to_model(model, loader_module=LOADER)
+    # As mlflow.pyfunc.add_to_model, whose import warns of MLflow's own type hints.
+    model.add_flavor(
+        "python_function", loader_module=LOADER, python_version=platform.python_version()
+    )
     model.save(str(folder / MLMODEL))
 
 

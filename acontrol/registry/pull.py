@@ -17,6 +17,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from acontrol.config import UserError
 from acontrol.registry.card import (
+    ALLOWED,
     CARD,
     CONFIG,
     GRID,
@@ -101,11 +102,12 @@ def _repository(source: str, uri: str) -> ArtifactRepository:
 
 
 def _fetch(repository: ArtifactRepository, target: Path) -> None:
+    if isinstance(repository, LocalArtifactRepository):
+        for name in sorted(ALLOWED):
+            _refuse_links(Path(repository.artifact_dir), name)
     names = _listed(repository)
     check_names(names)
     for name in sorted(names):
-        if isinstance(repository, LocalArtifactRepository):
-            _refuse_links(Path(repository.artifact_dir), name)
         (target / name).parent.mkdir(exist_ok=True)
         # Not download_artifacts, which asks again whether the name is a folder.
         repository._download_file(name, str(target / name))

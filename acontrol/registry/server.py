@@ -50,9 +50,8 @@ def reaching(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        shown = re.sub(r"//[^/@]*@", "//", uri)
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"MLflow at {shown}: {reason}") from error
+        message = f"MLflow at {uri}: {' '.join(str(error).split())}"
+        raise UserError(re.sub(r"//[^/@\s]*@", "//", message)[:400]) from error
 
 
 def version_of(
