@@ -27,7 +27,8 @@ from launch.entry import main, parse
 
 PROG = "python -m launch.demo"
 MARKER = ".acontrol-demo"
-GUIDANCE = 4.0
+# So small a base follows C' better when both push harder than at full size.
+GUIDANCE, SCALE = 6.0, 2.0
 # Product, defect, colour, and the product on which the reference shows it. The built-in base
 # has seen none of these defects on these products, and spots nowhere.
 UNSEEN = (
@@ -149,7 +150,7 @@ def _draw(data: Path, model: Path | None, drawn: Path, seed: int) -> None:
         )
         planned.append(one)
     roots = (folder.root, folder.root)
-    settings = draw.DrawSettings(guidance_scale=GUIDANCE)
+    settings = draw.DrawSettings(guidance_scale=GUIDANCE, semantic_scale=SCALE)
     draw.write_dataset(
         drawn, pipeline, digest, planned, settings, roots=roots, batch_size=len(planned)
     )

@@ -141,7 +141,8 @@ def test_between_steps_the_outside_is_the_normal_image_at_that_noise(
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(8))
     pixels = torch.from_numpy(np.array(arguments["image"][0])).permute(2, 0, 1) / 127.5 - 1
     with torch.no_grad():
-        kept = pipeline.vae.encode(pixels[None]).latent_dist.mean * 0.18215
+        kept = pipeline.vae.encode(pixels[None]).latent_dist.mean
+    kept = kept * pipeline.vae.config.scaling_factor
     touched = torch.from_numpy(inside(0)).reshape(16, 4, 16, 4).any(3).any(1)
     assert [t for _, t in seen] == [667, 334, 1]
     assert torch.equal(seen[0][0], noise)

@@ -130,7 +130,6 @@ def assert_colour_is_carried(adapter: Path) -> None:
         )
     gain = right[1.0] - right[0.0]
     error = gain.std(ddof=1) / CASES**0.5
-    print(right[0.0].mean(), right[1.0].mean(), gain.mean() / error)
     assert gain.mean() > 3 * error, f"{right[0.0].mean()} to {right[1.0].mean()}, +- {error}"
 
 
