@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 
 import mlflow
@@ -41,6 +42,8 @@ def client_of(uri: str) -> mlflow.MlflowClient:
     """A client whose models are where its runs are."""
     # Seven attempts with growing pauses, the default, are minutes of silence.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

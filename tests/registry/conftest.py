@@ -24,6 +24,7 @@ from acontrol.train.worker import RunRecord
 from tests.launch.commands import kill_with_children
 
 STEPS = 10
+BIN = Path(sys.executable).parent
 
 
 def free_port() -> int:
@@ -39,7 +40,8 @@ def serving(args: list[object], port: int, path: str, log: Path, **env: str) -> 
     with log.open("w") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", *(str(arg) for arg in args)],
-            env={**os.environ, **env},
+            # MLflow starts uvicorn by its name.
+            env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **env},
             stdout=stream,
             stderr=subprocess.STDOUT,
             text=True,
@@ -70,6 +72,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]
     with serving(args, port, "/health", home / "log") as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def own_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: BaseModels) -> Path:
+    """A finished run in its own database, whose tables take MLflow seconds to make."""
+    return run_maker(tmp_path_factory.mktemp("own"), tiny_base)()
 
 
 @pytest.fixture

@@ -123,22 +123,20 @@ def test_the_same_weights_are_registered_once(
 
 
 def test_a_run_of_another_server_is_copied(
-    server: str, finished_run: Callable[..., Path], tmp_path: Path
+    server: str, own_run: Path, tmp_path: Path
 ) -> None:
-    run = finished_run(metrics={"validation_loss": 0.25})  # In the run's own database.
-    register_run(run, "copied", server)
+    register_run(own_run, "copied", server)
     client = mlflow.MlflowClient(server, server)
     version = client.get_model_version_by_alias("copied", "candidate")
     copy = client.get_run(version.run_id)
-    assert copy.data.metrics == {"validation_loss": 0.25}
+    assert copy.data.metrics == {"validation_loss": 0.1}
     assert copy.data.params["optim.steps"] == "10"
     assert pull("models:/copied/1", tmp_path / "out", server).metrics == copy.data.metrics
 
 
-def test_a_run_registers_where_it_is(finished_run: Callable[..., Path], tmp_path: Path) -> None:
-    run = finished_run()
-    done = register_run(run, "own")
-    assert done.uri == f"sqlite:///{run}/mlflow.db"
+def test_a_run_registers_where_it_is(own_run: Path, tmp_path: Path) -> None:
+    done = register_run(own_run, "own")
+    assert done.uri == f"sqlite:///{own_run}/mlflow.db"
     assert pull("models:/own@candidate", tmp_path / "out", done.uri).name == "own"
 
 
@@ -194,11 +192,11 @@ def test_what_cannot_be_registered_is_said(
 ) -> None:
     assert "no such folder" in error_of(register.run, tmp_path / "none", "x")
     assert "no run.json" in error_of(register.run, tmp_path, "x")
-    short = finished_run("short", steps=4)
+    short = finished_run("short", server, steps=4)
     assert "it has 4 of 10 steps" in error_of(register.run, short, "x")
     assert "need letters" in error_of(register.run, short, "a/b")
     assert "need letters" in error_of(train.run, "tiny", "--register", "../x")
-    damaged = finished_run("damaged")
+    damaged = finished_run("damaged", server)
     file = damaged / "adapter" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"semantic_dim": 65}))
     assert "needs proj.weight" in error_of(register.run, damaged, "x")
@@ -206,7 +204,10 @@ def test_what_cannot_be_registered_is_said(
         promote("x", server)
 
 
-def test_what_cannot_be_pulled_is_said(server: str, tmp_path: Path) -> None:
+def test_what_cannot_be_pulled_is_said(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     out = tmp_path / "out"
     args = ("--out", out, "--tracking.uri", server)
     assert "no such model" in error_of(pull_command.run, "models:/none@champion", *args)

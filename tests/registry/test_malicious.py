@@ -16,14 +16,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from acontrol.base import BaseModels
 from acontrol.registry.card import CARD, CONFIG, MANIFEST, MLMODEL, WEIGHTS, Manifest
 from acontrol.registry.folder import sha256
 from acontrol.registry.register import register_run
 from acontrol.registry.server import MANIFEST_TAG
 from launch import pull
 from tests.launch.test_errors import error_of
-from tests.registry.conftest import run_maker
 
 Change = Callable[[Path], Any]
 
@@ -186,9 +184,9 @@ LISTED: dict[str, str] = {
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory, tiny_base: BaseModels) -> Path:
+def good(own_run: Path) -> Path:
     """A good model's folder."""
-    done = register_run(run_maker(tmp_path_factory.mktemp("good"), tiny_base)(), "good")
+    done = register_run(own_run, "good")
     client = mlflow.MlflowClient(done.uri, done.uri)
     return Path(client.get_model_version("good", "1").source.removeprefix("file://"))
 
@@ -291,15 +289,16 @@ def test_a_manifest_that_the_registry_does_not_know_is_refused(
 
 @pytest.mark.parametrize("name", [WEIGHTS, "adapter", CARD])
 def test_a_link_in_a_local_store_is_refused(
-    name: str, finished_run: Callable[..., Path], tmp_path: Path
+    name: str, own_run: Path, tmp_path: Path
 ) -> None:
-    done = register_run(finished_run(), "linked")
+    model = f"linked-{Path(name).name}"
+    done = register_run(own_run, model)
     client = mlflow.MlflowClient(done.uri, done.uri)
-    source = client.get_model_version("linked", "1").source
+    source = client.get_model_version(model, "1").source
     place = Path(source.removeprefix("file://"), name)
     place.rename(tmp_path / "secret")  # The same bytes: only the link is at fault.
     place.symlink_to(tmp_path / "secret")
-    assert "is a symbolic link" in refused(done.uri, "linked", tmp_path)
+    assert "is a symbolic link" in refused(done.uri, model, tmp_path)
 
 
 class LyingHandler(http.server.BaseHTTPRequestHandler):
