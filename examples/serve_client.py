@@ -1,5 +1,6 @@
 """Ask a served model for a defect: an HTTP request, with nothing but Python's own library.
 
+Usage:
     mlflow models serve -m models:/NAME@champion --env-manager local --port 5001
     python examples/serve_client.py http://127.0.0.1:5001 \
         --reference crack.png --reference-mask crack_mask.png --reference-phrase "a crack" \

@@ -122,9 +122,7 @@ def test_the_same_weights_are_registered_once(
     assert printed[-1] == "Registered: models:/once/1 (alias candidate)"
 
 
-def test_a_run_of_another_server_is_copied(
-    server: str, own_run: Path, tmp_path: Path
-) -> None:
+def test_a_run_of_another_server_is_copied(server: str, own_run: Path, tmp_path: Path) -> None:
     register_run(own_run, "copied", server)
     client = mlflow.MlflowClient(server, server)
     version = client.get_model_version_by_alias("copied", "candidate")

@@ -288,9 +288,7 @@ def test_a_manifest_that_the_registry_does_not_know_is_refused(
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "adapter", CARD])
-def test_a_link_in_a_local_store_is_refused(
-    name: str, own_run: Path, tmp_path: Path
-) -> None:
+def test_a_link_in_a_local_store_is_refused(name: str, own_run: Path, tmp_path: Path) -> None:
     model = f"linked-{Path(name).name}"
     done = register_run(own_run, model)
     client = mlflow.MlflowClient(done.uri, done.uri)
