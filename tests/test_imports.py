@@ -38,6 +38,7 @@ ORDER = [
     {"acontrol.pipeline"},
     {"acontrol.generation"},
     {"acontrol.train"},
+    {"acontrol.registry"},
     {"acontrol.pretrain"},
     {"launch"},
 ]
@@ -47,7 +48,13 @@ HOMES = {
         for name in ("cluster", "driver", "failures", "fit", "observer", "precompute", "rank")
     ),
     "deepspeed": ("acontrol.train.engine",),
-    "mlflow": ("acontrol.train.tracking",),
+    "mlflow": (
+        "acontrol.train.tracking",
+        *(
+            f"acontrol.registry.{name}."
+            for name in ("package", "promote", "pull", "register", "server", "serving")
+        ),
+    ),
     "webdataset": ("acontrol.data.",),
     "tyro": ("launch.",),
 }

@@ -38,7 +38,12 @@ def named_uri(config: RunConfig) -> str | None:
 
 def tracking_uri(config: RunConfig, run: Path) -> str:
     """The named server or database, else one in the run's folder."""
-    return named_uri(config) or f"sqlite:///{run.resolve() / 'mlflow.db'}"
+    return named_uri(config) or own_database(run)
+
+
+def own_database(run: Path) -> str:
+    """Where MLflow is for a run that names no server."""
+    return f"sqlite:///{run.resolve() / 'mlflow.db'}"
 
 
 class Tracker:
