@@ -114,9 +114,10 @@ def _search(sweep: Sweep, plan: Plan) -> None:
     with joined_cluster(room, packages=[package], show_output=False):
         at_once = at_once or concurrency(cluster)
         print(f"{sweep.trials} trials, {at_once} at a time", flush=True)
-        # A trial's own process only waits for its workers, who have reservations of their own.
+        # A trial's own process only waits for its workers, who have reservations of their own;
+        # Ray refuses an empty one, so it reserves a byte.
         trial = ray.tune.with_resources(
-            ray.tune.with_parameters(run_trial, sweep=sweep), {"cpu": 0}
+            ray.tune.with_parameters(run_trial, sweep=sweep), {"memory": 1}
         )
         tuner = _tuner(sweep, plan, trial, at_once)
         tuner.fit()
