@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 from acontrol.config import RunConfig, UserError
 from acontrol.train.tracking import Tracker
@@ -112,7 +113,7 @@ def common_scores(
     return step, {trial: history[step] for trial, history in sorted(histories.items())}
 
 
-def _nested_runs(sweep: Sweep, tracker: Tracker) -> list[object]:
+def _nested_runs(sweep: Sweep, tracker: Tracker) -> list[Any]:
     experiment = tracker.client.get_run(sweep.parent_run).info.experiment_id
     query = f"tags.`mlflow.parentRunId` = '{sweep.parent_run}'"
     return list(tracker.client.search_runs([experiment], query, max_results=50_000))

@@ -27,6 +27,7 @@ from tune.trial import run_trial
 from tune.watcher import SweepWatcher, close, release
 
 STATE = "ray"  # Ray Tune's folder in SWEEP.
+GENERATED = ("random", "grid")
 
 
 def run_sweep(plan: Plan) -> tuple[Path, bool]:
@@ -147,9 +148,12 @@ def _tuner(sweep: Sweep, plan: Plan, trial: Any, at_once: int) -> ray.tune.Tuner
             metric=sweep.objective,
             mode=objective.mode,
             num_samples=1 if sweep.search == "grid" else sweep.trials,
-            search_alg=searcher(sweep.search, sweep.objective, objective.mode, sweep.run.seed),
+            search_alg=searcher(
+                sweep.search, sweep.objective, objective.mode, sweep.run.seed, at_once
+            ),
             scheduler=_scheduler(sweep),
-            max_concurrent_trials=at_once,
+            # A generator of Ray's own keeps this itself, and Ray then leaves it alone.
+            max_concurrent_trials=None if sweep.search in GENERATED else at_once,
         ),
         run_config=ray.tune.RunConfig(
             name=STATE,
@@ -160,14 +164,14 @@ def _tuner(sweep: Sweep, plan: Plan, trial: Any, at_once: int) -> ray.tune.Tuner
     )
 
 
-def searcher(name: str, metric: str, mode: str, seed: int) -> Any:
-    """Ray Tune's searcher of this name.
+def searcher(name: str, metric: str, mode: str, seed: int, at_once: int = 0) -> Any:
+    """Ray Tune's searcher of this name, for so many trials at a time; 0 is any number.
 
     Raises:
         UserError: If there is none, or its package is not installed.
     """
-    if name in ("random", "grid"):
-        return BasicVariantGenerator(random_state=seed % 2**32)
+    if name in GENERATED:
+        return BasicVariantGenerator(random_state=seed % 2**32, max_concurrent=at_once)
     try:
         return create_searcher(name, metric=metric, mode=mode, seed=seed % 2**32)
     except ValueError as error:

@@ -41,8 +41,10 @@ class SweepWatcher(ray.tune.Callback):
         config = self.sweep.trial_config(trial.trial_id, trial.config)
         metrics = _metrics(trial)
         whole = metrics.get("step", 0) >= config.optim.steps
-        status = "finished" if whole else "stopped"
-        self._note(trial, Outcome(status=status, values=trial.config, metrics=metrics))
+        outcome = Outcome(
+            status="finished" if whole else "stopped", values=trial.config, metrics=metrics
+        )
+        self._note(trial, outcome)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any

@@ -63,11 +63,18 @@ def test_a_fixed_value_is_not_searched() -> None:
 
 
 def test_a_grid_has_its_own_size() -> None:
-    words = ("--search", "grid", "--no-default-space", "--space", "asea.steps=1,3", "sga.scale=0,1")
+    words = (
+        "--search",
+        "grid",
+        "--no-default-space",
+        "--space",
+        "asea.steps=1,3",
+        "sga.scale=0,1",
+    )
     assert plan_of(*words).trials == 4
-    with pytest.raises(UserError, match="the grid has 4 trials, not 7"):
+    with pytest.raises(UserError, match=r"the grid has 4 trials, not 7"):
         plan_of(*words, "--trials", "7")
-    with pytest.raises(UserError, match="asea.bound is a range, give it values"):
+    with pytest.raises(UserError, match=r"asea\.bound is a range, give it values"):
         plan_of(*words, "asea.bound=0.1:0.2")
     default = plan_of("--search", "grid")
     assert all(isinstance(one, Choice) for one in default.space.values())
@@ -82,7 +89,7 @@ def test_a_dry_run_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_sweep_needs_data_and_a_place() -> None:
-    with pytest.raises(UserError, match="--data.shards DIR and --output SWEEP"):
+    with pytest.raises(UserError, match=r"--data\.shards DIR and --output SWEEP"):
         search.run(["tiny"])
 
 

@@ -83,11 +83,12 @@ def test_importance_finds_the_setting_that_matters() -> None:
         for place, one in enumerate(scale)
     }
     scores = {str(place): math.exp(3 * one) for place, one in enumerate(scale)}
-    shares = importance(SPACE, values, scores)
-    first = max(shares, key=lambda key: shares[key][0])
-    assert first == "sga.scale"
-    assert shares[first][0] > 0.6
-    assert shares[first][1] == pytest.approx(1.0)
+    shares, words = importance(SPACE, values, scores)
+    assert max(shares, key=lambda key: shares[key]) == "sga.scale"
+    assert shares["sga.scale"] > 0.6
+    assert sum(shares.values()) == pytest.approx(1)
+    assert words["sga.scale"] == "(r +1.00)"
+    assert words["asea.rule"] == ""
 
 
 def test_the_plot_shows_every_trial(tmp_path: Path) -> None:

@@ -30,7 +30,11 @@ def test_words_are_lists_ranges_and_fixed_values() -> None:
 
 def test_a_file_says_the_same(tmp_path: Path) -> None:
     file = tmp_path / "space.json"
-    said = {"sga.scale": {"low": 0.5, "high": 1.5}, "asea.steps": [1, 3], "asea.bound": "0.1:0.3"}
+    said = {
+        "sga.scale": {"low": 0.5, "high": 1.5},
+        "asea.steps": [1, 3],
+        "asea.bound": "0.1:0.3",
+    }
     file.write_text(json.dumps(said))
     assert read_file(file) == read_words(
         ["sga.scale=0.5:1.5", "asea.steps=1,3", "asea.bound=0.1:0.3"]
@@ -102,6 +106,8 @@ def test_the_default_space_is_sound_and_its_rates_stay_under_one() -> None:
         run = preset(name)
         space = default_space(run)
         check(run, space)
-        assert sum(max(space[f"dropout.{one}"].marks) for one in ("text", "semantic", "both")) < 1
+        assert (
+            sum(max(space[f"dropout.{one}"].marks) for one in ("text", "semantic", "both")) < 1
+        )
         # Precomputed features are shared by trials that agree on these.
         assert all(isinstance(space[f"asea.{one}"], Choice) for one in ("steps", "step_size"))
