@@ -100,6 +100,12 @@ class Sweep(Settings):
         )
         return with_values(run, values)
 
+    def forget_failed(self) -> None:
+        """Let trials that failed have another go."""
+        for trial, outcome in self.outcomes().items():
+            if outcome.status == "failed":
+                (self.trial_folder(trial) / "outcome.json").unlink()
+
     def outcomes(self) -> "dict[str, Outcome]":
         """Of every trial that has ended, by its id."""
         found = {}

@@ -50,9 +50,9 @@ def run_sweep(plan: Plan) -> tuple[Path, bool]:
     with only_launch(folder):
         plan.run = run
         sweep, tracker = _opened(plan, folder)
-        retry = plan.config.retry_failed
-        failed = [one for one in sweep.outcomes().values() if one.status == "failed"]
-        if len(sweep.outcomes()) < sweep.trials or (retry and failed):
+        if plan.config.retry_failed:
+            sweep.forget_failed()
+        if len(sweep.outcomes()) < sweep.trials:
             _search(sweep, plan)
         outcomes = sweep.outcomes()
         for trial, outcome in outcomes.items():

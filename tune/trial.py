@@ -58,8 +58,10 @@ def run_trial(values: Mapping[str, Value], sweep: Sweep) -> None:
     trial = ray.tune.get_context().get_trial_id()
     folder = sweep.trial_folder(trial)
     before = Outcome.read(folder)
-    if before is not None and before.status != "failed":
+    if before is not None:
         # It had ended, but Tune was killed before it wrote that down.
+        if before.status == "failed":
+            raise RuntimeError(before.failure)
         ray.tune.report(dict(before.metrics))
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,10 @@ class SweepWatcher(ray.tune.Callback):
             release(self.sweep, trial)
 
     def _note(self, trial: Trial, outcome: Outcome) -> None:
-        outcome.write(self.sweep.trial_folder(trial.trial_id))
+        folder = self.sweep.trial_folder(trial.trial_id)
+        if Outcome.read(folder) is not None:  # Noted before the sweep was killed.
+            return
+        outcome.write(folder)
         self.ended[trial.trial_id] = time.monotonic()
         close(self.sweep, trial.trial_id, outcome)
         value = outcome.metrics.get(self.sweep.objective)
@@ -81,7 +84,7 @@ class SweepWatcher(ray.tune.Callback):
 
 def close(sweep: Sweep, trial: str, outcome: Outcome) -> None:
     """Give a trial's MLflow run its end: Ray ends a trial's process without asking it."""
-    tags = {"sweep.outcome": outcome.status}
+    tags: dict[str, str] = {"sweep.outcome": outcome.status}
     if outcome.failure:
         tags["sweep.failure"] = outcome.failure[:4000]
     close_nested(

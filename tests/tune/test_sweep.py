@@ -32,10 +32,13 @@ def options(shards: Path, output: Path) -> list[object]:
     ]
 
 
-def marks(folder: Path) -> dict[str, float]:
-    """When each outcome was written."""
+def ended(folder: Path) -> dict[Path, int]:
+    """When each file was written of trials that have ended: another go would write anew."""
     return {
-        file.parent.name: file.stat().st_mtime for file in folder.glob("trials/*/outcome.json")
+        file: file.stat().st_mtime_ns
+        for outcome in folder.glob("trials/*/outcome.json")
+        for file in outcome.parent.rglob("*")
+        if file.is_file()
     }
 
 
@@ -43,11 +46,12 @@ def test_a_killed_sweep_goes_on_where_it_was(shards: Path, tmp_path: Path) -> No
     folder = tmp_path / "sweep"
     first = commands.start("tune.search", *options(shards, folder))
     end = time.monotonic() + 300
-    while not marks(folder) and first.poll() is None and time.monotonic() < end:
+    while not ended(folder) and first.poll() is None and time.monotonic() < end:
         time.sleep(0.2)
     commands.kill_with_children(first)
-    before = marks(folder)
-    assert 0 < len(before) < TRIALS
+    outcomes = Sweep.read(folder).outcomes()
+    assert 0 < len(outcomes) < TRIALS
+    before = ended(folder)
 
     done = commands.run("tune.search", *options(shards, folder))
     assert done.returncode == 0, done.stderr
@@ -55,7 +59,7 @@ def test_a_killed_sweep_goes_on_where_it_was(shards: Path, tmp_path: Path) -> No
     outcomes = sweep.outcomes()
     assert len(outcomes) == TRIALS
     # No trial that had ended is repeated.
-    assert before.items() <= marks(folder).items()
+    assert before.items() <= ended(folder).items()
     failed = {name for name, one in outcomes.items() if one.status == "failed"}
     assert {outcomes[name].values["optim.learning_rate"] for name in failed} == {1e30}
     assert len(failed) == TRIALS // 2
@@ -78,7 +82,7 @@ def test_a_killed_sweep_goes_on_where_it_was(shards: Path, tmp_path: Path) -> No
     # The same command once more has nothing to do; another one is refused.
     again = commands.run("tune.search", *options(shards, folder))
     assert again.returncode == 0, again.stderr
-    assert before.items() <= marks(folder).items()
+    assert before.items() <= ended(folder).items()
     other = commands.run("tune.search", *options(shards, folder), "--optim.batch-size", 2)
     assert other.returncode == 2
     assert "holds another sweep (optim.batch_size: 4 -> 2)" in other.stderr
