@@ -23,7 +23,7 @@ demo: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell acontrol launch tests docs README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/codespell acontrol launch tune tests docs README.md CHANGELOG.md CONTRIBUTING.md
 
 type: setup
 	$(BIN)/mypy

@@ -75,7 +75,7 @@ def rows() -> list[Row]:
         Row("+ CSM"),
     ]
     for steps in (1, 3, 5):
-        found.append(Row(f"+ ASEA T_g {steps}", asea=AseaConfig(steps=steps)))
+        found.append(Row(f"+ ASEA T_g {steps}", asea=AseaConfig(steps=steps, step_size=0.05)))
     for rule, sizes in (("normalized", (0.02, 0.1)), ("gd", (100.0, 1000.0)), ("adam", (0.1,))):
         for size in sizes:
             setting = AseaConfig(steps=3, rule=rule, step_size=size)

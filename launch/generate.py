@@ -2,13 +2,14 @@
 
     python -m launch.generate --model MODEL --data ROOT --out DIR [--defect D] [--count N]
 
-MODEL is a run's output folder or an adapter folder. References and masks come from the part
-of ROOT that was trained on, normal images from its train/good or from --normal ROOT. The
-manifest (DIR/manifest.jsonl) says how each image was made; the same command gives the same
-bytes on the same machine.
+MODEL is a run's output folder, an adapter folder or models:/NAME@ALIAS. References and masks
+come from the part of ROOT that was trained on, normal images from its train/good or from
+--normal ROOT. The manifest (DIR/manifest.jsonl) says how each image was made; the same command
+gives the same bytes on the same machine.
 """
 
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,10 @@ PROG = "python -m launch.generate"
 class GenerateCommand(Settings):
     """Options of launch.generate."""
 
-    model: str = Field(description="A run's output folder, or an adapter folder.")
+    model: str = Field(
+        description="A run's output folder, an adapter folder, or models:/NAME@ALIAS of the "
+        "server in MLFLOW_TRACKING_URI."
+    )
     data: Path = Field(description="Folder of the defects, in MVTec AD's layout.")
     out: Path = Field(description="Folder to create.")
     normal: Path | None = Field(
@@ -59,7 +63,8 @@ class GenerateCommand(Settings):
 def run(args: Sequence[str]) -> None:
     """Plan, then draw."""
     command = parse(GenerateCommand, args, prog=PROG, description=__doc__)
-    if not Path(command.model).is_dir():
+    registered = command.model.startswith("models:")
+    if not registered and not Path(command.model).is_dir():
         raise UserError(f"--model {command.model}: no such folder")
     folder = open_folder(command.data)
     normal_folder = open_folder(command.normal) if command.normal else None
@@ -79,7 +84,15 @@ def run(args: Sequence[str]) -> None:
     quieten()
     check_empty(command.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline, digest = load_pipeline(command.model, command.base_path, device)
+    with tempfile.TemporaryDirectory(prefix="acontrol-model-") as scratch:
+        model = command.model
+        if registered:
+            from acontrol.registry.pull import pull
+            from acontrol.registry.server import server_uri
+
+            model = os.path.join(scratch, "adapter")
+            pull(command.model, Path(model), server_uri(None))
+        pipeline, digest = load_pipeline(model, command.base_path, device)
     planned = plan(
         folder,
         split=command.split or pipeline.card.split,

@@ -1,10 +1,11 @@
 """Train an adapter on Ray; the same command continues a run that was stopped.
 
     python -m launch.train PRESET --data.shards DIR --output RUN [--config FILE.json]
-                           [--dry-run] ...
+                           [--register NAME] [--dry-run] ...
 
 PRESET is one of: tiny (built-in base, offline, CPU), mvtec-sd15 (the paper). Every setting
 has a dotted name, as --optim.steps 100. FILE.json holds settings that replace the preset's.
+--register NAME registers the finished run as launch.register does (docs/registry.md).
 --dry-run prints the resolved config, what a batch and an epoch are, parameters and memory by
 ZeRO stage, and what would be downloaded; it needs neither weights nor cluster nor data.
 """
@@ -13,44 +14,54 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from acontrol.config import RunConfig, UserError, explain
 from acontrol.presets import PRESETS, preset
+from acontrol.registry.card import check_model_name
 from launch.entry import main, parse
+from launch.register import register
 
 PROG = "python -m launch.train"
+Config = TypeVar("Config", bound=RunConfig)
 
 
 def read_config(
     args: Sequence[str], prog: str = PROG, description: str | None = __doc__
 ) -> RunConfig:
-    """Preset, then --config, then single options."""
-    if not args or args[0].startswith("-"):
-        if "-h" in args or "--help" in args:
-            args = ["tiny", *args]
-        else:
-            raise UserError(f"name a preset first, one of: {', '.join(PRESETS)}")
-    default = preset(args[0])
-    rest = list(args[1:])
-    rest = [part for arg in rest for part in _split_config(arg)]
+    """Preset, then --config, then single options; --config alone needs no preset."""
+    return read_config_of(RunConfig, args, prog, description)
+
+
+def read_config_of(
+    kind: type[Config], args: Sequence[str], prog: str, description: str | None
+) -> Config:
+    """``read_config`` for a command with settings of its own besides a run's."""
+    rest = [part for arg in args for part in _split(arg, "--config")]
+    if rest and not rest[0].startswith("-"):
+        default = kind.model_validate(preset(rest[0]).model_dump())
+        prog = f"{prog} {rest.pop(0)}"
+    elif {"--config", "-h", "--help"} & set(rest):  # A run's own config needs no preset.
+        default = kind()
+    else:
+        raise UserError(f"name a preset first, one of: {', '.join(PRESETS)}")
     if "--config" in rest:
         place = rest.index("--config")
         if place + 1 == len(rest):
             raise UserError("--config needs a file")
         default = _from_file(Path(rest[place + 1]), default)
         del rest[place : place + 2]
-    return parse(
-        RunConfig, rest, prog=f"{prog} {args[0]}", description=description, default=default
-    )
+    return parse(kind, rest, prog=prog, description=description, default=default)
 
 
-def _split_config(arg: str) -> list[str]:
-    return ["--config", arg.removeprefix("--config=")] if arg.startswith("--config=") else [arg]
+def _split(arg: str, option: str) -> list[str]:
+    """--option=VALUE as two arguments."""
+    return [option, arg.removeprefix(f"{option}=")] if arg.startswith(f"{option}=") else [arg]
 
 
-def _from_file(path: Path, default: RunConfig) -> RunConfig:
+def _from_file(path: Path, default: Config) -> Config:
     """The preset with what the file says on top, group by group."""
     merged = default.model_dump()
     try:
@@ -60,7 +71,7 @@ def _from_file(path: Path, default: RunConfig) -> RunConfig:
         for name, value in said.items():
             both = isinstance(value, dict) and isinstance(merged.get(name), dict)
             merged[name] = {**merged[name], **value} if both else value
-        return RunConfig.model_validate(merged)
+        return type(default).model_validate(merged)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
     except ValueError as error:
@@ -72,8 +83,10 @@ def _from_file(path: Path, default: RunConfig) -> RunConfig:
 def run(args: Sequence[str]) -> None:
     """Train and say where the result is."""
     rest = [arg for arg in args if arg != "--dry-run"]
+    is_dry = len(rest) < len(args)
+    rest, name = _take_register(rest)
     config = read_config(rest)
-    if len(rest) < len(args):
+    if is_dry:
         from acontrol.train.dryrun import describe
 
         for line in describe(config):
@@ -94,7 +107,23 @@ def run(args: Sequence[str]) -> None:
     else:
         print(f"Look at it:  mlflow ui --backend-store-uri {uri}")
     print(f"Draw with it:  python -m launch.generate --model {folder} --data ROOT --out DIR")
+    if name is not None:
+        register(folder, name, config.tracking.uri)
     print(f"Adapter: {folder / 'adapter'}")
+
+
+def _take_register(args: Sequence[str]) -> tuple[list[str], str | None]:
+    """Take --register NAME out of the arguments, refusing a bad name before any training."""
+    rest = [part for arg in args for part in _split(arg, "--register")]
+    if "--register" not in rest:
+        return rest, None
+    place = rest.index("--register")
+    if place + 1 == len(rest):
+        raise UserError("--register needs a model's name")
+    name = rest[place + 1]
+    check_model_name(name)
+    del rest[place : place + 2]
+    return rest, name
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("acontrol", "launch")
+PACKAGES = ("acontrol", "launch", "tune")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 
 # Modules low in the list may import those above, of the same entry or higher.
@@ -38,16 +38,35 @@ ORDER = [
     {"acontrol.pipeline"},
     {"acontrol.generation"},
     {"acontrol.train"},
+    {"acontrol.registry"},
     {"acontrol.pretrain"},
     {"launch"},
+    {"tune"},
 ]
 HOMES = {
-    "ray": tuple(
-        f"acontrol.train.{name}"
-        for name in ("cluster", "driver", "failures", "fit", "observer", "precompute", "rank")
+    "ray": (
+        *(
+            f"acontrol.train.{name}"
+            for name in (
+                "cluster",
+                "driver",
+                "failures",
+                "fit",
+                "observer",
+                "precompute",
+                "rank",
+            )
+        ),
+        *(f"tune.{name}" for name in ("sweep", "trial", "watcher")),
     ),
     "deepspeed": ("acontrol.train.engine",),
-    "mlflow": ("acontrol.train.tracking",),
+    "mlflow": (
+        "acontrol.train.tracking",
+        *(
+            f"acontrol.registry.{name}."
+            for name in ("package", "promote", "pull", "register", "server", "serving")
+        ),
+    ),
     "webdataset": ("acontrol.data.",),
     "tyro": ("launch.",),
 }

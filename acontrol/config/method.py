@@ -26,7 +26,7 @@ class AseaConfig(Settings):
 
     steps: int = Field(3, ge=0, le=50, description="T_g, gradient steps on e_g; 0 is off.")
     step_size: float = Field(
-        0.05,
+        0.02,
         gt=0,
         description="Alpha. With rule 'normalized' the length of a step as a share of |e_v|; "
         "with 'gd' the factor of Eq. 4, which must be large (1e3 on a small VLM); with 'adam' "

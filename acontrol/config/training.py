@@ -160,6 +160,12 @@ class ValidationConfig(Settings):
         0, ge=0, description="Steps between validations; 0: hold nothing out, validate never."
     )
     share: float = Field(0.1, gt=0, lt=1, description="Share of the samples that is held out.")
+    drawings: int = Field(
+        0,
+        ge=0,
+        description="Held-out defects that each validation draws anew in their place, with the "
+        "samples' steps and guidance, to log how alike they look (guided_agreement); 0: none.",
+    )
 
 
 class TrackingConfig(Settings):
@@ -172,6 +178,9 @@ class TrackingConfig(Settings):
     )
     experiment: str = Field("acontrol", min_length=1, description="Experiment's name.")
     run_name: str | None = Field(None, description="Run's name; by default the output's.")
+    parent_run: str | None = Field(
+        None, description="Id of the MLflow run that this one is shown under, as in a sweep."
+    )
     system_metrics: bool = Field(
         False, description="Log processor, memory, disk and GPU use of every node."
     )

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,17 @@ FORWARDED = (
 
 
 @contextlib.contextmanager
-def joined_cluster(cluster: ClusterConfig) -> Iterator[None]:
+def joined_cluster(
+    cluster: ClusterConfig, *, packages: Sequence[Path] = (), show_output: bool = True
+) -> Iterator[None]:
     """Join the cluster of RAY_ADDRESS or of `ray start`, or start one; leave it at the end.
 
     A cluster that another launch started for itself is left alone.
+
+    Args:
+        cluster: What workers want, for a cluster that is started.
+        packages: Folders that tasks import from besides acontrol.
+        show_output: Whether what workers print appears here.
 
     Raises:
         UserError: If RAY_ADDRESS names a cluster that does not answer.
@@ -47,12 +54,17 @@ def joined_cluster(cluster: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": show_output, "logging_level": logging.ERROR}
     named = os.environ.get("RAY_ADDRESS")
     found = named or (CURRENT_CLUSTER.read_text().strip() if CURRENT_CLUSTER.exists() else "")
     if found and _answers(found):
         # Other nodes may hold no acontrol or another one. A Ray job brings its folder itself.
-        brought = {} if in_ray_job() else {"py_modules": [str(Path(acontrol.__file__).parent)]}
+        modules = [Path(acontrol.__file__).parent, *packages]
+        brought = {
+            "py_modules": [str(one) for one in modules],
+            "env_vars": worker_environment(on_gpus=True),
+        }
+        brought = {} if in_ray_job() else brought
         ray.init(address=found, runtime_env=brought, **quiet)
     elif named:
         raise UserError(f"RAY_ADDRESS {named}: no cluster answers there")

@@ -13,11 +13,12 @@ import fcntl
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ray.train
 from pydantic import ValidationError
+from ray.train import UserCallback
 
 from acontrol import base as base_models
 from acontrol.config import RunConfig, UserError
@@ -47,8 +48,12 @@ class TrainingStoppedError(Exception):
         self.status = status
 
 
-def run_training(config: RunConfig) -> Path:
+def run_training(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> Path:
     """Train, or continue, the run in ``config.output``; returns its folder.
+
+    Args:
+        config: The run.
+        callbacks: Of Ray Train, told of the workers' reports.
 
     Raises:
         UserError: If something about the config, the data or the base must be put right.
@@ -66,7 +71,7 @@ def run_training(config: RunConfig) -> Path:
     if config.init is not None and not Path(config.init, "config.json").is_file():
         raise UserError(f"init {config.init}: no adapter there (it holds config.json)")
     digest = base_models.digest(config.base)
-    with _only_launch(run):
+    with only_launch(run):
         bundle = newest_bundle(run)
         if bundle is not None:
             _check_continues(bundle, config, reader.index.digest, digest)
@@ -77,7 +82,8 @@ def run_training(config: RunConfig) -> Path:
             # A kill may have come between the last bundle and this.
             export_adapter(bundle.path, run / "adapter")
         else:
-            _train(config, run, tracker, digest, has_features(config, reader, digest))
+            features = has_features(config, reader, digest)
+            _train(config, run, tracker, digest, features, callbacks)
         tracker.finish("FINISHED")
     return run
 
@@ -96,7 +102,12 @@ def has_features(config: RunConfig, reader: ShardReader, digest: str) -> bool:
 
 
 def _train(
-    config: RunConfig, run: Path, tracker: Tracker, digest: str, has_features: bool
+    config: RunConfig,
+    run: Path,
+    tracker: Tracker,
+    digest: str,
+    has_features: bool,
+    callbacks: Sequence[UserCallback],
 ) -> None:
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     folder = run / LAUNCHES / name
@@ -107,7 +118,7 @@ def _train(
     launch = Launch(config, folder, uri, tracker.run_id, digest, progress, has_features)
     try:
         with joined_cluster(config.cluster):
-            fit(launch)
+            fit(launch, callbacks)
     except KeyboardInterrupt:
         bundle = newest_bundle(run)
         if bundle is not None and bundle.state.step >= config.optim.steps:
@@ -124,7 +135,7 @@ def _train(
 
 
 @contextlib.contextmanager
-def _only_launch(run: Path) -> Iterator[None]:
+def only_launch(run: Path) -> Iterator[None]:
     """Keep a second launch out of the run's folder for as long as this one is in it.
 
     Raises:

@@ -2,9 +2,10 @@
 
 import signal
 import threading
+from collections.abc import Sequence
 
 import ray.train
-from ray.train import FailureConfig, ScalingConfig
+from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from acontrol.config import ClusterConfig
@@ -13,8 +14,12 @@ from acontrol.train.failures import StopOnUserError
 from acontrol.train.worker import Launch, run_worker
 
 
-def fit(launch: Launch) -> None:
+def fit(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:
     """Train on the joined cluster, until the last step or a wish to stop.
+
+    Args:
+        launch: What to train.
+        callbacks: Of Ray Train, told of the workers' reports.
 
     Raises:
         KeyboardInterrupt: If SIGINT or SIGTERM asked to stop.
@@ -31,7 +36,7 @@ def fit(launch: Launch) -> None:
             name=launch.folder.name,
             storage_path=str(launch.folder.parent),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[StopOnUserError()],
+            callbacks=[StopOnUserError(), *callbacks],
             worker_runtime_env={"env_vars": worker_environment(on_gpus)},
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),

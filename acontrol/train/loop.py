@@ -41,6 +41,19 @@ class StepReport:
     learning_rate: float
 
 
+@dataclass(frozen=True)
+class Validation:
+    """Means over the held-out samples, each with its own fixed noise and timestep.
+
+    Attributes:
+        loss: Of Eq. (6), without condition dropout.
+        energy: E of Eq. (3) after ASEA.
+    """
+
+    loss: float
+    energy: float
+
+
 class Observer(Protocol):
     """What happens around the steps. Every rank calls each method equally often."""
 
@@ -50,7 +63,7 @@ class Observer(Protocol):
     def on_checkpoint(self, report: StepReport) -> None:
         """When a bundle is due."""
 
-    def on_validation(self, step: int, loss: float) -> None:
+    def on_validation(self, step: int, found: Validation) -> None:
         """After a validation."""
 
     def on_samples(self, step: int) -> None:
@@ -153,19 +166,22 @@ NO_DROPOUT = DropoutConfig(text=0, semantic=0, both=0)
 
 
 @torch.no_grad()
-def validate(model: AnomalyControl, stream: TrainingStream, engine: AdapterEngine) -> float:
-    """Mean of Eq. (6) over the held-out samples, each with its own fixed noise and timestep.
+def validate(
+    model: AnomalyControl, stream: TrainingStream, engine: AdapterEngine
+) -> Validation:
+    """Go through the held-out samples without training on them.
 
     Ranks share the samples and make equally many passes; where the samples do not divide, what
     comes after the last one is not counted.
     """
     per_rank = engine.config.micro_batch_size
     passes = math.ceil(len(stream) / (per_rank * engine.world_size))
-    total, count = torch.zeros(2, device=model.device)
+    loss, energy, count = torch.zeros(3, device=model.device)
     for batch in stream.batches(0, per_rank, engine.rank, engine.world_size, passes):
         losses = model(batch, engine.project, seed=stream.seed, dropout=NO_DROPOUT)
         counted = [row for row, place in enumerate(batch.positions) if place < len(stream)]
-        total += losses.per_sample[counted].sum()
+        loss += losses.per_sample[counted].sum()
+        energy += losses.energy_after[counted].sum()
         count += len(counted)
-    mean_total, mean_count = engine.mean([total, count])
-    return mean_total / mean_count
+    mean_loss, mean_energy, mean_count = engine.mean([loss, energy, count])
+    return Validation(mean_loss / mean_count, mean_energy / mean_count)

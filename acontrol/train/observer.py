@@ -13,9 +13,10 @@ from ray.train import CheckpointUploadMode
 from acontrol import base as base_models
 from acontrol.data.stream import TrainingStream
 from acontrol.sga import SemanticAdapter
+from acontrol.train.agreement import guided_agreement
 from acontrol.train.checkpoint import TrainState, export_adapter, prune, write_bundle
 from acontrol.train.engine import AdapterEngine, AdapterState
-from acontrol.train.loop import StepReport
+from acontrol.train.loop import StepReport, Validation
 from acontrol.train.samples import sample_grid
 from acontrol.train.tracking import Tracker
 from acontrol.train.worker import Launch, RunRecord
@@ -41,10 +42,13 @@ class RunObserver:
         stream: TrainingStream,
         engine: AdapterEngine,
         start: int,
+        held: TrainingStream | None = None,
     ):
-        """Take the run's parts, and the steps already taken."""
+        """Take the run's parts, the steps already taken, and the held-out samples."""
         self.launch, self.config, self.run = launch, launch.config, run
         self.base, self.adapter, self.stream, self.engine = base, adapter, stream, engine
+        self.held = held
+        self.validated: dict[str, float] = {}
         self.tracker = (
             Tracker(launch.tracking_uri, launch.mlflow_run) if engine.rank == 0 else None
         )
@@ -83,10 +87,18 @@ class RunObserver:
             if report.step == self.config.optim.steps:
                 self.bar.close()
 
-    def on_validation(self, step: int, loss: float) -> None:
-        """Log a validation."""
+    def on_validation(self, step: int, found: Validation) -> None:
+        """Log a validation; rank 0 draws what is asked for, the others help to gather."""
+        self.validated = {"validation_loss": found.loss, "validation_energy": found.energy}
+        drawings = self.config.validation.drawings
+        if drawings and self.held is not None:
+            weights = self.engine.weights()
+            if self.tracker is not None:
+                self.validated["guided_agreement"] = guided_agreement(
+                    self.base, self.adapter, weights, self.held, self.config
+                )
         if self.tracker is not None:
-            self.tracker.log_metrics({"validation_loss": loss}, step)
+            self.tracker.log_metrics(self.validated, step)
 
     def should_stop(self) -> bool:
         """Whether the driver asks for it; rank 0 looks."""
@@ -117,7 +129,7 @@ class RunObserver:
                 )
                 sys.stdout.flush()
         ray.train.report(
-            {"step": report.step, "loss": report.loss},
+            {"step": report.step, "loss": report.loss, **self.validated},
             checkpoint=checkpoint,
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )

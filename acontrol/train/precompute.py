@@ -58,6 +58,7 @@ def _run_tasks(
         num_gpus=share.pop("GPU", 0),
         memory=share.pop("memory", None),
         resources=share,
+        scheduling_strategy="DEFAULT",  # Also in a trial, which is held to its own reservation.
         runtime_env={"env_vars": worker_environment(on_gpus)},
     )
     waiting, running = deque(missing), set[ray.ObjectRef]()

@@ -48,7 +48,9 @@ def train_rank(launch: Launch) -> None:
         engine.world_size,
         (config.optim.steps - start) * config.optim.accumulation,
     )
-    observer = RunObserver(launch, run, base, adapter, stream, engine, start)
+    if engine.rank == 0:
+        _note_reservation(launch)
+    observer = RunObserver(launch, run, base, adapter, stream, engine, start, held)
     with contextlib.ExitStack() as around:
         if config.tracking.system_metrics and ray.train.get_context().get_local_rank() == 0:
             tracker = observer.tracker or Tracker(launch.tracking_uri, launch.mlflow_run)
@@ -57,6 +59,13 @@ def train_rank(launch: Launch) -> None:
         if config.profile and engine.rank == 0:
             observer.profiler = around.enter_context(_profiler(config, launch.folder))
         train(model, batches, engine, config, observer, start=start, validation=held)
+
+
+def _note_reservation(launch: Launch) -> None:
+    """Write down what is reserved for the workers, since Ray may leave it behind."""
+    group = ray.util.get_current_placement_group()
+    if group is not None:
+        launch.reserved_file.write_text(group.id.hex())
 
 
 def _agreed_bundle(run: Path) -> Bundle | None:

@@ -34,10 +34,7 @@ def sample_grid(
         stream: Where references come from.
         config: The run.
     """
-    copy = SemanticAdapter(**{name: adapter.config[name] for name in _settings(adapter)})
-    copy.load_state_dict(dict(weights))
-    pipeline = AnomalyControlPipeline.from_base(base, copy.to(base.unet.device).eval())
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = sampler(base, adapter, weights)
     count = min(config.samples.count, len(stream.reader))
     batch = collate([stream.pixels(position) for position in range(count)], Batch)
     references = pictures(batch.reference_image)
@@ -61,6 +58,17 @@ def sample_grid(
         for reference, mask, picture in zip(references, masks, drawn, strict=True)
     ]
     return contact_sheet(rows, ["reference", "mask", "sample"], batch.caption)
+
+
+def sampler(
+    base: BaseModels, adapter: SemanticAdapter, weights: Mapping[str, Tensor]
+) -> AnomalyControlPipeline:
+    """A silent pipeline over the training's own base, with other weights in the adapter."""
+    copy = SemanticAdapter(**{name: adapter.config[name] for name in _settings(adapter)})
+    copy.load_state_dict(dict(weights))
+    pipeline = AnomalyControlPipeline.from_base(base, copy.to(base.unet.device).eval())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def _settings(adapter: SemanticAdapter) -> list[str]:

@@ -15,6 +15,7 @@ import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 from acontrol._version import __version__
@@ -37,7 +38,12 @@ def named_uri(config: RunConfig) -> str | None:
 
 def tracking_uri(config: RunConfig, run: Path) -> str:
     """The named server or database, else one in the run's folder."""
-    return named_uri(config) or f"sqlite:///{run.resolve() / 'mlflow.db'}"
+    return named_uri(config) or own_database(run)
+
+
+def own_database(run: Path) -> str:
+    """Where MLflow is for a run that names no server."""
+    return f"sqlite:///{run.resolve() / 'mlflow.db'}"
 
 
 class Tracker:
@@ -78,6 +84,7 @@ class Tracker:
             config.tracking.run_name or run.resolve().name,
             known,
             artifacts=None if named_uri(config) else run.resolve() / "artifacts",
+            parent=config.tracking.parent_run,
         )
         if known is None:
             tracker.describe(json.loads(config.model_dump_json()))
@@ -85,7 +92,13 @@ class Tracker:
 
     @classmethod
     def open(
-        cls, uri: str, experiment: str, run_name: str, known: str | None, artifacts: Path | None
+        cls,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        known: str | None,
+        artifacts: Path | None,
+        parent: str | None = None,
     ) -> "Tracker":
         """Open an MLflow run by its id, or make one.
 
@@ -95,6 +108,8 @@ class Tracker:
             run_name: Of a new run.
             known: Id of an earlier run to go on with.
             artifacts: Where a new experiment keeps its files, for a local database.
+            parent: Id of the run that this one is nested in. Under it a name stands for one
+                run, so that a launch killed before it noted its run's id finds it again.
 
         Raises:
             UserError: If the tracking server cannot be reached or refuses.
@@ -111,7 +126,11 @@ class Tracker:
                 experiment_id = client.create_experiment(
                     experiment, artifact_location=artifacts.as_uri() if artifacts else None
                 )
-            created = client.create_run(experiment_id, run_name=run_name)
+            tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+            if parent and (before := _nested(client, experiment_id, parent, run_name)):
+                client.update_run(before, status="RUNNING")
+                return cls(uri, before)
+            created = client.create_run(experiment_id, run_name=run_name, tags=tags)
             return cls(uri, created.info.run_id)
         except MlflowException as error:
             reason = " ".join(str(error).split())[:300]
@@ -176,6 +195,33 @@ class Tracker:
         """Close the run: FINISHED, FAILED or KILLED."""
         self.flush()
         self.client.set_terminated(self.run_id, status)
+
+
+def close_nested(
+    uri: str, experiment: str, parent: str, run_name: str, status: str, tags: Mapping[str, str]
+) -> None:
+    """Give a run in another one its end, whoever began it, also if nobody did.
+
+    Bookkeeping alone: what cannot be sent is said and lost.
+    """
+    try:
+        tracker = Tracker.open(uri, experiment, run_name, None, None, parent=parent)
+        for name, value in tags.items():
+            tracker.client.set_tag(tracker.run_id, name, value)
+        tracker.finish(status)
+    except (MlflowException, UserError) as error:
+        log.warning("MLflow did not close %s: %s", run_name, str(error)[:200])
+
+
+def _nested(
+    client: mlflow.MlflowClient, experiment_id: str, parent: str, run_name: str
+) -> str | None:
+    """Id of the run of this name in another one."""
+    query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'"
+    for run in client.search_runs([experiment_id], query, max_results=50_000):
+        if run.info.run_name == run_name:
+            return str(run.info.run_id)
+    return None
 
 
 def git_commit() -> str | None:

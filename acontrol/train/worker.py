@@ -29,6 +29,11 @@ class Launch:
         """Its presence asks the workers to stop after a bundle."""
         return self.folder / "stop"
 
+    @property
+    def reserved_file(self) -> Path:
+        """Holds the id of Ray's placement group, in which the workers are."""
+        return self.folder / "placement-group"
+
 
 class RunRecord(Settings):
     """RUN/run.json: who is at work here, and where MLflow has the run.

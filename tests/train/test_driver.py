@@ -103,9 +103,9 @@ def test_resources_come_from_the_command_line() -> None:
 def test_a_second_launch_is_kept_out(tmp_path) -> None:
     run = tmp_path / "run"
     kept_out = pytest.raises(UserError, match="another launch")
-    with driver._only_launch(run), kept_out, driver._only_launch(run):
+    with driver.only_launch(run), kept_out, driver.only_launch(run):
         pass
-    with driver._only_launch(run):
+    with driver.only_launch(run):
         pass
 
 

@@ -16,7 +16,14 @@ from acontrol.diffusion import draw, dropped_conditions
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
 from acontrol.train.engine import AdapterEngine
-from acontrol.train.loop import NO_DROPOUT, NonFiniteLossError, StepReport, train, validate
+from acontrol.train.loop import (
+    NO_DROPOUT,
+    NonFiniteLossError,
+    StepReport,
+    Validation,
+    train,
+    validate,
+)
 from tests.train.ranks import run_ranks
 
 
@@ -39,9 +46,9 @@ class Notes:
     def on_step(self, report: StepReport) -> None:
         self.reports.append(report)
 
-    def on_validation(self, step: int, loss: float) -> None:
+    def on_validation(self, step: int, found: Validation) -> None:
         self.told.append(("validation", step))
-        self.validations.append(loss)
+        self.validations.append(found.loss)
 
     def on_samples(self, step: int) -> None:
         self.told.append(("samples", step))
@@ -84,7 +91,7 @@ def run(shards: str, **changes) -> dict[str, object]:
     model, stream, held = setting(shards, **changes)
     engine = AdapterEngine(model.adapter, model.config, None)
     optim = model.config.optim
-    first = validate(model, held, engine)
+    first = validate(model, held, engine).loss
     batches = stream.batches(0, model.config.micro_batch_size, 0, 1, 4 * optim.accumulation)
     batches = (batch for batch in batches if time.sleep(pause) is None)
     notes = Notes(stop_at)

@@ -1,0 +1,177 @@
+"""Check the folder of a registered model, without executing anything in it."""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from acontrol.config import Settings, UserError, explain
+from acontrol.registry.card import (
+    ALLOWED,
+    CARD,
+    CONFIG,
+    MANIFEST,
+    MAX_BYTES,
+    MLMODEL,
+    REQUIRED,
+    WEIGHTS,
+    AdapterFile,
+    Manifest,
+    MlmodelFile,
+    ModelCard,
+)
+from acontrol.sga import SemanticAdapter
+
+Checked = TypeVar("Checked", bound=Settings)
+
+
+def check_model(
+    folder: Path, manifest_sha256: str | None = None, ignored: Collection[str] = ()
+) -> ModelCard:
+    """Check every file of a registered model: names, sums, schemas and shapes.
+
+    Args:
+        folder: The model's folder, all of it here.
+        manifest_sha256: Of the manifest, as the registry has it; None skips that check.
+        ignored: Names of further files that may lie there, and are not looked at.
+
+    Returns:
+        The model card.
+
+    Raises:
+        UserError: At the first thing that is not as it must be; names it.
+    """
+    names = _files(folder) - set(ignored)
+    check_names(names)
+    manifest = read_json(folder, MANIFEST, Manifest)
+    if manifest_sha256 is not None and sha256(folder / MANIFEST) != manifest_sha256:
+        raise UserError(f"{MANIFEST}: its sha256 is not the one that the registry has")
+    if unlisted := (names - {MANIFEST}) ^ set(manifest.files):
+        raise UserError(
+            f"{MANIFEST}: {min(unlisted)!r} is either not listed or not there; nothing is used"
+        )
+    for name, expected in sorted(manifest.files.items()):
+        path = folder / name
+        if path.stat().st_size != expected.size or sha256(path) != expected.sha256:
+            raise UserError(f"{name}: its sha256 is not the one in {MANIFEST}")
+    _check_mlmodel(folder)
+    config = read_json(folder, CONFIG, AdapterFile)
+    card = read_json(folder, CARD, ModelCard)
+    if card.adapter != config.card:
+        raise UserError(f"{CARD}: describes another adapter than {CONFIG}")
+    if card.weights_sha256 != manifest.files[WEIGHTS].sha256:
+        raise UserError(f"{CARD}: weights_sha256 is not that of {WEIGHTS}")
+    check_weights(folder / WEIGHTS, config)
+    return card
+
+
+def check_names(names: Collection[str]) -> None:
+    """Refuse a model with a file that none of ours has, or without one that all have.
+
+    Raises:
+        UserError: Names the file.
+    """
+    for name in sorted(names):
+        if name not in ALLOWED:
+            raise UserError(f"{name!r} is no file of an acontrol model; nothing is used")
+    if missing := REQUIRED - set(names):
+        raise UserError(f"the model has no {min(missing)}")
+
+
+def check_weights(path: Path, config: AdapterFile) -> None:
+    """Compare a safetensors file's header with what the adapter's config says.
+
+    Raises:
+        UserError: If it is no safetensors file, or a name, shape or type differs.
+    """
+    with torch.device("meta"):
+        adapter = SemanticAdapter(config.layers, config.semantic_dim, config.mode)
+    expected = {name: list(value.shape) for name, value in adapter.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as weights:
+            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
+            found = {name: one.get_shape() for name, one in slices.items()}
+            types = {one.get_dtype() for one in slices.values()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{WEIGHTS}: is no safetensors file: {error}") from error
+    if found != expected or types != {"F32"}:
+        raise UserError(
+            f"{WEIGHTS}: holds {_few(found)} of {', '.join(sorted(types))}, but {CONFIG} "
+            f"needs {_few(expected)} of F32"
+        )
+
+
+def read_json(folder: Path, name: str, kind: type[Checked]) -> Checked:
+    """Read a JSON file of a model and check it.
+
+    Raises:
+        UserError: If it is missing or not what ``kind`` says.
+    """
+    try:
+        return kind.model_validate_json((folder / name).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{folder / name}: does not exist") from None
+    except ValidationError as error:
+        raise UserError(f"{name}: {explain(error)[:500]}") from error
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, by which a small file can become a huge object."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias")
+        return super().compose_node(parent, index)
+
+
+def _check_mlmodel(folder: Path) -> None:
+    try:
+        # _PlainLoader is a SafeLoader: it makes plain values only.
+        said = yaml.load((folder / MLMODEL).read_bytes(), Loader=_PlainLoader)
+        # Through JSON, so that a YAML date is no string.
+        MlmodelFile.model_validate_json(json.dumps(said))
+    except ValidationError as error:
+        raise UserError(f"{MLMODEL}: {explain(error)[:500]}") from error
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{MLMODEL}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _files(folder: Path) -> set[str]:
+    """Names of all files under a folder, of which none may be a link or too large."""
+    found = set()
+    for place, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            path = Path(place, name)
+            relative = path.relative_to(folder).as_posix()
+            status = path.lstat()
+            if stat.S_ISLNK(status.st_mode):
+                raise UserError(f"{relative!r} is a symbolic link; nothing is used")
+            if stat.S_ISDIR(status.st_mode):
+                if not any(allowed.startswith(f"{relative}/") for allowed in ALLOWED):
+                    raise UserError(f"{relative!r} is no folder of an acontrol model")
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{relative!r} is no plain file")
+            if status.st_size > MAX_BYTES.get(relative, 2**63):
+                raise UserError(f"{relative!r} is too large: {status.st_size} bytes")
+            found.add(relative)
+    return found
+
+
+def _few(shapes: dict[str, list[int]]) -> str:
+    shown = [f"{name} {shape}" for name, shape in sorted(shapes.items())[:3]]
+    return ", ".join(shown) + (", ..." if len(shapes) > 3 else "")

@@ -1,0 +1,134 @@
+"""Fetch a registered model as an adapter folder, executing nothing of it.
+
+Nothing the server says is used as a path: it may only name the files that our models have, and
+these are fetched one by one into a scratch folder, checked there, and renamed into place.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from urllib.parse import urlparse
+
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+from acontrol.config import UserError
+from acontrol.registry.card import (
+    ALLOWED,
+    CARD,
+    CONFIG,
+    GRID,
+    MAX_BYTES,
+    README,
+    WEIGHTS,
+    ModelCard,
+    check_model_name,
+)
+from acontrol.registry.folder import check_model, check_names
+from acontrol.registry.server import (
+    MANIFEST_TAG,
+    client_of,
+    reaching,
+    version_of,
+)
+
+# Stores that only hold files; others that MLflow knows go through code of their own.
+STORES = ("", "file", "mlflow-artifacts", "s3", "gs", "wasbs", "abfss", "r2", "b2")
+MODEL_URI = re.compile(r"^models:/([^/@]+)(?:@([A-Za-z0-9_-]+)|/(\d+))$")
+
+
+def is_model_uri(text: str) -> bool:
+    """Whether it is meant as a registered model."""
+    return text.startswith("models:")
+
+
+def pull(model_uri: str, out: Path, uri: str) -> ModelCard:
+    """Fetch a model into ``out``, as an adapter folder with its model card.
+
+    Args:
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
+        out: Folder to create.
+        uri: MLflow server or database.
+
+    Returns:
+        The model card.
+
+    Raises:
+        UserError: If there is no such model, a file is not as it must be, or ``out`` holds
+            something. Then nothing is written.
+    """
+    found = MODEL_URI.match(model_uri)
+    if found is None:
+        raise UserError(f"{model_uri}: need models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = found.groups()
+    check_model_name(name)
+    with reaching(uri):
+        client = client_of(uri)
+        version = version_of(client, name, alias, number)
+        if version is None:
+            raise UserError(f"{model_uri}: no such model on the MLflow server")
+        vouched = version.tags.get(MANIFEST_TAG)
+        if vouched is None:
+            raise UserError(
+                f"{model_uri}: version {version.version} has no tag {MANIFEST_TAG}; only "
+                "models of launch.register are pulled"
+            )
+        source = client.get_model_version_download_uri(name, version.version)
+        repository = _repository(source, uri)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as scratch:
+        fetched, ready = Path(scratch, "model"), Path(scratch, "adapter")
+        fetched.mkdir()
+        with reaching(uri):
+            _fetch(repository, fetched)
+        card = check_model(fetched, vouched)
+        ready.mkdir()
+        for file in (CONFIG, WEIGHTS, CARD, README, GRID):
+            if (fetched / file).exists():
+                shutil.move(fetched / file, ready / Path(file).name)
+        if out.exists():
+            out.rmdir()
+        os.rename(ready, out)
+    return card
+
+
+def _repository(source: str, uri: str) -> ArtifactRepository:
+    if urlparse(source).scheme not in STORES:
+        raise UserError(f"the model's files are at {source!r}, a place that is not read from")
+    return get_artifact_repository(source, tracking_uri=uri, registry_uri=uri)
+
+
+def _fetch(repository: ArtifactRepository, target: Path) -> None:
+    if isinstance(repository, LocalArtifactRepository):
+        for name in sorted(ALLOWED):
+            _refuse_links(Path(repository.artifact_dir), name)
+    names = _listed(repository)
+    check_names(names)
+    for name in sorted(names):
+        (target / name).parent.mkdir(exist_ok=True)
+        # Not download_artifacts, which asks again whether the name is a folder.
+        repository._download_file(name, str(target / name))
+
+
+def _listed(repository: ArtifactRepository) -> set[str]:
+    """Every file that the store says the model has, refused where it is too large."""
+    names = set()
+    for file in [*repository.list_artifacts(), *repository.list_artifacts("adapter")]:
+        if file.is_dir and file.path == "adapter":
+            continue
+        limit = MAX_BYTES.get(file.path)
+        if limit is not None and (file.file_size or 0) > limit:
+            raise UserError(f"{file.path!r} is too large: {file.file_size} bytes")
+        names.add(file.path)
+    return names
+
+
+def _refuse_links(folder: Path, name: str) -> None:
+    path = folder
+    for part in Path(name).parts:
+        path = path / part
+        if path.is_symlink():
+            raise UserError(f"{name!r} is a symbolic link; nothing is used")

@@ -1,0 +1,77 @@
+"""The model card as a page."""
+
+from acontrol.config import BUILT_IN, AdapterCard
+from acontrol.registry.card import GRID, ModelCard
+
+# What the makers of well-known bases say; --licence adds what only the user knows.
+KNOWN_LICENCES = {
+    BUILT_IN: "Base: ships with acontrol, Apache-2.0.",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "Base: Stable Diffusion 1.5, CreativeML "
+    "Open RAIL-M, whose use restrictions pass on to adapters and to what they draw.",
+    "Salesforce/blip2-itm-vit-g": "Vision-language model: BLIP-2, MIT.",
+}
+UNKNOWN = "Base: {path}; its licence is not known to acontrol."
+DATA = (
+    "Training data: its licence holds for the model too; MVTec AD, for one, is CC BY-NC-SA "
+    "4.0, not for commercial use."
+)
+
+
+def licence_notes(adapter: AdapterCard) -> list[str]:
+    """What is known of the licences of an adapter's base and data."""
+    paths = [path for path in (adapter.base.path, adapter.base.vlm_path) if path is not None]
+    notes = [KNOWN_LICENCES.get(path, UNKNOWN.format(path=path)) for path in paths]
+    return [*notes, DATA]
+
+
+def readme(card: ModelCard, *, has_grid: bool) -> str:
+    """The card in Markdown."""
+    adapter = card.adapter
+    rows = [
+        ("Base", _where(adapter.base.path, adapter.base.revision)),
+        ("Vision-language model", _where(adapter.base.vlm_path, adapter.base.vlm_revision)),
+        ("Base, sha256", adapter.base_digest),
+        ("Weights, sha256", card.weights_sha256),
+        ("Data, sha256 of the index", adapter.data_digest),
+        ("Split", f"`{adapter.split}` images of each defect"),
+        ("Resolution", f"{adapter.resolution} px"),
+        ("Steps, seed", f"{adapter.steps}, {adapter.seed}"),
+        (
+            "ASEA",
+            f"T_g {adapter.asea.steps}, alpha {adapter.asea.step_size}, "
+            f"{adapter.asea.rule}, {adapter.asea.map}, {adapter.asea.solver}",
+        ),
+        ("Gamma", f"{adapter.sga.scale:g}"),
+        ("MLflow run", card.run),
+        ("acontrol", f"{adapter.acontrol_version}, commit {card.commit or 'unknown'}"),
+    ]
+    lines = [
+        f"# {card.name}",
+        "",
+        "An AnomalyControl adapter: it draws defects from a reference, a text and a mask.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *(f"| {name} | {value} |" for name, value in rows),
+        "",
+        "## Metrics",
+        "",
+        "Last values of the run.",
+        "",
+        "| metric | value |",
+        "| --- | --- |",
+        *(f"| {name} | {value:.6g} |" for name, value in sorted(card.metrics.items())),
+        "",
+        "## Licences",
+        "",
+        *(f"- {note}" for note in card.licences),
+    ]
+    if has_grid:
+        lines += ["", "## Samples", "", f"![Reference, mask and sample]({GRID})"]
+    return "\n".join(lines) + "\n"
+
+
+def _where(path: str | None, revision: str | None) -> str:
+    if path is None:
+        return "in the base's folder `vlm`"
+    return f"`{path}`" + (f" at `{revision}`" if revision else "")

@@ -1,0 +1,213 @@
+"""Register a finished run's adapter as a new version of a model."""
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
+from pydantic import ValidationError
+
+from acontrol.config import RunConfig, UserError, explain
+from acontrol.registry.card import WEIGHTS, AdapterFile, ModelCard, check_model_name
+from acontrol.registry.folder import read_json, sha256
+from acontrol.registry.package import package
+from acontrol.registry.readme import licence_notes
+from acontrol.registry.server import (
+    BASE_TAG,
+    CANDIDATE,
+    DATA_TAG,
+    MANIFEST_TAG,
+    WEIGHTS_TAG,
+    client_of,
+    reaching,
+)
+from acontrol.train.tracking import Tracker, own_database
+from acontrol.train.worker import RunRecord
+
+COMMIT_TAG = "mlflow.source.git.commit"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of a model, and where."""
+
+    name: str
+    version: str
+    uri: str
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run's folder whose training is done."""
+
+    folder: Path
+    config: RunConfig
+    adapter: AdapterFile
+    record: RunRecord
+
+    @property
+    def own_uri(self) -> str:
+        """Where MLflow has the run."""
+        return self.record.mlflow_uri or own_database(self.folder)
+
+
+def register_run(
+    run: Path, name: str, uri: str | None = None, licences: Sequence[str] = ()
+) -> Registered:
+    """Register a finished run's adapter, and give it the alias ``candidate``.
+
+    The same weights are registered once: asked again, their version becomes the candidate.
+
+    Args:
+        run: The run's output folder.
+        name: The model's name; made if it is new.
+        uri: MLflow server or database; by default the one that has the run. On another one
+            a run is made with this one's settings and last metrics.
+        licences: Notes for the card, beside what is known of the base.
+
+    Raises:
+        UserError: If the run is not finished or not whole, or the server refuses.
+    """
+    check_model_name(name)
+    finished = read_run(run)
+    target = uri or finished.own_uri
+    weights = sha256(run / WEIGHTS)
+    with reaching(finished.own_uri):
+        source = client_of(finished.own_uri)
+        original = source.get_run(finished.record.mlflow_run)
+    with reaching(target):
+        client = client_of(target)
+        found = client.search_model_versions(f"name = '{name}'")
+        for known in found:
+            if known.tags.get(WEIGHTS_TAG) == weights:
+                client.set_registered_model_alias(name, CANDIDATE, known.version)
+                return Registered(name, str(known.version), target, is_new=False)
+    with tempfile.TemporaryDirectory(prefix="acontrol-register-") as scratch:
+        model = Path(scratch, "model")
+        model.mkdir()
+        with reaching(finished.own_uri):
+            grid = _last_grid(source, original, Path(scratch))
+        with reaching(target):
+            here = original if target == finished.own_uri else _copy(finished, original, target)
+            card = ModelCard(
+                name=name,
+                adapter=finished.adapter.card,
+                weights_sha256=weights,
+                run=here.info.run_id,
+                commit=original.data.tags.get(COMMIT_TAG),
+                metrics=metrics_of(original),
+                licences=[*licences, *licence_notes(finished.adapter.card)],
+            )
+            manifest = package(model, run / "adapter", card, grid)
+            version = _create(client, here, name, model, manifest, card)
+    return Registered(name, version, target, is_new=True)
+
+
+def read_run(run: Path) -> FinishedRun:
+    """Read a run's folder.
+
+    Raises:
+        UserError: If it is none, or its training is not done.
+    """
+    record = RunRecord.read(run)
+    if record is None:
+        raise UserError(f"{run}: no run's output folder (it has no run.json)")
+    try:
+        config = RunConfig.model_validate_json((run / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{run}/config.json: does not exist") from None
+    except ValidationError as error:
+        raise UserError(f"{run}/config.json: {explain(error)}") from error
+    if not (run / "adapter" / "config.json").is_file():
+        raise UserError(f"{run}: this run has no checkpoint yet")
+    adapter = read_json(run, "adapter/config.json", AdapterFile)
+    if adapter.card.steps < config.optim.steps:
+        raise UserError(
+            f"{run}: not finished, it has {adapter.card.steps} of {config.optim.steps} steps; "
+            "the launch.train command that began it continues it"
+        )
+    return FinishedRun(run, config, adapter, record)
+
+
+def metrics_of(run: Run) -> dict[str, float]:
+    """The last value of each metric of the model; not the machine's."""
+    return {
+        name: value
+        for name, value in sorted(run.data.metrics.items())
+        if not name.startswith("system/") and abs(value) < float("inf")
+    }
+
+
+def _last_grid(client: mlflow.MlflowClient, run: Run, scratch: Path) -> Path | None:
+    """Fetch the newest grid, which MLflow names samples%step%<n>%...png."""
+    steps = {}
+    for file in client.list_artifacts(run.info.run_id, "images"):
+        found = re.match(
+            r"images/samples[^0-9a-z]+step[^0-9a-z]+(\d+)[^0-9].*\.png$", file.path
+        )
+        if found:
+            steps[int(found[1])] = file.path
+    if not steps:
+        return None
+    return Path(
+        client.download_artifacts(run.info.run_id, steps[max(steps)], dst_path=str(scratch))
+    )
+
+
+def _copy(finished: FinishedRun, original: Run, uri: str) -> Run:
+    """Make a run with the settings and last metrics of one that another server has."""
+    tracking = finished.config.tracking
+    tracker = Tracker.open(uri, tracking.experiment, original.info.run_name, None, None)
+    tracker.client.set_tag(tracker.run_id, "copied_from", original.info.run_id)
+    tracker.describe(json.loads(finished.config.model_dump_json()))
+    if commit := original.data.tags.get(COMMIT_TAG):
+        tracker.client.set_tag(tracker.run_id, COMMIT_TAG, commit)
+    last = finished.adapter.card.steps
+    values = metrics_of(original).items()
+    tracker.client.log_batch(
+        tracker.run_id,
+        metrics=[
+            Metric(name, value, original.info.end_time or 0, last) for name, value in values
+        ],
+    )
+    tracker.finish("FINISHED")
+    return tracker.client.get_run(tracker.run_id)
+
+
+def _create(
+    client: mlflow.MlflowClient,
+    run: Run,
+    name: str,
+    folder: Path,
+    manifest: str,
+    card: ModelCard,
+) -> str:
+    """Upload a packaged model and make the version that points to it."""
+    # Named by its contents: another version's files are never written over.
+    place = f"{name}-{manifest[:12]}"
+    client.log_artifacts(run.info.run_id, str(folder), place)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = client.create_model_version(
+        name,
+        f"{run.info.artifact_uri}/{place}",
+        run_id=run.info.run_id,
+        tags={
+            MANIFEST_TAG: manifest,
+            WEIGHTS_TAG: card.weights_sha256,
+            DATA_TAG: card.adapter.data_digest,
+            BASE_TAG: card.adapter.base_digest,
+        },
+        description=(folder / "README.md").read_text()[:5000],
+    ).version
+    client.set_registered_model_alias(name, CANDIDATE, version)
+    return str(version)

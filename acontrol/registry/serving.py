@@ -1,0 +1,84 @@
+"""A registered model behind ``mlflow.pyfunc.load_model`` and ``mlflow models serve``.
+
+MLmodel names this module as its loader. It comes from the installed package, so what the
+model's folder holds is checked and read, never executed.
+"""
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+from acontrol.base import quieten
+from acontrol.config import UserError
+from acontrol.generation.draw import load_pipeline
+from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.registry.folder import check_model
+from acontrol.registry.requests import Drawing, Sampling, encode, read_params, read_rows
+
+BASE_PATH = "ACONTROL_BASE_PATH"  # Where the base is on this machine, if not where it was.
+
+
+class ServedModel:
+    """Draws a request's rows one by one, so that a row's PNG depends on that row alone."""
+
+    def __init__(self, pipeline: AnomalyControlPipeline):
+        """Take the pipeline."""
+        self.pipeline = pipeline
+        self.defaults = Sampling(semantic_scale=pipeline.card.sga.scale)
+        # MLflow's server calls predict from several threads, and a sampler has a state.
+        self._one_at_a_time = threading.Lock()
+
+    def predict(
+        self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Draw: a column ``image`` of base64 PNG, a row for each row of the input.
+
+        Raises:
+            MlflowException: If the request is bad; the server answers 400 with its words.
+        """
+        try:
+            drawings = read_rows(model_input.to_dict(orient="records"))
+            sampling = read_params(params, self.defaults)
+            for drawing in drawings:
+                self.pipeline.semantics.read([drawing.reference_phrase])
+        except ValueError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+        with self._one_at_a_time:
+            images = [encode(self._draw(drawing, sampling)) for drawing in drawings]
+        return pd.DataFrame({"image": images})
+
+    def _draw(self, drawing: Drawing, sampling: Sampling) -> Any:
+        return self.pipeline(
+            [drawing.prompt],
+            [drawing.reference_image],
+            [drawing.reference_mask],
+            [drawing.reference_phrase],
+            [drawing.image],
+            [drawing.mask_image],
+            **vars(sampling),
+            generator=[torch.Generator().manual_seed(drawing.seed)],
+        ).images[0]
+
+
+def _load_pyfunc(path: str) -> ServedModel:
+    """MLflow's entry: check the folder, load the adapter on its base."""
+    quieten()
+    # MLflow writes its own note beside a model that it fetched from a registry.
+    check_model(Path(path), ignored=("registered_model_meta",))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        pipeline, _ = load_pipeline(
+            os.path.join(path, "adapter"), os.environ.get(BASE_PATH), device
+        )
+    except UserError as error:
+        words = str(error).replace("--base-path", BASE_PATH)
+        raise UserError(words) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return ServedModel(pipeline)

@@ -1,0 +1,51 @@
+"""Fetch a registered model as an adapter folder, executing nothing of it.
+
+    python -m launch.pull models:/NAME@ALIAS --out DIR [--tracking.uri URI]
+
+Checks every file's name, sum, schema and shapes first. DIR is what launch.generate --model and
+launch.train --init take.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from acontrol.config import Settings
+from launch.entry import main, parse
+from launch.register import ServerOptions
+
+PROG = "python -m launch.pull"
+
+
+class PullCommand(Settings):
+    """Options of launch.pull."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="models:/NAME@ALIAS")] = (
+        Field(description="The model, by alias or as models:/NAME/VERSION.")
+    )
+    out: Path = Field(description="Folder to create.")
+    tracking: ServerOptions = ServerOptions()
+
+
+def run(args: Sequence[str]) -> None:
+    """Fetch, check, and say where it is."""
+    command = parse(PullCommand, args, prog=PROG, description=__doc__)
+
+    from acontrol.generation.draw import check_empty
+    from acontrol.registry.pull import pull
+    from acontrol.registry.server import server_uri
+
+    check_empty(command.out)
+    card = pull(command.model, command.out, server_uri(command.tracking.uri))
+    print(f"{card.name}, weights {card.weights_sha256[:12]}, run {card.run}")
+    print(
+        f"Draw with it:  python -m launch.generate --model {command.out} --data ROOT --out DIR"
+    )
+    print(f"Adapter: {command.out}")
+
+
+if __name__ == "__main__":
+    main(run)

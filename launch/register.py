@@ -1,0 +1,67 @@
+"""Register a finished run's adapter as a new version of a model, with its model card.
+
+    python -m launch.register RUN NAME [--licence NOTE ...] [--tracking.uri URI]
+
+The version gets the alias "candidate"; launch.promote compares it with the champion. It goes
+to the MLflow server that has the run, unless another one is named.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from acontrol.config import Settings, UserError
+from launch.entry import main, parse
+
+PROG = "python -m launch.register"
+
+
+class ServerOptions(Settings):
+    """Which MLflow server."""
+
+    uri: str | None = Field(
+        None, description="Tracking server or database; by default MLFLOW_TRACKING_URI."
+    )
+
+
+class RegisterCommand(Settings):
+    """Options of launch.register."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Field(
+        description="The run's output folder."
+    )
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = Field(
+        description="The model's name; made if it is new."
+    )
+    licence: tuple[str, ...] = Field(
+        (), description="Notes on licences for the card, as your data's."
+    )
+    tracking: ServerOptions = ServerOptions()
+
+
+def run(args: Sequence[str]) -> None:
+    """Register and say what is next."""
+    command = parse(RegisterCommand, args, prog=PROG, description=__doc__)
+    if not command.run.is_dir():
+        raise UserError(f"{command.run}: no such folder")
+    register(command.run, command.name, command.tracking.uri, command.licence)
+
+
+def register(folder: Path, name: str, uri: str | None, licences: Sequence[str] = ()) -> None:
+    """Register a run's folder; launch.train --register does it too."""
+    from acontrol.registry.register import register_run
+
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+    done = register_run(folder, name, uri, licences)
+    if not done.is_new:
+        print(f"These weights are version {done.version} already")
+    print(f"Make it the champion:  python -m launch.promote {name}")
+    print(f"Registered: models:/{name}/{done.version} (alias candidate)")
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,220 @@
+"""Register, promote, pull, generate: against a real MLflow server."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+from PIL import Image
+
+from acontrol.config import UserError
+from acontrol.registry.promote import promote
+from acontrol.registry.pull import pull
+from acontrol.registry.register import register_run
+from launch import generate, register, train
+from launch import promote as promote_command
+from launch import pull as pull_command
+from tests.launch.test_errors import error_of
+
+
+def drawn(model: object, data: Path, out: Path) -> dict[str, bytes]:
+    """Everything that launch.generate writes."""
+    generate.run(
+        [
+            *("--model", str(model), "--data", str(data), "--out", str(out), "--steps", "3"),
+            *("--category", "wood", "--defect", "crack", "--count", "2"),
+        ]
+    )
+    return {
+        file.relative_to(out).as_posix(): file.read_bytes()
+        for file in out.rglob("*")
+        if file.is_file()
+    }
+
+
+def test_from_a_run_to_a_pulled_champion_every_byte_is_kept(
+    server: str,
+    finished_run: Callable[..., Path],
+    built_in_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = finished_run(uri=server)
+    register.run([str(run), "life", "--licence", "Data: ours alone."])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "Registered: models:/life/1 (alias candidate)"
+    promote_command.run(["life", "--tracking.uri", server])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        "life version 1: no champion so far, nothing to compare with",
+        "Champion: models:/life@champion",
+    ]
+    out = tmp_path / "pulled"
+    pull_command.run(["models:/life@champion", "--out", str(out), "--tracking.uri", server])
+    assert capsys.readouterr().out.splitlines()[-1] == f"Adapter: {out}"
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        assert (out / name).read_bytes() == (run / "adapter" / name).read_bytes()
+    page = (out / "README.md").read_text()
+    for words in ("Data: ours alone.", "Apache-2.0", "1" * 64, "validation_loss | 0.1 |"):
+        assert words in page
+    # The last step's grid, not another one.
+    assert Image.open(io.BytesIO((out / "samples.png").read_bytes())).getpixel((0, 0)) == (
+        10,
+        0,
+        0,
+    )
+    expected = drawn(run, built_in_data, tmp_path / "of-run")
+    assert drawn(out, built_in_data, tmp_path / "of-pulled") == expected
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    named = drawn("models:/life@champion", built_in_data, tmp_path / "of-name")
+    assert named == expected
+    assert sum(name.endswith(".png") for name in expected) == 4
+    # And training takes it to start from: the complaint is about the data, not about it.
+    words = error_of(
+        train.run,
+        "tiny",
+        "--init",
+        out,
+        "--data.shards",
+        "/nowhere",
+        "--output",
+        tmp_path / "r",
+    )
+    assert "/nowhere" in words
+
+
+def test_a_registered_model_is_data(server: str, finished_run: Callable[..., Path]) -> None:
+    register_run(finished_run(uri=server), "data")
+    client = mlflow.MlflowClient(server, server)
+    version = client.get_model_version_by_alias("data", "candidate")
+    place = version.source.rsplit("/", 1)[1]
+    names = [
+        file.path.removeprefix(f"{place}/")
+        for folder in (place, f"{place}/adapter")
+        for file in client.list_artifacts(version.run_id, folder)
+    ]
+    assert sorted(names) == [
+        "MLmodel",
+        "README.md",
+        "adapter",
+        "adapter/config.json",
+        "adapter/diffusion_pytorch_model.safetensors",
+        "card.json",
+        "input_example.json",
+        "manifest.json",
+        "samples.png",
+        "serving_input_example.json",
+    ]
+    assert version.tags["data_digest"] == "1" * 64
+
+
+def test_the_same_weights_are_registered_once(
+    server: str, finished_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished_run(uri=server)
+    register.run([str(run), "once"])
+    register.run([str(run), "once"])
+    printed = capsys.readouterr().out.splitlines()
+    assert "These weights are version 1 already" in printed
+    assert printed[-1] == "Registered: models:/once/1 (alias candidate)"
+
+
+def test_a_run_of_another_server_is_copied(server: str, own_run: Path, tmp_path: Path) -> None:
+    register_run(own_run, "copied", server)
+    client = mlflow.MlflowClient(server, server)
+    version = client.get_model_version_by_alias("copied", "candidate")
+    copy = client.get_run(version.run_id)
+    assert copy.data.metrics == {"validation_loss": 0.1}
+    assert copy.data.params["optim.steps"] == "10"
+    assert pull("models:/copied/1", tmp_path / "out", server).metrics == copy.data.metrics
+
+
+def test_a_run_registers_where_it_is(own_run: Path, tmp_path: Path) -> None:
+    done = register_run(own_run, "own")
+    assert done.uri == f"sqlite:///{own_run}/mlflow.db"
+    assert pull("models:/own@candidate", tmp_path / "out", done.uri).name == "own"
+
+
+def test_the_champion_goes_only_to_a_better_one(
+    server: str, finished_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "contest"
+    losses = {"first": 0.3, "worse": 0.4, "better": 0.2}
+    champions = []
+    for number, (label, loss) in enumerate(losses.items()):
+        run = finished_run(
+            label, server, seed=number, metrics={"validation_loss": loss, "kid": loss}
+        )
+        register_run(run, name)
+        decision = promote(name, server)
+        assert decision.promoted == (label != "worse")
+        champions.append(
+            mlflow.MlflowClient(server, server)
+            .get_model_version_by_alias(name, "champion")
+            .version
+        )
+    assert [int(one) for one in champions] == [1, 1, 3]
+    assert decision.reason == (
+        "contest version 3: validation_loss 0.2 is better than 0.3 of the champion, version 1 "
+        "(lower is better)"
+    )
+    assert "already" in promote(name, server).reason
+    with pytest.raises(SystemExit) as stop:
+        promote_command.run([name, "--version", "2", "--tracking.uri", server])
+    assert stop.value.code == 1
+    assert "0.4 is not better than 0.2" in capsys.readouterr().out
+    assert promote(name, server, version="2", metric="kid", higher_is_better=True).promoted
+    assert promote(name, server, version="1", force=True).reason.endswith("nothing compared")
+    with pytest.raises(UserError, match="its run has no fid"):
+        promote(name, server, version="3", metric="fid")
+
+
+def test_losses_on_other_data_do_not_compare(
+    server: str, finished_run: Callable[..., Path]
+) -> None:
+    metrics = {"validation_loss": 0.3, "kid": 0.1}
+    register_run(finished_run("a", server, seed=1, metrics=metrics), "data-moves")
+    promote("data-moves", server)
+    other = finished_run("b", server, seed=2, metrics=metrics, data_digest="2" * 64)
+    register_run(other, "data-moves")
+    with pytest.raises(UserError, match="do not compare: data_digest differ"):
+        promote("data-moves", server)
+    assert not promote("data-moves", server, metric="kid").promoted
+
+
+def test_what_cannot_be_registered_is_said(
+    server: str, finished_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert "no such folder" in error_of(register.run, tmp_path / "none", "x")
+    assert "no run.json" in error_of(register.run, tmp_path, "x")
+    short = finished_run("short", server, steps=4)
+    assert "it has 4 of 10 steps" in error_of(register.run, short, "x")
+    assert "need letters" in error_of(register.run, short, "a/b")
+    assert "need letters" in error_of(train.run, "tiny", "--register", "../x")
+    damaged = finished_run("damaged", server)
+    file = damaged / "adapter" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"semantic_dim": 65}))
+    assert "needs proj.weight" in error_of(register.run, damaged, "x")
+    with pytest.raises(UserError, match="no version with alias 'candidate'"):
+        promote("x", server)
+
+
+def test_what_cannot_be_pulled_is_said(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    out = tmp_path / "out"
+    args = ("--out", out, "--tracking.uri", server)
+    assert "no such model" in error_of(pull_command.run, "models:/none@champion", *args)
+    assert "no such model" in error_of(pull_command.run, "models:/none/3", *args)
+    assert "need models:/" in error_of(pull_command.run, "models:/a/b/c", *args)
+    assert "need models:/" in error_of(pull_command.run, "runs:/a/b", *args)
+    assert "--tracking.uri" in error_of(pull_command.run, "models:/a@b", "--out", out)
+    away = ("--out", out, "--tracking.uri", "http://me:secret@127.0.0.1:9")
+    message = error_of(pull_command.run, "models:/a@b", *away)
+    assert "MLflow at http://127.0.0.1:9" in message
+    assert "secret" not in message
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,63 @@
+"""The metric that ranks trials which differ in their dropout rates."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from acontrol.base import BaseModels, built_in_adapter, load_base
+from acontrol.config import BaseConfig, DataConfig
+from acontrol.data.mvtec import open_folder
+from acontrol.data.reader import ShardReader
+from acontrol.data.shards import write_shards
+from acontrol.data.stream import TrainingStream, held_out
+from acontrol.presets import preset
+from acontrol.sga import SemanticAdapter
+from acontrol.train.agreement import defect_features, guided_agreement
+
+
+@pytest.fixture(scope="module")
+def trained() -> BaseModels:
+    return load_base(BaseConfig())
+
+
+@pytest.fixture(scope="module")
+def held(built_in_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingStream:
+    out = tmp_path_factory.mktemp("agreement") / "s"
+    write_shards(open_folder(built_in_data).labelled("all"), out, split="all")
+    reader = ShardReader(str(out))
+    some = held_out(reader.index, 0.5)
+    return TrainingStream(reader, DataConfig(resolution=64), seed=0, reference_px=64, used=some)
+
+
+def test_what_carries_the_reference_agrees_more(
+    trained: BaseModels, held: TrainingStream
+) -> None:
+    tiny = preset("tiny")
+    config = tiny.model_copy(
+        update={
+            "validation": tiny.validation.model_copy(update={"drawings": 6}),
+            "samples": tiny.samples.model_copy(update={"steps": 10}),
+        }
+    )
+    adapter = SemanticAdapter.from_pretrained(built_in_adapter())
+    weights = {name: one.clone() for name, one in adapter.state_dict().items()}
+    noise = torch.Generator().manual_seed(0)
+    nonsense = {name: torch.randn(one.shape, generator=noise) for name, one in weights.items()}
+    shipped = guided_agreement(trained, adapter, weights, held, config)
+    assert shipped == guided_agreement(trained, adapter, weights, held, config)
+    assert -1 <= guided_agreement(trained, adapter, nonsense, held, config) < shipped <= 1
+    # The adapter that is training is left as it was.
+    for name, one in adapter.state_dict().items():
+        assert torch.equal(one, weights[name])
+
+
+def test_only_what_is_in_the_mask_counts_most(
+    trained: BaseModels, held: TrainingStream
+) -> None:
+    samples = [held.reader.read(held.pair(place)[0]) for place in range(2)]
+    images, masks = [one.image for one in samples], [one.mask for one in samples]
+    found = defect_features(trained, images, masks)
+    assert found.shape == (2, trained.vlm.config.vision_config.hidden_size)
+    assert torch.equal(found, defect_features(trained, images, masks))
+    assert not torch.allclose(found, defect_features(trained, images, masks[::-1]))

@@ -1,0 +1,102 @@
+"""A sweep on a real Ray cluster, killed in its course and continued by the same command."""
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import shard
+from tests.launch import commands
+from tune.record import Outcome, Sweep
+
+TRIALS = 4
+
+
+@pytest.fixture(scope="module")
+def shards(built_in_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sweep") / "shards"
+    shard.run([str(built_in_data), "--out", str(out), "--split", "all", "--shard-size", "5"])
+    return out
+
+
+def options(shards: Path, output: Path) -> list[object]:
+    return [
+        *("tiny", "--data.shards", shards, "--output", output, "--optim.steps", 4),
+        *("--optim.batch-size", 4, "--samples.steps", 2, "--validation.drawings", 2),
+        *("--cluster.num-workers", 1, "--max-concurrent", 2, "--scheduler", "none"),
+        # The last learning rate makes a trial fail: its loss is not finite.
+        *("--search", "grid", "--no-default-space", "--space", "asea.steps=0,1"),
+        "optim.learning_rate=1e-3,1e30",
+    ]
+
+
+def ended(folder: Path) -> dict[Path, int]:
+    """When each file was written of trials that have ended: another go would write anew."""
+    return {
+        file: file.stat().st_mtime_ns
+        for outcome in folder.glob("trials/*/outcome.json")
+        for file in outcome.parent.rglob("*")
+        if file.is_file()
+    }
+
+
+def test_a_killed_sweep_goes_on_where_it_was(shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    first = commands.start("tune.search", *options(shards, folder))
+    end = time.monotonic() + 300
+    while not ended(folder) and first.poll() is None and time.monotonic() < end:
+        time.sleep(0.2)
+    commands.kill_with_children(first)
+    outcomes = Sweep.read(folder).outcomes()
+    assert 0 < len(outcomes) < TRIALS
+    before = ended(folder)
+
+    done = commands.run("tune.search", *options(shards, folder))
+    assert done.returncode == 0, done.stderr
+    sweep = Sweep.read(folder)
+    outcomes = sweep.outcomes()
+    assert len(outcomes) == TRIALS
+    # No trial that had ended is repeated.
+    assert before.items() <= ended(folder).items()
+    failed = {name for name, one in outcomes.items() if one.status == "failed"}
+    assert {outcomes[name].values["optim.learning_rate"] for name in failed} == {1e30}
+    assert len(failed) == TRIALS // 2
+    assert all("the loss is nan" in outcomes[name].failure for name in failed)
+    for name in set(outcomes) - failed:
+        assert outcomes[name].status == "finished"
+        assert outcomes[name].metrics["step"] == 4
+
+    database = sqlite3.connect(folder / "mlflow.db")
+    nested = "select count(*) from tags where key = 'mlflow.parentRunId' and value = ?"
+    assert database.execute(nested, [sweep.parent_run]).fetchone() == (TRIALS,)
+    states = "select status, count(*) from runs group by status"
+    assert dict(database.execute(states)) == {"FINISHED": 3, "FAILED": 2}
+    database.close()
+    names = {"best.json", "trials.csv", "parallel-coordinates.png", "parameter-importance.png"}
+    assert names <= {one.name for one in folder.iterdir()}
+    logged = {one.name for one in (folder / "artifacts").rglob("*") if one.is_file()}
+    assert names <= logged
+
+    # The same command once more has nothing to do; another one is refused.
+    again = commands.run("tune.search", *options(shards, folder))
+    assert again.returncode == 0, again.stderr
+    assert before.items() <= ended(folder).items()
+    other = commands.run("tune.search", *options(shards, folder), "--optim.batch-size", 2)
+    assert other.returncode == 2
+    assert "holds another sweep (optim.batch_size: 4 -> 2)" in other.stderr
+
+    trained = commands.run(
+        *("launch.train", "--config", folder / "best.json"), "--output", tmp_path / "run"
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "run" / "adapter").is_dir()
+
+
+def test_an_outcome_that_was_cut_off_counts_as_none(tmp_path: Path) -> None:
+    outcome = Outcome(status="finished", values={"sga.scale": 1.0}, metrics={"step": 4.0})
+    outcome.write(tmp_path)
+    assert Outcome.read(tmp_path) == outcome
+    os.truncate(tmp_path / "outcome.json", 10)
+    assert Outcome.read(tmp_path) is None

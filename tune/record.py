@@ -1,0 +1,157 @@
+"""A sweep's folder, and what is written in it.
+
+SWEEP/
+  sweep.json         what is searched, how, and the MLflow parent run
+  trials/<id>/       one training run each, with outcome.json once it has ended
+  ray/               Ray Tune's own state, from which the same command continues
+  best.json          the best trial's config, for launch.train --config
+  trials.csv         every trial's values and metrics
+  *.png              parallel coordinates, parameter importance
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from acontrol.config import RunConfig, Settings, UserError, explain
+from acontrol.train.checkpoint import changed_settings
+from tune.objective import OBJECTIVES, Name
+from tune.space import Space, Value, in_words, with_values
+
+METRICS = ("step", "loss", *OBJECTIVES)
+
+
+class Sweep(Settings):
+    """What trials share; the same command must give the same to continue.
+
+    Attributes:
+        run: What a trial starts from; its output is the sweep's folder.
+        space: What differs.
+        mlflow_uri: Where all runs go.
+        parent_run: Id of the MLflow run that the trials' are nested in.
+    """
+
+    run: RunConfig
+    space: Space
+    objective: Name
+    search: str
+    scheduler: Literal["asha", "none"]
+    reduction: int = Field(ge=2)
+    trials: int = Field(ge=1)
+    mlflow_uri: str
+    parent_run: str
+
+    @property
+    def folder(self) -> Path:
+        """SWEEP."""
+        return Path(self.run.output or "")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Sweep | None":
+        """The sweep of a folder; None if there is none.
+
+        Raises:
+            UserError: If its record is damaged or of another version.
+        """
+        try:
+            return cls.model_validate_json((folder / "sweep.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise UserError(f"{folder}/sweep.json: {explain(error)}") from error
+
+    def write(self) -> None:
+        """Replace the record in one step."""
+        replace(self.folder / "sweep.json", self.model_dump_json(indent=1))
+
+    def changes(self, now: "Sweep") -> list[str]:
+        """What another sweep does differently, as "name: before -> now"."""
+        changes = changed_settings(self.run, now.run)
+        for group in ("checkpoint", "samples"):
+            before, after = getattr(self.run, group), getattr(now.run, group)
+            changes += [] if before == after else [f"{group}: {before!r} -> {after!r}"]
+        before_words, words = in_words(self.space), in_words(now.space)
+        for key in before_words | words:
+            before, after = before_words.get(key, "fixed"), words.get(key, "fixed")
+            changes += [] if before == after else [f"space {key}: {before} -> {after}"]
+        for name in ("objective", "search", "scheduler", "reduction", "trials", "mlflow_uri"):
+            before, after = getattr(self, name), getattr(now, name)
+            changes += [] if before == after else [f"{name}: {before} -> {after}"]
+        return changes
+
+    def trial_folder(self, trial: str) -> Path:
+        """Where a trial's run is."""
+        return self.folder / "trials" / trial
+
+    def trial_config(self, trial: str, values: Mapping[str, Value]) -> RunConfig:
+        """The run of a trial: the shared settings, its values, its place under the parent."""
+        tracking = self.run.tracking.model_copy(
+            update={
+                "uri": self.mlflow_uri,
+                "run_name": run_name(trial),
+                "parent_run": self.parent_run,
+            }
+        )
+        run = self.run.model_copy(
+            update={"output": str(self.trial_folder(trial)), "tracking": tracking}
+        )
+        return with_values(run, values)
+
+    def forget_failed(self) -> None:
+        """Let trials that failed have another go."""
+        for trial, outcome in self.outcomes().items():
+            if outcome.status == "failed":
+                (self.trial_folder(trial) / "outcome.json").unlink()
+
+    def outcomes(self) -> "dict[str, Outcome]":
+        """Of every trial that has ended, by its id."""
+        found = {}
+        for folder in sorted((self.folder / "trials").glob("*/")):
+            outcome = Outcome.read(folder)
+            if outcome is not None:
+                found[folder.name] = outcome
+        return found
+
+
+class Outcome(Settings):
+    """How a trial ended.
+
+    Attributes:
+        status: "finished" at its last step, "stopped" early by the scheduler, or "failed".
+        values: What the trial was given, by dotted key.
+        metrics: The last known, with "step" among them.
+        failure: What failed, in one line.
+    """
+
+    status: Literal["finished", "stopped", "failed"]
+    values: dict[str, Value]
+    metrics: dict[str, float]
+    failure: str | None = None
+
+    @classmethod
+    def read(cls, trial: Path) -> "Outcome | None":
+        """The outcome of a trial's folder; None while it has none that can be read."""
+        try:
+            return cls.model_validate_json((trial / "outcome.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def write(self, trial: Path) -> None:
+        """Write it in one step."""
+        trial.mkdir(parents=True, exist_ok=True)
+        replace(trial / "outcome.json", self.model_dump_json(indent=1))
+
+
+def run_name(trial: str) -> str:
+    """The name of a trial's MLflow run."""
+    return f"trial-{trial}"
+
+
+def replace(file: Path, text: str) -> None:
+    """Write a file so that it is there whole, or as before."""
+    partial = file.with_name(f".{file.name}")
+    partial.write_text(text)
+    os.replace(partial, file)

@@ -1,0 +1,250 @@
+"""What a sweep searches: values by dotted config key, as data.
+
+On the command line KEY=1,3,5 is a list, KEY=0.5:1.5 a range, KEY=log:1e-5:1e-3 one in which
+the logarithm is uniform, and KEY=3 a fixed value. A file holds the same as JSON: a list, or
+{"low": 0.5, "high": 1.5, "log": false}, or the command line's words.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError, model_validator
+
+from acontrol.config import RunConfig, Settings, UserError, explain
+
+Value = bool | int | float | str | None
+# What a run needs in order to be a trial, or where and how it runs: no hyperparameters.
+FIXED = (
+    *("output", "init", "profile", "base", "cluster", "checkpoint", "samples", "tracking"),
+    *("validation", "data.shards", "data.features", "data.cache_dir", "data.loader_workers"),
+)
+CHECKED = 4096  # Combinations that are tried against the config's own rules.
+
+
+class Choice(Settings):
+    """One of some values."""
+
+    values: tuple[Value, ...]
+
+    @model_validator(mode="after")
+    def _has_values(self) -> "Choice":
+        if not self.values:
+            raise ValueError("an empty list")
+        return self
+
+    @property
+    def marks(self) -> tuple[Value, ...]:
+        """What to check a config with."""
+        return self.values
+
+
+class Range(Settings):
+    """Any number from low to high, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    @model_validator(mode="after")
+    def _has_room(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError(f"an empty range: {self.low:g} is not under {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range must start above 0, not at {self.low:g}")
+        return self
+
+    @property
+    def marks(self) -> tuple[Value, ...]:
+        """What to check a config with."""
+        ends = (self.low, self.high)
+        return tuple(int(end) for end in ends) if self.whole else ends
+
+
+Domain = Choice | Range
+Space = dict[str, Domain]
+
+
+def default_space(run: RunConfig) -> Space:
+    """Gamma, T_g, alpha and the dropout rates.
+
+    T_g and alpha come from lists, so that trials which agree on both share precomputed
+    features. Alpha's unit depends on the step rule: its list is around the run's own.
+    """
+    alpha = run.asea.step_size
+    rates = Range(low=0.0, high=0.2)
+    return {
+        "sga.scale": Range(low=0.5, high=1.5),
+        "asea.steps": Choice(values=(1, 3, 5)),
+        "asea.step_size": Choice(values=tuple(float(f"{alpha * f:.3g}") for f in (0.5, 1, 2))),
+        "dropout.text": rates,
+        "dropout.semantic": rates,
+        "dropout.both": rates,
+    }
+
+
+def read_words(words: Sequence[str]) -> Space:
+    """Parse KEY=DOMAIN, as the command line has it.
+
+    Raises:
+        UserError: If one has no "=", names an unknown key, or is an empty range.
+    """
+    space: Space = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"--space {word}: need KEY=VALUES, as sga.scale=0.5:1.5")
+        key = _known(key.replace("-", "_"), "--space")
+        if key in space:
+            raise UserError(f"--space {key}: named twice")
+        space[key] = parse(key, text, "--space")
+    return space
+
+
+def read_file(path: Path) -> Space:
+    """Read a JSON object of domains by key.
+
+    Raises:
+        UserError: If it cannot be read, or as ``read_words``.
+    """
+    where = f"--space-file {path}"
+    try:
+        said = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{where}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{where}: no JSON: {error}") from error
+    if not isinstance(said, dict):
+        raise UserError(f"{where}: need a JSON object, got {type(said).__name__}")
+    return {_known(key, where): parse(key, value, where) for key, value in said.items()}
+
+
+def parse(key: str, said: Any, where: str) -> Domain:
+    """One domain, from the command line's words or from JSON.
+
+    Raises:
+        UserError: If it is no domain, or an empty one.
+    """
+    whole = _annotation(key) is int
+    try:
+        if isinstance(said, dict):
+            return Range(**{"whole": whole, **said})
+        if not isinstance(said, str):
+            return Choice(values=tuple(said) if isinstance(said, list) else (said,))
+        log = said.startswith("log:")
+        low, colon, high = said.removeprefix("log:").partition(":")
+        if not colon:
+            return Choice(values=tuple(_scalar(part) for part in said.split(",") if part))
+        return Range(low=_number(low, whole), high=_number(high, whole), log=log, whole=whole)
+    except ValidationError as error:
+        raise UserError(f"{where} {key}: {explain(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{where} {key}: {error}, got {said!r}") from error
+
+
+def check(run: RunConfig, space: Space) -> None:
+    """Try lists and ends of ranges, together, against the config's own rules.
+
+    Raises:
+        UserError: If the space is empty, or some values do not make a config.
+    """
+    if not space:
+        raise UserError("nothing to search: name keys with --space, as sga.scale=0.5:1.5")
+    for key, domain in space.items():
+        for value in domain.marks:
+            _try(run, {key: value})
+    # Together, the highest first: rates that are fine one by one can add up to too much.
+    marks = [reversed(domain.marks) for domain in space.values()]
+    for values in islice(product(*marks), CHECKED):
+        _try(run, dict(zip(space, values, strict=True)))
+
+
+def with_values(run: RunConfig, values: Mapping[str, Value]) -> RunConfig:
+    """The run with some settings replaced, by dotted key.
+
+    Raises:
+        ValidationError: If that is no config.
+    """
+    tree = run.model_dump()
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        place = tree
+        for group in groups:
+            place = place[group]
+        place[name] = value
+    return RunConfig.model_validate(tree)
+
+
+def keys(model: type[Settings] = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key that a sweep may search."""
+    found: list[str] = []
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        if key in FIXED:
+            continue
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            found += keys(kind, f"{key}.")
+        else:
+            found.append(key)
+    return found
+
+
+def in_words(space: Space) -> dict[str, str]:
+    """The space as the command line would say it."""
+    words = {}
+    for key, domain in space.items():
+        if isinstance(domain, Choice):
+            words[key] = ",".join(json.dumps(value).strip('"') for value in domain.values)
+        else:
+            log = "log:" if domain.log else ""
+            words[key] = f"{log}{domain.low:g}:{domain.high:g}"
+    return words
+
+
+def _known(key: str, where: str) -> str:
+    known = keys()
+    if key in known:
+        return key
+    if key.startswith(FIXED):
+        raise UserError(f"{where} {key}: is the same for all trials of a sweep")
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"{where} {key}: no such setting{hint}")
+
+
+def _annotation(key: str) -> Any:
+    model: Any = RunConfig
+    for part in key.split("."):
+        model = model.model_fields[part].annotation
+    return model
+
+
+def _try(run: RunConfig, values: Mapping[str, Value]) -> None:
+    try:
+        with_values(run, values)
+    except ValidationError as error:
+        said = ", ".join(f"{key} {value}" for key, value in values.items())
+        raise UserError(f"the search space allows {said}: {explain(error)}") from error
+
+
+def _number(text: str, whole: bool) -> float:
+    try:
+        return int(text) if whole else float(text)
+    except ValueError:
+        kind = "whole numbers" if whole else "numbers"
+        raise ValueError(f"a range is LOW:HIGH of {kind}") from None
+
+
+def _scalar(text: str) -> Value:
+    try:
+        value: Value = json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+    if isinstance(value, list | dict):
+        raise ValueError("a list holds numbers, words, true, false and null")
+    return value

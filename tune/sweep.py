@@ -1,0 +1,218 @@
+"""A sweep on a Ray cluster: the tuner, made or restored, and what is left of it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import BasicVariantGenerator, create_searcher
+
+import tune
+from acontrol import base as base_models
+from acontrol.config import ClusterConfig, UserError
+from acontrol.data.reader import ShardReader
+from acontrol.train.cluster import joined_cluster, uses_gpus, worker_resources
+from acontrol.train.driver import only_launch
+from acontrol.train.paths import absolute
+from acontrol.train.tracking import Tracker, named_uri, tracking_uri
+from tune.objective import OBJECTIVES
+from tune.record import Sweep
+from tune.report import write_report
+from tune.search import Plan
+from tune.space import Choice, Domain, in_words
+from tune.trial import run_trial
+from tune.watcher import SweepWatcher, close, release
+
+STATE = "ray"  # Ray Tune's folder in SWEEP.
+GENERATED = ("random", "grid")
+
+
+def run_sweep(plan: Plan) -> tuple[Path, bool]:
+    """Run, or continue, a sweep; returns its folder and whether all trials have ended.
+
+    Raises:
+        UserError: If something about the config, the data or the base must be put right, or no
+            trial finished.
+    """
+    base_models.quieten()
+    run = absolute(plan.run)
+    if run.output is None or run.data.shards is None:
+        raise UserError("--data.shards DIR and --output SWEEP are needed")
+    ShardReader(run.data.shards, run.data.cache_dir)
+    base_models.resolve(run.base)
+    folder = Path(run.output)
+    _check_searcher(plan)
+    if (folder / "run.json").is_file():
+        raise UserError(f"{folder} holds a training run: name another --output for the sweep")
+    with only_launch(folder):
+        plan.run = run
+        sweep, tracker = _opened(plan, folder)
+        if plan.config.retry_failed:
+            sweep.forget_failed()
+        if len(sweep.outcomes()) < sweep.trials:
+            _search(sweep, plan)
+        outcomes = sweep.outcomes()
+        for trial, outcome in outcomes.items():
+            close(sweep, trial, outcome)  # Whatever a dying process still wrote there.
+        whole = len(outcomes) >= sweep.trials
+        if not whole:
+            tracker.finish("KILLED")
+            return folder, False
+        try:
+            write_report(sweep, tracker)
+        except UserError:
+            tracker.finish("FAILED")
+            raise
+        tracker.finish("FINISHED")
+    return folder, True
+
+
+def _opened(plan: Plan, folder: Path) -> tuple[Sweep, Tracker]:
+    """The sweep of this folder, checked against the one asked for, and its MLflow run."""
+    before = Sweep.read(folder)
+    uri = tracking_uri(plan.run, folder)
+    tracker = Tracker.open(
+        uri,
+        plan.run.tracking.experiment,
+        plan.run.tracking.run_name or folder.name,
+        before.parent_run if before and before.mlflow_uri == uri else None,
+        None if named_uri(plan.run) else folder / "artifacts",
+        parent=plan.run.tracking.parent_run,
+    )
+    sweep = Sweep(
+        run=plan.run,
+        space=plan.space,
+        objective=plan.objective,
+        search=plan.config.search,
+        scheduler=plan.config.scheduler,
+        reduction=plan.config.reduction,
+        trials=plan.trials,
+        mlflow_uri=uri,
+        parent_run=tracker.run_id,
+    )
+    if before is None:
+        words = {key: value for key, value in in_words(sweep.space).items()}
+        searched = {"objective": sweep.objective, "trials": sweep.trials, "space": words}
+        tracker.describe({"sweep": searched, **json.loads(sweep.run.model_dump_json())})
+        sweep.write()
+    elif changes := before.changes(sweep):
+        raise UserError(
+            f"{folder} holds another sweep ({'; '.join(changes)}): name another --output, or "
+            "give the same settings to continue it"
+        )
+    return sweep, tracker
+
+
+def _search(sweep: Sweep, plan: Plan) -> None:
+    """Let Ray Tune run what is left of the sweep."""
+    cluster, at_once = sweep.run.cluster, plan.config.max_concurrent
+    # A cluster that is started gets room for what was asked for.
+    room = cluster.model_copy(update={"num_workers": cluster.num_workers * (at_once or 1)})
+    package = Path(tune.__file__).parent
+    with joined_cluster(room, packages=[package], show_output=False):
+        at_once = at_once or concurrency(cluster)
+        print(f"{sweep.trials} trials, {at_once} at a time", flush=True)
+        # A trial's own process only waits for its workers, who have reservations of their own;
+        # Ray refuses an empty one, so it reserves a byte.
+        trial = ray.tune.with_resources(
+            ray.tune.with_parameters(run_trial, sweep=sweep), {"memory": 1}
+        )
+        tuner = _tuner(sweep, plan, trial, at_once)
+        tuner.fit()
+        for name in sweep.outcomes():
+            release(sweep, name)
+
+
+def _tuner(sweep: Sweep, plan: Plan, trial: Any, at_once: int) -> ray.tune.Tuner:
+    space = {
+        key: _in_ray_words(domain, sweep.search == "grid")
+        for key, domain in sweep.space.items()
+    }
+    state = sweep.folder / STATE
+    if ray.tune.Tuner.can_restore(str(state)):
+        return ray.tune.Tuner.restore(
+            str(state),
+            trial,
+            resume_unfinished=True,
+            resume_errored=plan.config.retry_failed,
+            param_space=space,
+        )
+    objective = OBJECTIVES[sweep.objective]
+    return ray.tune.Tuner(
+        trial,
+        param_space=space,
+        tune_config=ray.tune.TuneConfig(
+            metric=sweep.objective,
+            mode=objective.mode,
+            num_samples=1 if sweep.search == "grid" else sweep.trials,
+            search_alg=searcher(
+                sweep.search, sweep.objective, objective.mode, sweep.run.seed, at_once
+            ),
+            scheduler=_scheduler(sweep),
+            # A generator of Ray's own keeps this itself, and Ray then leaves it alone.
+            max_concurrent_trials=None if sweep.search in GENERATED else at_once,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=STATE,
+            storage_path=str(sweep.folder),
+            callbacks=[SweepWatcher(sweep)],
+            verbose=0,
+        ),
+    )
+
+
+def searcher(name: str, metric: str, mode: str, seed: int, at_once: int = 0) -> Any:
+    """Ray Tune's searcher of this name, for so many trials at a time; 0 is any number.
+
+    Raises:
+        UserError: If there is none, or its package is not installed.
+    """
+    if name in GENERATED:
+        return BasicVariantGenerator(random_state=seed % 2**32, max_concurrent=at_once)
+    try:
+        return create_searcher(name, metric=metric, mode=mode, seed=seed % 2**32)
+    except ValueError as error:
+        raise UserError(f"--search {name}: {error}") from error
+    except (ImportError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or "its package is missing"
+        raise UserError(f"--search {name}: not installed ({reason})") from error
+
+
+def _check_searcher(plan: Plan) -> None:
+    mode = OBJECTIVES[plan.objective].mode
+    searcher(plan.config.search, plan.objective, mode, plan.run.seed)
+
+
+def _scheduler(sweep: Sweep) -> ASHAScheduler | None:
+    if sweep.scheduler == "none":
+        return None
+    steps = [sweep.run.optim.steps]
+    if "optim.steps" in sweep.space:
+        steps = [int(str(mark)) for mark in sweep.space["optim.steps"].marks]
+    return ASHAScheduler(
+        time_attr="step",
+        max_t=max(*steps, sweep.run.validation.every),
+        grace_period=sweep.run.validation.every,
+        reduction_factor=sweep.reduction,
+    )
+
+
+def _in_ray_words(domain: Domain, grid: bool) -> Any:
+    if isinstance(domain, Choice):
+        values = list(domain.values)
+        return ray.tune.grid_search(values) if grid else ray.tune.choice(values)
+    if domain.whole:
+        draw = ray.tune.lograndint if domain.log else ray.tune.randint
+        return draw(int(domain.low), int(domain.high) + 1)
+    return (ray.tune.loguniform if domain.log else ray.tune.uniform)(domain.low, domain.high)
+
+
+def concurrency(cluster: ClusterConfig) -> int:
+    """How many trials' workers fit into the joined cluster at once; at least one."""
+    there = ray.cluster_resources()
+    share = worker_resources(cluster, uses_gpus(cluster))
+    fits = [there.get(kind, 0) / (cluster.num_workers * each) for kind, each in share.items()]
+    return max(1, math.floor(min(fits)))

@@ -1,0 +1,107 @@
+"""One trial: a training run of its own, which tells Ray Tune how it goes.
+
+This runs in Ray Tune's actor, the one piece of our code outside acontrol that does.
+"""
+
+import fcntl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from acontrol import base as base_models
+from acontrol.config import RunConfig, UserError
+from acontrol.data.features import feature_folder
+from acontrol.data.reader import ShardReader
+from acontrol.train.driver import TrainingStoppedError, run_training
+from acontrol.train.precompute import precompute
+from acontrol.train.tracking import Tracker
+from acontrol.train.worker import RunRecord
+from tune.record import METRICS, Outcome, Sweep
+from tune.space import Value
+
+FAILURE = "failure.txt"
+
+
+class ReportBeforeTheEnd(TuneReportCallback):
+    """Hands reports on to Tune, but for the last step's.
+
+    That one comes from the trial once the run is whole: at it a scheduler may end the trial.
+    """
+
+    def __init__(self, last_step: int):
+        """Take the run's last step."""
+        super().__init__()
+        self.last_step = last_step
+
+    def after_report(
+        self,
+        run_context: object,
+        metrics: list[dict[str, Any]],
+        checkpoint: ray.train.Checkpoint | None,
+    ) -> None:
+        """Hand on rank 0's metrics."""
+        if metrics[0]["step"] < self.last_step:
+            super().after_report(run_context, metrics, checkpoint)
+
+
+def run_trial(values: Mapping[str, Value], sweep: Sweep) -> None:
+    """Train with these values, from where an earlier attempt at this trial got.
+
+    Args:
+        values: What Tune drew, by dotted key.
+        sweep: What all trials share.
+    """
+    trial = ray.tune.get_context().get_trial_id()
+    folder = sweep.trial_folder(trial)
+    before = Outcome.read(folder)
+    if before is not None:
+        # It had ended, but Tune was killed before it wrote that down.
+        if before.status == "failed":
+            raise RuntimeError(before.failure)
+        ray.tune.report(dict(before.metrics))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILURE).unlink(missing_ok=True)
+    try:
+        config = sweep.trial_config(trial, values)
+        if config.data.features is not None:
+            share_features(config)
+        run_training(config, [ReportBeforeTheEnd(config.optim.steps)])
+        ray.tune.report(last_metrics(config, folder))
+    except (UserError, TrainingStoppedError, OSError, RuntimeError, ValueError) as error:
+        (folder / FAILURE).write_text(" ".join(str(error).split()))
+        raise
+
+
+def share_features(config: RunConfig) -> None:
+    """Precompute what this trial needs, unless another one has or does."""
+    reader = ShardReader(config.data.shards or "", config.data.cache_dir)
+    features = feature_folder(config, reader, base_models.digest(config.base))
+    if features.why_not() is None:
+        return
+    features.root.mkdir(parents=True, exist_ok=True)
+    with (features.root / f".{features.digest}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if features.why_not() is not None:
+            precompute(config)
+
+
+def last_metrics(config: RunConfig, folder: Path) -> dict[str, float]:
+    """What MLflow has of the run's last step.
+
+    Raises:
+        UserError: If MLflow did not take it.
+    """
+    record = RunRecord.read(folder)
+    if record is None:
+        raise UserError(f"{folder}: no record of its run")
+    tracker = Tracker(config.tracking.uri or "", record.mlflow_run)
+    known = tracker.client.get_run(record.mlflow_run).data.metrics
+    found = {name: known[name] for name in METRICS if name in known}
+    if "validation_loss" not in found:
+        raise UserError(f"MLflow at {config.tracking.uri} lacks the run's last validation")
+    return {**found, "step": config.optim.steps}

@@ -1,0 +1,118 @@
+"""What the sweep's driver does as trials begin and end."""
+
+import time
+from typing import Any
+
+import ray
+import ray.tune
+from ray.tune.experiment import Trial
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from acontrol.train.tracking import close_nested
+from tune.record import METRICS, Outcome, Sweep, run_name
+from tune.trial import FAILURE
+
+# Ray Train's own cleaner takes back the workers of a trial that was ended early, as a rule
+# within seconds. It gives up where the cluster's control store answers late.
+PATIENCE_S = 15.0
+
+
+class SweepWatcher(ray.tune.Callback):
+    """Notes how trials end, in their folders and in MLflow, and what Ray leaves behind.
+
+    Ray keeps it in the sweep's saved state, so it holds data alone.
+    """
+
+    def __init__(self, sweep: Sweep):
+        """Take the sweep."""
+        self.sweep = sweep
+        self.ended: dict[str, float] = {}
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Say so."""
+        print(f"{run_name(trial.trial_id)}: {_words(trial.config)}", flush=True)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Note a trial that finished, or that the scheduler stopped."""
+        config = self.sweep.trial_config(trial.trial_id, trial.config)
+        metrics = _metrics(trial)
+        whole = metrics.get("step", 0) >= config.optim.steps
+        outcome = Outcome(
+            status="finished" if whole else "stopped", values=trial.config, metrics=metrics
+        )
+        self._note(trial, outcome)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Note a trial that failed."""
+        file = self.sweep.trial_folder(trial.trial_id) / FAILURE
+        failure = file.read_text() if file.exists() else "its process died"
+        self._note(
+            trial,
+            Outcome(
+                status="failed", values=trial.config, metrics=_metrics(trial), failure=failure
+            ),
+        )
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Take back what trials that ended a while ago still hold."""
+        now = time.monotonic()
+        due = [one for one, since in self.ended.items() if now - since > PATIENCE_S]
+        for trial in due:
+            del self.ended[trial]
+            release(self.sweep, trial)
+
+    def _note(self, trial: Trial, outcome: Outcome) -> None:
+        folder = self.sweep.trial_folder(trial.trial_id)
+        if Outcome.read(folder) is not None:  # Noted before the sweep was killed.
+            return
+        outcome.write(folder)
+        self.ended[trial.trial_id] = time.monotonic()
+        close(self.sweep, trial.trial_id, outcome)
+        value = outcome.metrics.get(self.sweep.objective)
+        score = "" if value is None else f", {self.sweep.objective} {value:.4g}"
+        step = f" at step {outcome.metrics['step']:g}" if "step" in outcome.metrics else ""
+        cause = f": {outcome.failure}" if outcome.failure else ""
+        name = run_name(trial.trial_id)
+        print(f"{name} {outcome.status}{step}{score}{cause}", flush=True)
+
+
+def close(sweep: Sweep, trial: str, outcome: Outcome) -> None:
+    """Give a trial's MLflow run its end: Ray ends a trial's process without asking it."""
+    tags: dict[str, str] = {"sweep.outcome": outcome.status}
+    if outcome.failure:
+        tags["sweep.failure"] = outcome.failure[:4000]
+    close_nested(
+        sweep.mlflow_uri,
+        sweep.run.tracking.experiment,
+        sweep.parent_run,
+        run_name(trial),
+        "FAILED" if outcome.status == "failed" else "FINISHED",
+        tags,
+    )
+
+
+def release(sweep: Sweep, trial: str) -> None:
+    """Take back what is still reserved for the workers of a trial that has ended."""
+    table = ray.util.placement_group_table()
+    for file in sweep.trial_folder(trial).glob("launches/*/placement-group"):
+        held = table.get(name := file.read_text())
+        if held is not None and held["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+
+
+def _metrics(trial: Trial) -> dict[str, float]:
+    result = trial.last_result or {}
+    return {name: float(result[name]) for name in METRICS if name in result}
+
+
+def _words(values: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in values.items()
+    )
