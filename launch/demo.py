@@ -130,6 +130,7 @@ def _draw(data: Path, model: Path | None, drawn: Path, seed: int) -> None:
     """What launch.generate does, with references from another product."""
     from acontrol.base import built_in_adapter
     from acontrol.generation import draw
+    from acontrol.generation.places import same_place
     from acontrol.generation.plan import Planned
 
     pipeline, digest = draw.load_pipeline(str(model or built_in_adapter()))
@@ -140,11 +141,13 @@ def _draw(data: Path, model: Path | None, drawn: Path, seed: int) -> None:
         # Attributes take turns over the images of a defect.
         place = ATTRIBUTES[defect].index(attribute)
         reference = folder.labelled("train", category=other, defect=defect)[place]
+        normal = folder.normals(product)[place]
+        mask = folder.labelled("train", category=product, defect=defect)[place]
         one = Planned(
             name=(product, defect, f"{len(planned):03d}"),
-            normal=folder.normals(product)[place],
+            normal=normal,
             reference=reference,
-            mask=folder.labelled("train", category=product, defect=defect)[place],
+            mask=same_place(mask, normal),
             prompt=target_text(product, reference.phrase),
             seed=derive_seed(seed, "demo", product, defect),
         )

@@ -43,8 +43,13 @@ class GenerateCommand(Settings):
     )
     count: int = Field(4, ge=1, description="Images of each category and defect.")
     seed: int = Field(0, ge=0, lt=2**63, description="Everything drawn follows from it.")
-    masks: Literal["real"] = Field(
-        "real", description="Where defects go: where a training mask of that defect is."
+    masks: Literal["real", "same", "perlin", "file"] = Field(
+        "real",
+        description="Where defects go. real: training masks of that defect, moved, turned, "
+        "scaled and bent; same: these as they are; perlin: blobs, as a control; file: yours.",
+    )
+    mask_files: Path | None = Field(
+        None, description="Masks for --masks file: DIR/DEFECT/*.png, or DIR/*.png for all."
     )
     composite: bool = Field(
         True,
@@ -93,7 +98,7 @@ def run(args: Sequence[str]) -> None:
             model = os.path.join(scratch, "adapter")
             pull(command.model, Path(model), server_uri(None))
         pipeline, digest = load_pipeline(model, command.base_path, device)
-    planned = plan(
+    planned, left_out = plan(
         folder,
         split=command.split or pipeline.card.split,
         normal_folder=normal_folder,
@@ -101,6 +106,9 @@ def run(args: Sequence[str]) -> None:
         defect=None if command.defect == "all" else command.defect,
         count=command.count,
         seed=command.seed,
+        masks=command.masks,
+        mask_files=command.mask_files,
+        cells=pipeline.card.resolution >> (len(pipeline.vae.config.block_out_channels) - 1),
     )
     pipeline.set_progress_bar_config(disable=True)
 
@@ -122,6 +130,8 @@ def run(args: Sequence[str]) -> None:
         batch_size=command.batch_size,
         progress=progress,
     )
+    if left_out:
+        print(f"{len(left_out)} found no place for their defect; the first: {left_out[0]}")
     print(f"{len(planned)} images with masks: {os.fspath(command.out)}")
 
 

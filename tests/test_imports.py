@@ -36,6 +36,7 @@ ORDER = [
     {"acontrol.encoder"},
     {"acontrol.model"},
     {"acontrol.pipeline"},
+    {"acontrol.masks"},
     {"acontrol.generation"},
     {"acontrol.train"},
     {"acontrol.registry"},

@@ -13,8 +13,6 @@ from pydantic import ValidationError
 
 from acontrol import base as base_models
 from acontrol.config import AdapterCard, Settings, UserError, explain
-from acontrol.data.framing import shrink_mask
-from acontrol.data.mvtec import LabelledImage
 from acontrol.data.pixels import read_image, read_mask
 from acontrol.generation.plan import Planned
 from acontrol.pipeline import AnomalyControlPipeline
@@ -96,10 +94,7 @@ def draw(
             Image.fromarray(read_mask(one.reference.mask, image.size))
             for one, image in zip(batch, references, strict=True)
         ]
-        masks = [
-            shrink_mask(_mask_of(one.mask), normal.size)
-            for one, normal in zip(batch, normals, strict=True)
-        ]
+        masks = [one.mask.image() for one in batch]
         images = pipeline(
             [one.prompt for one in batch],
             references,
@@ -114,12 +109,6 @@ def draw(
             generator=[torch.Generator().manual_seed(one.seed) for one in batch],
         ).images
         yield from zip(batch, images, masks, strict=True)
-
-
-def _mask_of(image: LabelledImage) -> Image.Image:
-    with Image.open(image.image) as opened:
-        size = opened.size
-    return Image.fromarray(read_mask(image.mask, size))
 
 
 def write_dataset(
@@ -181,7 +170,8 @@ def write_dataset(
                 "defect": defect,
                 "normal": one.normal.relative_to(roots[1]).as_posix(),
                 "reference": one.reference.image.relative_to(roots[0]).as_posix(),
-                "mask_source": one.mask.mask.relative_to(roots[0]).as_posix(),
+                "mask_source": one.mask.source,
+                "mask_origin": _named(one.mask.origin, roots[0]),
                 "prompt": one.prompt,
                 "reference_phrase": one.reference.phrase,
                 "seed": one.seed,
@@ -195,6 +185,13 @@ def write_dataset(
         os.rename(folder, out)
 
 
+def _named(file: Path | None, root: Path) -> str | None:
+    """A file within the data by its place there, any other by its name."""
+    if file is None:
+        return None
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+
+
 def check_inputs(pipeline: AnomalyControlPipeline, planned: Sequence[Planned]) -> None:
     """Read every file of a plan and every phrase once, before the first image is drawn.
 
@@ -203,8 +200,7 @@ def check_inputs(pipeline: AnomalyControlPipeline, planned: Sequence[Planned]) -
     """
     for normal in sorted({one.normal for one in planned}):
         read_image(normal)
-    sources = {source.key: source for one in planned for source in (one.reference, one.mask)}
-    for source in sources.values():
+    for source in {one.reference.key: one.reference for one in planned}.values():
         height, width = read_image(source.image).shape[:2]
         read_mask(source.mask, (width, height))
     for phrase in sorted({one.reference.phrase for one in planned}):

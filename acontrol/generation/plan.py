@@ -12,6 +12,8 @@ from typing import Literal
 from acontrol.config import UserError, derive_seed
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.data.prompts import target_text
+from acontrol.generation.places import Place, Places, SourceName
+from acontrol.masks.placement import NotPlaced
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Planned:
         name: Its place in the data set, without a suffix: (category, defect, number).
         normal: Image to draw on.
         reference: Whose defect is drawn.
-        mask: Whose mask says where.
+        mask: Where it goes.
         prompt: Target text T_t.
         seed: Of its own noise.
     """
@@ -30,7 +32,7 @@ class Planned:
     name: tuple[str, str, str]
     normal: Path
     reference: LabelledImage
-    mask: LabelledImage
+    mask: Place
     prompt: str
     seed: int
 
@@ -44,7 +46,10 @@ def plan(
     defect: str | None = None,
     count: int,
     seed: int,
-) -> list[Planned]:
+    masks: SourceName = "real",
+    mask_files: Path | None = None,
+    cells: int = 16,
+) -> tuple[list[Planned], list[str]]:
     """Decide every image: normal, reference, mask, text and seed.
 
     References and masks come only from the part of the data that was trained on, so that a
@@ -59,35 +64,57 @@ def plan(
         defect: Draw only this defect.
         count: Images of each category and defect.
         seed: Everything drawn follows from it.
+        masks: Where masks are from.
+        mask_files: The user's own masks, for "file".
+        cells: Side of the grid of attention cells; a mask covers at least one's area.
+
+    Returns:
+        The plan, and a line for each image that found no place for its defect.
 
     Raises:
-        UserError: If nothing matches, or a category has no good images to draw on.
+        UserError: If nothing matches, nothing can be placed, or a category has no good images
+            to draw on.
     """
     references: dict[tuple[str, str], list[LabelledImage]] = {}
     for image in folder.labelled(split, category=category, defect=defect):
         references.setdefault((image.category, image.defect), []).append(image)
     if not references:
         raise UserError(f"{folder.root}: no defect images to take references from")
+    places = Places(masks, references, cells=cells, files=mask_files)
     planned: list[Planned] = []
+    left_out: list[str] = []
     drawn: dict[tuple[str, str], int] = {}
     for (kind, name), images in sorted(references.items()):
         product, normals = _normals(folder, normal_folder, kind)
         for number in range(count):
             choice = random.Random(derive_seed(seed, "plan", kind, name, number))
             reference = choice.choice(images)
+            normal, mask = choice.choice(normals), choice.choice(images)
+            where = places.find(
+                normal_folder or folder,
+                normal,
+                product,
+                mask,
+                derive_seed(seed, "place", kind, name, number),
+            )
+            if isinstance(where, NotPlaced):
+                left_out.append(f"{kind}/{name} {number}, on {normal.name}: {where.reason}")
+                continue
             place = drawn.get((product, name), 0)
             drawn[product, name] = place + 1
             planned.append(
                 Planned(
                     name=(product, name, f"{place:03d}"),
-                    normal=choice.choice(normals),
+                    normal=normal,
                     reference=reference,
-                    mask=choice.choice(images),
+                    mask=where,
                     prompt=target_text(product, reference.phrase),
                     seed=derive_seed(seed, "noise", kind, name, number),
                 )
             )
-    return planned
+    if not planned:
+        raise UserError(f"no defect found a place: {left_out[0]}")
+    return planned, left_out
 
 
 def _normals(

@@ -15,9 +15,9 @@ from acontrol.masks.shape import Mask
 
 _SIDE = 128  # Pixels; the estimate needs no more.
 _RING = 0.03  # Width of the edge that is looked at, as a share of the side.
-_CLEAR = 5.0  # The object's colour differs from the edge's by so many times its spread.
+_CLEAR = 4.0  # The object's colour differs from the edge's by so many times its spread.
 _LEVELS = 16.0  # And by so many grey levels.
-_QUIET = 20.0  # A background's spread in grey levels is below this.
+_QUIET = 30.0  # A background's spread in grey levels is below this.
 _EDGE = 0.35  # Share of the edge that an object may reach.
 _SMALLEST = 0.01  # Share of the image: smaller parts and holes are noise.
 _FEW = 3  # Normal images that say whether the product always lies in the same place.

@@ -66,7 +66,9 @@ def learn_rules(masks: Sequence[Mask], products: Sequence[Mask]) -> Rules:
         masks: Training masks, not empty.
         products: The foreground of each one's image, of the same size.
     """
-    shares = [float(mask[product].sum() / mask.sum()) for mask, product in _pairs(masks, products)]
+    shares = [
+        float(mask[product].sum() / mask.sum()) for mask, product in _pairs(masks, products)
+    ]
     on_product = float(np.median(shares)) >= _BOUND
     overlap = min(_OVERLAP, float(np.quantile(shares, 0.25))) if on_product else _OVERLAP
     if len(masks) < _ENOUGH:

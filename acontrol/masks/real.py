@@ -173,7 +173,7 @@ def _bend(size: tuple[int, int], pixels: float, rng: np.random.Generator) -> Fie
 
 
 def _flipped(sides: frozenset[Side], upside: bool, across: bool) -> frozenset[Side]:
-    other = {}
+    other: dict[Side, Side] = {}
     if upside:
         other |= {"top": "bottom", "bottom": "top"}
     if across:

@@ -65,7 +65,8 @@ def spread_of_angles(geometries: Sequence[Geometry]) -> float:
     weights = np.array([1 - 1 / one.elongation for one in geometries]) + 1e-9
     doubled = np.exp(2j * np.array([one.angle for one in geometries]))
     length = min(1.0, float(np.abs(np.sum(weights * doubled)) / weights.sum()))
-    return float(np.sqrt(-2 * np.log(max(length, 1e-3))) / 2)
+    # abs: the logarithm of 1 would make it -0.0, which is no standard deviation to numpy.
+    return abs(float(np.sqrt(-2 * np.log(max(length, 1e-3))) / 2))
 
 
 def distance(made: Sequence[Mask], real: Sequence[Mask]) -> float:

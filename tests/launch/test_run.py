@@ -181,6 +181,47 @@ def test_what_is_drawn_is_a_data_set_and_can_be_drawn_again(
         assert not np.array_equal(image[mask], normal[mask])
 
 
+def test_every_source_of_masks_draws_in_its_own_places(whole, built_in_data, tmp_path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    own = np.zeros((64, 64), np.uint8)
+    own[20:36, 24:44] = 255
+    Image.fromarray(own).save(mine / "one.png")
+    places = {}
+    for source in ("real", "same", "perlin", "file"):
+        more = ["--mask-files", mine] if source == "file" else []
+        out = tmp_path / source
+        generate_into(out, whole, built_in_data, "--count", 1, "--masks", source, *more)
+        lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+        assert len(lines) == 6
+        assert {line["mask_source"] for line in lines} == {source}
+        origins = {line["mask_origin"] for line in lines}
+        assert origins == {None} if source == "perlin" else None not in origins
+        masks = [np.asarray(Image.open(out / line["mask"])) > 0 for line in lines]
+        assert all(mask.any() for mask in masks)
+        places[source] = [mask.tobytes() for mask in masks]
+    assert len({tuple(one) for one in places.values()}) == 4
+    assert set(places["file"]) == {(own > 0).tobytes()}
+
+
+def test_masks_that_fit_nowhere_are_told_before_anything_is_drawn(
+    whole, built_in_data, tmp_path
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    dot = np.zeros((64, 64), np.uint8)
+    dot[30, 30] = 255
+    Image.fromarray(dot).save(mine / "dot.png")
+    out, masks = tmp_path / "g", ("--masks", "file")
+    with pytest.raises(UserError, match=r"found a place.*dot\.png is smaller than one"):
+        generate_into(out, whole, built_in_data, *masks, "--mask-files", mine)
+    with pytest.raises(UserError, match="need each other"):
+        generate_into(out, whole, built_in_data, *masks)
+    with pytest.raises(UserError, match=r"no \.png there"):
+        generate_into(out, whole, built_in_data, *masks, "--mask-files", tmp_path)
+    assert not out.exists()
+
+
 def test_without_good_images_normal_supplies_them(whole, built_in_data, tmp_path) -> None:
     root = tmp_path / "defects" / "wood"
     shutil.copytree(built_in_data / "wood", root)
