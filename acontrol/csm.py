@@ -122,6 +122,7 @@ class CrossModalEncoder:
         image: Float[Tensor, "batch 3 size size"],
         phrases: Sequence[str],
         mask: Float[Tensor, "batch 1 size size"],
+        attention: AseaConfig | None = None,
     ) -> SemanticFeatures:
         """Run CSM with T_g steps of ASEA and one more pass for C' (Algorithm 1).
 
@@ -131,19 +132,21 @@ class CrossModalEncoder:
             image: I_a in [-1, 1], at the vision tower's size.
             phrases: The anomaly's words, one phrase a sample.
             mask: M_A at the image's size, 1 on the defect.
+            attention: Settings of ASEA; by default the encoder's own.
         """
+        settings = attention or self.asea
         text = self.read(phrases) if self.csm.text else None
         region = asea.region_on_grid(mask.to(self.device), self.grid)
-        attention = QFormerPass(
+        walk = QFormerPass(
             self.vlm,
             len(image),
             text,
-            method=self.asea.map,
-            first=self.asea.solver == "first",
+            method=settings.map,
+            first=settings.solver == "first",
         )
         visual = self.embed_image(image)
-        embedding, energies = asea.guide(attention, visual, region, self.asea)
-        tokens, seen = attention.finish(embedding)
+        embedding, energies = asea.guide(walk, visual, region, settings)
+        tokens, seen = walk.finish(embedding)
         after = asea.energy(seen, region)
-        before = energies[:, 0] if self.asea.steps else after
+        before = energies[:, 0] if settings.steps else after
         return SemanticFeatures(tokens, before, after)

@@ -20,11 +20,11 @@ from transformers import (
 )
 
 from acontrol.base import BaseModels
-from acontrol.config import AdapterCard
+from acontrol.config import AdapterCard, AseaConfig
 from acontrol.csm import CrossModalEncoder
 from acontrol.data.framing import fit, pictures, region
 from acontrol.encoder import embed_text
-from acontrol.sga import KeyValue, SemanticAdapter, install_processors
+from acontrol.sga import SemanticAdapter, install_processors
 
 
 @dataclass
@@ -32,6 +32,23 @@ class AnomalyControlOutput(BaseOutput):
     """The images, as PIL."""
 
     images: list[Image.Image]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What guides a batch, made once for all its steps.
+
+    Attributes:
+        text: (batch, token, dim) embeddings of the target texts.
+        semantic: (batch, query, fused) what the adapter makes of C': K' and V' of all layers.
+        empty_text: (1, token, dim) of the empty text, for the unconditional branch.
+        empty_semantic: (1, query, fused) of C' = 0, as condition dropout trained.
+    """
+
+    text: Tensor
+    semantic: Tensor
+    empty_text: Tensor
+    empty_semantic: Tensor
 
 
 class AnomalyControlPipeline(DiffusionPipeline):
@@ -67,6 +84,11 @@ class AnomalyControlPipeline(DiffusionPipeline):
         self.card = AdapterCard.model_validate(adapter.config.card)
         self.semantics = CrossModalEncoder(vlm, vlm_tokenizer, self.card.csm, self.card.asea)
         install_processors(unet)
+
+    @property
+    def latent_side(self) -> int:
+        """Side of the square of latents that is drawn."""
+        return int(self.card.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @classmethod
     def from_base(cls, base: BaseModels, adapter: SemanticAdapter) -> "AnomalyControlPipeline":
@@ -124,7 +146,6 @@ class AnomalyControlPipeline(DiffusionPipeline):
         Raises:
             ValueError: If the arguments' lengths or sizes disagree.
         """
-        count = len(prompt)
         reference_mask = _bits(reference_mask)
         mask_image = None if mask_image is None else _bits(mask_image)
         lists = {
@@ -141,13 +162,95 @@ class AnomalyControlPipeline(DiffusionPipeline):
             raise ValueError(
                 f"num_inference_steps must be at least 1, got {num_inference_steps}"
             )
+        conditions = self.conditions(
+            self.encode_text(prompt),
+            self.encode_reference(reference_image, reference_mask, reference_phrase),
+        )
+        return self.sample(
+            conditions,
+            image,
+            mask_image,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            semantic_scale=semantic_scale,
+            generator=generator,
+            composite=composite,
+        )
+
+    @torch.no_grad()
+    def encode_text(self, prompt: Sequence[str]) -> Tensor:
+        """Embed target texts: (batch, token, dim)."""
+        return embed_text(self.text_encoder, self.tokenizer, prompt)
+
+    @torch.no_grad()
+    def encode_reference(
+        self,
+        image: Sequence[Image.Image],
+        mask: Sequence[Image.Image],
+        phrase: Sequence[str],
+        asea: AseaConfig | None = None,
+    ) -> Tensor:
+        """Make C' of references and K', V' of it: (batch, query, fused).
+
+        Args:
+            image: Images I_a.
+            mask: 1-bit masks M_A of the same sizes.
+            phrase: The anomaly's words.
+            asea: Other settings of ASEA than those trained with.
+        """
+        pairs = [
+            region(one.convert("RGB"), where)
+            if self.card.reference_view == "region"
+            else (one.convert("RGB"), where)
+            for one, where in zip(image, mask, strict=True)
+        ]
+        fitted = [fit(*pair, self.semantics.image_px) for pair in pairs]
+        tokens = self.semantics(
+            torch.stack([one for one, _ in fitted]),
+            phrase,
+            torch.stack([where for _, where in fitted]),
+            asea,
+        ).tokens
+        fused: Tensor = self.adapter(tokens.to(self.adapter.dtype))
+        return fused
+
+    @torch.no_grad()
+    def conditions(self, text: Tensor, semantic: Tensor) -> Conditions:
+        """Put texts and references together with what the unconditional branch sees."""
+        config = self.vlm.config
+        none = torch.zeros(
+            (1, config.num_query_tokens, config.qformer_config.hidden_size),
+            dtype=self.adapter.dtype,
+            device=semantic.device,
+        )
+        return Conditions(text, semantic, self.encode_text([""]), self.adapter(none))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        conditions: Conditions,
+        image: Sequence[Image.Image] | None = None,
+        mask_image: Sequence[Image.Image] | None = None,
+        *,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 7.5,
+        semantic_scale: float | None = None,
+        generator: Sequence[torch.Generator] | None = None,
+        composite: bool = True,
+    ) -> AnomalyControlOutput:
+        """Draw a batch whose conditions are known; the arguments are those of a call.
+
+        Masks must be 1-bit and of their images' sizes.
+        """
+        count = len(conditions.text)
         scale = self.card.sga.scale if semantic_scale is None else semantic_scale
         guided = guidance_scale > 1
-        text, semantic = self._conditions(
-            prompt, reference_image, reference_mask, reference_phrase, guided
-        )
-        size = self.card.resolution
-        side = size // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        text, fused = conditions.text, conditions.semantic
+        if guided:
+            text = torch.cat([conditions.empty_text.expand_as(text), text])
+            fused = torch.cat([conditions.empty_semantic.expand_as(fused), fused])
+        semantic = self.adapter.split(fused)
+        size, side = self.card.resolution, self.latent_side
         shape = (count, self.vae.config.latent_channels, side, side)
         noise = randn_tensor(shape, list(generator) if generator else None, self.device)
         kept, inside = None, None
@@ -192,35 +295,6 @@ class AnomalyControlPipeline(DiffusionPipeline):
                 for one, normal, mask in zip(drawn, image, mask_image, strict=True)
             ]
         return AnomalyControlOutput(images=drawn)
-
-    def _conditions(
-        self,
-        prompt: Sequence[str],
-        reference_image: Sequence[Image.Image],
-        reference_mask: Sequence[Image.Image],
-        reference_phrase: Sequence[str],
-        guided: bool,
-    ) -> tuple[Tensor, list[KeyValue]]:
-        """Text embeddings and (K', V'), computed once for all steps, unconditional first."""
-        pairs = [
-            region(one.convert("RGB"), mask)
-            if self.card.reference_view == "region"
-            else (one.convert("RGB"), mask)
-            for one, mask in zip(reference_image, reference_mask, strict=True)
-        ]
-        fitted = [fit(*pair, self.semantics.image_px) for pair in pairs]
-        tokens = self.semantics(
-            torch.stack([one for one, _ in fitted]),
-            reference_phrase,
-            torch.stack([mask for _, mask in fitted]),
-        ).tokens
-        texts = list(prompt)
-        if guided:
-            # The unconditional branch: empty text and C' = 0, as condition dropout trained.
-            texts = [""] * len(texts) + texts
-            tokens = torch.cat([torch.zeros_like(tokens), tokens])
-        text = embed_text(self.text_encoder, self.tokenizer, texts)
-        return text, self.adapter.split(self.adapter(tokens.to(self.adapter.dtype)))
 
 
 def _check(lists: dict[str, Any]) -> None:

@@ -21,8 +21,7 @@ from pydantic import Field
 from acontrol.config import Settings, UserError, derive_seed
 from acontrol.data.mvtec import open_folder
 from acontrol.data.procedural import ATTRIBUTES, write_dataset
-from acontrol.data.prompts import target_text
-from launch import shard, train
+from launch import generate, shard, train
 from launch.entry import main, parse
 
 PROG = "python -m launch.demo"
@@ -127,41 +126,44 @@ def _clear(out: Path) -> None:
 
 
 def _draw(data: Path, model: Path | None, drawn: Path, seed: int) -> None:
-    """What launch.generate does, with references from another product."""
+    """What launch.generate does with a requests file: references from another product."""
     from acontrol.base import built_in_adapter
-    from acontrol.generation import draw
-    from acontrol.generation.places import same_place
-    from acontrol.generation.plan import Planned
 
-    pipeline, digest = draw.load_pipeline(str(model or built_in_adapter()))
-    pipeline.set_progress_bar_config(disable=True)
     folder = open_folder(data)
-    planned: list[Planned] = []
+    lines = []
     for product, defect, attribute, other in UNSEEN:
         # Attributes take turns over the images of a defect.
         place = ATTRIBUTES[defect].index(attribute)
         reference = folder.labelled("train", category=other, defect=defect)[place]
-        normal = folder.normals(product)[place]
         mask = folder.labelled("train", category=product, defect=defect)[place]
-        one = Planned(
-            name=(product, defect, f"{len(planned):03d}"),
-            normal=normal,
-            reference=reference,
-            mask=same_place(mask, normal),
-            prompt=target_text(product, reference.phrase),
-            seed=derive_seed(seed, "demo", product, defect),
+        lines.append(
+            {
+                "category": product,
+                "defect": defect,
+                "normal": str(folder.normals(product)[place].relative_to(data)),
+                "mask": str(mask.mask.relative_to(data)),
+                "reference": reference.key,
+                "seed": derive_seed(seed, "demo", product, defect),
+            }
         )
-        planned.append(one)
-    roots = (folder.root, folder.root)
-    settings = draw.DrawSettings(guidance_scale=GUIDANCE, semantic_scale=SCALE)
-    draw.write_dataset(
-        drawn, pipeline, digest, planned, settings, roots=roots, batch_size=len(planned)
+    requests = data / "requests.jsonl"
+    requests.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    generate.run(
+        [
+            *("--model", str(model or built_in_adapter())),
+            *("--data", str(data)),
+            *("--out", str(drawn)),
+            *("--requests", str(requests)),
+            *("--guidance-scale", str(GUIDANCE)),
+            *("--scale", str(SCALE)),
+            *("--batch-size", str(len(lines))),
+        ]
     )
 
 
 def _sheet(data: Path, drawn: Path) -> Image.Image:
     """Two images a row: what was shown, where, on what, and what came."""
-    from acontrol.generation.draw import MANIFEST_NAME
+    from acontrol.generation.job import MANIFEST_NAME
     from acontrol.sheet import contact_sheet, outlined
 
     rows, captions = [], []

@@ -1,30 +1,37 @@
 """Draw new labelled defect images with a trained adapter, in MVTec AD's layout.
 
     python -m launch.generate --model MODEL --data ROOT --out DIR [--defect D] [--count N]
+    python -m launch.generate --model MODEL --data ROOT --out DIR --requests FILE.jsonl
+    python -m launch.generate --model MODEL --data ROOT --out DIR --replay OLD [--batch N]
 
 MODEL is a run's output folder, an adapter folder or models:/NAME@ALIAS. References and masks
 come from the part of ROOT that was trained on, normal images from its train/good or from
---normal ROOT. The manifest (DIR/manifest.jsonl) says how each image was made; the same command
-gives the same bytes on the same machine.
+--normal ROOT. Killed, the same command continues. DIR/manifest.jsonl says how each image was
+made and how it scored, DIR/report/index.html shows it; --replay draws it again.
 """
 
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from tqdm import tqdm
 
-from acontrol.config import Settings, UserError
+from acontrol.config import UserError
 from acontrol.data.mvtec import open_folder
+from acontrol.generation.settings import Finish, Gate, Sampling
 from launch.entry import main, parse
+
+if TYPE_CHECKING:
+    from acontrol.generation.plan import Planned, Planner
+    from acontrol.pipeline import AnomalyControlPipeline
 
 PROG = "python -m launch.generate"
 
 
-class GenerateCommand(Settings):
+class GenerateCommand(Finish, Gate, Sampling):
     """Options of launch.generate."""
 
     model: str = Field(
@@ -38,101 +45,222 @@ class GenerateCommand(Settings):
     )
     category: str | None = Field(None, description="Only this category; by default all.")
     defect: str = Field("all", description="Only this defect type, or 'all'.")
+    count: int = Field(4, ge=1, description="Images of each category and defect.")
+    requests: Path | None = Field(
+        None, description="What to draw, one JSON object a line (docs/generation.md), instead."
+    )
+    replay: Path | None = Field(
+        None, description="Draw again what an earlier job drew: its folder."
+    )
+    batch: int | None = Field(None, ge=0, description="Of --replay, only this batch.")
     split: Literal["train", "test", "all"] | None = Field(
         None, description="Part of --data for references and masks; by default as trained."
     )
-    count: int = Field(4, ge=1, description="Images of each category and defect.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Everything drawn follows from it.")
+    reference_category: str | None = Field(
+        None, description="Take references from this category; by default each its own."
+    )
     masks: Literal["real", "same", "perlin", "file"] = Field(
         "real",
         description="Where defects go. real: training masks of that defect, moved, turned, "
         "scaled and bent; same: these as they are; perlin: blobs, as a control; file: yours.",
     )
-    mask_files: Path | None = Field(
+    masks_path: Path | None = Field(
         None, description="Masks for --masks file: DIR/DEFECT/*.png, or DIR/*.png for all."
     )
-    composite: bool = Field(
-        True,
-        description="Keep the normal image's own pixels outside the mask; without, they went "
-        "through the autoencoder, which leaks.",
-    )
-    steps: int = Field(30, ge=1, le=1000, description="DDIM steps (Sec. 4.1).")
-    guidance_scale: float = Field(7.5, ge=1, description="Classifier-free guidance (Sec. 4.1).")
-    scale: float | None = Field(
-        None, ge=0, le=10, description="Gamma of Eq. 5; by default the one trained with."
-    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Everything drawn follows from it.")
     batch_size: int = Field(4, ge=1, description="Images drawn together.")
+    format: Literal["mvtec", "shards"] = Field(
+        "mvtec", description="shards: also write them as WebDataset shards, in DIR/shards."
+    )
     base_path: str | None = Field(None, description="Where the base is now, if it moved.")
 
 
 def run(args: Sequence[str]) -> None:
-    """Plan, then draw."""
+    """Plan, check, draw, and write the report."""
     command = parse(GenerateCommand, args, prog=PROG, description=__doc__)
-    registered = command.model.startswith("models:")
-    if not registered and not Path(command.model).is_dir():
-        raise UserError(f"--model {command.model}: no such folder")
+    _check(command)
     folder = open_folder(command.data)
-    normal_folder = open_folder(command.normal) if command.normal else None
+    normal_folder = open_folder(command.normal) if command.normal else folder
 
     # Imported only once the arguments are known to be good.
-    import torch
-
     from acontrol.base import quieten
-    from acontrol.generation.draw import (
-        DrawSettings,
-        check_empty,
-        load_pipeline,
-        write_dataset,
-    )
-    from acontrol.generation.plan import plan
+    from acontrol.generation.draw import Drawer
+    from acontrol.generation.job import Job, batches_of, check_inputs, run_local
+    from acontrol.generation.judge import Judge
+    from acontrol.generation.plan import Planner
+    from acontrol.generation.report import write_as_shards, write_report
 
     quieten()
-    check_empty(command.out)
+    pipeline, digest = _load(command)
+    planner = Planner(
+        folder,
+        split=command.split or pipeline.card.split,
+        cells=pipeline.latent_side,
+        masks_path=command.masks_path,
+        normal_folder=normal_folder,
+        masks=command.masks,
+        sampling=Sampling(**command.model_dump(include=set(Sampling.model_fields))),
+        seed=command.seed,
+    )
+    roots = {"data": folder.root, "normal": normal_folder.root}
+    facts = {
+        "model": digest,
+        "split": planner.split,
+        "gate": command.model_dump(include=set(Gate.model_fields)),
+        "finish": command.model_dump(include=set(Finish.model_fields)),
+        **_machine(pipeline),
+    }
+    left_out: list[str] = []
+    if command.replay is not None:
+        facts, batches = _replayed(command, facts, roots)
+    else:
+        planned, left_out = _planned(command, planner)
+        batches = batches_of(planned, command.batch_size)
+    check_inputs(pipeline, [one for batch in batches for one in batch])
+    job = Job(command.out, facts, batches, roots)
+    if job.done:
+        print(f"Nothing to do: {command.out} holds what this command draws")
+        return
+    drawer = Drawer(
+        pipeline,
+        Judge(pipeline, planner.training),
+        Gate.model_validate(facts["gate"]),
+        Finish.model_validate(facts["finish"]),
+    )
+    size = sum(len(batch) for batch in batches)
+    drawn = sum(len(batches[number]) for number in job.missing())
+    if drawn < size:
+        print(f"Continuing: {size - drawn} of {size} images are there", flush=True)
+    with tqdm(
+        total=size, initial=size - drawn, desc="drawing", unit="image", disable=None
+    ) as bar:
+
+        def progress(numbers: Iterable[int]) -> Iterable[int]:
+            for number in numbers:
+                yield number
+                bar.update(len(batches[number]))
+
+        run_local(job, drawer, roots, progress)
+
+    def report(where: Path, kept: list[dict[str, Any]]) -> None:
+        write_report(where, kept, roots)
+        if command.format == "shards":
+            write_as_shards(where, kept)
+
+    lines = job.finish(report)
+    _tell(command, lines, left_out)
+
+
+def _check(command: GenerateCommand) -> None:
+    """What needs no model to be seen as wrong."""
+    if not command.model.startswith("models:") and not Path(command.model).is_dir():
+        raise UserError(f"--model {command.model}: no such folder")
+    if (command.masks == "file") != (command.masks_path is not None):
+        raise UserError("--masks file and --masks-path DIR need each other")
+    if command.batch is not None and command.replay is None:
+        raise UserError("--batch says which batch of --replay OLD to draw again: give both")
+    if command.requests is not None and command.replay is not None:
+        raise UserError("give --requests or --replay, not both")
+
+
+def _load(command: GenerateCommand) -> "tuple[AnomalyControlPipeline, str]":
+    import torch
+
+    from acontrol.generation.model import load_pipeline
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory(prefix="acontrol-model-") as scratch:
         model = command.model
-        if registered:
+        if model.startswith("models:"):
             from acontrol.registry.pull import pull
             from acontrol.registry.server import server_uri
 
             model = os.path.join(scratch, "adapter")
             pull(command.model, Path(model), server_uri(None))
         pipeline, digest = load_pipeline(model, command.base_path, device)
-    planned, left_out = plan(
-        folder,
-        split=command.split or pipeline.card.split,
-        normal_folder=normal_folder,
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, digest
+
+
+def _machine(pipeline: "AnomalyControlPipeline") -> dict[str, Any]:
+    """What else a pixel can depend on."""
+    import diffusers
+    import torch
+    import transformers
+
+    return {
+        "resolution": pipeline.card.resolution,
+        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+        "device": pipeline.device.type,
+        "threads": torch.get_num_threads(),
+        "versions": {one.__name__: one.__version__ for one in (torch, diffusers, transformers)},
+    }
+
+
+def _planned(command: GenerateCommand, planner: "Planner") -> "tuple[list[Planned], list[str]]":
+    from acontrol.generation.plan import every_defect
+    from acontrol.generation.request import read_requests
+
+    if command.requests is not None:
+        return planner.plan(read_requests(command.requests), command.requests.parent)
+    asked = every_defect(
+        planner.folder,
+        split=planner.split,
+        count=command.count,
         category=command.category,
         defect=None if command.defect == "all" else command.defect,
-        count=command.count,
-        seed=command.seed,
-        masks=command.masks,
-        mask_files=command.mask_files,
-        cells=pipeline.card.resolution >> (len(pipeline.vae.config.block_out_channels) - 1),
+        normal_folder=planner.normal_folder,
+        reference_category=command.reference_category,
     )
-    pipeline.set_progress_bar_config(disable=True)
+    return planner.plan(asked)
 
-    def progress(numbers: Iterable[int]) -> Iterable[int]:
-        return tqdm(numbers, desc="drawing", unit="image", disable=None)
 
-    write_dataset(
-        command.out,
-        pipeline,
-        digest,
-        planned,
-        DrawSettings(
-            num_inference_steps=command.steps,
-            guidance_scale=command.guidance_scale,
-            semantic_scale=command.scale,
-            composite=command.composite,
-        ),
-        roots=(folder.root, normal_folder.root if normal_folder else folder.root),
-        batch_size=command.batch_size,
-        progress=progress,
-    )
+def _replayed(
+    command: GenerateCommand, here: dict[str, Any], roots: dict[str, Path]
+) -> "tuple[dict[str, Any], list[list[Planned]]]":
+    """Settings and batches of an earlier job, drawn by the same model.
+
+    Raises:
+        UserError: If it is no job, another model's, or has no such batch.
+    """
+    from acontrol.generation.job import read_job
+    from acontrol.generation.record import planned_of
+
+    assert command.replay is not None
+    facts, lines = read_job(command.replay)
+    if facts["model"] != here["model"]:
+        raise UserError(f"--replay {command.replay}: was drawn by another model than --model")
+    for name in ("dtype", "device", "threads", "versions"):
+        if facts[name] != here[name]:
+            print(f"Note: {name} was {facts[name]} and is {here[name]}: pixels may differ")
+    groups: dict[tuple[int, int], list[Planned]] = {}
+    for line in lines:
+        if command.batch in (None, line["batch"]) and "error" not in line:
+            key = (line["batch"], line["part"][0])
+            groups.setdefault(key, []).append(planned_of(line, command.replay, roots))
+    if not groups:
+        raise UserError(f"--replay {command.replay}: has no batch {command.batch}")
+    return {**here, "gate": facts["gate"], "finish": facts["finish"]}, list(groups.values())
+
+
+def _tell(
+    command: GenerateCommand, lines: list[dict[str, Any]], left_out: Sequence[str]
+) -> None:
+    """What came out, and last where it is."""
+    failed = [line for line in lines if "error" in line]
+    kept = [line for line in lines if line["image"] is not None]
     if left_out:
         print(f"{len(left_out)} found no place for their defect; the first: {left_out[0]}")
-    print(f"{len(planned)} images with masks: {os.fspath(command.out)}")
+    if failed:
+        print(f"{len(failed)} could not be drawn; the first: {failed[0]['error']}")
+    if command.gate != "off":
+        missed = sum(not line["scores"]["passed"] for line in lines if "error" not in line)
+        what = "the best try of each was kept" if command.gate == "keep" else "dropped"
+        if missed:
+            print(f"{missed} of {len(lines) - len(failed)} did not pass the gate: {what}")
+    if kept:
+        print(f"Look at {command.out / 'report' / 'index.html'}")
+    print(f"{len(kept)} images with masks: {os.fspath(command.out)}")
 
 
 if __name__ == "__main__":

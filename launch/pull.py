@@ -34,7 +34,7 @@ def run(args: Sequence[str]) -> None:
     """Fetch, check, and say where it is."""
     command = parse(PullCommand, args, prog=PROG, description=__doc__)
 
-    from acontrol.generation.draw import check_empty
+    from acontrol.generation.job import check_empty
     from acontrol.registry.pull import pull
     from acontrol.registry.server import server_uri
 

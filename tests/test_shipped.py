@@ -17,7 +17,7 @@ from acontrol.data.drawing import PAINTS
 from acontrol.data.framing import fit
 from acontrol.data.procedural import CATEGORIES, Specimen, draw
 from acontrol.data.prompts import target_text
-from acontrol.generation.draw import load_pipeline
+from acontrol.generation.model import load_pipeline
 from acontrol.pipeline import AnomalyControlPipeline
 from acontrol.pretrain.pool import draw_pool
 from acontrol.pretrain.vae import psnr

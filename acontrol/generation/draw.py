@@ -1,220 +1,248 @@
-"""Draw a plan batch by batch, and write it as a labelled data set with its manifest."""
+"""Draw a batch of a plan: sample, judge, and draw again what shows no defect.
 
-import hashlib
-import json
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+What comes out of a batch is a pure function of the batch, the model and the settings; neither
+other batches nor an interruption change it.
+"""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
-from pydantic import ValidationError
 
-from acontrol import base as base_models
-from acontrol.config import AdapterCard, Settings, UserError, explain
-from acontrol.data.pixels import read_image, read_mask
+from acontrol.config import derive_seed
+from acontrol.data.pixels import read_image
+from acontrol.generation.changes import changed, fidelity, refined
+from acontrol.generation.conditions import ConditionCache
+from acontrol.generation.judge import Judge
+from acontrol.generation.paste import feather_px, paste
 from acontrol.generation.plan import Planned
-from acontrol.pipeline import AnomalyControlPipeline
-from acontrol.sga import SemanticAdapter
+from acontrol.generation.settings import Finish, Gate
+from acontrol.generation.strokes import Stroke, strokes
+from acontrol.masks.shape import Mask
+from acontrol.pipeline import AnomalyControlPipeline, Conditions
 
-MANIFEST_NAME = "manifest.jsonl"
-
-
-class DrawSettings(Settings):
-    """How an image is sampled; recorded in the manifest."""
-
-    num_inference_steps: int = 30
-    guidance_scale: float = 7.5
-    semantic_scale: float | None = None
-    composite: bool = True
+Pixels = npt.NDArray[np.uint8]
 
 
-def load_pipeline(
-    model: str, base_path: str | None = None, device: str | torch.device = "cpu"
-) -> tuple[AnomalyControlPipeline, str]:
-    """Load a run's or an adapter's folder with the base it was trained on.
+@dataclass(frozen=True)
+class Scores:
+    """How well one drawing shows what its label says.
 
-    Args:
-        model: The run's output folder, or an adapter folder.
-        base_path: Where the base is now, if it has moved.
-        device: Where to put it.
-
-    Returns:
-        The pipeline, and a digest of adapter and base together.
-
-    Raises:
-        UserError: If there is no adapter, its JSON is not ours, or the base is another one.
+    Attributes:
+        mask_fill: Share of the mask that changed by more than the autoencoder's own error.
+        distance: Cosine distance to the nearest training defect of its kind, to the vision
+            tower; None where there is none.
+        limit: The most that passes; None where any does.
+        background_psnr: Of the result outside the mask, in dB; None where it is exact.
+        background_ssim: The same; None for images too small for it.
+        leak_psnr: What the autoencoder made of the background before the normal image was put
+            back, in dB, lowest of the strokes; None where there is no background.
+        passed: Whether the gate lets it through.
     """
-    folder = Path(model)
-    if (folder / "adapter" / "config.json").is_file():
-        folder = folder / "adapter"
-    if (folder / "run.json").is_file():
-        raise UserError(f"--model {model}: this run has no checkpoint yet")
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"--model {model}: neither a run's output folder (adapter/config.json) nor an "
-            "adapter folder (config.json)"
-        )
-    try:
-        adapter = SemanticAdapter.from_pretrained(folder, use_safetensors=True)
-        card = AdapterCard.model_validate(adapter.config.card)
-    except ValidationError as error:
-        raise UserError(f"{folder}/config.json: {explain(error)}") from error
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder} is no adapter of this version: {reason}") from error
-    config = card.base
-    if base_path is not None:
-        config = config.model_copy(update={"path": base_path})
-    found = base_models.digest(config)
-    if found != card.base_digest:
-        raise UserError(
-            f"the base at {config.path} is not the one that {folder} was trained on "
-            "(its files have another digest): name the right one with --base-path"
-        )
-    pipeline = AnomalyControlPipeline.from_base(base_models.load_base(config), adapter.eval())
-    weights = folder / "diffusion_pytorch_model.safetensors"
-    digest = hashlib.sha256(weights.read_bytes() + found.encode()).hexdigest()
-    return pipeline.to(device), digest
+
+    mask_fill: float
+    distance: float | None
+    limit: float | None
+    background_psnr: float | None
+    background_ssim: float | None
+    leak_psnr: float | None
+    passed: bool
 
 
-def draw(
-    pipeline: AnomalyControlPipeline,
-    planned: Sequence[Planned],
-    settings: DrawSettings,
-    batch_size: int,
-) -> Iterator[tuple[Planned, Image.Image, Image.Image]]:
-    """Draw the plan in batches of ``batch_size``: yields (plan, image, mask)."""
-    for start in range(0, len(planned), batch_size):
-        batch = planned[start : start + batch_size]
-        normals = [Image.fromarray(read_image(one.normal)) for one in batch]
-        references = [Image.fromarray(read_image(one.reference.image)) for one in batch]
-        reference_masks = [
-            Image.fromarray(read_mask(one.reference.mask, image.size))
-            for one, image in zip(batch, references, strict=True)
+@dataclass(frozen=True)
+class Drawing:
+    """One image of a batch.
+
+    Attributes:
+        planned: What was asked for.
+        image: (H, W, 3), as large as the normal image.
+        refined: (H, W), what of the mask really changed; the mask itself if nothing did.
+        attempt: Which drawing of it this is, from 0.
+        seed: What its noise was drawn with.
+        scores: How good it is.
+        boxes: What the model saw of the image, stroke by stroke.
+    """
+
+    planned: Planned
+    image: Pixels
+    refined: Mask
+    attempt: int
+    seed: int
+    scores: Scores
+    boxes: tuple[tuple[int, int, int, int], ...]
+
+
+@dataclass
+class _Canvas:
+    """One image while it is drawn."""
+
+    normal: Pixels
+    now: Pixels
+    mask: Mask
+    strokes: list[Stroke]
+    change: Mask
+    leaks: list[float]
+
+
+class Drawer:
+    """Draws batches with one pipeline."""
+
+    def __init__(
+        self,
+        pipeline: AnomalyControlPipeline,
+        judge: Judge,
+        gate: Gate | None = None,
+        finish: Finish | None = None,
+    ):
+        """Take what draws and what judges."""
+        self.pipeline = pipeline
+        self.judge = judge
+        self.gate = gate or Gate()
+        self.finish = finish or Finish()
+        self.conditions = ConditionCache(pipeline)
+
+    def batch(self, planned: Sequence[Planned]) -> list[Drawing]:
+        """Draw a batch, in which all images have the same sampling settings.
+
+        Raises:
+            UserError: If an image or a mask is bad.
+            torch.OutOfMemoryError: If the batch is too large.
+        """
+        best: dict[int, Drawing] = {}
+        waiting = list(range(len(planned)))
+        tries = 1 if self.gate.gate == "off" else self.gate.tries
+        for attempt in range(tries):
+            drawn = self._attempt([planned[row] for row in waiting], attempt)
+            for row, one in zip(waiting, drawn, strict=True):
+                if row not in best or _rank(one, self.gate) > _rank(best[row], self.gate):
+                    best[row] = one
+            waiting = [row for row in waiting if not best[row].scores.passed]
+            if not waiting:
+                break
+        return [best[row] for row in range(len(planned))]
+
+    def _attempt(self, planned: Sequence[Planned], attempt: int) -> list[Drawing]:
+        """Draw every image once and score it."""
+        conditions = self.conditions.of(planned, planned[0].sampling)
+        seeds = [
+            one.seed if attempt == 0 else derive_seed(one.seed, "attempt", attempt)
+            for one in planned
         ]
-        masks = [one.mask.image() for one in batch]
-        images = pipeline(
-            [one.prompt for one in batch],
-            references,
-            reference_masks,
-            [one.reference.phrase for one in batch],
-            normals,
-            masks,
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-            semantic_scale=settings.semantic_scale,
-            composite=settings.composite,
-            generator=[torch.Generator().manual_seed(one.seed) for one in batch],
+        canvases = [self._canvas(one) for one in planned]
+        for stroke in range(max(len(canvas.strokes) for canvas in canvases)):
+            rows = [row for row, one in enumerate(canvases) if stroke < len(one.strokes)]
+            some = replace(
+                conditions,
+                text=conditions.text[rows],
+                semantic=conditions.semantic[rows],
+            )
+            self._stroke(
+                [canvases[row] for row in rows],
+                stroke,
+                some,
+                planned[0],
+                [
+                    derive_seed(seeds[row], "stroke", stroke) if stroke else seeds[row]
+                    for row in rows
+                ],
+            )
+        return [
+            self._scored(*each, attempt)
+            for each in zip(
+                planned, canvases, seeds, self._distances(planned, canvases), strict=True
+            )
+        ]
+
+    def _canvas(self, planned: Planned) -> _Canvas:
+        normal = read_image(planned.normal)
+        mask = np.asarray(planned.mask.image())
+        found = strokes(mask, planned.sampling.crop, self.pipeline.card.resolution)
+        return _Canvas(normal, normal, mask, found, np.zeros_like(mask), [])
+
+    def _stroke(
+        self,
+        canvases: Sequence[_Canvas],
+        number: int,
+        conditions: Conditions,
+        like: Planned,
+        seeds: Sequence[int],
+    ) -> None:
+        """Draw one stroke into each canvas."""
+        views, masks = [], []
+        for canvas in canvases:
+            left, top, right, bottom = canvas.strokes[number].box
+            views.append(canvas.now[top:bottom, left:right])
+            masks.append(canvas.strokes[number].mask[top:bottom, left:right])
+        drawn = self.pipeline.sample(
+            conditions,
+            [Image.fromarray(view) for view in views],
+            [Image.fromarray(mask) for mask in masks],
+            num_inference_steps=like.sampling.steps,
+            guidance_scale=like.sampling.guidance_scale,
+            semantic_scale=like.sampling.scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            composite=False,
         ).images
-        yield from zip(batch, images, masks, strict=True)
+        for canvas, view, mask, picture in zip(canvases, views, masks, drawn, strict=True):
+            left, top, right, bottom = canvas.strokes[number].box
+            pixels = np.asarray(picture)
+            canvas.change[top:bottom, left:right] |= changed(view, pixels, mask)
+            kept = fidelity(view, pixels, mask)
+            if kept is not None and kept.psnr is not None:
+                canvas.leaks.append(kept.psnr)
+            if self.finish.composite:
+                width = feather_px(max(mask.shape), self.pipeline.card.resolution)
+                pixels = paste(view, pixels, mask, self.finish.blend, width)
+            canvas.now = canvas.now.copy()
+            canvas.now[top:bottom, left:right] = pixels
+
+    def _distances(
+        self, planned: Sequence[Planned], canvases: Sequence[_Canvas]
+    ) -> list[tuple[float, float | None] | None]:
+        return self.judge.distances(
+            planned, [Image.fromarray(canvas.now) for canvas in canvases]
+        )
+
+    def _scored(
+        self,
+        planned: Planned,
+        canvas: _Canvas,
+        seed: int,
+        found: tuple[float, float | None] | None,
+        attempt: int,
+    ) -> Drawing:
+        distance, limit = found or (None, None)
+        if self.gate.max_distance is not None:
+            limit = self.gate.max_distance
+        fill = float(canvas.change.sum() / canvas.mask.sum())
+        near = distance is None or limit is None or distance <= limit
+        background = fidelity(canvas.normal, canvas.now, canvas.mask)
+        scores = Scores(
+            mask_fill=fill,
+            distance=distance,
+            limit=limit,
+            background_psnr=background.psnr if background else None,
+            background_ssim=background.ssim if background else None,
+            leak_psnr=min(canvas.leaks) if canvas.leaks else None,
+            passed=fill >= self.gate.min_fill and near,
+        )
+        tight = refined(canvas.change, canvas.mask)
+        return Drawing(
+            planned,
+            canvas.now,
+            tight if tight.any() else canvas.mask,
+            attempt,
+            seed,
+            scores,
+            tuple(one.box for one in canvas.strokes),
+        )
 
 
-def write_dataset(
-    out: Path,
-    pipeline: AnomalyControlPipeline,
-    digest: str,
-    planned: Sequence[Planned],
-    settings: DrawSettings,
-    *,
-    roots: tuple[Path, Path],
-    batch_size: int,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> None:
-    """Draw the plan into ``out`` in MVTec AD's layout, with a JSONL manifest.
-
-    Everything is drawn into a folder beside ``out`` and renamed at the end.
-
-    Args:
-        out: Folder to create; must not exist or be empty.
-        pipeline: Draws.
-        digest: Of the model, for the manifest.
-        planned: What to draw.
-        settings: How.
-        roots: Folders of the defects and of the normals; the manifest's paths start there.
-        batch_size: Images drawn together; part of the manifest, since it can change a pixel.
-        progress: Wraps the running number of the images, to show a progress bar.
-
-    Raises:
-        UserError: If ``out`` holds something, or an image or mask is bad.
-    """
-    check_empty(out)
-    check_inputs(pipeline, planned)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shared = {
-        "model": digest,
-        "settings": settings.model_dump(),
-        "batch_size": batch_size,
-        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
-        "device": pipeline.device.type,
-        "threads": torch.get_num_threads(),
-        "resolution": pipeline.card.resolution,
-    }
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as scratch:
-        folder = Path(scratch, "images")
-        lines = []
-        drawings = draw(pipeline, planned, settings, batch_size)
-        for number in progress(range(len(planned))):
-            one, image, mask = next(drawings)
-            category, defect, name = one.name
-            image_path = Path(category, "test", defect, f"{name}.png")
-            mask_path = Path(category, "ground_truth", defect, f"{name}_mask.png")
-            for path, picture in ((image_path, image), (mask_path, mask.convert("L"))):
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                picture.save(folder / path)
-            facts = {
-                "image": image_path.as_posix(),
-                "mask": mask_path.as_posix(),
-                "category": category,
-                "defect": defect,
-                "normal": one.normal.relative_to(roots[1]).as_posix(),
-                "reference": one.reference.image.relative_to(roots[0]).as_posix(),
-                "mask_source": one.mask.source,
-                "mask_origin": _named(one.mask.origin, roots[0]),
-                "prompt": one.prompt,
-                "reference_phrase": one.reference.phrase,
-                "seed": one.seed,
-                "batch": number // batch_size,
-                **shared,
-            }
-            lines.append(json.dumps(facts, ensure_ascii=False))
-        (folder / MANIFEST_NAME).write_text("\n".join(lines) + "\n")
-        if out.exists():
-            out.rmdir()
-        os.rename(folder, out)
-
-
-def _named(file: Path | None, root: Path) -> str | None:
-    """A file within the data by its place there, any other by its name."""
-    if file is None:
-        return None
-    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
-
-
-def check_inputs(pipeline: AnomalyControlPipeline, planned: Sequence[Planned]) -> None:
-    """Read every file of a plan and every phrase once, before the first image is drawn.
-
-    Raises:
-        UserError: At the first that is bad.
-    """
-    for normal in sorted({one.normal for one in planned}):
-        read_image(normal)
-    for source in {one.reference.key: one.reference for one in planned}.values():
-        height, width = read_image(source.image).shape[:2]
-        read_mask(source.mask, (width, height))
-    for phrase in sorted({one.reference.phrase for one in planned}):
-        try:
-            pipeline.semantics.read([phrase])
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
-
-def check_empty(out: Path) -> None:
-    """Refuse to write into a folder that holds something.
-
-    Raises:
-        UserError: If it does.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty: name another --out")
+def _rank(drawing: Drawing, gate: Gate) -> tuple[bool, bool, float]:
+    """The better of two attempts: passed, then filled, then nearest."""
+    scores = drawing.scores
+    nearness = -scores.distance if scores.distance is not None else scores.mask_fill
+    return scores.passed, scores.mask_fill >= gate.min_fill, nearness

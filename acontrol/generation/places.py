@@ -1,6 +1,6 @@
 """Where the defects of a plan go: a mask for each normal image, from the source asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -19,7 +19,8 @@ from acontrol.masks.placement import NotPlaced, Rules, learn_rules, place
 from acontrol.masks.real import RealMasks
 from acontrol.masks.shape import Mask, MaskSource
 
-SourceName = Literal["real", "same", "perlin", "file"]
+SourceName = Literal["real", "same", "learned", "perlin", "file"]
+Kind = tuple[str, str]  # Category and defect.
 _NORMALS = 16  # Good images of a category that tell whether its product keeps its place.
 
 
@@ -59,71 +60,72 @@ def same_place(source: LabelledImage, normal: Path) -> Place:
         UserError: If an image or the mask is bad.
     """
     height, width = read_image(normal).shape[:2]
-    mask = shrink_mask(Image.fromarray(_mask_of(source)), (width, height))
+    mask = shrink_mask(Image.fromarray(mask_of(source)), (width, height))
     return Place.of("same", source.mask, np.asarray(mask))
 
 
 class Places:
-    """Finds the places for one set of defects.
+    """Finds the places for defects.
 
-    Attributes:
-        source: Where masks are from.
+    What a source learns from training masks, it learns once, when it is first needed.
     """
 
     def __init__(
         self,
-        source: SourceName,
-        training: Mapping[tuple[str, str], list[LabelledImage]],
+        training: Callable[[Kind], Sequence[LabelledImage]],
         *,
         cells: int,
         files: Path | None = None,
+        learned: Mapping[Kind, Mapping[str, Mask]] | None = None,
     ):
         """Take the training masks.
 
         Args:
-            source: "real", "same", "perlin" or "file".
-            training: Labelled images by category and defect; masks are read when needed.
+            training: Gives the labelled images of a category and defect, none if unknown.
             cells: Side of the grid of attention cells; a mask covers at least one's area.
             files: Folder of masks for "file": FILES/DEFECT/*.png, or FILES/*.png for all.
-
-        Raises:
-            UserError: If "file" has no folder, or another source has one.
+            learned: Masks drawn by a mask model, for "learned".
         """
-        if (source == "file") != (files is not None):
-            raise UserError("--masks file and --mask-files DIR need each other")
-        self.source = source
         self._training = training
         self._cells = cells
         self._files = files
-        self._sources: dict[tuple[str, str], MaskSource] = {}
-        self._rules: dict[tuple[str, str], Rules] = {}
-        self._shared: dict[str, Mask | None] = {}
-        self._origins: dict[tuple[str, str], dict[str, Path]] = {}
+        self._drawn = learned or {}
+        self._sources: dict[tuple[str, Kind], MaskSource] = {}
+        self._rules: dict[tuple[str, Kind], Rules] = {}
+        self._origins: dict[tuple[str, Kind], dict[str, Path]] = {}
+        self._shared: dict[tuple[Path, str], Mask | None] = {}
         self._products: dict[Path, Mask] = {}
 
     def find(
-        self, product: MvtecFolder, normal: Path, category: str, mask: LabelledImage, seed: int
+        self,
+        source: SourceName,
+        kind: Kind,
+        product: tuple[MvtecFolder, str],
+        normal: Path,
+        same: LabelledImage | None,
+        seed: int,
     ) -> Place | NotPlaced:
         """Find the place for one drawing.
 
         Args:
-            product: Folder of the normal images.
+            source: Where masks are from.
+            kind: Category and defect whose masks are taken.
+            product: Folder of the normal images, and the category there.
             normal: The image to draw on.
-            category: Its category there.
-            mask: The training image whose mask "same" takes; its defect is drawn.
+            same: The training image whose mask "same" takes.
             seed: The same seed gives the same place.
 
         Raises:
-            UserError: If an image or a mask is bad.
+            UserError: If an image or a mask is bad, or the source has no masks of this defect.
         """
-        if self.source == "same":
-            return same_place(mask, normal)
-        key = (mask.category, mask.defect)
+        if source == "same" and same is not None:
+            return same_place(same, normal)
+        key = (source, kind)
         if key not in self._rules:
-            self._learn(key, product, category)
+            self._learn(source, kind, product)
         found = place(
             self._sources[key],
-            self._product(product, category, normal),
+            self._product(product, normal),
             self._rules[key],
             cells=self._cells,
             seed=seed,
@@ -131,31 +133,50 @@ class Places:
         if isinstance(found, NotPlaced):
             return found
         origin = self._origins[key].get(found.origin or "")
-        return Place.of(self.source, origin, found.mask)
+        return Place.of(source, origin, found.mask)
 
-    def _learn(self, key: tuple[str, str], product: MvtecFolder, category: str) -> None:
+    def _learn(self, source: SourceName, kind: Kind, product: tuple[MvtecFolder, str]) -> None:
         """Read a defect's training masks, and what tells where they lie."""
-        if self.source == "file":  # The user's own stay where and as they are.
-            listed = self._listed(key[1])
+        key = (source, kind)
+        self._origins[key] = {}
+        if source == "file":  # The user's own stay where and as they are.
+            listed = self._listed(kind[1])
             self._rules[key] = Rules(on_product=False)
             self._sources[key] = ListedMasks({name: one for name, (_, one) in listed.items()})
             self._origins[key] = {name: path for name, (path, _) in listed.items()}
             return
-        images = self._training[key]
-        masks = {one.id: _mask_of(one) for one in images}
-        shared = self._common_place(product, category)
+        images = self._training(kind)
+        if not images and source != "perlin":
+            raise UserError(
+                f"no training masks of {'/'.join(kind)} for masks {source!r}: give a mask "
+                "file, or masks 'perlin'"
+            )
+        masks = {one.id: mask_of(one) for one in images}
+        shared = self._common_place(product)
         products = [corrected(foreground(read_image(one.image)), shared) for one in images]
-        self._rules[key] = learn_rules([masks[one.id] for one in images], products)
-        self._origins[key] = {one.id: one.mask for one in images}
-        self._sources[key] = RealMasks(masks) if self.source == "real" else PerlinMasks()
+        rules = learn_rules([masks[one.id] for one in images], products) if images else Rules()
+        self._rules[key] = rules
+        if source == "learned":
+            if kind not in self._drawn:
+                raise UserError(
+                    f"--masks-path: has no masks of {'/'.join(kind)}; run launch.masks for it"
+                )
+            # They were drawn where training masks are: they stay, on the product.
+            self._sources[key] = ListedMasks(self._drawn[kind])
+        elif source == "perlin":
+            self._sources[key] = PerlinMasks()
+        else:
+            self._origins[key] = {one.id: one.mask for one in images}
+            self._sources[key] = RealMasks(masks)
 
     def _listed(self, defect: str) -> dict[str, tuple[Path, Mask]]:
-        assert self._files is not None
+        if self._files is None:
+            raise UserError("--masks file needs a folder of masks: --masks-path DIR")
         folder = self._files / defect
         folder = folder if folder.is_dir() else self._files
         paths = sorted(folder.glob("*.png"))
         if not paths:
-            raise UserError(f"--mask-files {self._files}: no .png there, nor in {defect}/")
+            raise UserError(f"--masks-path {self._files}: no .png there, nor in {defect}/")
         found = {}
         for path in paths:
             try:
@@ -166,21 +187,28 @@ class Places:
             found[path.name] = (path, read_mask(path, size))
         return found
 
-    def _common_place(self, product: MvtecFolder, category: str) -> Mask | None:
-        if category not in self._shared:
-            normals = product.normals(category)[:_NORMALS]
-            self._shared[category] = shared_foreground(
+    def _common_place(self, product: tuple[MvtecFolder, str]) -> Mask | None:
+        folder, category = product
+        key = (folder.root, category)
+        if key not in self._shared:
+            normals = folder.normals(category)[:_NORMALS]
+            self._shared[key] = shared_foreground(
                 [foreground(read_image(one)) for one in normals]
             )
-        return self._shared[category]
+        return self._shared[key]
 
-    def _product(self, product: MvtecFolder, category: str, normal: Path) -> Mask:
+    def _product(self, product: tuple[MvtecFolder, str], normal: Path) -> Mask:
         if normal not in self._products:
             estimate = foreground(read_image(normal))
-            self._products[normal] = corrected(estimate, self._common_place(product, category))
+            self._products[normal] = corrected(estimate, self._common_place(product))
         return self._products[normal]
 
 
-def _mask_of(image: LabelledImage) -> Mask:
+def mask_of(image: LabelledImage) -> Mask:
+    """Read a labelled image's mask.
+
+    Raises:
+        UserError: If the image or the mask is bad.
+    """
     height, width = read_image(image.image).shape[:2]
     return read_mask(image.mask, (width, height))

@@ -17,7 +17,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from acontrol.base import quieten
 from acontrol.config import UserError
-from acontrol.generation.draw import load_pipeline
+from acontrol.generation.model import load_pipeline
 from acontrol.pipeline import AnomalyControlPipeline
 from acontrol.registry.folder import check_model
 from acontrol.registry.requests import Drawing, Sampling, encode, read_params, read_rows

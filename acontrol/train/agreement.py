@@ -8,16 +8,12 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
-from acontrol.anomaly_map import region_on_grid
 from acontrol.base import BaseModels
 from acontrol.config import RunConfig, derive_seed
-from acontrol.csm import see
-from acontrol.data.framing import fit, region
 from acontrol.data.stream import TrainingStream
+from acontrol.defect_features import defect_features
 from acontrol.sga import SemanticAdapter
 from acontrol.train.samples import sampler
 
@@ -72,25 +68,6 @@ def guided_agreement(
             ],
         ).images
         cosines += F.cosine_similarity(
-            defect_features(base, drawn, masks), defect_features(base, images, masks)
+            defect_features(base.vlm, drawn, masks), defect_features(base.vlm, images, masks)
         ).tolist()
     return sum(cosines) / len(cosines)
-
-
-@torch.no_grad()
-def defect_features(
-    base: BaseModels, images: list[Image.Image], masks: list[Image.Image]
-) -> Float[Tensor, "image width"]:
-    """Mean of the vision tower's patch features inside each mask, of the magnified region."""
-    vision = base.vlm.config.vision_config
-    views = [
-        fit(*region(image.convert("RGB"), mask), vision.image_size)
-        for image, mask in zip(images, masks, strict=True)
-    ]
-    patches = see(base.vlm, torch.stack([pixels for pixels, _ in views])).float()[:, 1:]
-    inside = region_on_grid(
-        torch.stack([mask for _, mask in views]).to(patches.device),
-        vision.image_size // vision.patch_size,
-    ).flatten(1)
-    weight = (inside / inside.sum(dim=1, keepdim=True))[..., None].to(patches.dtype)
-    return (patches * weight).sum(dim=1)

@@ -1,0 +1,34 @@
+"""What the vision tower sees of a defect: one vector an image."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import Blip2ForImageTextRetrieval
+
+from acontrol.anomaly_map import region_on_grid
+from acontrol.csm import see
+from acontrol.data.framing import fit, region
+
+
+@torch.no_grad()
+def defect_features(
+    vlm: Blip2ForImageTextRetrieval,
+    images: Sequence[Image.Image],
+    masks: Sequence[Image.Image],
+) -> Float[Tensor, "image width"]:
+    """Mean of the vision tower's patch features inside each mask, of the magnified region."""
+    vision = vlm.config.vision_config
+    views = [
+        fit(*region(image.convert("RGB"), mask), vision.image_size)
+        for image, mask in zip(images, masks, strict=True)
+    ]
+    patches = see(vlm, torch.stack([pixels for pixels, _ in views])).float()[:, 1:]
+    inside = region_on_grid(
+        torch.stack([mask for _, mask in views]).to(patches.device),
+        vision.image_size // vision.patch_size,
+    ).flatten(1)
+    weight = (inside / inside.sum(dim=1, keepdim=True))[..., None].to(patches.dtype)
+    return (patches * weight).sum(dim=1)

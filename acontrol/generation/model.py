@@ -1,0 +1,61 @@
+"""Load what draws: an adapter with the base that it was trained on."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from acontrol import base as base_models
+from acontrol.config import AdapterCard, UserError, explain
+from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.sga import SemanticAdapter
+
+
+def load_pipeline(
+    model: str, base_path: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[AnomalyControlPipeline, str]:
+    """Load a run's or an adapter's folder with the base it was trained on.
+
+    Args:
+        model: The run's output folder, or an adapter folder.
+        base_path: Where the base is now, if it has moved.
+        device: Where to put it.
+
+    Returns:
+        The pipeline, and a digest of adapter and base together.
+
+    Raises:
+        UserError: If there is no adapter, its JSON is not ours, or the base is another one.
+    """
+    folder = Path(model)
+    if (folder / "adapter" / "config.json").is_file():
+        folder = folder / "adapter"
+    if (folder / "run.json").is_file():
+        raise UserError(f"--model {model}: this run has no checkpoint yet")
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"--model {model}: neither a run's output folder (adapter/config.json) nor an "
+            "adapter folder (config.json)"
+        )
+    try:
+        adapter = SemanticAdapter.from_pretrained(folder, use_safetensors=True)
+        card = AdapterCard.model_validate(adapter.config.card)
+    except ValidationError as error:
+        raise UserError(f"{folder}/config.json: {explain(error)}") from error
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder} is no adapter of this version: {reason}") from error
+    config = card.base
+    if base_path is not None:
+        config = config.model_copy(update={"path": base_path})
+    found = base_models.digest(config)
+    if found != card.base_digest:
+        raise UserError(
+            f"the base at {config.path} is not the one that {folder} was trained on "
+            "(its files have another digest): name the right one with --base-path"
+        )
+    pipeline = AnomalyControlPipeline.from_base(base_models.load_base(config), adapter.eval())
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes() + found.encode()).hexdigest()
+    return pipeline.to(device), digest

@@ -1,0 +1,88 @@
+"""Put a drawing back into its normal image, so that nothing but the defect changes."""
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage, sparse
+from scipy.sparse.linalg import spsolve
+
+from acontrol.masks.shape import Mask
+
+Pixels = npt.NDArray[np.uint8]
+FEATHER = 2  # Of the model's pixels.
+
+
+def feather_px(side: int, resolution: int) -> int:
+    """Width of the fade in the image's pixels, for a drawing of so long a side."""
+    return max(1, round(FEATHER * side / resolution))
+
+
+def paste(
+    normal: Pixels,
+    drawn: Pixels,
+    mask: Mask,
+    blend: Literal["feather", "poisson", "hard"],
+    width: int,
+) -> Pixels:
+    """Put a drawing's defect onto the normal image.
+
+    Args:
+        normal: (H, W, 3), not changed.
+        drawn: (H, W, 3), of which the mask's pixels are taken.
+        mask: (H, W), not empty.
+        blend: "hard" takes them as they are; "feather" also fades out over ``width`` pixels
+            around them; "poisson" shifts their colours smoothly, so that they meet the normal
+            image's at the mask's edge.
+        width: Of the fade, in pixels.
+
+    Returns:
+        (H, W, 3); equal to ``normal`` outside the mask, and the fade around it.
+    """
+    if blend == "poisson":
+        return _poisson(normal, drawn, mask)
+    if blend == "hard":
+        return np.where(mask[..., None], drawn, normal)
+    # 1 inside, 0 from a distance of width + 1 on: exactly the normal image's there.
+    distance = np.asarray(ndimage.distance_transform_edt(~mask))
+    alpha = np.clip(1 - distance / (width + 1), 0, 1)[..., None]
+    mixed = np.rint(alpha * drawn + (1 - alpha) * normal).astype(np.uint8)
+    return np.where(alpha > 0, mixed, normal)
+
+
+def _poisson(normal: Pixels, drawn: Pixels, mask: Mask) -> Pixels:
+    """Keep the drawing's gradients; its edge takes the normal image's values.
+
+    What is added is harmonic inside the mask and known around it (Perez et al. 2003). Where
+    the mask reaches the image's edge, nothing is prescribed.
+    """
+    number = np.full(mask.shape, -1)
+    rows, columns = np.nonzero(mask)
+    number[rows, columns] = np.arange(len(rows))
+    known = normal.astype(np.float64) - drawn
+    diagonal = np.zeros(len(rows))
+    right = np.zeros((len(rows), 3))
+    entries: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+    for down, across in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        y, x = rows + down, columns + across
+        there = (y >= 0) & (y < mask.shape[0]) & (x >= 0) & (x < mask.shape[1])
+        diagonal += there
+        own = np.flatnonzero(there)
+        neighbour = number[y[own], x[own]]
+        inner = neighbour >= 0
+        entries.append((own[inner], neighbour[inner]))
+        outer = own[~inner]
+        right[outer] += known[y[outer], x[outer]]
+    if not right.any():  # No edge to meet, or it is met already.
+        return np.where(mask[..., None], drawn, normal)
+    row = np.concatenate([one for one, _ in entries])
+    column = np.concatenate([one for _, one in entries])
+    ones = np.ones(len(row))
+    laplace = sparse.diags(diagonal) - sparse.csr_matrix(
+        (ones, (row, column)), shape=(len(rows), len(rows))
+    )
+    added = spsolve(laplace.tocsc(), right)
+    result = normal.copy()
+    shifted = drawn[rows, columns] + np.asarray(added).reshape(-1, 3)
+    result[rows, columns] = np.clip(np.rint(shifted), 0, 255).astype(np.uint8)
+    return result

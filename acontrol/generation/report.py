@@ -1,0 +1,168 @@
+"""What a job adds to its images: contact sheets, a page with best and worst, and shards."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from acontrol.data.mvtec import LabelledImage
+from acontrol.data.pixels import read_image
+from acontrol.data.shards import write_shards
+from acontrol.generation.record import Roots
+from acontrol.sheet import contact_sheet, outlined
+
+ROWS = 12  # Of a contact sheet, evenly over the kind's images.
+EXTREMES = 3  # Best and worst of a kind on the page.
+TITLES = ("normal", "where", "reference", "result", "difference x3")
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem}"
+    "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;text-align:right;"
+    "border-bottom:1px solid #ccc}td:first-child,th:first-child{text-align:left}"
+    "img{max-width:100%;border:1px solid #ccc}h2{margin-top:2rem}"
+)
+
+Line = Mapping[str, Any]
+
+
+def write_report(folder: Path, lines: Sequence[Line], roots: Roots) -> None:
+    """Write report/index.html and report/CATEGORY-DEFECT.png.
+
+    Args:
+        folder: The data set; images are read from it.
+        lines: Its manifest, not empty.
+        roots: Folders that the manifest's paths start at.
+    """
+    kinds: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        kinds.setdefault((line["category"], line["defect"]), []).append(line)
+    report = folder / "report"
+    report.mkdir(exist_ok=True)
+    rows, sections = [], []
+    for (category, defect), some in sorted(kinds.items()):
+        name = html.escape(f"{category}/{defect}")
+        count = min(ROWS, len(some))
+        chosen = [some[place * len(some) // count] for place in range(count)]
+        _sheet(folder, chosen, roots).save(report / f"{category}-{defect}.png")
+        rows.append(_row(name, some))
+        ordered = sorted(some, key=_quality, reverse=True)
+        extremes = min(EXTREMES, len(ordered))
+        best = _embedded(_sheet(folder, ordered[:extremes], roots))
+        worst = _embedded(_sheet(folder, ordered[::-1][:extremes], roots))
+        sections.append(
+            f"<h2>{name}</h2><p>Best</p><img alt='best of {name}' src='{best}'>"
+            f"<p>Worst</p><img alt='worst of {name}' src='{worst}'>"
+        )
+    heads = (
+        "kind",
+        "images",
+        "passed",
+        "mask-fill",
+        "distance",
+        "limit",
+        "background PSNR, dB",
+        "autoencoder's PSNR, dB",
+    )
+    page = (
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        f"<title>Generated defects</title><style>{_STYLE}</style><h1>Generated defects</h1>"
+        "<p>Means over the images. <b>Mask-fill</b>: share of the mask that changed by more "
+        "than the autoencoder's own error. <b>Distance</b>: to the nearest training defect of "
+        "its kind, in the vision tower's features; up to <b>limit</b>, it is as near as "
+        "training defects are to each other. <b>PSNR</b>: of the background after, and before "
+        "the normal image's own pixels were put back.</p>"
+        f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}"
+        f"</table>{''.join(sections)}</html>\n"
+    )
+    (report / "index.html").write_text(page, encoding="utf-8")
+
+
+def _row(name: str, lines: Sequence[Line]) -> str:
+    scores = [line["scores"] for line in lines]
+    passed = sum(one["passed"] for one in scores)
+    cells = [
+        name,
+        str(len(lines)),
+        str(passed),
+        f"{fmean(one['mask_fill'] for one in scores):.2f}",
+        _mean(scores, "distance", ".3f"),
+        _mean(scores, "limit", ".3f"),
+        _mean(scores, "background_psnr", ".1f"),
+        _mean(scores, "leak_psnr", ".1f"),
+    ]
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _mean(scores: Sequence[Mapping[str, float | None]], name: str, form: str) -> str:
+    there = [value for one in scores if (value := one[name]) is not None]
+    if there:
+        return f"{fmean(there):{form}}"
+    return "exact" if name == "background_psnr" else "-"
+
+
+def _quality(line: Line) -> tuple[bool, float]:
+    scores = line["scores"]
+    distance = scores["distance"]
+    return scores["passed"], scores["mask_fill"] if distance is None else -distance
+
+
+def _sheet(folder: Path, lines: Sequence[Line], roots: Roots) -> Image.Image:
+    rows, captions = [], []
+    for line in lines:
+        normal = read_image(roots["normal"] / line["normal"])
+        result = read_image(folder / line["image"])
+        gap = 3 * np.abs(normal.astype(np.int16) - result)
+        difference = Image.fromarray(gap.clip(0, 255).astype(np.uint8))
+        with Image.open(folder / line["mask"]) as opened:
+            mask = opened.convert("1")
+        reference = Image.fromarray(read_image(roots["data"] / line["reference"]))
+        before, after = Image.fromarray(normal), Image.fromarray(result)
+        pictures = [before, outlined(before, mask), reference, after, difference]
+        view = _view(line["boxes"])
+        rows.append([one if one is reference else one.crop(view) for one in pictures])
+        scores = line["scores"]
+        distance = "" if scores["distance"] is None else f", distance {scores['distance']:.3f}"
+        verdict = "" if scores["passed"] else ", did not pass"
+        captions.append(
+            f"{line['number']}  {line['prompt']} | "
+            f"fill {scores['mask_fill']:.2f}{distance}, try {line['attempt'] + 1}{verdict}"
+        )
+    return contact_sheet(rows, TITLES, captions)
+
+
+def _view(boxes: Sequence[Sequence[int]]) -> tuple[int, int, int, int]:
+    """What the model saw, all strokes together: a small defect shows there."""
+    return (
+        min(box[0] for box in boxes),
+        min(box[1] for box in boxes),
+        max(box[2] for box in boxes),
+        max(box[3] for box in boxes),
+    )
+
+
+def _embedded(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def write_as_shards(folder: Path, lines: Sequence[Line]) -> None:
+    """Write the images as WebDataset shards too, in shards/, with their texts."""
+    images = [
+        LabelledImage(
+            line["category"],
+            line["defect"],
+            line["number"],
+            folder / line["image"],
+            folder / line["mask"],
+            line["prompt"],
+            line["reference_phrase"],
+        )
+        for line in lines
+    ]
+    write_shards(images, folder / "shards", split="all", resolution=None)

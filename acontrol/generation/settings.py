@@ -1,0 +1,73 @@
+"""How images are drawn and judged; all of it is recorded beside them."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from acontrol.config import Settings
+
+
+class Sampling(Settings):
+    """How one image is drawn. A request may ask for each of these itself."""
+
+    steps: int = Field(30, ge=1, le=1000, description="DDIM steps (Sec. 4.1).")
+    guidance_scale: float = Field(
+        7.5, ge=1, le=100, description="Classifier-free guidance (Sec. 4.1)."
+    )
+    scale: float | None = Field(
+        None, ge=0, le=10, description="Gamma of Eq. 5; by default the one trained with."
+    )
+    asea_steps: int | None = Field(
+        None, ge=0, le=50, description="T_g of Eq. 4; by default as trained with."
+    )
+    asea_step_size: float | None = Field(
+        None, gt=0, description="Alpha of Eq. 4; by default as trained with."
+    )
+    crop: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Draw in a square so many times as large as the defect, at the model's own "
+        "resolution, and paste it back. By default 4 where the image is larger than the "
+        "model's resolution; 0 never.",
+    )
+
+
+class Gate(Settings):
+    """What becomes of a drawing that does not show its defect."""
+
+    gate: Literal["keep", "drop", "off"] = Field(
+        "keep",
+        description="What does not pass is drawn again with the next seed; after --tries, keep "
+        "the best of them, or drop it. off: score only.",
+    )
+    tries: int = Field(3, ge=1, le=100, description="Drawings of an image at most.")
+    min_fill: float = Field(
+        0.2, ge=0, le=1, description="Least share of the mask that must have changed."
+    )
+    max_distance: float | None = Field(
+        None,
+        ge=0,
+        le=2,
+        description="Most that the vision tower may see between a drawn defect and the nearest "
+        "training defect of its kind; by default what lies between training defects.",
+    )
+
+
+class Finish(Settings):
+    """How drawings become files."""
+
+    composite: bool = Field(
+        True,
+        description="Keep the normal image's own pixels outside the mask; without, they went "
+        "through the autoencoder, which leaks.",
+    )
+    blend: Literal["feather", "poisson", "hard"] = Field(
+        "feather",
+        description="The mask's edge. feather: two of the model's pixels fade out around it; "
+        "poisson: the drawing takes on its surroundings' colour; hard: a clean cut.",
+    )
+    refine_mask: bool = Field(
+        False,
+        description="Also write the mask of what really changed, in ground_truth_refined.",
+    )
