@@ -101,6 +101,7 @@ def run(args: Sequence[str]) -> None:
         masks=command.masks,
         sampling=Sampling(**command.model_dump(include=set(Sampling.model_fields))),
         seed=command.seed,
+        read_phrase=pipeline.semantics.read,
     )
     roots = {"data": folder.root, "normal": normal_folder.root}
     facts = {

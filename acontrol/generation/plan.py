@@ -5,7 +5,7 @@ seed of its own, so what is drawn can be drawn again.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -130,6 +130,7 @@ class Planner:
         masks: SourceName = "real",
         sampling: Sampling | None = None,
         seed: int = 0,
+        read_phrase: Callable[[Sequence[str]], object] | None = None,
     ):
         """Take the data.
 
@@ -145,6 +146,7 @@ class Planner:
             masks: Where masks are from, if a request does not say.
             sampling: How images are drawn, if a request does not say.
             seed: Everything drawn follows from it.
+            read_phrase: Raises ValueError for words that the model cannot read.
         """
         self.folder = folder
         self.split: Literal["train", "test", "all"] = split
@@ -153,6 +155,7 @@ class Planner:
         self.masks: SourceName = masks
         self.sampling = sampling or Sampling()
         self.seed = seed
+        self._read_phrase = read_phrase
         self._training: dict[Kind, list[LabelledImage]] = {}
         self._good: dict[str, tuple[Path, ...]] = {}
         self._counts: dict[Kind, int] = {}
@@ -271,6 +274,11 @@ class Planner:
 
     def _references(self, request: Request, kind: Kind, base: Path) -> list[Reference]:
         words = request.reference_phrase
+        if words is not None and self._read_phrase is not None:
+            try:
+                self._read_phrase([words])
+            except ValueError as error:
+                raise UserError(str(error)) from error
         if request.reference_image is not None and request.reference_mask is not None:
             image, mask = base / request.reference_image, base / request.reference_mask
             read_mask(mask, _size(image))

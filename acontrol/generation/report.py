@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from acontrol.data.framing import region
 from acontrol.data.mvtec import LabelledImage
-from acontrol.data.pixels import read_image
+from acontrol.data.pixels import read_image, read_mask
 from acontrol.data.shards import write_shards
 from acontrol.generation.record import Roots
 from acontrol.sheet import contact_sheet, outlined
@@ -120,7 +121,7 @@ def _sheet(folder: Path, lines: Sequence[Line], roots: Roots) -> Image.Image:
         difference = Image.fromarray(gap.clip(0, 255).astype(np.uint8))
         with Image.open(folder / line["mask"]) as opened:
             mask = opened.convert("1")
-        reference = Image.fromarray(read_image(roots["data"] / line["reference"]))
+        reference = _reference(line, roots)
         before, after = Image.fromarray(normal), Image.fromarray(result)
         pictures = [before, outlined(before, mask), reference, after, difference]
         view = _view(line["boxes"])
@@ -133,6 +134,14 @@ def _sheet(folder: Path, lines: Sequence[Line], roots: Roots) -> Image.Image:
             f"fill {scores['mask_fill']:.2f}{distance}, try {line['attempt'] + 1}{verdict}"
         )
     return contact_sheet(rows, TITLES, captions)
+
+
+def _reference(line: Line, roots: Roots) -> Image.Image:
+    """The reference's defect with its surroundings."""
+    pixels = read_image(roots["data"] / line["reference"])
+    height, width = pixels.shape[:2]
+    mask = read_mask(roots["data"] / line["reference_mask"], (width, height))
+    return region(Image.fromarray(pixels), Image.fromarray(mask), margin=1.0)[0]
 
 
 def _view(boxes: Sequence[Sequence[int]]) -> tuple[int, int, int, int]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from scipy import ndimage
 
 from acontrol.base import built_in_base, load_base
 from acontrol.config import RunConfig, UserError
@@ -163,7 +164,8 @@ def test_what_is_drawn_is_a_data_set_and_can_be_drawn_again(
     for name in ("a", "b"):
         generate_into(tmp_path / name, whole, built_in_data, "--count", 2, "--seed", 3)
     files = [file for file in (tmp_path / "a").rglob("*") if file.is_file()]
-    assert len(files) == 2 * 12 + 1
+    kinds = 6
+    assert len(files) == 2 * 12 + kinds + len(["manifest.jsonl", "job.json", "index.html"])
     for file in files:
         again = tmp_path / "b" / file.relative_to(tmp_path / "a")
         assert file.read_bytes() == again.read_bytes(), file
@@ -177,49 +179,9 @@ def test_what_is_drawn_is_a_data_set_and_can_be_drawn_again(
         normal = np.asarray(Image.open(built_in_data / line["normal"]))
         image = np.asarray(Image.open(tmp_path / "a" / line["image"]))
         mask = np.asarray(Image.open(tmp_path / "a" / line["mask"])) > 0
-        assert np.array_equal(image[~mask], normal[~mask])
+        faded = ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=2)
+        assert np.array_equal(image[~faded], normal[~faded])
         assert not np.array_equal(image[mask], normal[mask])
-
-
-def test_every_source_of_masks_draws_in_its_own_places(whole, built_in_data, tmp_path) -> None:
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    own = np.zeros((64, 64), np.uint8)
-    own[20:36, 24:44] = 255
-    Image.fromarray(own).save(mine / "one.png")
-    places = {}
-    for source in ("real", "same", "perlin", "file"):
-        more = ["--mask-files", mine] if source == "file" else []
-        out = tmp_path / source
-        generate_into(out, whole, built_in_data, "--count", 1, "--masks", source, *more)
-        lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-        assert len(lines) == 6
-        assert {line["mask_source"] for line in lines} == {source}
-        origins = {line["mask_origin"] for line in lines}
-        assert origins == {None} if source == "perlin" else None not in origins
-        masks = [np.asarray(Image.open(out / line["mask"])) > 0 for line in lines]
-        assert all(mask.any() for mask in masks)
-        places[source] = [mask.tobytes() for mask in masks]
-    assert len({tuple(one) for one in places.values()}) == 4
-    assert set(places["file"]) == {(own > 0).tobytes()}
-
-
-def test_masks_that_fit_nowhere_are_told_before_anything_is_drawn(
-    whole, built_in_data, tmp_path
-) -> None:
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    dot = np.zeros((64, 64), np.uint8)
-    dot[30, 30] = 255
-    Image.fromarray(dot).save(mine / "dot.png")
-    out, masks = tmp_path / "g", ("--masks", "file")
-    with pytest.raises(UserError, match=r"found a place.*dot\.png is smaller than one"):
-        generate_into(out, whole, built_in_data, *masks, "--mask-files", mine)
-    with pytest.raises(UserError, match="need each other"):
-        generate_into(out, whole, built_in_data, *masks)
-    with pytest.raises(UserError, match=r"no \.png there"):
-        generate_into(out, whole, built_in_data, *masks, "--mask-files", tmp_path)
-    assert not out.exists()
 
 
 def test_without_good_images_normal_supplies_them(whole, built_in_data, tmp_path) -> None:

@@ -1,0 +1,94 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from acontrol.generation.changes import changed, fidelity, refined
+
+
+@pytest.fixture
+def scene():
+    rng = np.random.default_rng(0)
+    normal = rng.integers(60, 200, (48, 48, 3)).astype(np.uint8)
+    mask = np.zeros((48, 48), bool)
+    mask[10:30, 10:30] = True
+    return rng, normal, mask
+
+
+def test_an_autoencoders_error_is_no_change(scene) -> None:
+    rng, normal, mask = scene
+    decoded = np.clip(normal + rng.normal(0, 12, normal.shape), 0, 255).astype(np.uint8)
+    assert changed(normal, decoded, mask).sum() / mask.sum() < 0.15
+    assert not changed(normal, normal, mask).any()
+
+
+def test_what_was_drawn_is_a_change_and_only_inside(scene) -> None:
+    rng, normal, mask = scene
+    decoded = np.clip(normal + rng.normal(0, 5, normal.shape), 0, 255).astype(np.uint8)
+    decoded[10:30, 10:20] = 0
+    decoded[40:44, 40:44] = 0  # A leak far from the mask is not its filling.
+    found = changed(normal, decoded, mask)
+    assert not (found & ~mask).any()
+    assert found[11:29, 11:19].all()
+    assert 0.45 < found.sum() / mask.sum() < 0.65
+
+
+def test_the_refined_mask_has_no_specks_and_no_holes(scene) -> None:
+    _, _, mask = scene
+    change = np.zeros_like(mask)
+    change[12:24, 12:24] = True
+    change[17, 17] = False
+    change[28, 28] = True
+    expected = np.zeros_like(mask)
+    expected[12:24, 12:24] = True
+    assert (refined(change, mask) == expected).all()
+    assert not refined(np.zeros_like(mask), mask).any()
+
+
+def test_fidelity_looks_outside_alone(scene) -> None:
+    _, normal, mask = scene
+    result = normal.copy()
+    result[mask] = 0
+    exact = fidelity(normal, result, mask)
+    assert exact is not None
+    assert exact.psnr is None
+    assert exact.ssim is not None
+    assert exact.ssim < 1  # Windows that reach into the mask see it.
+    far = fidelity(normal, normal, mask)
+    assert far is not None
+    assert far.ssim == pytest.approx(1)
+    assert fidelity(normal, result, np.ones_like(mask)) is None
+
+
+def test_psnr_by_hand(scene) -> None:
+    _, normal, mask = scene
+    result = normal.copy()
+    result[~mask] += 5
+    found = fidelity(normal, result, mask)
+    assert found is not None
+    assert found.psnr == pytest.approx(20 * math.log10(255 / 5))
+
+
+def test_ssim_by_hand(scene) -> None:
+    """Against the formula written out, with Gaussian windows, where windows are whole."""
+    rng, normal, _ = scene
+    result = np.clip(normal + rng.normal(0, 20, normal.shape), 0, 255).astype(np.uint8)
+    mask = np.ones((48, 48), bool)
+    mask[20:28, 20:28] = False
+
+    def blur(image):
+        return ndimage.gaussian_filter(image, 1.5, radius=5)
+
+    values = []
+    for channel in range(3):
+        x, y = (one[..., channel].astype(float) for one in (result, normal))
+        mx, my = blur(x), blur(y)
+        vx, vy, both = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+        one, two = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        values.append(
+            (2 * mx * my + one) * (2 * both + two) / ((mx**2 + my**2 + one) * (vx + vy + two))
+        )
+    found = fidelity(normal, result, mask)
+    assert found is not None
+    assert found.ssim == pytest.approx(np.mean(values, axis=0)[~mask].mean(), abs=1e-4)
