@@ -85,12 +85,21 @@ def run(args: Sequence[str]) -> None:
     # Imported only once the arguments are known to be good.
     from acontrol.base import quieten
     from acontrol.generation.draw import Drawer
-    from acontrol.generation.job import Job, batches_of, check_inputs, run_local
+    from acontrol.generation.job import (
+        JOB_NAME,
+        Job,
+        batches_of,
+        check_empty,
+        check_inputs,
+        run_local,
+    )
     from acontrol.generation.judge import Judge
     from acontrol.generation.plan import Planner
     from acontrol.generation.report import write_as_shards, write_report
 
     quieten()
+    if not (command.out / JOB_NAME).exists():
+        check_empty(command.out)
     pipeline, digest = _load(command)
     planner = Planner(
         folder,

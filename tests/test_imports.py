@@ -33,7 +33,7 @@ ORDER = [
         "acontrol.sga",
         "acontrol.base",
     },
-    {"acontrol.encoder"},
+    {"acontrol.encoder", "acontrol.defect_features"},
     {"acontrol.model"},
     {"acontrol.pipeline"},
     {"acontrol.masks"},

@@ -27,7 +27,6 @@ from acontrol.generation.settings import Finish, Gate, Sampling
 from launch import generate
 from tests.launch import commands
 
-
 # As many outputs as there are; in processes of its own, since threads can change a bit.
 WATCHED = ("--count", 4, "--refine-mask", "--format", "shards")
 

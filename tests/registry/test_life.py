@@ -71,7 +71,7 @@ def test_from_a_run_to_a_pulled_champion_every_byte_is_kept(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     named = drawn("models:/life@champion", built_in_data, tmp_path / "of-name")
     assert named == expected
-    assert sum(name.endswith(".png") for name in expected) == 4
+    assert sum(name.endswith(".png") for name in expected) == 4 + 1, "and a contact sheet"
     # And training takes it to start from: the complaint is about the data, not about it.
     words = error_of(
         train.run,

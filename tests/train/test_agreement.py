@@ -11,9 +11,10 @@ from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
 from acontrol.data.stream import TrainingStream, held_out
+from acontrol.defect_features import defect_features
 from acontrol.presets import preset
 from acontrol.sga import SemanticAdapter
-from acontrol.train.agreement import defect_features, guided_agreement
+from acontrol.train.agreement import guided_agreement
 
 
 @pytest.fixture(scope="module")
