@@ -58,7 +58,7 @@ def test_only_what_is_in_the_mask_counts_most(
 ) -> None:
     samples = [held.reader.read(held.pair(place)[0]) for place in range(2)]
     images, masks = [one.image for one in samples], [one.mask for one in samples]
-    found = defect_features(trained, images, masks)
+    found = defect_features(trained.vlm, images, masks)
     assert found.shape == (2, trained.vlm.config.vision_config.hidden_size)
-    assert torch.equal(found, defect_features(trained, images, masks))
-    assert not torch.allclose(found, defect_features(trained, images, masks[::-1]))
+    assert torch.equal(found, defect_features(trained.vlm, images, masks))
+    assert not torch.allclose(found, defect_features(trained.vlm, images, masks[::-1]))
