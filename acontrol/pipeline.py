@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
@@ -24,6 +22,7 @@ from acontrol.config import AdapterCard, AseaConfig
 from acontrol.csm import CrossModalEncoder
 from acontrol.data.framing import fit, pictures, region
 from acontrol.encoder import embed_text
+from acontrol.pipeline_inputs import Conditions, bits, check_lists, put_back
 from acontrol.sga import SemanticAdapter, install_processors
 
 
@@ -32,23 +31,6 @@ class AnomalyControlOutput(BaseOutput):
     """The images, as PIL."""
 
     images: list[Image.Image]
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What guides a batch, made once for all its steps.
-
-    Attributes:
-        text: (batch, token, dim) embeddings of the target texts.
-        semantic: (batch, query, fused) what the adapter makes of C': K' and V' of all layers.
-        empty_text: (1, token, dim) of the empty text, for the unconditional branch.
-        empty_semantic: (1, query, fused) of C' = 0, as condition dropout trained.
-    """
-
-    text: Tensor
-    semantic: Tensor
-    empty_text: Tensor
-    empty_semantic: Tensor
 
 
 class AnomalyControlPipeline(DiffusionPipeline):
@@ -146,8 +128,8 @@ class AnomalyControlPipeline(DiffusionPipeline):
         Raises:
             ValueError: If the arguments' lengths or sizes disagree.
         """
-        reference_mask = _bits(reference_mask)
-        mask_image = None if mask_image is None else _bits(mask_image)
+        reference_mask = bits(reference_mask)
+        mask_image = None if mask_image is None else bits(mask_image)
         lists = {
             "prompt": prompt,
             "reference_image": reference_image,
@@ -157,7 +139,7 @@ class AnomalyControlPipeline(DiffusionPipeline):
             "mask_image": mask_image,
             "generator": generator,
         }
-        _check(lists)
+        check_lists(lists)
         if num_inference_steps < 1:
             raise ValueError(
                 f"num_inference_steps must be at least 1, got {num_inference_steps}"
@@ -291,43 +273,7 @@ class AnomalyControlPipeline(DiffusionPipeline):
         drawn = pictures(decoded)
         if image is not None and mask_image is not None:
             drawn = [
-                _put_back(one, normal, mask if composite else None)
+                put_back(one, normal, mask if composite else None)
                 for one, normal, mask in zip(drawn, image, mask_image, strict=True)
             ]
         return AnomalyControlOutput(images=drawn)
-
-
-def _check(lists: dict[str, Any]) -> None:
-    """Raise ValueError unless every list has one entry a prompt and every mask fits."""
-    count = len(lists["prompt"])
-    if count == 0:
-        raise ValueError("need at least one prompt, got an empty list")
-    for name, values in lists.items():
-        if isinstance(values, str) or (values is not None and len(values) != count):
-            raise ValueError(f"need a list of {count} {name}, one a prompt, got {values!r}")
-    if (lists["image"] is None) != (lists["mask_image"] is None):
-        raise ValueError("image and mask_image go together: give both or neither")
-    for one, mask in [
-        *zip(lists["reference_image"], lists["reference_mask"], strict=True),
-        *zip(lists["image"] or [], lists["mask_image"] or [], strict=True),
-    ]:
-        if one.size != mask.size:
-            raise ValueError(f"an image of {one.size} has a mask of {mask.size}")
-        if mask.getbbox() is None:
-            raise ValueError("a mask is empty: it must be non-zero where the defect is")
-
-
-def _bits(masks: Sequence[Image.Image]) -> list[Image.Image]:
-    """Masks of any mode as 1-bit images: set where any colour channel is above zero."""
-    return [Image.fromarray(np.asarray(mask.convert("RGB")).any(axis=2)) for mask in masks]
-
-
-def _put_back(drawn: Image.Image, normal: Image.Image, mask: Image.Image | None) -> Image.Image:
-    """Bring a drawing to its normal image's size; with a mask, keep the pixels outside it."""
-    if drawn.size != normal.size:
-        drawn = drawn.resize(normal.size, Image.Resampling.BICUBIC)
-    if mask is None:
-        return drawn
-    result = normal.convert("RGB")
-    result.paste(drawn, mask=mask)
-    return result

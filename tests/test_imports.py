@@ -33,7 +33,7 @@ ORDER = [
         "acontrol.sga",
         "acontrol.base",
     },
-    {"acontrol.encoder", "acontrol.defect_features"},
+    {"acontrol.encoder", "acontrol.defect_features", "acontrol.pipeline_inputs"},
     {"acontrol.model"},
     {"acontrol.pipeline"},
     {"acontrol.masks"},

@@ -10,7 +10,8 @@ from torch import Tensor
 from acontrol.data.pixels import read_image, read_mask
 from acontrol.generation.plan import Planned, Reference
 from acontrol.generation.settings import Sampling
-from acontrol.pipeline import AnomalyControlPipeline, Conditions
+from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.pipeline_inputs import Conditions
 
 LIMIT = 512  # References kept, each 1.6 MB at full size in half precision.
 

@@ -22,7 +22,8 @@ from acontrol.generation.plan import Planned
 from acontrol.generation.settings import Finish, Gate
 from acontrol.generation.strokes import Stroke, strokes
 from acontrol.masks.shape import Mask
-from acontrol.pipeline import AnomalyControlPipeline, Conditions
+from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.pipeline_inputs import Conditions
 
 Pixels = npt.NDArray[np.uint8]
 

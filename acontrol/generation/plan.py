@@ -237,7 +237,8 @@ class Planner:
                     reference=reference,
                     mask=found,
                     prompt=prompt,
-                    seed=derive_seed(seed, "noise", number),
+                    # A seed that worked once can be asked for by itself.
+                    seed=derive_seed(seed, "noise", number) if number else seed,
                     sampling=request.sampling(self.sampling),
                 )
             )
