@@ -22,6 +22,7 @@ from tqdm import tqdm
 from acontrol.config import UserError
 from acontrol.data.mvtec import open_folder
 from acontrol.generation.settings import Finish, Gate, Sampling
+from acontrol.train.paths import full_path, in_ray_job
 from launch.entry import main, parse
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ class GenerateCommand(Finish, Gate, Sampling):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Everything drawn follows from it.")
     batch_size: int = Field(4, ge=1, description="Images drawn together.")
+    num_workers: int = Field(
+        1, ge=1, description="Processes that draw, each with a GPU where there are; over Ray."
+    )
     format: Literal["mvtec", "shards"] = Field(
         "mvtec", description="shards: also write them as WebDataset shards, in DIR/shards."
     )
@@ -77,12 +81,25 @@ class GenerateCommand(Finish, Gate, Sampling):
 
 def run(args: Sequence[str]) -> None:
     """Plan, check, draw, and write the report."""
-    command = parse(GenerateCommand, args, prog=PROG, description=__doc__)
+    command = _absolute(parse(GenerateCommand, args, prog=PROG, description=__doc__))
     _check(command)
-    folder = open_folder(command.data)
-    normal_folder = open_folder(command.normal) if command.normal else folder
+    open_folder(command.data)
+    if not command.model.startswith("models:"):
+        _generate(command, command.model)
+        return
+    from acontrol.registry.pull import pull
+    from acontrol.registry.server import server_uri
 
+    with tempfile.TemporaryDirectory(prefix="acontrol-model-") as scratch:
+        model = os.path.join(scratch, "adapter")
+        pull(command.model, Path(model), server_uri(None))
+        _generate(command, model)
+
+
+def _generate(command: GenerateCommand, model: str) -> None:
     # Imported only once the arguments are known to be good.
+    import torch
+
     from acontrol.base import quieten
     from acontrol.generation.draw import Drawer
     from acontrol.generation.job import (
@@ -94,13 +111,18 @@ def run(args: Sequence[str]) -> None:
         run_local,
     )
     from acontrol.generation.judge import Judge
+    from acontrol.generation.model import load_pipeline
     from acontrol.generation.plan import Planner
     from acontrol.generation.report import write_as_shards, write_report
 
     quieten()
     if not (command.out / JOB_NAME).exists():
         check_empty(command.out)
-    pipeline, digest = _load(command)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline, digest = load_pipeline(model, command.base_path, device)
+    pipeline.set_progress_bar_config(disable=True)
+    folder = open_folder(command.data)
+    normal_folder = open_folder(command.normal) if command.normal else folder
     planner = Planner(
         folder,
         split=command.split or pipeline.card.split,
@@ -113,16 +135,18 @@ def run(args: Sequence[str]) -> None:
         read_phrase=pipeline.semantics.read,
     )
     roots = {"data": folder.root, "normal": normal_folder.root}
+    threads = max(1, torch.get_num_threads() // command.num_workers)
     facts = {
         "model": digest,
         "split": planner.split,
         "gate": command.model_dump(include=set(Gate.model_fields)),
         "finish": command.model_dump(include=set(Finish.model_fields)),
-        **_machine(pipeline),
+        **_machine(pipeline, threads),
     }
     left_out: list[str] = []
     if command.replay is not None:
         facts, batches = _replayed(command, facts, roots)
+        planner.split = facts["split"]
     else:
         planned, left_out = _planned(command, planner)
         batches = batches_of(planned, command.batch_size)
@@ -131,26 +155,30 @@ def run(args: Sequence[str]) -> None:
     if job.done:
         print(f"Nothing to do: {command.out} holds what this command draws")
         return
-    drawer = Drawer(
-        pipeline,
-        Judge(pipeline, planner.training),
-        Gate.model_validate(facts["gate"]),
-        Finish.model_validate(facts["finish"]),
-    )
     size = sum(len(batch) for batch in batches)
     drawn = sum(len(batches[number]) for number in job.missing())
     if drawn < size:
         print(f"Continuing: {size - drawn} of {size} images are there", flush=True)
-    with tqdm(
-        total=size, initial=size - drawn, desc="drawing", unit="image", disable=None
-    ) as bar:
+    gate, finish = Gate.model_validate(facts["gate"]), Finish.model_validate(facts["finish"])
+    bar = tqdm(total=size, initial=size - drawn, desc="drawing", unit="image", disable=None)
 
-        def progress(numbers: Iterable[int]) -> Iterable[int]:
-            for number in numbers:
-                yield number
-                bar.update(len(batches[number]))
+    def progress(numbers: Iterable[int]) -> Iterable[int]:
+        for number in numbers:
+            yield number
+            bar.update(len(batches[number]))
 
-        run_local(job, drawer, roots, progress)
+    with bar:
+        if command.num_workers == 1:
+            judge = Judge(pipeline, planner.training)
+            run_local(job, Drawer(pipeline, judge, gate, finish), roots, progress)
+        else:
+            from acontrol.generation.workers import Drawers, run_on_ray
+
+            del pipeline  # Its memory is the workers'.
+            drawers = Drawers(
+                model, command.base_path, planner.split, gate, finish, roots, threads
+            )
+            run_on_ray(job, drawers, command.num_workers, progress)
 
     def report(where: Path, kept: list[dict[str, Any]]) -> None:
         write_report(where, kept, roots)
@@ -159,6 +187,25 @@ def run(args: Sequence[str]) -> None:
 
     lines = job.finish(report)
     _tell(command, lines, left_out)
+
+
+def _absolute(command: GenerateCommand) -> GenerateCommand:
+    """Make paths absolute: workers have another working directory.
+
+    Raises:
+        UserError: Under ``ray job submit``, if one is relative.
+    """
+    if command.num_workers == 1 and not in_ray_job():
+        return command
+    names = ("model", "data", "out", "normal", "requests", "replay", "masks_path", "base_path")
+    changed: dict[str, Any] = {}
+    for name in names:
+        value = getattr(command, name)
+        if value is None or str(value).startswith("models:"):
+            continue
+        full = full_path(str(value), f"--{name.replace('_', '-')}")
+        changed[name] = full if isinstance(value, str) else Path(full or "")
+    return command.model_copy(update=changed)
 
 
 def _check(command: GenerateCommand) -> None:
@@ -173,26 +220,7 @@ def _check(command: GenerateCommand) -> None:
         raise UserError("give --requests or --replay, not both")
 
 
-def _load(command: GenerateCommand) -> "tuple[AnomalyControlPipeline, str]":
-    import torch
-
-    from acontrol.generation.model import load_pipeline
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with tempfile.TemporaryDirectory(prefix="acontrol-model-") as scratch:
-        model = command.model
-        if model.startswith("models:"):
-            from acontrol.registry.pull import pull
-            from acontrol.registry.server import server_uri
-
-            model = os.path.join(scratch, "adapter")
-            pull(command.model, Path(model), server_uri(None))
-        pipeline, digest = load_pipeline(model, command.base_path, device)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline, digest
-
-
-def _machine(pipeline: "AnomalyControlPipeline") -> dict[str, Any]:
+def _machine(pipeline: "AnomalyControlPipeline", threads: int) -> dict[str, Any]:
     """What else a pixel can depend on."""
     import diffusers
     import torch
@@ -202,7 +230,7 @@ def _machine(pipeline: "AnomalyControlPipeline") -> dict[str, Any]:
         "resolution": pipeline.card.resolution,
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "device": pipeline.device.type,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "versions": {one.__name__: one.__version__ for one in (torch, diffusers, transformers)},
     }
 
@@ -250,7 +278,8 @@ def _replayed(
             groups.setdefault(key, []).append(planned_of(line, command.replay, roots))
     if not groups:
         raise UserError(f"--replay {command.replay}: has no batch {command.batch}")
-    return {**here, "gate": facts["gate"], "finish": facts["finish"]}, list(groups.values())
+    known = {name: facts[name] for name in ("split", "gate", "finish")}
+    return {**here, **known}, list(groups.values())
 
 
 def _tell(

@@ -37,8 +37,8 @@ ORDER = [
     {"acontrol.model"},
     {"acontrol.pipeline"},
     {"acontrol.masks"},
-    {"acontrol.generation"},
     {"acontrol.train"},
+    {"acontrol.generation"},
     {"acontrol.registry"},
     {"acontrol.pretrain"},
     {"launch"},
@@ -58,6 +58,7 @@ HOMES = {
                 "rank",
             )
         ),
+        "acontrol.generation.workers",
         *(f"tune.{name}" for name in ("sweep", "trial", "watcher")),
     ),
     "deepspeed": ("acontrol.train.engine",),

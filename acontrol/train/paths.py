@@ -34,9 +34,9 @@ def absolute(config: RunConfig) -> RunConfig:
             "init": _local(config.init, "--init"),
             "data": config.data.model_copy(
                 update={
-                    "shards": _full(config.data.shards, "--data.shards"),
+                    "shards": full_path(config.data.shards, "--data.shards"),
                     "features": _local(config.data.features, "--data.features"),
-                    "cache_dir": _full(config.data.cache_dir, "--data.cache-dir"),
+                    "cache_dir": full_path(config.data.cache_dir, "--data.cache-dir"),
                 }
             ),
             "base": base.model_copy(
@@ -49,7 +49,12 @@ def absolute(config: RunConfig) -> RunConfig:
     )
 
 
-def _full(path: str | None, option: str) -> str | None:
+def full_path(path: str | None, option: str) -> str | None:
+    """A local path made absolute; a URI stays what it is.
+
+    Raises:
+        UserError: Under ``ray job submit``, if it is relative.
+    """
     if path is None or "://" in path:
         return path
     if in_ray_job() and not os.path.isabs(path):
@@ -60,14 +65,14 @@ def _full(path: str | None, option: str) -> str | None:
 def _local(path: str | None, option: str) -> str | None:
     if path is not None and "://" in path:
         raise UserError(f"{option} {path}: must be a folder on storage that every node sees")
-    return _full(path, option)
+    return full_path(path, option)
 
 
 def _folder(path: str | None, option: str) -> str | None:
     """A folder's absolute path; a hub id or the built-in name stays what it is."""
     if path == BUILT_IN:
         return path
-    return _full(path, option) if path is not None and os.path.isdir(path) else path
+    return full_path(path, option) if path is not None and os.path.isdir(path) else path
 
 
 def _relative_in_job(path: str) -> str:

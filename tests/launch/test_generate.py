@@ -319,3 +319,14 @@ def test_a_scratch_on_a_large_image_is_drawn_near_and_changes_nothing_else(
     assert (image[~faded] == large[~faded]).all()
     for place in (np.s_[1000:1008, 700:724], np.s_[200:216, 1500:1524]):
         assert (image[place] != large[place]).any(axis=2).mean() > 0.5
+
+
+def test_two_workers_draw_what_one_does(built_in_data, tmp_path, monkeypatch) -> None:
+    """On a real Ray cluster of this machine; a thread each, as this process has too."""
+    more = ("--count", 2, "--refine-mask")
+    generate_into(tmp_path / "one", built_in_data, *more)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    two = options(tmp_path / "two", built_in_data, *more, "--num-workers", 2)
+    done = commands.run("launch.generate", *two)
+    assert done.returncode == 0, done.stderr
+    assert tree_of(tmp_path / "one") == tree_of(tmp_path / "two")

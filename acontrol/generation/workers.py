@@ -1,0 +1,112 @@
+"""Draw a job on Ray: a pipeline a worker, batches handed out one by one.
+
+Workers read what the plan names, so data and model must lie where every node sees them. What
+they draw comes back to the driver, which alone writes.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import torch
+from ray.util import ActorPool
+
+from acontrol.base import quieten
+from acontrol.config import ClusterConfig
+from acontrol.data.mvtec import open_folder
+from acontrol.generation.draw import Drawer
+from acontrol.generation.job import BatchResult, Job, draw_batch
+from acontrol.generation.judge import Judge
+from acontrol.generation.model import load_pipeline
+from acontrol.generation.plan import Planned, Planner
+from acontrol.generation.record import Roots
+from acontrol.generation.settings import Finish, Gate
+from acontrol.train.cluster import joined_cluster, uses_gpus
+
+_RESTARTS = 3  # Of a worker that died, as for want of memory; then the job ends.
+
+
+@dataclass(frozen=True)
+class Drawers:
+    """All that a worker needs to make its drawer.
+
+    Attributes:
+        model: Adapter folder.
+        base_path: Where the base is now, if it moved.
+        split: Part of the data that training defects come from.
+        gate: What passes.
+        finish: How drawings become files.
+        roots: Folders of the data and of the normal images.
+        threads: Of torch, in each worker.
+    """
+
+    model: str
+    base_path: str | None
+    split: Literal["train", "test", "all"]
+    gate: Gate
+    finish: Finish
+    roots: Roots
+    threads: int
+
+    def make(self, device: str) -> Drawer:
+        """Load the pipeline and what judges."""
+        pipeline, _ = load_pipeline(self.model, self.base_path, device)
+        pipeline.set_progress_bar_config(disable=True)
+        planner = Planner(open_folder(self.roots["data"]), split=self.split)
+        return Drawer(pipeline, Judge(pipeline, planner.training), self.gate, self.finish)
+
+
+class _Worker:
+    """Draws batches of one job."""
+
+    def __init__(self, drawers: Drawers, batches: Sequence[Sequence[Planned]]):
+        quieten()
+        torch.set_num_threads(drawers.threads)
+        self.drawer = drawers.make("cuda" if torch.cuda.is_available() else "cpu")
+        self.roots = drawers.roots
+        self.batches = batches
+
+    def draw(self, number: int) -> tuple[int, BatchResult]:
+        return number, draw_batch(self.drawer, self.batches[number], number, self.roots)
+
+
+def run_on_ray(
+    job: Job,
+    drawers: Drawers,
+    num_workers: int,
+    progress: Callable[[Iterable[int]], Iterable[int]],
+) -> None:
+    """Draw what is missing on so many workers, each with a GPU where the cluster has them.
+
+    Args:
+        job: What to draw, and what is there.
+        drawers: Makes a worker's drawer.
+        num_workers: At most as many as batches are missing are started.
+        progress: Wraps the numbers of the batches as they come in.
+
+    Raises:
+        UserError: If RAY_ADDRESS names a cluster that does not answer, or it has too few GPUs.
+    """
+    missing = job.missing()
+    cluster = ClusterConfig(num_workers=max(1, min(num_workers, len(missing))))
+    packages = [Path(__file__).parents[2] / "launch"]
+    with joined_cluster(cluster, packages=packages):
+        on_gpus = uses_gpus(cluster)
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if on_gpus else 0}
+        made = ray.remote(_Worker).options(
+            max_restarts=_RESTARTS, max_task_retries=_RESTARTS, **options
+        )
+        batches = ray.put(job.batches)
+        pool = ActorPool([made.remote(drawers, batches) for _ in range(cluster.num_workers)])
+
+        def results() -> Iterable[int]:
+            for number, result in pool.map_unordered(
+                lambda worker, number: worker.draw.remote(number), missing
+            ):
+                job.keep(number, result)
+                yield number
+
+        for _ in progress(results()):
+            pass
