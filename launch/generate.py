@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 from tqdm import tqdm
 
-from acontrol.config import UserError
+from acontrol.config import Settings, UserError
 from acontrol.data.mvtec import open_folder
-from acontrol.generation.settings import Finish, Gate, Sampling
+from acontrol.generation.settings import Finish, Gate, Sampling, SourceName
 from acontrol.train.paths import full_path, in_ray_job
 from launch.entry import main, parse
 
 if TYPE_CHECKING:
-    from acontrol.generation.plan import Planned, Planner
-    from acontrol.pipeline import AnomalyControlPipeline
+    from acontrol.generation.plan import Planner
+    from acontrol.generation.planned import Planned
 
 PROG = "python -m launch.generate"
 
 
-class GenerateCommand(Finish, Gate, Sampling):
-    """Options of launch.generate."""
+class Asked(Settings):
+    """What to draw, with what, and where to."""
 
     model: str = Field(
         description="A run's output folder, an adapter folder, or models:/NAME@ALIAS of the "
@@ -60,7 +60,7 @@ class GenerateCommand(Finish, Gate, Sampling):
     reference_category: str | None = Field(
         None, description="Take references from this category; by default each its own."
     )
-    masks: Literal["real", "same", "perlin", "file"] = Field(
+    masks: SourceName = Field(
         "real",
         description="Where defects go. real: training masks of that defect, moved, turned, "
         "scaled and bent; same: these as they are; perlin: blobs, as a control; file: yours.",
@@ -77,6 +77,11 @@ class GenerateCommand(Finish, Gate, Sampling):
         "mvtec", description="shards: also write them as WebDataset shards, in DIR/shards."
     )
     base_path: str | None = Field(None, description="Where the base is now, if it moved.")
+
+
+# --help lists the last base's options first.
+class GenerateCommand(Finish, Gate, Sampling, Asked):
+    """Options of launch.generate."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -113,6 +118,7 @@ def _generate(command: GenerateCommand, model: str) -> None:
     from acontrol.generation.judge import Judge
     from acontrol.generation.model import load_pipeline
     from acontrol.generation.plan import Planner
+    from acontrol.generation.replay import machine, replayed
     from acontrol.generation.report import write_as_shards, write_report
 
     quieten()
@@ -141,11 +147,11 @@ def _generate(command: GenerateCommand, model: str) -> None:
         "split": planner.split,
         "gate": command.model_dump(include=set(Gate.model_fields)),
         "finish": command.model_dump(include=set(Finish.model_fields)),
-        **_machine(pipeline, threads),
+        **machine(pipeline, threads),
     }
     left_out: list[str] = []
     if command.replay is not None:
-        facts, batches = _replayed(command, facts, roots)
+        facts, batches = replayed(command.replay, command.batch, facts, roots)
         planner.split = facts["split"]
     else:
         planned, left_out = _planned(command, planner)
@@ -220,21 +226,6 @@ def _check(command: GenerateCommand) -> None:
         raise UserError("give --requests or --replay, not both")
 
 
-def _machine(pipeline: "AnomalyControlPipeline", threads: int) -> dict[str, Any]:
-    """What else a pixel can depend on."""
-    import diffusers
-    import torch
-    import transformers
-
-    return {
-        "resolution": pipeline.card.resolution,
-        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
-        "device": pipeline.device.type,
-        "threads": threads,
-        "versions": {one.__name__: one.__version__ for one in (torch, diffusers, transformers)},
-    }
-
-
 def _planned(command: GenerateCommand, planner: "Planner") -> "tuple[list[Planned], list[str]]":
     from acontrol.generation.plan import every_defect
     from acontrol.generation.request import read_requests
@@ -251,35 +242,6 @@ def _planned(command: GenerateCommand, planner: "Planner") -> "tuple[list[Planne
         reference_category=command.reference_category,
     )
     return planner.plan(asked)
-
-
-def _replayed(
-    command: GenerateCommand, here: dict[str, Any], roots: dict[str, Path]
-) -> "tuple[dict[str, Any], list[list[Planned]]]":
-    """Settings and batches of an earlier job, drawn by the same model.
-
-    Raises:
-        UserError: If it is no job, another model's, or has no such batch.
-    """
-    from acontrol.generation.job import read_job
-    from acontrol.generation.record import planned_of
-
-    assert command.replay is not None
-    facts, lines = read_job(command.replay)
-    if facts["model"] != here["model"]:
-        raise UserError(f"--replay {command.replay}: was drawn by another model than --model")
-    for name in ("dtype", "device", "threads", "versions"):
-        if facts[name] != here[name]:
-            print(f"Note: {name} was {facts[name]} and is {here[name]}: pixels may differ")
-    groups: dict[tuple[int, int], list[Planned]] = {}
-    for line in lines:
-        if command.batch in (None, line["batch"]) and "error" not in line:
-            key = (line["batch"], line["part"][0])
-            groups.setdefault(key, []).append(planned_of(line, command.replay, roots))
-    if not groups:
-        raise UserError(f"--replay {command.replay}: has no batch {command.batch}")
-    known = {name: facts[name] for name in ("split", "gate", "finish")}
-    return {**here, **known}, list(groups.values())
 
 
 def _tell(

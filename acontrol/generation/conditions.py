@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from acontrol.data.pixels import read_image, read_mask
-from acontrol.generation.plan import Planned, Reference
+from acontrol.generation.planned import Planned, Reference
 from acontrol.generation.settings import Sampling
 from acontrol.pipeline import AnomalyControlPipeline
 from acontrol.pipeline_inputs import Conditions

@@ -18,7 +18,7 @@ from acontrol.generation.changes import changed, fidelity, refined
 from acontrol.generation.conditions import ConditionCache
 from acontrol.generation.judge import Judge
 from acontrol.generation.paste import feather_px, paste
-from acontrol.generation.plan import Planned
+from acontrol.generation.planned import Planned
 from acontrol.generation.settings import Finish, Gate
 from acontrol.generation.strokes import Stroke, strokes
 from acontrol.masks.shape import Mask

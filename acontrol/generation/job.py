@@ -22,7 +22,7 @@ from PIL import Image
 from acontrol.config import UserError
 from acontrol.data.pixels import read_image, read_mask
 from acontrol.generation.draw import Drawer
-from acontrol.generation.plan import Planned
+from acontrol.generation.planned import Planned
 from acontrol.generation.record import (
     Roots,
     drawn_facts,

@@ -12,7 +12,7 @@ from acontrol.data.mvtec import LabelledImage
 from acontrol.data.pixels import read_image
 from acontrol.defect_features import defect_features
 from acontrol.generation.places import Kind, mask_of
-from acontrol.generation.plan import Planned
+from acontrol.generation.planned import Planned
 from acontrol.pipeline import AnomalyControlPipeline
 
 BATCH = 8

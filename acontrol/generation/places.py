@@ -1,9 +1,9 @@
 """Where the defects of a plan go: a mask for each normal image, from the source asked for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,7 @@ from acontrol.config import UserError
 from acontrol.data.framing import shrink_mask
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.data.pixels import read_image, read_mask
+from acontrol.generation.settings import SourceName
 from acontrol.masks.foreground import corrected, foreground, shared_foreground
 from acontrol.masks.listed import ListedMasks
 from acontrol.masks.perlin import PerlinMasks
@@ -19,7 +20,6 @@ from acontrol.masks.placement import NotPlaced, Rules, learn_rules, place
 from acontrol.masks.real import RealMasks
 from acontrol.masks.shape import Mask, MaskSource
 
-SourceName = Literal["real", "same", "learned", "perlin", "file"]
 Kind = tuple[str, str]  # Category and defect.
 _NORMALS = 16  # Good images of a category that tell whether its product keeps its place.
 
@@ -76,7 +76,6 @@ class Places:
         *,
         cells: int,
         files: Path | None = None,
-        learned: Mapping[Kind, Mapping[str, Mask]] | None = None,
     ):
         """Take the training masks.
 
@@ -84,12 +83,10 @@ class Places:
             training: Gives the labelled images of a category and defect, none if unknown.
             cells: Side of the grid of attention cells; a mask covers at least one's area.
             files: Folder of masks for "file": FILES/DEFECT/*.png, or FILES/*.png for all.
-            learned: Masks drawn by a mask model, for "learned".
         """
         self._training = training
         self._cells = cells
         self._files = files
-        self._drawn = learned or {}
         self._sources: dict[tuple[str, Kind], MaskSource] = {}
         self._rules: dict[tuple[str, Kind], Rules] = {}
         self._origins: dict[tuple[str, Kind], dict[str, Path]] = {}
@@ -156,14 +153,7 @@ class Places:
         products = [corrected(foreground(read_image(one.image)), shared) for one in images]
         rules = learn_rules([masks[one.id] for one in images], products) if images else Rules()
         self._rules[key] = rules
-        if source == "learned":
-            if kind not in self._drawn:
-                raise UserError(
-                    f"--masks-path: has no masks of {'/'.join(kind)}; run launch.masks for it"
-                )
-            # They were drawn where training masks are: they stay, on the product.
-            self._sources[key] = ListedMasks(self._drawn[kind])
-        elif source == "perlin":
+        if source == "perlin":
             self._sources[key] = PerlinMasks()
         else:
             self._origins[key] = {one.id: one.mask for one in images}

@@ -12,7 +12,7 @@ from acontrol.config import UserError
 from acontrol.data.pixels import read_image, read_mask
 from acontrol.generation.draw import Drawing
 from acontrol.generation.places import Place
-from acontrol.generation.plan import Planned, Reference
+from acontrol.generation.planned import Planned, Reference
 from acontrol.generation.settings import Sampling
 
 Roots = Mapping[str, Path]  # "data" and "normal": what the manifest's paths start at.

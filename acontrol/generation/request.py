@@ -2,15 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from acontrol.config import UserError, explain
-from acontrol.generation.settings import Sampling
+from acontrol.generation.settings import Sampling, SourceName
 
 _NAME = r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$"  # A folder of its own, and no other.
-Source = Literal["real", "same", "learned", "perlin", "file"]
 
 
 class Request(Sampling):
@@ -25,7 +23,7 @@ class Request(Sampling):
         None, description="Image to draw on; by default one of the category's good images each."
     )
     mask: str | None = Field(None, description="Where to draw: a mask for this normal image.")
-    masks: Source | None = Field(None, description="Where masks are from, without one.")
+    masks: SourceName | None = Field(None, description="Where masks are from, without one.")
     reference: str | None = Field(
         None,
         pattern=r"^[^/]+/[^/]+/[^/]+$",

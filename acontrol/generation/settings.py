@@ -6,6 +6,8 @@ from pydantic import Field
 
 from acontrol.config import Settings
 
+SourceName = Literal["real", "same", "perlin", "file"]  # Of masks.
+
 
 class Sampling(Settings):
     """How one image is drawn. A request may ask for each of these itself."""

@@ -20,7 +20,8 @@ from acontrol.generation.draw import Drawer
 from acontrol.generation.job import BatchResult, Job, draw_batch
 from acontrol.generation.judge import Judge
 from acontrol.generation.model import load_pipeline
-from acontrol.generation.plan import Planned, Planner
+from acontrol.generation.plan import Planner
+from acontrol.generation.planned import Planned
 from acontrol.generation.record import Roots
 from acontrol.generation.settings import Finish, Gate
 from acontrol.train.cluster import joined_cluster, uses_gpus

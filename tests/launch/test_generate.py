@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from scipy import ndimage
 
@@ -18,12 +17,6 @@ from acontrol.base import built_in_adapter
 from acontrol.config import UserError
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
-from acontrol.generation.draw import Drawer
-from acontrol.generation.job import batches_of, draw_batch
-from acontrol.generation.judge import Judge
-from acontrol.generation.model import load_pipeline
-from acontrol.generation.plan import Planner, every_defect
-from acontrol.generation.settings import Finish, Gate, Sampling
 from launch import generate
 from tests.launch import commands
 
@@ -213,83 +206,6 @@ def test_the_page_needs_nothing_else(undisturbed) -> None:
     assert "http" not in page
     for line in lines_of(undisturbed):
         assert f"{line['category']}/{line['defect']}" in page
-
-
-class Setup:
-    """The parts that a job is made of."""
-
-    def __init__(self, data: Path, gate: Gate, count: int = 3):
-        self.folder = open_folder(data)
-        self.pipeline, _ = load_pipeline(str(built_in_adapter()))
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.planner = Planner(self.folder, split="all", sampling=Sampling(steps=2), cells=16)
-        asked = every_defect(self.folder, split="all", count=count, defect="spots")
-        self.planned, _ = self.planner.plan(asked)
-        self.roots = {"data": self.folder.root, "normal": self.folder.root}
-        judge = Judge(self.pipeline, self.planner.training)
-        self.drawer = Drawer(self.pipeline, judge, gate, Finish())
-
-
-def test_what_never_passes_is_tried_and_dropped_or_the_best_kept(built_in_data) -> None:
-    setup = Setup(built_in_data, Gate(gate="drop", tries=3, max_distance=0.0))
-    batch = setup.planned[:2]
-    dropped = draw_batch(setup.drawer, batch, 0, setup.roots)
-    assert [line["image"] for line in dropped.lines] == [None, None]
-    assert all(name.startswith("not_kept/") for name in dropped.files)
-    setup.drawer.gate = Gate(gate="keep", tries=3, max_distance=0.0)
-    best = setup.drawer.batch(batch)
-    for row, one in enumerate(best):
-        tries = [setup.drawer._attempt(batch, attempt)[row] for attempt in range(3)]
-        assert len({again.seed for again in tries}) == 3
-        assert one.scores.distance == min(
-            again.scores.distance for again in tries if again.scores.distance is not None
-        )
-
-
-def test_each_condition_is_computed_once(built_in_data) -> None:
-    setup = Setup(built_in_data, Gate(tries=2, max_distance=0.0), count=6)
-    seen: list[int] = []
-    vision = setup.pipeline.text_encoder
-    handle = vision.register_forward_hook(lambda *_: seen.append(1))
-    for batch in batches_of(setup.planned, 3):
-        setup.drawer.batch(batch)
-    handle.remove()
-    prompts = {one.prompt for one in setup.planned}
-    references = {one.reference for one in setup.planned}
-    assert len(seen) == len(prompts) + 1  # And the empty text.
-    assert setup.drawer.conditions.computed == len(prompts) + len(references)
-
-
-def test_a_batch_too_large_for_memory_is_halved_and_says_so(built_in_data) -> None:
-    setup = Setup(built_in_data, Gate(gate="off"))
-    batch = setup.planned[:3]
-
-    def refuse(module: object, args: tuple[torch.Tensor, ...]) -> None:
-        if len(args[0]) > 2:  # With guidance, one image is two rows.
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    handle = setup.pipeline.unet.register_forward_pre_hook(refuse)
-    result = draw_batch(setup.drawer, batch, 7, setup.roots)
-    handle.remove()
-    assert [line["part"] for line in result.lines] == [[0, 1], [1, 2], [2, 3]]
-    assert all(line["image"] and line["batch"] == 7 for line in result.lines)
-    alone = draw_batch(setup.drawer, batch[:1], 7, setup.roots)
-    (image,) = (name for name in alone.files if "/test/" in name)
-    assert result.files[image] == alone.files[image]
-
-
-def test_a_file_that_breaks_meanwhile_costs_one_image(built_in_data, tmp_path) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(built_in_data, data)
-    setup = Setup(data, Gate(gate="off"), count=4)
-    batch = setup.planned[:4]
-    batch[2].normal.write_bytes(b"broken")
-    result = draw_batch(setup.drawer, batch, 0, setup.roots)
-    broken = [one.normal == batch[2].normal for one in batch]
-    assert ["error" in line for line in result.lines] == broken
-    assert all(
-        str(batch[2].normal) in line["error"] for line in result.lines if "error" in line
-    )
 
 
 def test_a_scratch_on_a_large_image_is_drawn_near_and_changes_nothing_else(
