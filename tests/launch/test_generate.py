@@ -113,6 +113,7 @@ def test_a_killed_job_continues_and_ends_with_the_same_bytes(
     assert done.returncode == 0, done.stderr
     (there,) = re.findall(r"Continuing: (\d+) of 24 images", done.stdout)
     assert int(there) >= 15
+    assert len(lines_of(out)) == 24
     assert tree_of(out) == tree_of(undisturbed)
     assert not (tmp_path / ".whole.partial").exists()
 
