@@ -23,6 +23,7 @@ from acontrol.config import Settings, UserError
 from acontrol.data.mvtec import open_folder
 from acontrol.generation.settings import Finish, Gate, Sampling, SourceName
 from acontrol.train.paths import full_path, in_ray_job
+from acontrol.train.storage import place
 from launch.entry import main, parse
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Asked(Settings):
     """What to draw, with what, and where to."""
 
     model: str = Field(
-        description="A run's output folder, an adapter folder, or models:/NAME@ALIAS of the "
+        description="A run's or adapter's folder or its URI, or models:/NAME@ALIAS of the "
         "server in MLFLOW_TRACKING_URI."
     )
     data: Path = Field(description="Folder of the defects, in MVTec AD's layout.")
@@ -216,7 +217,7 @@ def _absolute(command: GenerateCommand) -> GenerateCommand:
 
 def _check(command: GenerateCommand) -> None:
     """What needs no model to be seen as wrong."""
-    if not command.model.startswith("models:") and not Path(command.model).is_dir():
+    if not command.model.startswith("models:") and not place(command.model).is_dir():
         raise UserError(f"--model {command.model}: no such folder")
     if (command.masks == "file") != (command.masks_path is not None):
         raise UserError("--masks file and --masks-path DIR need each other")

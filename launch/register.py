@@ -15,6 +15,7 @@ import tyro
 from pydantic import Field
 
 from acontrol.config import Settings, UserError
+from acontrol.train import storage
 from launch.entry import main, parse
 
 PROG = "python -m launch.register"
@@ -28,11 +29,15 @@ class ServerOptions(Settings):
     )
 
 
+# What of a run is registered.
+REGISTERED = ("run.json", "config.json", "adapter")
+
+
 class RegisterCommand(Settings):
     """Options of launch.register."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Field(
-        description="The run's output folder."
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Field(
+        description="The run's output folder, or its URI."
     )
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = Field(
         description="The model's name; made if it is new."
@@ -46,9 +51,11 @@ class RegisterCommand(Settings):
 def run(args: Sequence[str]) -> None:
     """Register and say what is next."""
     command = parse(RegisterCommand, args, prog=PROG, description=__doc__)
-    if not command.run.is_dir():
+    run_place = storage.place(command.run)
+    if not run_place.is_dir():
         raise UserError(f"{command.run}: no such folder")
-    register(command.run, command.name, command.tracking.uri, command.licence)
+    with storage.local_copy(run_place, REGISTERED) as folder:
+        register(folder, command.name, command.tracking.uri, command.licence)
 
 
 def register(folder: Path, name: str, uri: str | None, licences: Sequence[str] = ()) -> None:

@@ -22,7 +22,7 @@ from acontrol.config import RunConfig, UserError, explain
 from acontrol.presets import PRESETS, preset
 from acontrol.registry.card import check_model_name
 from launch.entry import main, parse
-from launch.register import register
+from launch.register import REGISTERED, register
 
 PROG = "python -m launch.train"
 Config = TypeVar("Config", bound=RunConfig)
@@ -94,6 +94,7 @@ def run(args: Sequence[str]) -> None:
         return
     # Ray and the models are imported only once the arguments are known to be good.
     from acontrol.train.driver import TrainingStoppedError, run_training
+    from acontrol.train.storage import local_copy
     from acontrol.train.tracking import tracking_uri
 
     try:
@@ -108,7 +109,8 @@ def run(args: Sequence[str]) -> None:
         print(f"Look at it:  mlflow ui --backend-store-uri {uri}")
     print(f"Draw with it:  python -m launch.generate --model {folder} --data ROOT --out DIR")
     if name is not None:
-        register(folder, name, config.tracking.uri)
+        with local_copy(folder, REGISTERED) as run_folder:
+            register(run_folder, name, config.tracking.uri)
     print(f"Adapter: {folder / 'adapter'}")
 
 

@@ -126,6 +126,18 @@ class ClusterConfig(Settings):
     max_failures: int = Field(
         0, ge=-1, description="Restarts after a failed worker before giving up; -1: no limit."
     )
+    max_preemptions: int = Field(
+        -1,
+        ge=-1,
+        description="Restarts after nodes that were taken away with notice, a budget of their "
+        "own; -1: no limit.",
+    )
+    hang_s: float = Field(
+        1800,
+        gt=0,
+        description="Seconds without a finished step, bundle or grid after which a worker "
+        "counts as hung: it ends with a traceback, as a failed one.",
+    )
 
     @model_validator(mode="after")
     def _resources_have_one_place(self) -> "ClusterConfig":

@@ -10,6 +10,10 @@ from acontrol import base as base_models
 from acontrol.config import AdapterCard, UserError, explain
 from acontrol.pipeline import AnomalyControlPipeline
 from acontrol.sga import SemanticAdapter
+from acontrol.train import storage
+
+# What may lie in a model's folder: a run's, or an adapter's own.
+ADAPTER_FILES = ("adapter", "run.json", "config.json", "diffusion_pytorch_model.safetensors")
 
 
 def load_pipeline(
@@ -18,7 +22,7 @@ def load_pipeline(
     """Load a run's or an adapter's folder with the base it was trained on.
 
     Args:
-        model: The run's output folder, or an adapter folder.
+        model: The run's output folder, or an adapter folder, or the URI of one.
         base_path: Where the base is now, if it has moved.
         device: Where to put it.
 
@@ -28,7 +32,13 @@ def load_pipeline(
     Raises:
         UserError: If there is no adapter, its JSON is not ours, or the base is another one.
     """
-    folder = Path(model)
+    with storage.local_copy(storage.place(model), ADAPTER_FILES) as folder:
+        return _load(model, folder, base_path, device)
+
+
+def _load(
+    model: str, folder: Path, base_path: str | None, device: str | torch.device
+) -> tuple[AnomalyControlPipeline, str]:
     if (folder / "adapter" / "config.json").is_file():
         folder = folder / "adapter"
     if (folder / "run.json").is_file():
@@ -42,17 +52,17 @@ def load_pipeline(
         adapter = SemanticAdapter.from_pretrained(folder, use_safetensors=True)
         card = AdapterCard.model_validate(adapter.config.card)
     except ValidationError as error:
-        raise UserError(f"{folder}/config.json: {explain(error)}") from error
+        raise UserError(f"{model}: config.json: {explain(error)}") from error
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder} is no adapter of this version: {reason}") from error
+        raise UserError(f"{model} is no adapter of this version: {reason}") from error
     config = card.base
     if base_path is not None:
         config = config.model_copy(update={"path": base_path})
     found = base_models.digest(config)
     if found != card.base_digest:
         raise UserError(
-            f"the base at {config.path} is not the one that {folder} was trained on "
+            f"the base at {config.path} is not the one that {model} was trained on "
             "(its files have another digest): name the right one with --base-path"
         )
     pipeline = AnomalyControlPipeline.from_base(base_models.load_base(config), adapter.eval())

@@ -10,25 +10,24 @@ No manifest, no checkpoint. Nothing in a bundle is pickled.
 """
 
 import hashlib
-import json
-import logging
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import Field, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from acontrol.config import RunConfig, Settings, UserError, explain
 from acontrol.sga import SemanticAdapter
+from acontrol.train import storage
 from acontrol.train.engine import AdapterState
+from acontrol.train.storage import Place
 
 MANIFEST = "manifest.json"
 MOMENTS_NAME = "moments.safetensors"
+STATE_NAME = "state.json"
+CONFIG_NAME = "adapter/config.json"
+WEIGHTS_NAME = "adapter/diffusion_pytorch_model.safetensors"
 WEIGHT = "weight."
-log = logging.getLogger(__name__)
+SPARE = 2**20  # Bytes that the file system wants beside the files themselves.
 
 
 class BundleFile(Settings):
@@ -56,15 +55,20 @@ class TrainState(Settings):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that verified."""
+    """A bundle whose manifest and state were read and agree."""
 
-    path: Path
+    path: Place
     state: TrainState
+    manifest: Manifest
 
     def adapter_state(self) -> AdapterState:
-        """Weights and moments."""
-        exported = load_file(self.path / "adapter" / "diffusion_pytorch_model.safetensors")
-        moments = load_file(self.path / MOMENTS_NAME)
+        """Weights and moments, from bytes that the manifest vouches for.
+
+        Raises:
+            ValueError: If they have changed.
+        """
+        exported = load(_vouched(self.path, self.manifest, WEIGHTS_NAME))
+        moments = load(_vouched(self.path, self.manifest, MOMENTS_NAME))
         weights = {
             name.removeprefix(WEIGHT): moments.pop(name)
             for name in list(moments)
@@ -76,8 +80,8 @@ class Bundle:
 
 
 def write_bundle(
-    folder: Path, adapter: SemanticAdapter, state: AdapterState, train_state: TrainState
-) -> Path:
+    folder: Place, adapter: SemanticAdapter, state: AdapterState, train_state: TrainState
+) -> Place:
     """Write a bundle under ``folder``; returns its path.
 
     Args:
@@ -85,40 +89,60 @@ def write_bundle(
         adapter: What is exported: the weights of ``state``, or their averages; with the card.
         state: Whole weights and moments.
         train_state: Where the run stands.
+
+    Raises:
+        UserError: If there is no room for it; nothing of it is left then.
     """
     path = folder / f"bundle-{train_state.step:08d}"
-    if path.exists():  # A worker that restarted within one launch writes it again.
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
-    adapter.save_pretrained(path / "adapter")
-    moments = dict(state.moments)
-    if state.averages is not None:  # Then the exported adapter is the average.
-        moments |= {f"{WEIGHT}{name}": weight for name, weight in state.weights.items()}
-    save_file(moments, path / MOMENTS_NAME)
-    (path / "state.json").write_text(train_state.model_dump_json(indent=1))
-    files = {}
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            _sync(file)
-            files[file.relative_to(path).as_posix()] = BundleFile(
-                size=file.stat().st_size, sha256=_sha256(file)
-            )
-    for folder in (path / "adapter", path, path.parent):
-        _sync(folder)
-    # The manifest appears in one piece, after everything it lists is on the disk.
-    partial = path / f".{MANIFEST}"
-    partial.write_text(Manifest(files=files).model_dump_json(indent=1))
-    _sync(partial)
-    os.replace(partial, path / MANIFEST)
-    _sync(path)
+    files = _contents(adapter, state, train_state)
+    size = sum(map(len, files.values()))
+    # What is left of one that was never finished, or did not verify: its place is taken now.
+    discard(path)
+    storage.check_space(folder, size + SPARE)
+    listed = {
+        name: BundleFile(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        for name, content in files.items()
+    }
+    manifest = Manifest(files=listed).model_dump_json(indent=1).encode()
+    try:
+        # The manifest after everything that it lists is durably there.
+        for name, content in {**files, MANIFEST: manifest}.items():
+            storage.write(path / name, content)
+    except OSError as error:
+        discard(path)
+        if error.errno in storage.FULL:
+            raise UserError(storage.full(folder, size)) from error
+        raise
     return path
 
 
-def read_bundle(path: Path) -> Bundle:
-    """Check every file of a bundle against its manifest.
+def _contents(
+    adapter: SemanticAdapter, state: AdapterState, train_state: TrainState
+) -> dict[str, bytes]:
+    """The files of a bundle, in the order in which they are written."""
+    moments = dict(state.moments)
+    if state.averages is not None:  # Then the exported adapter is the average.
+        moments |= {f"{WEIGHT}{name}": weight for name, weight in state.weights.items()}
+    return {
+        # What save_pretrained writes, without the detour over a disk that may be full.
+        CONFIG_NAME: adapter.to_json_string().encode(),
+        WEIGHTS_NAME: save(adapter.state_dict(), metadata={"format": "pt"}),
+        MOMENTS_NAME: save(moments),
+        STATE_NAME: train_state.model_dump_json(indent=1).encode(),
+    }
+
+
+def discard(path: Place) -> None:
+    """Delete a bundle, its manifest first: a half-deleted one must not look whole."""
+    (path / MANIFEST).unlink(missing_ok=True)
+    storage.remove(path)
+
+
+def open_bundle(path: Place) -> Bundle:
+    """Read a bundle's manifest and state, and see that all that it lists is there.
 
     Raises:
-        ValueError: If a file is missing, of another size or changed, or there is no manifest.
+        ValueError: If there is no manifest, or a file is missing or of another size.
     """
     try:
         manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
@@ -126,119 +150,49 @@ def read_bundle(path: Path) -> Bundle:
         raise ValueError("no manifest: it was never finished") from None
     except ValidationError as error:
         raise ValueError(f"unreadable manifest: {explain(error)}") from error
+    if missing := {WEIGHTS_NAME, MOMENTS_NAME, STATE_NAME} - manifest.files.keys():
+        raise ValueError(f"unreadable manifest: it does not list {', '.join(sorted(missing))}")
     for name, expected in manifest.files.items():
         file = path / name
         if not file.is_file():
             raise ValueError(f"{name} is missing")
-        if file.stat().st_size != expected.size or _sha256(file) != expected.sha256:
+        if file.stat().st_size != expected.size:
             raise ValueError(f"{name} is damaged")
     try:
-        state = TrainState.model_validate_json((path / "state.json").read_bytes())
+        state = TrainState.model_validate_json(_vouched(path, manifest, STATE_NAME))
     except ValidationError as error:
-        raise ValueError(f"state.json is of another version: {explain(error)}") from error
-    return Bundle(path, state)
+        raise ValueError(f"{STATE_NAME} is of another version: {explain(error)}") from error
+    return Bundle(path, state, manifest)
 
 
-def newest_bundle(run: Path) -> Bundle | None:
-    """The furthest bundle of a run that verifies, over all launches; None before the first.
+def read_bundle(path: Place) -> Bundle:
+    """Check every byte of a bundle against its manifest.
 
     Raises:
-        UserError: If there are finished bundles but none verifies: starting again from step 0
-            must be somebody's decision.
+        ValueError: If a file is missing, of another size or changed, or there is no manifest.
     """
-    refused = []
-    for path in _furthest_first(run):
-        try:
-            return read_bundle(path)
-        except ValueError as error:
-            if (path / MANIFEST).exists():
-                refused.append(f"{path.name}: {error}")
-                log.warning("bundle %s is not used: %s", path, error)
-    if refused:
-        raise UserError(
-            f"{run}: no bundle verifies ({'; '.join(refused)}); restore one, or start anew "
-            "with another --output"
-        )
-    return None
+    bundle = open_bundle(path)
+    for name, expected in bundle.manifest.files.items():
+        if storage.sha256(path / name) != expected.sha256:
+            raise ValueError(f"{name} is damaged")
+    return bundle
 
 
-def prune(run: Path, keep: int, newest: Path) -> None:
-    """Delete all but ``newest`` and the ``keep - 1`` finished bundles before it.
-
-    A bundle of another launch that claims to be further was refused when this launch started:
-    it does not count, and goes.
-    """
-    step = newest.name
-    kept = 0
-    for path in _furthest_first(run):
-        refused = path.name > step
-        if path == newest:
-            kept += 1
-        elif refused or kept >= keep:
-            # The manifest goes first: a half-deleted bundle must not look whole.
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
-        elif (path / MANIFEST).exists():
-            kept += 1
-
-
-def export_adapter(bundle: Path, target: Path) -> None:
+def export_adapter(bundle: Place, target: Place) -> None:
     """Copy a bundle's adapter to a stable place, over the one there, a rename a file.
 
     So there is a whole adapter at every moment, also after a kill. Between the two renames the
     card may count fewer steps than the weights have; nothing else in it changes within a run.
     """
-    target.mkdir(parents=True, exist_ok=True)
     # The weights first: where config.json is, an adapter is.
-    for source in sorted((bundle / "adapter").iterdir(), reverse=True):
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.copyfile(source, partial)
-        _sync(partial)
-        os.replace(partial, target / source.name)
-    _sync(target)
+    names = sorted((file.name for file in (bundle / "adapter").iterdir()), reverse=True)
+    for name in names:
+        storage.write(target / name, (bundle / "adapter" / name).read_bytes())
 
 
-def changed_settings(before: RunConfig, now: RunConfig) -> list[str]:
-    """Settings that differ and on which the numbers depend, as "name: before -> now"."""
-    # On how many workers, and what is shown, may change from launch to launch.
-    free = {"output", "init", "profile", "cluster", "checkpoint", "samples", "tracking"}
-    left = _flat(json.loads(before.model_dump_json(exclude=free)))
-    right = _flat(json.loads(now.model_dump_json(exclude=free)))
-    # Contents are compared by digest, wherever they lie now.
-    ignored = {"data.shards", "data.cache_dir", "data.features", "data.loader_workers"}
-    ignored |= {"base.path", "base.revision", "base.vlm_path", "base.vlm_revision"}
-    if before.optim.schedule == now.optim.schedule == "constant":
-        ignored.add("optim.steps")  # A cosine ends where the run does.
-    return [
-        f"{name}: {left[name]} -> {right[name]}"
-        for name in left
-        if left[name] != right[name] and name not in ignored
-    ]
-
-
-def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _furthest_first(run: Path) -> Iterator[Path]:
-    found = run.glob("launches/*/bundle-*")
-    return iter(sorted(found, key=lambda path: (path.name, path.parent.name), reverse=True))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _vouched(path: Place, manifest: Manifest, name: str) -> bytes:
+    """A file's bytes, if they are the manifest's."""
+    content: bytes = (path / name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != manifest.files[name].sha256:
+        raise ValueError(f"{name} is damaged")
+    return content

@@ -13,24 +13,27 @@ import fcntl
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import ray.train
-from pydantic import ValidationError
 from ray.train import UserCallback
 
 from acontrol import base as base_models
 from acontrol.config import RunConfig, UserError
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
-from acontrol.train.checkpoint import Bundle, changed_settings, export_adapter, newest_bundle
+from acontrol.train import storage
+from acontrol.train.checkpoint import export_adapter
 from acontrol.train.cluster import joined_cluster
+from acontrol.train.continuing import check_continues, how_to_resume, known_mlflow_run
 from acontrol.train.failures import root_cause
 from acontrol.train.fit import fit
 from acontrol.train.paths import absolute
+from acontrol.train.retention import newest_bundle
+from acontrol.train.storage import Place
 from acontrol.train.tracking import Tracker, named_uri, tracking_uri
-from acontrol.train.worker import Launch, RunRecord
+from acontrol.train.worker import Launch, RunRecord, run_worker
 
 LAUNCHES = "launches"
 
@@ -48,12 +51,17 @@ class TrainingStoppedError(Exception):
         self.status = status
 
 
-def run_training(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> Path:
+def run_training(
+    config: RunConfig,
+    callbacks: Sequence[UserCallback] = (),
+    worker: Callable[[dict[str, Launch]], None] = run_worker,
+) -> Place:
     """Train, or continue, the run in ``config.output``; returns its folder.
 
     Args:
         config: The run.
         callbacks: Of Ray Train, told of the workers' reports.
+        worker: What each worker process runs; another one may surround ``run_worker``.
 
     Raises:
         UserError: If something about the config, the data or the base must be put right.
@@ -61,7 +69,7 @@ def run_training(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> P
     """
     base_models.quieten()
     config = absolute(config)
-    run = Path(_required(config.output, "--output RUN", "where the run goes"))
+    run = storage.place(_required(config.output, "--output RUN", "where the run goes"))
     reader = ShardReader(
         _required(config.data.shards, "--data.shards DIR", "what launch.shard wrote"),
         config.data.cache_dir,
@@ -74,16 +82,16 @@ def run_training(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> P
     with only_launch(run):
         bundle = newest_bundle(run)
         if bundle is not None:
-            _check_continues(bundle, config, reader.index.digest, digest)
+            check_continues(bundle, config, reader.index.digest, digest)
             print(f"Continuing from step {bundle.state.step} ({bundle.path})", flush=True)
-        tracker = Tracker.start(config, run, _known_mlflow_run(run, config, bundle))
+        tracker = Tracker.start(config, run, known_mlflow_run(run, config, bundle))
         if bundle is not None and bundle.state.step >= config.optim.steps:
             print(f"Nothing to do: {run} has its {config.optim.steps} steps", flush=True)
             # A kill may have come between the last bundle and this.
             export_adapter(bundle.path, run / "adapter")
         else:
             features = has_features(config, reader, digest)
-            _train(config, run, tracker, digest, features, callbacks)
+            _train(config, run, tracker, digest, features, callbacks, worker)
         tracker.finish("FINISHED")
     return run
 
@@ -103,44 +111,51 @@ def has_features(config: RunConfig, reader: ShardReader, digest: str) -> bool:
 
 def _train(
     config: RunConfig,
-    run: Path,
+    run: Place,
     tracker: Tracker,
     digest: str,
     has_features: bool,
     callbacks: Sequence[UserCallback],
+    worker: Callable[[dict[str, Launch]], None],
 ) -> None:
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     folder = run / LAUNCHES / name
     RunRecord(launch=name, mlflow_run=tracker.run_id, mlflow_uri=named_uri(config)).write(run)
-    (run / "config.json").write_text(config.model_dump_json(indent=1))
+    storage.write(run / "config.json", config.model_dump_json(indent=1).encode())
     progress = sys.stderr.isatty()
     uri = tracking_uri(config, run)
     launch = Launch(config, folder, uri, tracker.run_id, digest, progress, has_features)
     try:
         with joined_cluster(config.cluster):
-            fit(launch, callbacks)
+            fit(launch, callbacks, worker)
     except KeyboardInterrupt:
         bundle = newest_bundle(run)
         if bundle is not None and bundle.state.step >= config.optim.steps:
             return  # The wish to stop came during the last step.
         tracker.finish("KILLED")
-        raise TrainingStoppedError(f"Interrupted. {_how_to_resume(run)}", 130) from None
+        raise TrainingStoppedError(f"Interrupted. {how_to_resume(run)}", 130) from None
     except ray.train.TrainingFailedError as error:
         tracker.finish("FAILED")
         cause = root_cause(error)
-        message = f"{cause}. {_how_to_resume(run)}"
+        message = f"{cause}. {how_to_resume(run)}"
         if isinstance(cause, UserError):
             raise UserError(message) from error
         raise TrainingStoppedError(message) from error
 
 
 @contextlib.contextmanager
-def only_launch(run: Path) -> Iterator[None]:
+def only_launch(run: Place) -> Iterator[None]:
     """Keep a second launch out of the run's folder for as long as this one is in it.
+
+    An object store has no locks: there the later launch takes the run over, and the earlier
+    one ends before it writes its next bundle.
 
     Raises:
         UserError: If there is one already.
     """
+    if not isinstance(run, Path):
+        yield
+        return
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("w") as lock:
         try:
@@ -150,48 +165,7 @@ def only_launch(run: Path) -> Iterator[None]:
         yield
 
 
-def _known_mlflow_run(run: Path, config: RunConfig, bundle: Bundle | None) -> str | None:
-    """The MLflow run to continue: the last launch's, unless this is another run by now."""
-    record = RunRecord.read(run)
-    if record is None or record.mlflow_uri != named_uri(config):
-        return None
-    if bundle is None:  # Nothing held the settings together so far.
-        try:
-            before = RunConfig.model_validate_json((run / "config.json").read_bytes())
-        except (OSError, ValidationError):
-            return None
-        if changed_settings(before, config):
-            return None
-    return record.mlflow_run
-
-
 def _required(value: str | None, option: str, meaning: str) -> str:
     if value is None:
         raise UserError(f"{option} is needed: {meaning}")
     return value
-
-
-def _check_continues(
-    bundle: Bundle, config: RunConfig, data_digest: str, base_digest: str
-) -> None:
-    before = bundle.state
-    changes = changed_settings(before.config, config)
-    if before.data_digest != data_digest:
-        changes.append("the shards' contents")
-    if before.base_digest != base_digest:
-        changes.append("the base models' files")
-    if changes:
-        raise UserError(
-            f"{config.output} holds a run with other settings ({'; '.join(changes)}): "
-            "name another --output, or give the same settings to continue it"
-        )
-
-
-def _how_to_resume(run: Path) -> str:
-    try:
-        bundle = newest_bundle(run)
-    except UserError as error:
-        return str(error)
-    if bundle is None:
-        return "No checkpoint yet: the same command starts again"
-    return f"The same command continues from step {bundle.state.step} ({bundle.path})"

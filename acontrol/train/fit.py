@@ -1,25 +1,35 @@
 """One launch on Ray Train: what is asked of the cluster, and waiting for the end."""
 
+import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ray.train
 from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from acontrol.config import ClusterConfig
+from acontrol.train import storage
 from acontrol.train.cluster import uses_gpus, worker_environment, worker_resources
 from acontrol.train.failures import StopOnUserError
-from acontrol.train.worker import Launch, run_worker
+from acontrol.train.worker import Launch
+
+# Seconds that the others leave a hung worker to say where it hangs, before they give it up.
+GRACE_S = 60
 
 
-def fit(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:
+def fit(
+    launch: Launch,
+    callbacks: Sequence[UserCallback],
+    worker: Callable[[dict[str, Launch]], None],
+) -> None:
     """Train on the joined cluster, until the last step or a wish to stop.
 
     Args:
         launch: What to train.
         callbacks: Of Ray Train, told of the workers' reports.
+        worker: What each worker process runs.
 
     Raises:
         KeyboardInterrupt: If SIGINT or SIGTERM asked to stop.
@@ -27,15 +37,24 @@ def fit(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:
     """
     cluster = launch.config.cluster
     on_gpus = uses_gpus(cluster)
+    # Of Ray Train's controller, which starts with this process's settings of that name.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.hang_s + GRACE_S)
+    path, filesystem = storage.for_ray(launch.folder.parent)
     trainer = TorchTrainer(
-        run_worker,
+        worker,
         train_loop_config={"launch": launch},
         scaling_config=scaling(cluster, on_gpus),
-        torch_config=TorchConfig(backend="nccl" if on_gpus else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if on_gpus else "gloo", timeout_s=int(cluster.hang_s + GRACE_S)
+        ),
         run_config=ray.train.RunConfig(
             name=launch.folder.name,
-            storage_path=str(launch.folder.parent),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(
+                max_failures=cluster.max_failures,
+                max_preemption_failures=cluster.max_preemptions,
+            ),
             callbacks=[StopOnUserError(), *callbacks],
             worker_runtime_env={"env_vars": worker_environment(on_gpus)},
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
@@ -72,8 +91,7 @@ def _fit_until_stopped(trainer: TorchTrainer, launch: Launch) -> None:
     def ask_to_stop(number: int, frame: object) -> None:
         if launch.stop_file.exists():
             raise KeyboardInterrupt
-        launch.folder.mkdir(parents=True, exist_ok=True)
-        launch.stop_file.touch()
+        storage.write(launch.stop_file, b"")
         print("Stopping after this step, with a checkpoint; again to stop at once", flush=True)
 
     thread = threading.Thread(target=fit, daemon=True)

@@ -72,6 +72,9 @@ class Observer(Protocol):
     def should_stop(self) -> bool:
         """Whether this rank knows of a wish to stop; one rank's is enough."""
 
+    def wants_bundle(self, step: int) -> bool:
+        """Whether a bundle is due after this step beside the periodic ones; alike on all."""
+
 
 class NonFiniteLossError(RuntimeError):
     """The loss is not a number any more; names the samples."""
@@ -154,7 +157,8 @@ def train(
         observer.on_step(report)
         if validation is not None and (step == last or step % config.validation.every == 0):
             observer.on_validation(step, validate(model, validation, engine))
-        if step % config.checkpoint.every == 0 or step == last or stop:
+        due = step % config.checkpoint.every == 0 or step == last or stop
+        if observer.wants_bundle(step) or due:
             observer.on_checkpoint(report)
         if stop:
             return

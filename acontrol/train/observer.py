@@ -2,7 +2,7 @@
 
 import math
 import sys
-from pathlib import Path
+import time
 from typing import Any
 
 import psutil
@@ -13,12 +13,16 @@ from ray.train import CheckpointUploadMode
 from acontrol import base as base_models
 from acontrol.data.stream import TrainingStream
 from acontrol.sga import SemanticAdapter
+from acontrol.train import storage
 from acontrol.train.agreement import guided_agreement
-from acontrol.train.checkpoint import TrainState, export_adapter, prune, write_bundle
+from acontrol.train.checkpoint import TrainState, export_adapter, write_bundle
 from acontrol.train.engine import AdapterEngine, AdapterState
 from acontrol.train.loop import StepReport, Validation
+from acontrol.train.retention import prune
 from acontrol.train.samples import sample_grid
+from acontrol.train.storage import Place
 from acontrol.train.tracking import Tracker
+from acontrol.train.watchdog import Watchdog
 from acontrol.train.worker import Launch, RunRecord
 
 # The loop's phases, by the names that MLflow shows.
@@ -28,6 +32,10 @@ SHARES = {
     "backward": "backward_share",
     "optimizer": "optimizer_share",
 }
+# Steps between looks for a node's notice that it will be taken away, which ask all ranks.
+NOTICE_STEPS = 10
+# Seconds between looks for a wish to stop, which may ask an object store.
+STOP_S = 0.5
 
 
 class RunObserver:
@@ -36,7 +44,6 @@ class RunObserver:
     def __init__(
         self,
         launch: Launch,
-        run: Path,
         base: base_models.BaseModels,
         adapter: SemanticAdapter,
         stream: TrainingStream,
@@ -45,10 +52,13 @@ class RunObserver:
         held: TrainingStream | None = None,
     ):
         """Take the run's parts, the steps already taken, and the held-out samples."""
-        self.launch, self.config, self.run = launch, launch.config, run
+        self.launch, self.config, self.run = launch, launch.config, launch.run
         self.base, self.adapter, self.stream, self.engine = base, adapter, stream, engine
         self.held = held
         self.validated: dict[str, float] = {}
+        self.watchdog = Watchdog(self.config.cluster.hang_s)
+        self._noticed: set[str] = set()
+        self._looked, self._stop = -math.inf, False
         self.tracker = (
             Tracker(launch.tracking_uri, launch.mlflow_run) if engine.rank == 0 else None
         )
@@ -62,6 +72,7 @@ class RunObserver:
 
     def on_step(self, report: StepReport) -> None:
         """Log a step."""
+        self.watchdog.progress()
         if self.tracker is None:
             return
         if self.profiler is not None:
@@ -99,10 +110,25 @@ class RunObserver:
                 )
         if self.tracker is not None:
             self.tracker.log_metrics(self.validated, step)
+        self.watchdog.progress()
 
     def should_stop(self) -> bool:
         """Whether the driver asks for it; rank 0 looks."""
-        return self.tracker is not None and self.launch.stop_file.exists()
+        if self.tracker is not None and time.monotonic() - self._looked > STOP_S:
+            self._stop = self.launch.stop_file.exists()
+            self._looked = time.monotonic()
+        return self._stop
+
+    def wants_bundle(self, step: int) -> bool:
+        """Whether a node of ours is about to be taken away; the same on every rank."""
+        if step % NOTICE_STEPS:
+            return False
+        notice = ray.train.get_preemption_info()
+        leaving = set(notice.preempted_node_ids) - self._noticed if notice else set()
+        self._noticed |= leaving
+        if leaving and self.tracker is not None:
+            self._say(f"step {step}: a node is about to be taken away; writing a bundle")
+        return bool(leaving)
 
     def on_samples(self, step: int) -> None:
         """Draw a grid; the others only help to gather the weights."""
@@ -110,6 +136,7 @@ class RunObserver:
         if self.tracker is not None:
             grid = sample_grid(self.base, self.adapter, weights, self.stream, self.config)
             self.tracker.log_image(grid, "samples", step)
+        self.watchdog.progress()
 
     def on_checkpoint(self, report: StepReport) -> None:
         """Write a bundle on rank 0; all report it to Ray, which counts the calls."""
@@ -119,22 +146,26 @@ class RunObserver:
             # Sent before the bundle is: a resume from it has every earlier metric.
             self.tracker.flush()
             path = self._write(report.step, state)
-            checkpoint = ray.train.Checkpoint.from_directory(str(path))
+            checkpoint = ray.train.Checkpoint(*storage.for_ray(path))
             if self.bar is None:
-                # Ray Train doubles print(): to the log and to the console.
-                sys.stdout.write(
+                self._say(
                     f"step {report.step}/{self.config.optim.steps}  loss {report.loss:.4f}  "
                     f"E {report.energy_before:.3f} -> {report.energy_after:.3f}  "
-                    f"{report.samples_per_s:.1f} samples/s\n"
+                    f"{report.samples_per_s:.1f} samples/s"
                 )
-                sys.stdout.flush()
         ray.train.report(
             {"step": report.step, "loss": report.loss, **self.validated},
             checkpoint=checkpoint,
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )
+        self.watchdog.progress()
 
-    def _write(self, step: int, state: AdapterState) -> Path:
+    def _say(self, line: str) -> None:
+        """A line on the console: Ray Train doubles what print() says."""
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+    def _write(self, step: int, state: AdapterState) -> Place:
         record = RunRecord.read(self.run)
         if record is not None and record.launch != self.launch.folder.name:
             raise RuntimeError(f"the launch {record.launch} has taken over {self.run}")

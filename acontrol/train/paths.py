@@ -30,7 +30,7 @@ def absolute(config: RunConfig) -> RunConfig:
         raise UserError(f"MLflow's {_relative_in_job(uri)}")
     return config.model_copy(
         update={
-            "output": _local(config.output, "--output"),
+            "output": full_path(config.output, "--output"),
             "init": _local(config.init, "--init"),
             "data": config.data.model_copy(
                 update={

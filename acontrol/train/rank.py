@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,13 @@ from acontrol.data.reader import ShardReader
 from acontrol.data.stream import TrainingStream, held_out
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
-from acontrol.train.checkpoint import Bundle, newest_bundle, read_bundle
+from acontrol.train import storage
+from acontrol.train.checkpoint import Bundle, open_bundle
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import train
 from acontrol.train.observer import RunObserver
+from acontrol.train.retention import newest_bundle
+from acontrol.train.storage import Place
 from acontrol.train.tracking import Tracker
 from acontrol.train.worker import Launch
 
@@ -30,11 +34,10 @@ def train_rank(launch: Launch) -> None:
     """Train this rank's share. Ray has set up the process group."""
     config = launch.config
     _quieten()
-    run = launch.folder.parent.parent
     device = ray.train.torch.get_device()
     precision = getattr(torch, config.runtime.precision)
     base = base_models.load_base(config.base, device, precision)
-    bundle = _agreed_bundle(run)
+    bundle = _agreed_bundle(launch.run)
     reader = ShardReader(config.data.shards or "", config.data.cache_dir)
     adapter = new_adapter(base, launch, reader).to(device)
     model = AnomalyControl(base, adapter, config)
@@ -50,8 +53,9 @@ def train_rank(launch: Launch) -> None:
     )
     if engine.rank == 0:
         _note_reservation(launch)
-    observer = RunObserver(launch, run, base, adapter, stream, engine, start, held)
+    observer = RunObserver(launch, base, adapter, stream, engine, start, held)
     with contextlib.ExitStack() as around:
+        around.callback(observer.watchdog.close)
         if config.tracking.system_metrics and ray.train.get_context().get_local_rank() == 0:
             tracker = observer.tracker or Tracker(launch.tracking_uri, launch.mlflow_run)
             node = f"node-{ray.train.get_context().get_node_rank()}"
@@ -65,17 +69,20 @@ def _note_reservation(launch: Launch) -> None:
     """Write down what is reserved for the workers, since Ray may leave it behind."""
     group = ray.util.get_current_placement_group()
     if group is not None:
-        launch.reserved_file.write_text(group.id.hex())
+        storage.write(launch.reserved_file, group.id.hex().encode())
 
 
-def _agreed_bundle(run: Path) -> Bundle | None:
-    """The bundle that rank 0 finds newest: storage may show other ranks another one."""
-    chosen: list[Path | None] = [None]
+def _agreed_bundle(run: Place) -> Bundle | None:
+    """The bundle that rank 0 finds newest: storage may show other ranks another one.
+
+    Rank 0 has checked all of it; each rank checks again what it loads.
+    """
+    chosen: list[Place | None] = [None]
     if torch.distributed.get_rank() == 0:
         newest = newest_bundle(run)
         chosen = [newest.path if newest else None]
     torch.distributed.broadcast_object_list(chosen)
-    return read_bundle(chosen[0]) if chosen[0] is not None else None
+    return open_bundle(chosen[0]) if chosen[0] is not None else None
 
 
 def _streams(
@@ -94,15 +101,22 @@ def _streams(
     return made(seed=0, used=held), made(seed=config.seed, used=~held)
 
 
-def _profiler(config: RunConfig, folder: Path) -> torch.profiler.profile:
+def _profiler(config: RunConfig, folder: Place) -> torch.profiler.profile:
     """Trace rank 0 for some steps after two others; the file opens in Perfetto."""
+
+    def keep(trace: torch.profiler.profile) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch, "trace.json")
+            trace.export_chrome_trace(str(file))
+            storage.write(folder / file.name, file.read_bytes())
+
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
     return torch.profiler.profile(
         activities=kinds,
         schedule=torch.profiler.schedule(wait=1, warmup=1, active=config.profile, repeat=1),
-        on_trace_ready=lambda trace: trace.export_chrome_trace(str(folder / "trace.json")),
+        on_trace_ready=keep,
     )
 
 
@@ -141,6 +155,8 @@ def new_adapter(
 def _quieten() -> None:
     """Loading bars and informational lines of the libraries are no news of training."""
     base_models.quieten()
+    for name in ("aiobotocore", "botocore"):  # Where it found its credentials.
+        logging.getLogger(name).setLevel(logging.WARNING)
     for name in list(logging.root.manager.loggerDict):
         if "/ray/train/" in name:  # Its report calls log under their file's path.
             logging.getLogger(name).setLevel(logging.WARNING)

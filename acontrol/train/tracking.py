@@ -20,6 +20,7 @@ from PIL import Image
 
 from acontrol._version import __version__
 from acontrol.config import RunConfig, UserError
+from acontrol.train.storage import Place
 
 log = logging.getLogger(__name__)
 # Seven attempts with growing pauses, the default, would hold training up for minutes.
@@ -36,9 +37,20 @@ def named_uri(config: RunConfig) -> str | None:
     return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
 
 
-def tracking_uri(config: RunConfig, run: Path) -> str:
-    """The named server or database, else one in the run's folder."""
-    return named_uri(config) or own_database(run)
+def tracking_uri(config: RunConfig, run: Place) -> str:
+    """The named server or database, else one in the run's folder.
+
+    Raises:
+        UserError: If the run lies in an object store, where no database can, and none is named.
+    """
+    if named := named_uri(config):
+        return named
+    if not isinstance(run, Path):
+        raise UserError(
+            f"--output {run}: MLflow's database cannot lie there; name a server with "
+            "--tracking.uri or MLFLOW_TRACKING_URI"
+        )
+    return own_database(run)
 
 
 def own_database(run: Path) -> str:
@@ -67,7 +79,7 @@ class Tracker:
         }
 
     @classmethod
-    def start(cls, config: RunConfig, run: Path, known: str | None) -> "Tracker":
+    def start(cls, config: RunConfig, run: Place, known: str | None) -> "Tracker":
         """Open the run's MLflow run, or make it: config, versions and commit are logged once.
 
         Args:
@@ -81,9 +93,9 @@ class Tracker:
         tracker = cls.open(
             tracking_uri(config, run),
             config.tracking.experiment,
-            config.tracking.run_name or run.resolve().name,
+            config.tracking.run_name or run.name,
             known,
-            artifacts=None if named_uri(config) else run.resolve() / "artifacts",
+            artifacts=None if named_uri(config) else Path(str(run)).resolve() / "artifacts",
             parent=config.tracking.parent_run,
         )
         if known is None:

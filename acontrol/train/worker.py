@@ -3,13 +3,13 @@
 Kept light: Ray's controller process imports this module too, and has no use for models.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from acontrol.config import RunConfig, Settings
+from acontrol.train import storage
+from acontrol.train.storage import Place
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Launch:
     """What the driver hands to every worker."""
 
     config: RunConfig
-    folder: Path
+    folder: Place
     tracking_uri: str
     mlflow_run: str
     base_digest: str
@@ -25,12 +25,17 @@ class Launch:
     features: bool = False  # Whether config.data.features holds what fits this run.
 
     @property
-    def stop_file(self) -> Path:
+    def run(self) -> Place:
+        """The run's folder."""
+        return self.folder.parent.parent
+
+    @property
+    def stop_file(self) -> Place:
         """Its presence asks the workers to stop after a bundle."""
         return self.folder / "stop"
 
     @property
-    def reserved_file(self) -> Path:
+    def reserved_file(self) -> Place:
         """Holds the id of Ray's placement group, in which the workers are."""
         return self.folder / "placement-group"
 
@@ -50,18 +55,16 @@ class RunRecord(Settings):
     mlflow_uri: str | None
 
     @classmethod
-    def read(cls, run: Path) -> "RunRecord | None":
+    def read(cls, run: Place) -> "RunRecord | None":
         """The record of a run's folder; None if there is none that can be read."""
         try:
             return cls.model_validate_json((run / "run.json").read_bytes())
         except (OSError, ValidationError):
             return None
 
-    def write(self, run: Path) -> None:
+    def write(self, run: Place) -> None:
         """Replace the record in one step."""
-        partial = run / ".run.json"
-        partial.write_text(self.model_dump_json())
-        os.replace(partial, run / "run.json")
+        storage.write(run / "run.json", self.model_dump_json().encode())
 
 
 def run_worker(settings: dict[str, Launch]) -> None:

@@ -140,6 +140,9 @@ def one_rank(config_json: str) -> list[float]:
         def should_stop(self) -> bool:
             return False
 
+        def wants_bundle(self, step: int) -> bool:
+            return False
+
     batches = stream.batches(0, config.optim.batch_size, 0, 1, config.optim.steps)
     train(model, batches, engine, config, Notes())
     return losses

@@ -4,54 +4,40 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from acontrol.config import BaseConfig, OptimConfig, RunConfig, UserError
 from acontrol.sga import SemanticAdapter
 from acontrol.train.checkpoint import (
     MANIFEST,
     TrainState,
-    changed_settings,
     export_adapter,
-    newest_bundle,
-    prune,
     read_bundle,
     write_bundle,
 )
+from acontrol.train.continuing import changed_settings
 from acontrol.train.engine import AdapterState
+from acontrol.train.retention import newest_bundle, prune
+from tests.train.bundles import bundle_at, files_of, small_adapter
 
 
 @pytest.fixture
 def adapter(card) -> SemanticAdapter:
-    torch.manual_seed(1)
-    return SemanticAdapter([["one", 3], ["two", 5]], 4, card=card().model_dump(mode="json"))
+    return small_adapter(card().model_dump(mode="json"))
 
 
-def bundle_at(adapter: SemanticAdapter, run: Path, step: int, launch: str = "a") -> Path:
-    weights = {name: value.clone() for name, value in adapter.state_dict().items()}
-    moments = {f"exp_avg.{name}": value * step for name, value in weights.items()}
-    state = TrainState(
-        step=step, position=step * 8, data_digest="d", base_digest="b", config=RunConfig()
-    )
-    folder = run / "launches" / launch
-    return write_bundle(folder, adapter, AdapterState(weights, moments, step), state)
-
-
-def files_of(path: Path) -> list[str]:
-    files = (file for file in path.rglob("*") if file.is_file())
-    return sorted(file.relative_to(path).as_posix() for file in files)
-
-
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 FILES = [
     "adapter/config.json",
-    "adapter/diffusion_pytorch_model.safetensors",
+    f"adapter/{WEIGHTS}",
     "manifest.json",
     "moments.safetensors",
     "state.json",
 ]
 
 
-def test_a_bundle_comes_back_whole(adapter, tmp_path) -> None:
-    path = bundle_at(adapter, tmp_path, 6)
+def test_a_bundle_comes_back_whole(adapter, run_place) -> None:
+    path = bundle_at(adapter, run_place, 6)
     assert files_of(path) == FILES
     bundle = read_bundle(path)
     assert (bundle.state.step, bundle.state.position) == (6, 48)
@@ -80,9 +66,9 @@ def test_an_average_is_exported_and_the_weights_come_back(adapter, tmp_path) -> 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "removed"])
-def test_a_damaged_bundle_is_never_loaded(adapter, tmp_path, name, damage) -> None:
-    bundle_at(adapter, tmp_path, 5)
-    newest = bundle_at(adapter, tmp_path, 10)
+def test_a_damaged_bundle_is_never_loaded(adapter, run_place, name, damage) -> None:
+    bundle_at(adapter, run_place, 5)
+    newest = bundle_at(adapter, run_place, 10)
     file = newest / name
     content = file.read_bytes()
     if damage == "truncated":
@@ -96,32 +82,41 @@ def test_a_damaged_bundle_is_never_loaded(adapter, tmp_path, name, damage) -> No
         file.unlink()
     with pytest.raises(ValueError, match=r"manifest|damaged|missing"):
         read_bundle(newest)
-    found = newest_bundle(tmp_path)
+    found = newest_bundle(run_place)
     assert found is not None
     assert found.state.step == 5
 
 
-def test_the_furthest_bundle_of_all_launches_is_found(adapter, tmp_path) -> None:
+def test_the_furthest_bundle_of_all_launches_is_found(adapter, run_place) -> None:
     for launch, step in (("b", 5), ("a", 15), ("c", 10)):
-        bundle_at(adapter, tmp_path, step, launch)
-    found = newest_bundle(tmp_path)
+        bundle_at(adapter, run_place, step, launch)
+    found = newest_bundle(run_place)
     assert found is not None
     assert (found.state.step, found.path.parent.name) == (15, "a")
 
 
-def test_an_unfinished_bundle_is_no_bundle(adapter, tmp_path) -> None:
-    (bundle_at(adapter, tmp_path, 5) / MANIFEST).unlink()
-    assert newest_bundle(tmp_path) is None
+def test_an_unfinished_bundle_is_no_bundle(adapter, run_place) -> None:
+    (bundle_at(adapter, run_place, 5) / MANIFEST).unlink()
+    assert newest_bundle(run_place) is None
 
 
-def test_only_damaged_bundles_are_no_new_start(adapter, tmp_path) -> None:
-    (bundle_at(adapter, tmp_path, 5) / "state.json").write_text("{}")
+def test_only_damaged_bundles_are_no_new_start(adapter, run_place) -> None:
+    (bundle_at(adapter, run_place, 5) / "state.json").write_text("{}")
     with pytest.raises(UserError, match="no bundle verifies"):
-        newest_bundle(tmp_path)
+        newest_bundle(run_place)
 
 
-def test_an_empty_run_starts_anew(tmp_path) -> None:
-    assert newest_bundle(tmp_path / "nothing") is None
+def test_an_empty_run_starts_anew(run_place) -> None:
+    assert newest_bundle(run_place / "nothing") is None
+
+
+def test_the_exported_adapter_is_what_diffusers_saves(adapter, tmp_path) -> None:
+    path = bundle_at(adapter, tmp_path, 5)
+    adapter.save_pretrained(tmp_path / "saved")
+    for name in ("config.json", WEIGHTS):
+        assert (path / "adapter" / name).read_bytes() == (
+            tmp_path / "saved" / name
+        ).read_bytes()
 
 
 def test_the_manifest_is_written_last(adapter, tmp_path, monkeypatch) -> None:
@@ -140,33 +135,33 @@ def test_the_manifest_is_written_last(adapter, tmp_path, monkeypatch) -> None:
     assert MANIFEST not in present
 
 
-def test_pruning_keeps_the_furthest(adapter, tmp_path) -> None:
-    paths = [bundle_at(adapter, tmp_path, step) for step in (5, 10, 15, 20)]
+def test_pruning_keeps_the_furthest(adapter, run_place) -> None:
+    paths = [bundle_at(adapter, run_place, step) for step in (5, 10, 15, 20)]
     (paths[2] / MANIFEST).unlink()
-    prune(tmp_path, keep=2, newest=paths[3])
-    assert [path.exists() for path in paths] == [False, True, True, True]
+    prune(run_place, keep=2, newest=paths[3])
+    assert [path.exists() for path in paths] == [False, True, False, True]
 
 
-def test_pruning_never_takes_the_bundle_just_written(adapter, tmp_path) -> None:
-    good = bundle_at(adapter, tmp_path, 15, "a")
-    damaged = bundle_at(adapter, tmp_path, 20, "a")
+def test_pruning_never_takes_the_bundle_just_written(adapter, run_place) -> None:
+    good = bundle_at(adapter, run_place, 15, "a")
+    damaged = bundle_at(adapter, run_place, 20, "a")
     (damaged / "state.json").write_text("{}")
-    newest = bundle_at(adapter, tmp_path, 17, "b")
-    prune(tmp_path, keep=1, newest=newest)
+    newest = bundle_at(adapter, run_place, 17, "b")
+    prune(run_place, keep=1, newest=newest)
     assert [path.exists() for path in (good, damaged, newest)] == [False, False, True]
-    found = newest_bundle(tmp_path)
+    found = newest_bundle(run_place)
     assert found is not None
     assert found.path == newest
 
 
-def test_an_export_replaces_the_earlier_one(adapter, tmp_path) -> None:
-    export_adapter(bundle_at(adapter, tmp_path, 5), tmp_path / "adapter")
+def test_an_export_replaces_the_earlier_one(adapter, run_place) -> None:
+    export_adapter(bundle_at(adapter, run_place, 5), run_place / "adapter")
     with torch.no_grad():
         adapter.proj.weight.mul_(2)
-    export_adapter(bundle_at(adapter, tmp_path, 10), tmp_path / "adapter")
-    loaded = SemanticAdapter.from_pretrained(tmp_path / "adapter")
-    assert torch.equal(loaded.proj.weight, adapter.proj.weight)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "launches"]
+    export_adapter(bundle_at(adapter, run_place, 10), run_place / "adapter")
+    weights = load((run_place / "adapter" / WEIGHTS).read_bytes())
+    assert torch.equal(weights["proj.weight"], adapter.proj.weight)
+    assert sorted(path.name for path in run_place.iterdir()) == ["adapter", "launches"]
 
 
 def test_a_kill_during_an_export_leaves_a_whole_adapter(adapter, tmp_path, monkeypatch) -> None:

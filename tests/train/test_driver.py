@@ -8,6 +8,7 @@ from ray.train import ControllerError, FailureConfig, WorkerGroupError
 from acontrol.base import BaseModels
 from acontrol.config import ClusterConfig, CsmConfig, OptimConfig, RunConfig, UserError
 from acontrol.train import driver
+from acontrol.train.continuing import known_mlflow_run
 from acontrol.train.failures import StopOnUserError, root_cause
 from acontrol.train.fit import scaling
 from acontrol.train.paths import absolute
@@ -110,7 +111,7 @@ def test_a_second_launch_is_kept_out(tmp_path) -> None:
 
 
 def started(run, config: RunConfig) -> str:
-    tracker = Tracker.start(config, run, driver._known_mlflow_run(run, config, None))
+    tracker = Tracker.start(config, run, known_mlflow_run(run, config, None))
     RunRecord(launch="a", mlflow_run=tracker.run_id, mlflow_uri=None).write(run)
     (run / "config.json").write_text(config.model_dump_json())
     tracker.log_metrics({"loss": 1.0}, 1)
@@ -126,7 +127,7 @@ def test_one_mlflow_run_goes_on_only_while_the_settings_do(tmp_path, monkeypatch
     slower = config.model_copy(update={"optim": OptimConfig(learning_rate=1e-5)})
     assert started(tmp_path, slower) != first
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert driver._known_mlflow_run(tmp_path, slower, None) is None
+    assert known_mlflow_run(tmp_path, slower, None) is None
 
 
 def test_a_step_that_mlflow_has_is_not_sent_again(tmp_path, monkeypatch) -> None:
@@ -184,9 +185,11 @@ def test_relative_paths_are_refused_in_a_ray_job_alone(monkeypatch, tmp_path) ->
     )
     with pytest.raises(UserError, match=r"MLflow's sqlite:///x\.db"):
         absolute(database)
-    bucket = config.model_copy(update={"output": "s3://bucket/run"})
+    bucket = found.model_copy(update={"output": "s3://bucket/run"})
+    assert absolute(bucket).output == "s3://bucket/run"
+    remote = found.model_copy(update={"init": "s3://bucket/adapter"})
     with pytest.raises(UserError, match="must be a folder"):
-        absolute(bucket)
+        absolute(remote)
 
 
 def test_some_gpus_but_too_few_are_not_passed_over(monkeypatch) -> None:

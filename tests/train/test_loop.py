@@ -37,11 +37,11 @@ def shards(built_in_data, tmp_path_factory) -> str:
 class Notes:
     """Writes down what it is told."""
 
-    def __init__(self, stop_at: int = 0):
+    def __init__(self, stop_at: int = 0, bundle_at: int = 0):
         self.reports: list[StepReport] = []
         self.told: list[tuple[str, int]] = []
         self.validations: list[float] = []
-        self.stop_at = stop_at
+        self.stop_at, self.bundle_at = stop_at, bundle_at
 
     def on_step(self, report: StepReport) -> None:
         self.reports.append(report)
@@ -58,6 +58,9 @@ class Notes:
 
     def should_stop(self) -> bool:
         return len(self.reports) + 1 == self.stop_at
+
+    def wants_bundle(self, step: int) -> bool:
+        return step == self.bundle_at
 
 
 def setting(shards: str, **changes) -> tuple[AnomalyControl, TrainingStream, TrainingStream]:
@@ -85,7 +88,7 @@ def setting(shards: str, **changes) -> tuple[AnomalyControl, TrainingStream, Tra
 
 
 def run(shards: str, **changes) -> dict[str, object]:
-    stop_at = changes.pop("stop_at", 0)
+    stop_at, bundle_at = changes.pop("stop_at", 0), changes.pop("bundle_at", 0)
     spoil = changes.pop("spoil", False)
     pause = changes.pop("pause", 0.0)
     model, stream, held = setting(shards, **changes)
@@ -94,7 +97,7 @@ def run(shards: str, **changes) -> dict[str, object]:
     first = validate(model, held, engine).loss
     batches = stream.batches(0, model.config.micro_batch_size, 0, 1, 4 * optim.accumulation)
     batches = (batch for batch in batches if time.sleep(pause) is None)
-    notes = Notes(stop_at)
+    notes = Notes(stop_at, bundle_at)
     before = engine.weights()["proj.weight"]
     error = ""
     if spoil:
@@ -131,6 +134,7 @@ def many(shards: str) -> dict[str, dict[str, object]]:
         "bfloat16": run(shards, runtime={"precision": "bfloat16"}),
         "slow data": run(shards, pause=0.3, optim={**optim, "accumulation": 2}),
         "stopped": run(shards, stop_at=3),
+        "warned": run(shards, bundle_at=3),
         "spoiled": run(shards, spoil=True),
     }
 
@@ -185,6 +189,12 @@ def test_everything_is_told_when_it_is_due(runs) -> None:
 def test_a_wish_to_stop_writes_a_bundle_and_ends(runs) -> None:
     assert runs["stopped"]["told"][-1] == ("checkpoint", 3)
     assert runs["stopped"]["losses"] == runs["plain"]["losses"][:3]
+
+
+def test_a_warning_writes_a_bundle_and_goes_on(runs) -> None:
+    told = runs["warned"]["told"]
+    assert [step for kind, step in told if kind == "checkpoint"] == [2, 3, 4]
+    assert runs["warned"]["losses"] == runs["plain"]["losses"]
 
 
 def test_two_passes_are_one_batch(runs) -> None:

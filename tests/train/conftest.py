@@ -1,0 +1,22 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from acontrol.train import storage
+from acontrol.train.storage import Place
+from tests.train import object_store
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    yield from object_store.serve()
+
+
+@pytest.fixture(params=["local", "s3"])
+def run_place(request, tmp_path: Path) -> Place:
+    """A run's folder: on this disk, and in an object store."""
+    if request.param == "local":
+        return tmp_path / "run"
+    bucket = request.getfixturevalue("bucket")
+    return storage.place(f"{bucket}/{tmp_path.name}/run")
