@@ -1,0 +1,58 @@
+"""Real workers killed at random steps, in saves and at reports: not a bit is lost."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.disturbed import Fault
+from benchmarks.trial import (
+    bytes_wrong,
+    carry_out,
+    config_of,
+    losses_in_mlflow,
+    steps_noted,
+    steps_redone,
+)
+
+pytestmark = pytest.mark.slow
+STEPS, EVERY, KILLS = 44, 4, 10
+
+
+def drawn_kills(seed: int) -> tuple[Fault, ...]:
+    """Half after a random step, half in the saves and reports of random bundles."""
+    draw = random.Random(seed)
+    kills = [
+        Fault(kind="kill", rank=draw.randrange(2), step=step)
+        for step in draw.sample(range(1, STEPS), KILLS - 5)
+    ]
+    bundles = draw.sample(range(EVERY, STEPS, EVERY), 5)
+    kills += [Fault(kind="kill", rank=0, step=step, phase="save") for step in bundles[:3]]
+    kills += [
+        Fault(kind="kill", rank=draw.randrange(2), step=step, phase="report")
+        for step in bundles[3:]
+    ]
+    return tuple(kills)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_ten_kills_change_nothing(shards: Path, tmp_path: Path, stage: int) -> None:
+    shape = {"stage": stage, "steps": STEPS, "every": EVERY}
+    calm, wild = tmp_path / "calm", tmp_path / "wild"
+    undisturbed = carry_out(calm, config_of(calm / "run", shards, **shape))
+    assert undisturbed.statuses == [0], undisturbed.errors
+    kills = drawn_kills(stage)
+    disturbed = carry_out(wild, config_of(wild / "run", shards, **shape), kills)
+    assert disturbed.statuses == [0], disturbed.errors
+    assert len(disturbed.happened) == len(kills)
+
+    assert bytes_wrong(disturbed.run, undisturbed.run) == 0
+    assert losses_in_mlflow(disturbed.run) == losses_in_mlflow(undisturbed.run)
+    once, again = steps_noted(calm / "notes"), steps_noted(wild / "notes")
+    assert again.keys() == once.keys()
+    for place, (first,) in once.items():
+        assert set(again[place]) == {first}, place
+    redone = steps_redone(wild / "notes")
+    assert len(redone) == len(kills)
+    assert all(0 <= steps <= EVERY for _, steps in redone)
+    print(f"stage {stage}: {len(kills)} kills, {sum(n for _, n in redone)} steps redone")
