@@ -4,6 +4,7 @@ RUN/
   config.json      the resolved config of the last launch
   run.json         launch and MLflow run, by which the same command continues
   adapter/         the newest exported adapter: what launch.generate takes
+  events/          what goes to MLflow, sent or not yet
   launches/*/      one folder a launch: Ray's own files and the checkpoint bundles
   mlflow.db        MLflow, unless a server was named; artifacts/ beside it
 """
@@ -28,8 +29,9 @@ from acontrol.train.checkpoint import Bundle, changed_settings, export_adapter, 
 from acontrol.train.cluster import joined_cluster
 from acontrol.train.failures import root_cause
 from acontrol.train.fit import fit
+from acontrol.train.mlflow_run import named_uri, tracking_uri
 from acontrol.train.paths import absolute
-from acontrol.train.tracking import Tracker, named_uri, tracking_uri
+from acontrol.train.tracking import Tracker
 from acontrol.train.worker import Launch, RunRecord
 
 LAUNCHES = "launches"

@@ -1,5 +1,6 @@
 """What one rank does around the steps: bundles, pictures, metrics, progress."""
 
+import logging
 import math
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from acontrol.train.samples import sample_grid
 from acontrol.train.tracking import Tracker
 from acontrol.train.worker import Launch, RunRecord
 
+log = logging.getLogger(__name__)
 # The loop's phases, by the names that MLflow shows.
 SHARES = {
     "data": "data_wait_share",
@@ -50,7 +52,7 @@ class RunObserver:
         self.held = held
         self.validated: dict[str, float] = {}
         self.tracker = (
-            Tracker(launch.tracking_uri, launch.mlflow_run) if engine.rank == 0 else None
+            Tracker(launch.tracking_uri, launch.mlflow_run, run) if engine.rank == 0 else None
         )
         self.profiler: torch.profiler.profile | None = None
         self.bar: Any = None
@@ -79,9 +81,13 @@ class RunObserver:
             "skipped_steps": float(self.engine.skipped_steps),
             "memory_gib": _memory_gib(),
         }
-        # A step of which every sample was skipped has no loss and no energies.
-        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        # A step of which every sample was skipped has no loss and no energies; a step that was
+        # skipped itself may have others that are no numbers.
+        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.tracker.log_metrics(known, report.step)
+        if report.skipped is not None:
+            log.warning(report.skipped)
+            self.tracker.event(report.skipped)
         if self.bar is not None:
             self.bar.update(1)
             if report.step == self.config.optim.steps:
@@ -116,7 +122,7 @@ class RunObserver:
         state = self.engine.state()
         checkpoint = None
         if self.tracker is not None:
-            # Sent before the bundle is: a resume from it has every earlier metric.
+            # On the disk before the bundle is: a resume from it has every earlier metric.
             self.tracker.flush()
             path = self._write(report.step, state)
             checkpoint = ray.train.Checkpoint.from_directory(str(path))

@@ -22,6 +22,7 @@ from acontrol.train.checkpoint import Bundle, newest_bundle, read_bundle
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import train
 from acontrol.train.observer import RunObserver
+from acontrol.train.system_metrics import SystemMetrics
 from acontrol.train.tracking import Tracker
 from acontrol.train.worker import Launch
 
@@ -53,9 +54,11 @@ def train_rank(launch: Launch) -> None:
     observer = RunObserver(launch, run, base, adapter, stream, engine, start, held)
     with contextlib.ExitStack() as around:
         if config.tracking.system_metrics and ray.train.get_context().get_local_rank() == 0:
-            tracker = observer.tracker or Tracker(launch.tracking_uri, launch.mlflow_run)
+            tracker = observer.tracker or Tracker(launch.tracking_uri, launch.mlflow_run, run)
             node = f"node-{ray.train.get_context().get_node_rank()}"
-            around.callback(tracker.watch_system(node).finish)
+            monitor = SystemMetrics(tracker, node)
+            monitor.start()
+            around.callback(monitor.finish)
         if config.profile and engine.rank == 0:
             observer.profiler = around.enter_context(_profiler(config, launch.folder))
         train(model, batches, engine, config, observer, start=start, validation=held)
