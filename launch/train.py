@@ -94,8 +94,8 @@ def run(args: Sequence[str]) -> None:
         return
     # Ray and the models are imported only once the arguments are known to be good.
     from acontrol.train.driver import TrainingStoppedError, run_training
+    from acontrol.train.mlflow_run import tracking_uri
     from acontrol.train.storage import local_copy
-    from acontrol.train.tracking import tracking_uri
 
     try:
         folder = run_training(config)

@@ -63,6 +63,8 @@ HOMES = {
     ),
     "deepspeed": ("acontrol.train.engine",),
     "mlflow": (
+        "acontrol.train.mlflow_run",
+        "acontrol.train.system_metrics",
         "acontrol.train.tracking",
         *(
             f"acontrol.registry.{name}."

@@ -47,13 +47,13 @@ def write_report(sweep: Sweep, tracker: Tracker) -> None:
         title = f"{objective} at step {step}, {len(scores)} trials"
         parameter_importance(sweep.space, values, scores, title, files[-1])
     for file in files:
-        tracker.client.log_artifact(tracker.run_id, str(file))
+        tracker.log_file(file)
     found = {f"best_{name}": one for name, one in outcomes[best].metrics.items()}
-    tracker.log_metrics(found, step=0)
+    tracker.log_next(found)
     counts = [one.status for one in outcomes.values()]
     for status in ("finished", "stopped", "failed"):
-        tracker.client.set_tag(tracker.run_id, f"sweep.{status}", str(counts.count(status)))
-    tracker.client.set_tag(tracker.run_id, "sweep.best", run_name(best))
+        tracker.set_tag(f"sweep.{status}", str(counts.count(status)))
+    tracker.set_tag("sweep.best", run_name(best))
     print(
         f"{counts.count('finished')} trials finished, {counts.count('stopped')} stopped early, "
         f"{counts.count('failed')} failed; best is {run_name(best)} with {objective} "

@@ -16,8 +16,9 @@ from acontrol.config import ClusterConfig, UserError
 from acontrol.data.reader import ShardReader
 from acontrol.train.cluster import joined_cluster, uses_gpus, worker_resources
 from acontrol.train.driver import only_launch
+from acontrol.train.mlflow_run import describe, named_uri, tracking_uri
 from acontrol.train.paths import absolute
-from acontrol.train.tracking import Tracker, named_uri, tracking_uri
+from acontrol.train.tracking import Tracker
 from tune.objective import OBJECTIVES
 from tune.record import Sweep
 from tune.report import write_report
@@ -79,7 +80,8 @@ def _opened(plan: Plan, folder: Path) -> tuple[Sweep, Tracker]:
         plan.run.tracking.experiment,
         plan.run.tracking.run_name or folder.name,
         before.parent_run if before and before.mlflow_uri == uri else None,
-        None if named_uri(plan.run) else folder / "artifacts",
+        folder,
+        artifacts=None if named_uri(plan.run) else folder / "artifacts",
         parent=plan.run.tracking.parent_run,
     )
     sweep = Sweep(
@@ -96,7 +98,8 @@ def _opened(plan: Plan, folder: Path) -> tuple[Sweep, Tracker]:
     if before is None:
         words = {key: value for key, value in in_words(sweep.space).items()}
         searched = {"objective": sweep.objective, "trials": sweep.trials, "space": words}
-        tracker.describe({"sweep": searched, **json.loads(sweep.run.model_dump_json())})
+        settings = {"sweep": searched, **json.loads(sweep.run.model_dump_json())}
+        describe(tracker.client, tracker.run_id, settings)
         sweep.write()
     elif changes := before.changes(sweep):
         raise UserError(

@@ -17,8 +17,8 @@ from acontrol.config import RunConfig, UserError
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.train.driver import TrainingStoppedError, run_training
+from acontrol.train.mlflow_run import last_values
 from acontrol.train.precompute import precompute
-from acontrol.train.tracking import Tracker
 from acontrol.train.worker import RunRecord
 from tune.record import METRICS, Outcome, Sweep
 from tune.space import Value
@@ -99,8 +99,7 @@ def last_metrics(config: RunConfig, folder: Path) -> dict[str, float]:
     record = RunRecord.read(folder)
     if record is None:
         raise UserError(f"{folder}: no record of its run")
-    tracker = Tracker(config.tracking.uri or "", record.mlflow_run)
-    known = tracker.client.get_run(record.mlflow_run).data.metrics
+    known = last_values(config.tracking.uri or "", record.mlflow_run)
     found = {name: known[name] for name in METRICS if name in known}
     if "validation_loss" not in found:
         raise UserError(f"MLflow at {config.tracking.uri} lacks the run's last validation")

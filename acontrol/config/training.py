@@ -44,6 +44,12 @@ class OptimConfig(Settings):
     max_grad_norm: float | None = Field(
         None, gt=0, description="Gradients are scaled down to this norm; None: left alone."
     )
+    max_skipped: int = Field(
+        5,
+        ge=0,
+        description="Steps in a row that all workers may skip because a loss or a gradient is "
+        "no number; one more ends the run.",
+    )
     ema_decay: float | None = Field(
         None,
         gt=0,
@@ -192,6 +198,11 @@ class TrackingConfig(Settings):
     run_name: str | None = Field(None, description="Run's name; by default the output's.")
     parent_run: str | None = Field(
         None, description="Id of the MLflow run that this one is shown under, as in a sweep."
+    )
+    wait_s: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds that the end of a run waits for an MLflow that is away.",
     )
     system_metrics: bool = Field(
         False, description="Log processor, memory, disk and GPU use of every node."

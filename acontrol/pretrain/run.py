@@ -186,10 +186,11 @@ def _desk(config: PretrainConfig, root: Path | None) -> tuple[Desk, _Times]:
         config.tracking.experiment,
         config.output.name,
         known,
+        folder,
         artifacts=None if config.tracking.uri else folder.resolve() / "artifacts",
+        resolved=settings,
     )
     if known is None:
-        tracker.describe(settings)
         run_file.write_text(tracker.run_id)
     name = config.device
     if name == "auto":

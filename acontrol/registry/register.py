@@ -26,7 +26,7 @@ from acontrol.registry.server import (
     client_of,
     reaching,
 )
-from acontrol.train.tracking import Tracker, own_database
+from acontrol.train.mlflow_run import describe, open_run, own_database
 from acontrol.train.worker import RunRecord
 
 COMMIT_TAG = "mlflow.source.git.commit"
@@ -163,21 +163,22 @@ def _last_grid(client: mlflow.MlflowClient, run: Run, scratch: Path) -> Path | N
 def _copy(finished: FinishedRun, original: Run, uri: str) -> Run:
     """Make a run with the settings and last metrics of one that another server has."""
     tracking = finished.config.tracking
-    tracker = Tracker.open(uri, tracking.experiment, original.info.run_name, None, None)
-    tracker.client.set_tag(tracker.run_id, "copied_from", original.info.run_id)
-    tracker.describe(json.loads(finished.config.model_dump_json()))
+    run_id = open_run(uri, tracking.experiment, original.info.run_name)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    client.set_tag(run_id, "copied_from", original.info.run_id)
+    describe(client, run_id, json.loads(finished.config.model_dump_json()))
     if commit := original.data.tags.get(COMMIT_TAG):
-        tracker.client.set_tag(tracker.run_id, COMMIT_TAG, commit)
+        client.set_tag(run_id, COMMIT_TAG, commit)
     last = finished.adapter.card.steps
     values = metrics_of(original).items()
-    tracker.client.log_batch(
-        tracker.run_id,
+    client.log_batch(
+        run_id,
         metrics=[
             Metric(name, value, original.info.end_time or 0, last) for name, value in values
         ],
     )
-    tracker.finish("FINISHED")
-    return tracker.client.get_run(tracker.run_id)
+    client.set_terminated(run_id, "FINISHED")
+    return client.get_run(run_id)
 
 
 def _create(

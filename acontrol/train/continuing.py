@@ -6,9 +6,9 @@ from pydantic import ValidationError
 
 from acontrol.config import RunConfig, UserError
 from acontrol.train.checkpoint import Bundle
+from acontrol.train.mlflow_run import named_uri
 from acontrol.train.retention import newest_bundle
 from acontrol.train.storage import Place
-from acontrol.train.tracking import named_uri
 from acontrol.train.worker import RunRecord
 
 
@@ -67,6 +67,7 @@ def changed_settings(before: RunConfig, now: RunConfig) -> list[str]:
     right = _flat(json.loads(now.model_dump_json(exclude=free)))
     # Contents are compared by digest, wherever they lie now.
     ignored = {"data.shards", "data.cache_dir", "data.features", "data.loader_workers"}
+    ignored |= {"optim.max_skipped"}  # Says when to give up, and nothing of the numbers.
     ignored |= {"base.path", "base.revision", "base.vlm_path", "base.vlm_revision"}
     if before.optim.schedule == now.optim.schedule == "constant":
         ignored.add("optim.steps")  # A cosine ends where the run does.

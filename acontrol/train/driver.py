@@ -4,6 +4,7 @@ RUN/
   config.json      the resolved config of the last launch
   run.json         launch and MLflow run, by which the same command continues
   adapter/         the newest exported adapter: what launch.generate takes
+  events/          what goes to MLflow, sent or not yet
   launches/*/      one folder a launch: Ray's own files and the checkpoint bundles
   mlflow.db        MLflow, unless a server was named; artifacts/ beside it
 """
@@ -29,10 +30,11 @@ from acontrol.train.cluster import joined_cluster
 from acontrol.train.continuing import check_continues, how_to_resume, known_mlflow_run
 from acontrol.train.failures import root_cause
 from acontrol.train.fit import fit
+from acontrol.train.mlflow_run import named_uri, tracking_uri
 from acontrol.train.paths import absolute
 from acontrol.train.retention import newest_bundle
 from acontrol.train.storage import Place
-from acontrol.train.tracking import Tracker, named_uri, tracking_uri
+from acontrol.train.tracking import Tracker
 from acontrol.train.worker import Launch, RunRecord, run_worker
 
 LAUNCHES = "launches"
@@ -83,8 +85,11 @@ def run_training(
         bundle = newest_bundle(run)
         if bundle is not None:
             check_continues(bundle, config, reader.index.digest, digest)
-            print(f"Continuing from step {bundle.state.step} ({bundle.path})", flush=True)
+            line = f"Continuing from step {bundle.state.step} ({bundle.path})"
+            print(line, flush=True)
         tracker = Tracker.start(config, run, known_mlflow_run(run, config, bundle))
+        if bundle is not None:
+            tracker.event(line)
         if bundle is not None and bundle.state.step >= config.optim.steps:
             print(f"Nothing to do: {run} has its {config.optim.steps} steps", flush=True)
             # A kill may have come between the last bundle and this.

@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from acontrol.config import RunConfig
 from acontrol.sga import SemanticAdapter
+from acontrol.train.deepspeed_config import deepspeed_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -27,8 +27,9 @@ class AdapterState:
 
     Attributes:
         weights: By parameter name.
-        moments: By "exp_avg.<parameter>" and "exp_avg_sq.<parameter>".
-        steps: Optimizer steps behind them.
+        moments: By "exp_avg.<parameter>" and "exp_avg_sq.<parameter>"; "step" holds how many
+            updates AdamW has made, fewer than ``steps`` if some were skipped.
+        steps: Optimizer steps behind them, with those that were skipped.
         averages: Moving averages of the weights, where the run keeps them.
     """
 
@@ -36,42 +37,6 @@ class AdapterState:
     moments: dict[str, Tensor]
     steps: int
     averages: dict[str, Tensor] | None = None
-
-
-def deepspeed_config(config: RunConfig) -> dict[str, Any]:
-    """Say our settings in DeepSpeed's words."""
-    zero: dict[str, Any] = {
-        "stage": config.zero.stage,
-        # 19 million parameters fit one bucket; the default is sized for billions.
-        "reduce_bucket_size": 50_000_000,
-        # One weight whose gradient comes last: there is no backward left to overlap with.
-        "overlap_comm": False,
-        # Stage 3 would replace torch's linear in the whole process, the frozen networks'
-        # too, by one that rounds otherwise: the stages would drift apart.
-        "memory_efficient_linear": False,
-    }
-    if config.zero.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    said: dict[str, Any] = {
-        "train_batch_size": config.optim.batch_size,
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": config.optim.accumulation,
-        # 0 is DeepSpeed's word for none.
-        "gradient_clipping": config.optim.max_grad_norm or 0.0,
-        # The optimizer is torch's own AdamW, which needs no compiled operator.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": zero,
-        "steps_per_print": 2**31 - 1,
-        "wall_clock_breakdown": False,
-    }
-    if config.runtime.precision == "bfloat16":
-        said["bf16"] = {"enabled": True}
-        # Gradients of several passes are summed in full precision.
-        said["data_types"] = {"grad_accum_dtype": "fp32"}
-    elif config.runtime.precision == "float16":
-        said["fp16"] = {"enabled": True}
-    return said
 
 
 class AdapterEngine:
@@ -110,7 +75,8 @@ class AdapterEngine:
             config=deepspeed_config(config),
             dist_init_required=False,
         )
-        self._steps = 0
+        self._steps = self._updates = 0
+        self._bad = torch.zeros(2, dtype=torch.bool, device=self.engine.device)
         self._averages: dict[str, Tensor] | None = None
         if config.optim.ema_decay is not None:
             # A fresh engine's module still holds exactly these.
@@ -130,7 +96,19 @@ class AdapterEngine:
 
     def project(self, tokens: Tensor) -> Tensor:
         """The adapter's forward, in the run's precision."""
-        return self.engine(tokens.to(getattr(torch, self.config.runtime.precision)))
+        projected = self.engine(tokens.to(getattr(torch, self.config.runtime.precision)))
+        # float16 overflows in the course of things, and DeepSpeed lowers its loss scale then.
+        if projected.requires_grad and self.config.runtime.precision != "float16":
+            projected.register_hook(self._watch)
+        return projected
+
+    def _watch(self, gradient: Tensor) -> None:
+        """Note, without waiting for the device, whether a pass's gradient is finite.
+
+        Here it is still this rank's own: what ZeRO keeps is averaged over ranks already.
+        """
+        largest = torch.linalg.vector_norm(gradient, torch.inf)
+        self._bad[1] |= ~largest.isfinite()
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Add this rank's gradient of a pass's mean loss; DeepSpeed averages ranks and passes.
@@ -139,7 +117,11 @@ class AdapterEngine:
             loss: Mean over the pass's samples.
             last: Whether the next ``step`` follows, and not another pass.
         """
-        self.engine.backward(loss)
+        finite = loss.detach().isfinite()
+        self._bad[0] |= ~finite
+        # The gradient of a loss that is no number becomes none either, whatever it is: by
+        # the averaged gradient DeepSpeed then sees on every rank that there is no step to take.
+        self.engine.backward(loss * torch.where(finite, 1.0, torch.nan))
         if not last:
             self.engine.step()  # Only counts the pass.
 
@@ -149,22 +131,55 @@ class AdapterEngine:
         dist.all_reduce(total)
         return (total / self.world_size).tolist()
 
-    def step(self) -> float:
-        """Update the weights; returns the rate it was done with."""
+    @property
+    def bad(self) -> tuple[Tensor, Tensor]:
+        """Whether this rank's loss and gradient since the last step have been no numbers.
+
+        As 0 or 1 on the device, for ``mean``; the gradient's is that of the loss by K' and V'.
+        """
+        loss, gradient = self._bad.float()
+        return loss, gradient
+
+    def step(self, *, skip: bool = False) -> tuple[float, bool]:
+        """Update the weights, and go on to the next step.
+
+        A skipped step counts in the schedule; weights, moments, AdamW's own count and the
+        averages stay as they are, and its gradients are dropped.
+
+        Args:
+            skip: Whether a rank's ``bad`` is set; the same on every rank.
+
+        Returns:
+            The step's rate, and whether the update was made: DeepSpeed leaves it out too where
+            the norm of the averaged gradient is no number, as when float16 overflows.
+        """
         rate = self.config.optim.rate(self._steps + 1)
         self._set_rate(rate)
-        self.engine.step()
+        if skip and not self.config.zero.stage:  # ZeRO sees by itself that it must not.
+            self.engine.zero_grad()
+            self.engine.set_gradient_accumulation_boundary(False)
+            self.engine.step()
+            # From here on where passes end is DeepSpeed's to count again.
+            self.engine.set_gradient_accumulation_boundary(None)
+        else:
+            self.engine.step()
         self._steps += 1
+        self._bad.zero_()
+        if not self.engine.was_step_applied():
+            return rate, False
+        if skip:
+            raise RuntimeError("DeepSpeed took a step by a gradient that is no number")
+        self._updates += 1
         decay = self.config.optim.ema_decay
         if self._averages is not None and decay is not None:
             for name, weight in self.weights().items():
                 self._averages[name].lerp_(weight, 1 - decay)
-        return rate
+        return rate, True
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that DeepSpeed left out because float16 overflowed."""
-        return int(self.engine.skipped_steps)
+        """Steps of the run that changed nothing."""
+        return self._steps - self._updates
 
     def weights(self) -> dict[str, Tensor]:
         """Whole fp32 weights on the CPU; collective."""
@@ -177,6 +192,7 @@ class AdapterEngine:
             for name, parameter in self.adapter.named_parameters()
             for key in MOMENTS
         }
+        moments["step"] = torch.tensor(float(self._updates))
         averages = self._averages and {
             name: average.clone() for name, average in self._averages.items()
         }
@@ -186,6 +202,8 @@ class AdapterEngine:
         """A parameter's fp32 weight or moment; gathered from all ranks if it is split."""
         from deepspeed import utils
 
+        if key is not None and not self._updates:  # The optimizer has made no moments yet.
+            return torch.zeros_like(self._whole(parameter))
         if not _is_split(parameter):
             whole = parameter if key is None else self._torch_optimizer.state[parameter][key]
         elif key is None:
@@ -229,9 +247,10 @@ class AdapterEngine:
             else:
                 for key, value in moments.items():
                     self._torch_optimizer.state[parameter][key].copy_(value)
-        for slot in self._torch_optimizer.state.values():
-            slot["step"].fill_(state.steps)
         self._steps = state.steps
+        self._updates = int(state.moments.get("step", torch.tensor(state.steps)))
+        for slot in self._torch_optimizer.state.values():
+            slot["step"].fill_(self._updates)
 
 
 def _is_split(parameter: nn.Parameter) -> bool:

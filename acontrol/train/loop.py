@@ -12,6 +12,7 @@ from acontrol.config import DropoutConfig, RunConfig
 from acontrol.data.features import FeatureBatch
 from acontrol.data.stream import Batch, TrainingStream
 from acontrol.model import AnomalyControl
+from acontrol.train.bad_numbers import BadNumbers
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.timing import StepTimer
 
@@ -30,6 +31,7 @@ class StepReport:
         shares: Of the step's time on this rank, by phase: "data", "forward", "backward" and
             "optimizer", with the exchange of losses; empty where not known yet.
         learning_rate: Of this step.
+        skipped: Why the step changed nothing, in a line; None: it did.
     """
 
     step: int
@@ -39,6 +41,7 @@ class StepReport:
     samples_per_s: float
     shares: Mapping[str, float]
     learning_rate: float
+    skipped: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,6 @@ class Observer(Protocol):
         """Whether a bundle is due after this step beside the periodic ones; alike on all."""
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss is not a number any more; names the samples."""
-
-
 def train(
     model: AnomalyControl,
     batches: Iterator[Batch | FeatureBatch],
@@ -93,6 +92,11 @@ def train(
 ) -> None:
     """Train from step ``start`` to the config's last, or until a rank wishes to stop.
 
+    A step in which a loss or a gradient of any rank is no number is skipped by all together:
+    step and position go on, and nothing else changes. A bundle that is due meanwhile waits for
+    the next step that counts, so that the newest one is from before; only the last step and a
+    wish to stop do not let it wait.
+
     Args:
         model: The assembly, whose adapter the engine wraps.
         batches: This rank's batches, the first of them for step ``start``.
@@ -104,20 +108,21 @@ def train(
         clock: Seconds from any origin.
 
     Raises:
-        NonFiniteLossError: On every rank together, if any rank's loss is not finite; nothing
-            was updated by it.
+        NonFiniteLossError: On every rank together, if too many steps in a row were skipped.
     """
     last, passes = config.optim.steps, config.optim.accumulation
     timer = StepTimer(model.device, clock)
+    bad_numbers = BadNumbers(engine, config)
+    due = False
     for step in range(start + 1, last + 1):
         begun = clock()
         timer.begin()
         sums = [torch.zeros((), device=model.device) for _ in range(4)]
-        keys: list[str] = []
+        keys, positions = list[str](), list[int]()
         for number in range(1, passes + 1):
             batch = next(batches)
             timer.ends("data")
-            keys += batch.keys
+            keys, positions = keys + batch.keys, positions + batch.positions
             losses = model(batch, engine.project)
             timer.ends("forward")
             engine.backward(losses.loss, last=number == passes)
@@ -132,17 +137,14 @@ def train(
             sums = [
                 total + one.detach().float() for total, one in zip(sums, found, strict=True)
             ]
-        # One collective and one host read a step; a rank's NaN reaches all through the sum.
+        # One collective and one host read a step.
         wish = torch.tensor(float(observer.should_stop()), device=model.device)
-        loss, before, after, share, stop = engine.mean(
-            [*(total / passes for total in sums), wish]
+        loss, before, after, share, stop, *bad = engine.mean(
+            [*(total / passes for total in sums), wish, *engine.bad]
         )
-        if not math.isfinite(loss):
-            raise NonFiniteLossError(
-                f"step {step}: the loss is {loss}; this rank had {', '.join(keys)}, "
-                f"positions up to {batch.positions[-1]}, seed {config.seed}"
-            )
-        rate = engine.step()
+        seen = bad_numbers.on_this_rank(keys, positions) if any(bad) else ""
+        rate, made = engine.step(skip=any(bad))
+        skipped = bad_numbers.judge(step, seen, bad=any(bad), made=made)
         timer.ends("optimizer")
         elapsed = clock() - begun
         report = StepReport(
@@ -153,13 +155,16 @@ def train(
             samples_per_s=config.optim.batch_size / elapsed,
             shares=timer.shares(),
             learning_rate=rate,
+            skipped=skipped,
         )
         observer.on_step(report)
+        bad_numbers.check()
         if validation is not None and (step == last or step % config.validation.every == 0):
             observer.on_validation(step, validate(model, validation, engine))
-        due = step % config.checkpoint.every == 0 or step == last or stop
-        if observer.wants_bundle(step) or due:
+        due = due or observer.wants_bundle(step) or step % config.checkpoint.every == 0
+        if (due and not skipped) or step == last or stop:
             observer.on_checkpoint(report)
+            due = False
         if stop:
             return
         if step == last or (config.samples.every and step % config.samples.every == 0):

@@ -1,5 +1,6 @@
 """What one rank does around the steps: bundles, pictures, metrics, progress."""
 
+import logging
 import math
 import sys
 import time
@@ -15,7 +16,7 @@ from acontrol.data.stream import TrainingStream
 from acontrol.sga import SemanticAdapter
 from acontrol.train import storage
 from acontrol.train.agreement import guided_agreement
-from acontrol.train.checkpoint import TrainState, export_adapter, write_bundle
+from acontrol.train.checkpoint import Bundle, TrainState, export_adapter, write_bundle
 from acontrol.train.engine import AdapterEngine, AdapterState
 from acontrol.train.loop import StepReport, Validation
 from acontrol.train.retention import prune
@@ -25,6 +26,7 @@ from acontrol.train.tracking import Tracker
 from acontrol.train.watchdog import Watchdog
 from acontrol.train.worker import Launch, RunRecord
 
+log = logging.getLogger(__name__)
 # The loop's phases, by the names that MLflow shows.
 SHARES = {
     "data": "data_wait_share",
@@ -59,9 +61,9 @@ class RunObserver:
         self.watchdog = Watchdog(self.config.cluster.hang_s)
         self._noticed: set[str] = set()
         self._looked, self._stop = -math.inf, False
-        self.tracker = (
-            Tracker(launch.tracking_uri, launch.mlflow_run) if engine.rank == 0 else None
-        )
+        self.tracker: Tracker | None = None
+        if engine.rank == 0:
+            self.tracker = Tracker(launch.tracking_uri, launch.mlflow_run, launch.run)
         self.profiler: torch.profiler.profile | None = None
         self.bar: Any = None
         if engine.rank == 0 and launch.show_progress:
@@ -69,6 +71,15 @@ class RunObserver:
 
             self.bar = tqdm_ray.tqdm(total=self.config.optim.steps, desc="training")
             self.bar.update(start)
+
+    def on_restart(self, bundle: Bundle | None) -> None:
+        """Say what a restart of the workers, within a launch, goes back to."""
+        if self.tracker is not None:
+            start = f"step {bundle.state.step} ({bundle.path})" if bundle else "step 0"
+            redone = self.tracker.last_step - (bundle.state.step if bundle else 0)
+            line = f"Workers started again from {start}: {max(0, redone)} steps are done again"
+            self._say(line)
+            self.tracker.event(line)
 
     def on_step(self, report: StepReport) -> None:
         """Log a step."""
@@ -90,9 +101,13 @@ class RunObserver:
             "skipped_steps": float(self.engine.skipped_steps),
             "memory_gib": _memory_gib(),
         }
-        # A step of which every sample was skipped has no loss and no energies.
-        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        # A step of which every sample was skipped has no loss and no energies; a step that was
+        # skipped itself may have others that are no numbers.
+        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.tracker.log_metrics(known, report.step)
+        if report.skipped is not None:
+            log.warning(report.skipped)
+            self.tracker.event(report.skipped)
         if self.bar is not None:
             self.bar.update(1)
             if report.step == self.config.optim.steps:
@@ -127,7 +142,9 @@ class RunObserver:
         leaving = set(notice.preempted_node_ids) - self._noticed if notice else set()
         self._noticed |= leaving
         if leaving and self.tracker is not None:
-            self._say(f"step {step}: a node is about to be taken away; writing a bundle")
+            line = f"step {step}: a node is about to be taken away; writing a bundle"
+            self._say(line)
+            self.tracker.event(line)
         return bool(leaving)
 
     def on_samples(self, step: int) -> None:
@@ -143,7 +160,7 @@ class RunObserver:
         state = self.engine.state()
         checkpoint = None
         if self.tracker is not None:
-            # Sent before the bundle is: a resume from it has every earlier metric.
+            # On the disk before the bundle is: a resume from it has every earlier metric.
             self.tracker.flush()
             path = self._write(report.step, state)
             checkpoint = ray.train.Checkpoint(*storage.for_ray(path))

@@ -26,6 +26,7 @@ from acontrol.train.loop import train
 from acontrol.train.observer import RunObserver
 from acontrol.train.retention import newest_bundle
 from acontrol.train.storage import Place
+from acontrol.train.system_metrics import SystemMetrics
 from acontrol.train.tracking import Tracker
 from acontrol.train.worker import Launch
 
@@ -51,15 +52,23 @@ def train_rank(launch: Launch) -> None:
         engine.world_size,
         (config.optim.steps - start) * config.optim.accumulation,
     )
+    # Only a launch's first workers find no note of the reservation.
+    is_restart = engine.rank == 0 and launch.reserved_file.exists()
     if engine.rank == 0:
         _note_reservation(launch)
     observer = RunObserver(launch, base, adapter, stream, engine, start, held)
     with contextlib.ExitStack() as around:
         around.callback(observer.watchdog.close)
+        if is_restart:
+            observer.on_restart(bundle)
         if config.tracking.system_metrics and ray.train.get_context().get_local_rank() == 0:
-            tracker = observer.tracker or Tracker(launch.tracking_uri, launch.mlflow_run)
+            tracker = observer.tracker or Tracker(
+                launch.tracking_uri, launch.mlflow_run, launch.run
+            )
             node = f"node-{ray.train.get_context().get_node_rank()}"
-            around.callback(tracker.watch_system(node).finish)
+            monitor = SystemMetrics(tracker, node)
+            monitor.start()
+            around.callback(monitor.finish)
         if config.profile and engine.rank == 0:
             observer.profiler = around.enter_context(_profiler(config, launch.folder))
         train(model, batches, engine, config, observer, start=start, validation=held)

@@ -46,6 +46,14 @@ def is_local(where: Place) -> bool:
     return isinstance(where, Path)
 
 
+def on_this_node(where: Place) -> Path:
+    """The folder itself, or one on this node that stands for a place in an object store."""
+    if isinstance(where, Path):
+        return where
+    cache = os.environ.get("ACONTROL_CACHE") or Path.home() / ".cache" / "acontrol"
+    return Path(cache, "runs", hashlib.sha256(str(where).encode()).hexdigest()[:16])
+
+
 def write(file: Place, content: bytes) -> None:
     """Put a file in its place in one piece, over an earlier one; durable once this returns.
 

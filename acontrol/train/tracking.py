@@ -1,82 +1,85 @@
-"""MLflow: one run for a training run, however often it is restarted."""
+"""What a run logs to MLflow, whether MLflow is there or not.
+
+Whoever logs never waits for MLflow: what is logged goes to a spool in the run's folder, and
+a thread sends it. All that is sent may be sent twice: metrics bear the time at which they were
+logged, by which MLflow knows them again, and files their names.
+"""
 
 import json
 import logging
-import os
-import platform
-import subprocess
+import secrets
+import shutil
+import threading
 import time
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.tracking.multimedia import compress_image_size
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from PIL import Image
 
-from acontrol._version import __version__
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
+from acontrol.train import storage
+from acontrol.train.mlflow_run import (
+    describe,
+    is_refusal,
+    last_steps,
+    named_uri,
+    open_run,
+    told,
+    tracking_uri,
+    without_password,
+)
+from acontrol.train.spool import Event, RefusedError, Sender, Spool
 from acontrol.train.storage import Place
 
 log = logging.getLogger(__name__)
-# Seven attempts with growing pauses, the default, would hold training up for minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-# Making the SQLite tables is no news.
-logging.getLogger("mlflow").setLevel(logging.WARNING)
-logging.getLogger("alembic").setLevel(logging.WARNING)
-
-VERSIONS = ("torch", "deepspeed", "ray", "diffusers", "transformers", "mlflow")
-
-
-def named_uri(config: RunConfig) -> str | None:
-    """The server or database of the config, else of the environment, else none."""
-    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-
-
-def tracking_uri(config: RunConfig, run: Place) -> str:
-    """The named server or database, else one in the run's folder.
-
-    Raises:
-        UserError: If the run lies in an object store, where no database can, and none is named.
-    """
-    if named := named_uri(config):
-        return named
-    if not isinstance(run, Path):
-        raise UserError(
-            f"--output {run}: MLflow's database cannot lie there; name a server with "
-            "--tracking.uri or MLFLOW_TRACKING_URI"
-        )
-    return own_database(run)
-
-
-def own_database(run: Path) -> str:
-    """Where MLflow is for a run that names no server."""
-    return f"sqlite:///{run.resolve() / 'mlflow.db'}"
+METRICS_A_REQUEST = 1000  # MLflow takes no more.
+FIRST_NAMES = ("learning_rate", "validation_loss")  # Each stands for those logged with it.
 
 
 class Tracker:
-    """Logs to one MLflow run.
+    """Logs to one MLflow run, by way of ``FOLDER/events/RUN_ID``.
 
-    Metrics are buffered and sent together; a step that the run already has is not sent
-    again, so steps that a resume repeats (with the same values) appear once.
+    Steps that a resume repeats, with the same values, are in there and so not logged again.
     """
 
-    def __init__(self, uri: str, run_id: str, *, max_buffer: int = 200):
-        """Continue a run that ``start`` made."""
+    def __init__(
+        self,
+        uri: str,
+        run_id: str,
+        folder: Place,
+        *,
+        adopt: bool = False,
+        wait_s: float = 60.0,
+    ):
+        """Continue a run, of which nothing is asked.
+
+        Args:
+            uri: Tracking server or database.
+            run_id: Of the run.
+            folder: The run's. Beside an object store, events lie on this node until they are
+                sent.
+            adopt: Whether to send what earlier processes left unsent: one tracker a launch.
+            wait_s: How long ``finish`` waits for MLflow.
+        """
         self.client = mlflow.MlflowClient(tracking_uri=uri)
-        self.uri, self.run_id = uri, run_id
-        self.max_buffer = max_buffer
-        self._buffer: list[Metric] = []
-        self._last_steps = {
-            name: max(
-                (one.step for one in self.client.get_metric_history(run_id, name)), default=-1
-            )
-            for name in ("loss", "learning_rate", "validation_loss")
-        }
+        self.uri, self.run_id, self.wait_s = uri, run_id, wait_s
+        self.spools = storage.on_this_node(folder) / "events" / run_id
+        before = Spool.all_in(self.spools)
+        # Beside an object store, the node that wrote what came before may be gone.
+        elsewhere = () if storage.is_local(folder) else FIRST_NAMES
+        self._last_steps = last_steps(uri, run_id, elsewhere)
+        for event in (event for one in before for event, _ in one.events()):
+            if event["kind"] == "metrics":
+                first = next(iter(event["values"]))
+                self._last_steps[first] = max(event["step"], self._last_steps.get(first, -1))
+        self._spool, self._lock = Spool.new(self.spools), threading.Lock()
+        self._sender = Sender([*(before if adopt else []), self._spool], self._deliver)
 
     @classmethod
     def start(cls, config: RunConfig, run: Place, known: str | None) -> "Tracker":
@@ -85,22 +88,22 @@ class Tracker:
         Args:
             config: The resolved config.
             run: The run's folder.
-            known: Id of the MLflow run of an earlier launch.
+            known: Id of the MLflow run of an earlier launch; then MLflow need not be there.
 
         Raises:
             UserError: If the tracking server cannot be reached or refuses.
         """
-        tracker = cls.open(
+        return cls.open(
             tracking_uri(config, run),
             config.tracking.experiment,
             config.tracking.run_name or run.name,
             known,
+            run,
             artifacts=None if named_uri(config) else Path(str(run)).resolve() / "artifacts",
             parent=config.tracking.parent_run,
+            resolved=json.loads(config.model_dump_json()),
+            wait_s=config.tracking.wait_s,
         )
-        if known is None:
-            tracker.describe(json.loads(config.model_dump_json()))
-        return tracker
 
     @classmethod
     def open(
@@ -109,145 +112,153 @@ class Tracker:
         experiment: str,
         run_name: str,
         known: str | None,
-        artifacts: Path | None,
+        folder: Place,
+        *,
+        artifacts: Path | None = None,
         parent: str | None = None,
+        resolved: Mapping[str, Any] | None = None,
+        wait_s: float = 60.0,
     ) -> "Tracker":
-        """Open an MLflow run by its id, or make one.
+        """Open an MLflow run by its id, or make one as ``open_run`` does.
 
         Args:
             uri: Tracking server or database.
             experiment: Its name; made if it is new.
             run_name: Of a new run.
-            known: Id of an earlier run to go on with.
+            known: Id of an earlier run to go on with; then MLflow need not be there.
+            folder: Where events are until MLflow has them.
             artifacts: Where a new experiment keeps its files, for a local database.
-            parent: Id of the run that this one is nested in. Under it a name stands for one
-                run, so that a launch killed before it noted its run's id finds it again.
+            parent: Id of the run that this one is nested in.
+            resolved: Settings to log with a new run.
+            wait_s: How long ``finish`` waits for MLflow.
 
         Raises:
             UserError: If the tracking server cannot be reached or refuses.
         """
         try:
-            client = mlflow.MlflowClient(tracking_uri=uri)
-            if known is not None:
-                client.update_run(known, status="RUNNING")
-                return cls(uri, known)
-            found = client.get_experiment_by_name(experiment)
-            if found is not None:
-                experiment_id = found.experiment_id
-            else:
-                experiment_id = client.create_experiment(
-                    experiment, artifact_location=artifacts.as_uri() if artifacts else None
-                )
-            tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
-            if parent and (before := _nested(client, experiment_id, parent, run_name)):
-                client.update_run(before, status="RUNNING")
-                return cls(uri, before)
-            created = client.create_run(experiment_id, run_name=run_name, tags=tags)
-            return cls(uri, created.info.run_id)
+            if known is None:
+                run_id = open_run(uri, experiment, run_name, artifacts=artifacts, parent=parent)
+                if resolved is not None:
+                    describe(mlflow.MlflowClient(tracking_uri=uri), run_id, resolved)
+                return cls(uri, run_id, folder, adopt=True, wait_s=wait_s)
+            tracker = cls(uri, known, folder, adopt=True, wait_s=wait_s)
         except MlflowException as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"MLflow at {uri}: {reason}") from error
+            raise told(uri, error) from error
+        tracker._put("status", status="RUNNING")
+        return tracker
 
-    def describe(self, resolved: Mapping[str, Any]) -> None:
-        """Log settings, versions and the code's commit."""
-        params = [
-            Param(f"{group}.{name}" if name else group, str(value))
-            for group, settings in resolved.items()
-            for name, value in (
-                settings.items() if isinstance(settings, dict) else [("", settings)]
-            )
-        ]
-        tags = [RunTag(f"version.{name}", version(name)) for name in VERSIONS]
-        tags.append(RunTag("version.acontrol", __version__))
-        tags.append(RunTag("version.python", platform.python_version()))
-        if commit := git_commit():
-            tags.append(RunTag("mlflow.source.git.commit", commit))
-        self.client.log_batch(self.run_id, params=params, tags=tags)
-        self.client.log_dict(self.run_id, dict(resolved), "config.json")
+    @property
+    def last_step(self) -> int:
+        """The last step of training that was logged; 0 before the first."""
+        return self._last_steps.get(FIRST_NAMES[0], 0)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Buffer a step's metrics, of which the first stands for all in being there already."""
+        """Log a step's metrics, of which the first stands for all in being there already."""
         first = next(iter(metrics))
-        if step <= self._last_steps.get(first, -1):
-            return
-        now = int(time.time() * 1000)
-        self._buffer += [Metric(name, value, now, step) for name, value in metrics.items()]
-        self._last_steps[first] = step
-        if len(self._buffer) >= self.max_buffer:
-            self.flush()
+        with self._lock:
+            if step <= self._last_steps.get(first, -1):
+                return
+            self._last_steps[first] = step
+        self._put("metrics", step=step, values=dict(metrics))
 
-    def flush(self) -> None:
-        """Send what is buffered; what cannot be sent waits for the next time."""
-        if not self._buffer:
-            return
-        try:
-            self.client.log_batch(self.run_id, metrics=self._buffer)
-            self._buffer = []
-        except MlflowException as error:
-            log.warning("MLflow takes no metrics now, they wait: %s", str(error)[:200])
+    def log_next(self, metrics: Mapping[str, float]) -> None:
+        """Log metrics that have no step of training, each time by the next number."""
+        self.log_metrics(metrics, self._last_steps.get(next(iter(metrics)), -1) + 1)
+
+    def event(self, text: str) -> None:
+        """Note what happened, as a skipped step: a tag ``event.TIME``, which MLflow lists."""
+        now = time.time()
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
+        self.set_tag(f"event.{stamp}.{int(now * 1000) % 1000:03}", text[:5000])
+
+    def set_tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
+        self._put("tag", name=name, value=value)
 
     def log_image(self, image: Image.Image, key: str, step: int) -> None:
-        """Store a picture with its step; training goes on if it cannot be stored."""
+        """Store a picture with its step, under the names by which MLflow shows it."""
+        now, token = int(time.time() * 1000), secrets.token_hex(8)
+        stem = f"{key.replace('/', '~')}+step+{step}+timestamp+{now}+{token}"
+        small = compress_image_size(image)
         try:
-            self.client.log_image(self.run_id, image, key=key, step=step)
+            for name, one in ((f"{stem}.png", image), (f"{stem}+compressed.webp", small)):
+                one.save(file := self._own_file(name))
+                self._put("file", file=str(file.relative_to(self.spools)), folder="images")
+        except OSError as error:
+            log.warning("the picture of step %s is lost: %s", step, error)
+        self.set_tag(MLFLOW_LOGGED_IMAGES, "True")
+
+    def log_file(self, path: Path) -> None:
+        """Store a copy of a file."""
+        file = self._own_file(path.name)
+        shutil.copyfile(path, file)
+        self._put("file", file=str(file.relative_to(self.spools)), folder=None)
+
+    def flush(self) -> None:
+        """Have the disk hold what is logged: a resume from here on has all of it."""
+        self._spool.sync()
+
+    def finish(self, status: str) -> bool:
+        """Close the run, FINISHED, FAILED or KILLED; whether MLflow has all of it by now.
+
+        Sends what the run's other processes left too. After ``wait_s`` it says what waits.
+        """
+        self._put("status", status=status)
+        self._spool.close()
+        others = [one for one in Spool.all_in(self.spools) if one.file != self._spool.file]
+        self._sender.spools = [*others, self._spool]
+        if self._sender.stop(self.wait_s):
+            return True
+        waiting = sum(one.waiting() for one in self._sender.spools)
+        there = without_password(self.uri)
+        lie = f"{waiting} events wait in {self.spools}; the same command sends them"
+        print(f"MLflow at {there} is away: {lie}", flush=True)
+        return False
+
+    def _put(self, kind: str, **what: Any) -> None:
+        with self._lock:
+            self._spool.append({"time": int(time.time() * 1000), "kind": kind, **what})
+
+    def _own_file(self, name: str) -> Path:
+        folder = self.spools / "files" / secrets.token_hex(8)
+        folder.mkdir(parents=True)
+        return folder / name
+
+    def _deliver(self, events: Sequence[Event]) -> None:
+        """Send events to MLflow, in order."""
+        metrics: list[Metric] = []
+        try:
+            for event in events:
+                if event["kind"] == "metrics":
+                    metrics += [
+                        Metric(name, value, event["time"], event["step"])
+                        for name, value in event["values"].items()
+                    ]
+                else:
+                    self._send_metrics(metrics)
+                    metrics = []
+                    self._send(event)
+            self._send_metrics(metrics)
         except MlflowException as error:
-            log.warning(
-                "MLflow did not take the picture of step %s: %s", step, str(error)[:200]
-            )
+            if is_refusal(self.uri, error):
+                raise RefusedError(" ".join(str(error).split())[:300]) from error
+            raise
 
-    def watch_system(self, node: str) -> SystemMetricsMonitor:
-        """Start logging this node's processor, memory, disk and GPU use; call its finish()."""
-        monitor = SystemMetricsMonitor(
-            self.run_id, resume_logging=True, node_id=node, tracking_uri=self.uri
-        )
-        monitor.start()
-        return monitor
+    def _send_metrics(self, metrics: Sequence[Metric]) -> None:
+        for first in range(0, len(metrics), METRICS_A_REQUEST):
+            some = metrics[first : first + METRICS_A_REQUEST]
+            self.client.log_batch(self.run_id, metrics=some)
 
-    def finish(self, status: str) -> None:
-        """Close the run: FINISHED, FAILED or KILLED."""
-        self.flush()
-        self.client.set_terminated(self.run_id, status)
-
-
-def close_nested(
-    uri: str, experiment: str, parent: str, run_name: str, status: str, tags: Mapping[str, str]
-) -> None:
-    """Give a run in another one its end, whoever began it, also if nobody did.
-
-    Bookkeeping alone: what cannot be sent is said and lost.
-    """
-    try:
-        tracker = Tracker.open(uri, experiment, run_name, None, None, parent=parent)
-        for name, value in tags.items():
-            tracker.client.set_tag(tracker.run_id, name, value)
-        tracker.finish(status)
-    except (MlflowException, UserError) as error:
-        log.warning("MLflow did not close %s: %s", run_name, str(error)[:200])
-
-
-def _nested(
-    client: mlflow.MlflowClient, experiment_id: str, parent: str, run_name: str
-) -> str | None:
-    """Id of the run of this name in another one."""
-    query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'"
-    for run in client.search_runs([experiment_id], query, max_results=50_000):
-        if run.info.run_name == run_name:
-            return str(run.info.run_id)
-    return None
-
-
-def git_commit() -> str | None:
-    """The commit of the code: ACONTROL_COMMIT, else of the checkout that holds this file."""
-    if commit := os.environ.get("ACONTROL_COMMIT"):
-        return commit
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
+    def _send(self, event: Event) -> None:
+        match event["kind"]:
+            case "tag":
+                self.client.set_tag(self.run_id, event["name"], event["value"])
+            case "file":
+                file = self.spools / event["file"]
+                if file.exists():  # Else it was sent before.
+                    self.client.log_artifact(self.run_id, str(file), event["folder"])
+                    shutil.rmtree(file.parent, ignore_errors=True)
+            case "status" if event["status"] == "RUNNING":
+                self.client.update_run(self.run_id, status="RUNNING")
+            case "status":
+                self.client.set_terminated(self.run_id, event["status"], event["time"])

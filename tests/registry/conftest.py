@@ -19,7 +19,8 @@ from acontrol.base import BaseModels
 from acontrol.config import AdapterCard, BaseConfig, RunConfig
 from acontrol.presets import preset
 from acontrol.sga import SemanticAdapter
-from acontrol.train.tracking import Tracker, named_uri
+from acontrol.train.mlflow_run import named_uri
+from acontrol.train.tracking import Tracker
 from acontrol.train.worker import RunRecord
 from tests.launch.commands import kill_with_children
 

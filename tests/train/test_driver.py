@@ -138,7 +138,7 @@ def test_a_step_that_mlflow_has_is_not_sent_again(tmp_path, monkeypatch) -> None
     tracker.log_metrics({"loss": 5.0}, 1)
     tracker.log_metrics({"loss": 2.0}, 2)
     tracker.log_metrics({"validation_loss": 3.0}, 1)
-    tracker.flush()
+    assert tracker.finish("FINISHED")
     history = tracker.client.get_metric_history(run, "loss")
     assert [(one.step, one.value) for one in history] == [(1, 1.0), (2, 2.0)]
     assert len(tracker.client.get_metric_history(run, "validation_loss")) == 1

@@ -1,7 +1,9 @@
 """The loop and the validation, in one gloo rank with the real tiny model."""
 
 import math
+import re
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,15 +17,9 @@ from acontrol.data.stream import TrainingStream, held_out
 from acontrol.diffusion import draw, dropped_conditions
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
+from acontrol.train.bad_numbers import NonFiniteLossError
 from acontrol.train.engine import AdapterEngine
-from acontrol.train.loop import (
-    NO_DROPOUT,
-    NonFiniteLossError,
-    StepReport,
-    Validation,
-    train,
-    validate,
-)
+from acontrol.train.loop import NO_DROPOUT, StepReport, Validation, train, validate
 from tests.train.ranks import run_ranks
 
 
@@ -89,7 +85,7 @@ def setting(shards: str, **changes) -> tuple[AnomalyControl, TrainingStream, Tra
 
 def run(shards: str, **changes) -> dict[str, object]:
     stop_at, bundle_at = changes.pop("stop_at", 0), changes.pop("bundle_at", 0)
-    spoil = changes.pop("spoil", False)
+    spoil = changes.pop("spoil", ())  # Steps whose images are no numbers.
     pause = changes.pop("pause", 0.0)
     model, stream, held = setting(shards, **changes)
     engine = AdapterEngine(model.adapter, model.config, None)
@@ -97,26 +93,28 @@ def run(shards: str, **changes) -> dict[str, object]:
     first = validate(model, held, engine).loss
     batches = stream.batches(0, model.config.micro_batch_size, 0, 1, 4 * optim.accumulation)
     batches = (batch for batch in batches if time.sleep(pause) is None)
+    batches = (
+        replace(batch, image=batch.image * math.nan) if step in spoil else batch
+        for step, batch in enumerate(batches, 1)
+    )
     notes = Notes(stop_at, bundle_at)
     before = engine.weights()["proj.weight"]
     error = ""
-    if spoil:
-        model.unet.conv_out.weight.data.fill_(torch.nan)
     try:
         train(model, batches, engine, model.config, notes, validation=held)
     except NonFiniteLossError as raised:
         error = str(raised)
     after = engine.weights()["proj.weight"]
     rows = []
-    if not spoil:
-        with torch.no_grad():
-            for place in range(len(held)):
-                (batch,) = held.batches(place, 1, 0, 1, 1)
-                losses = model(batch, engine.project, seed=held.seed, dropout=NO_DROPOUT)
-                rows.append(losses.loss.item())
+    with torch.no_grad():
+        for place in range(len(held)):
+            (batch,) = held.batches(place, 1, 0, 1, 1)
+            losses = model(batch, engine.project, seed=held.seed, dropout=NO_DROPOUT)
+            rows.append(losses.loss.item())
     return {
         "told": notes.told,
         "losses": [report.loss for report in notes.reports],
+        "skipped": [report.skipped for report in notes.reports],
         "rates": [report.learning_rate for report in notes.reports],
         "shares": [dict(report.shares) for report in notes.reports],
         "validations": [first, *notes.validations],
@@ -135,7 +133,9 @@ def many(shards: str) -> dict[str, dict[str, object]]:
         "slow data": run(shards, pause=0.3, optim={**optim, "accumulation": 2}),
         "stopped": run(shards, stop_at=3),
         "warned": run(shards, bundle_at=3),
-        "spoiled": run(shards, spoil=True),
+        "spoiled": run(shards, spoil=[1], optim={**optim, "max_skipped": 0}),
+        "skipping": run(shards, spoil=[2]),
+        "giving up": run(shards, spoil=[2, 3, 4], optim={**optim, "max_skipped": 1}),
     }
 
 
@@ -230,9 +230,35 @@ def test_validation_moves_with_the_weights_alone(runs) -> None:
 
 def test_a_loss_that_is_no_number_names_samples_and_changes_nothing(runs) -> None:
     found = runs["spoiled"]
-    assert "step 1: the loss is nan" in found["error"]
+    assert "step 1 skipped by all ranks: the loss of rank 0 is not finite" in found["error"]
     assert "wood/" in found["error"] or "button/" in found["error"]
     assert not found["changed"]
+
+
+def test_a_skipped_step_is_told_and_its_bundle_waits(runs) -> None:
+    found = runs["skipping"]
+    assert [words is None for words in found["skipped"]] == [True, False, True, True]
+    assert re.fullmatch(
+        r"step 2 skipped by all ranks: the loss of rank 0 is not finite \(samples \S+/\S+.*; "
+        r"positions \[4, 5, 6, 7\]\); seed 0",
+        found["skipped"][1],
+    )
+    assert math.isnan(found["losses"][1])
+    # What was drawn for a step depends on its place alone, so the others go on as they were.
+    assert found["losses"][0] == runs["plain"]["losses"][0]
+    assert found["losses"][2] == pytest.approx(runs["plain"]["losses"][2], rel=0.1)
+    assert found["losses"][2] != runs["plain"]["losses"][2]
+    bundles = [step for what, step in found["told"] if what == "checkpoint"]
+    assert bundles == [3, 4]
+
+
+def test_too_many_in_a_row_end_the_run_with_a_bundle_from_before(runs) -> None:
+    found = runs["giving up"]
+    assert len(found["losses"]) == 3
+    assert "2 steps in a row were skipped, optim.max_skipped is 1" in found["error"]
+    assert "step 3 skipped" in found["error"]
+    assert not [step for what, step in found["told"] if what == "checkpoint"]
+    assert found["validations"][-1] == pytest.approx(found["by_hand"], abs=1e-5)
 
 
 @pytest.mark.slow  # Two processes' imports.

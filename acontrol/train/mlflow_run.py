@@ -1,0 +1,201 @@
+"""The MLflow run of a training run: where it is, making it, what it is told once."""
+
+import logging
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Param, RunTag
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from acontrol._version import __version__
+from acontrol.config import RunConfig, UserError
+from acontrol.train.storage import Place
+
+log = logging.getLogger(__name__)
+# By default it takes a server that hangs a quarter of an hour to become an error.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+# Making the SQLite tables is no news.
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+VERSIONS = ("torch", "deepspeed", "ray", "diffusers", "transformers", "mlflow")
+
+
+def named_uri(config: RunConfig) -> str | None:
+    """The server or database of the config, else of the environment, else none."""
+    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+
+
+def tracking_uri(config: RunConfig, run: Place) -> str:
+    """The named server or database, else one in the run's folder.
+
+    Raises:
+        UserError: If the run lies in an object store, where no database can, and none is named.
+    """
+    if named := named_uri(config):
+        return named
+    if not isinstance(run, Path):
+        raise UserError(
+            f"--output {run}: MLflow's database cannot lie there; name a server with "
+            "--tracking.uri or MLFLOW_TRACKING_URI"
+        )
+    return own_database(run)
+
+
+def own_database(run: Path) -> str:
+    """Where MLflow is for a run that names no server."""
+    return f"sqlite:///{run.resolve() / 'mlflow.db'}"
+
+
+def open_run(
+    uri: str,
+    experiment: str,
+    run_name: str,
+    *,
+    artifacts: Path | None = None,
+    parent: str | None = None,
+) -> str:
+    """Make an MLflow run; returns its id.
+
+    Args:
+        uri: Tracking server or database.
+        experiment: Its name; made if it is new.
+        run_name: Of the run.
+        artifacts: Where a new experiment keeps its files, for a local database.
+        parent: Id of the run that this one is nested in. Under it a name stands for one run, so
+            that a launch killed before it noted its run's id finds it again.
+
+    Raises:
+        UserError: If the tracking server cannot be reached or refuses.
+    """
+    try:
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is not None:
+            experiment_id = found.experiment_id
+        else:
+            experiment_id = client.create_experiment(
+                experiment, artifact_location=artifacts.as_uri() if artifacts else None
+            )
+        tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+        if parent and (before := _nested(client, experiment_id, parent, run_name)):
+            client.update_run(before, status="RUNNING")
+            return before
+        created = client.create_run(experiment_id, run_name=run_name, tags=tags)
+        return str(created.info.run_id)
+    except MlflowException as error:
+        raise told(uri, error) from error
+
+
+def close_nested(
+    uri: str, experiment: str, parent: str, run_name: str, status: str, tags: Mapping[str, str]
+) -> None:
+    """Give a run in another one its end, whoever began it, also if nobody did.
+
+    Bookkeeping alone: what cannot be sent is said and lost.
+    """
+    try:
+        run_id = open_run(uri, experiment, run_name, parent=parent)
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        for name, value in tags.items():
+            client.set_tag(run_id, name, value)
+        client.set_terminated(run_id, status)
+    except (MlflowException, UserError) as error:
+        log.warning("MLflow did not close %s: %s", run_name, str(error)[:200])
+
+
+def describe(client: mlflow.MlflowClient, run_id: str, resolved: Mapping[str, Any]) -> None:
+    """Log settings, versions and the code's commit."""
+    params = [
+        Param(f"{group}.{name}" if name else group, str(value))
+        for group, settings in resolved.items()
+        for name, value in (
+            settings.items() if isinstance(settings, dict) else [("", settings)]
+        )
+    ]
+    tags = [RunTag(f"version.{name}", version(name)) for name in VERSIONS]
+    tags.append(RunTag("version.acontrol", __version__))
+    tags.append(RunTag("version.python", platform.python_version()))
+    if commit := git_commit():
+        tags.append(RunTag("mlflow.source.git.commit", commit))
+    client.log_batch(run_id, params=params, tags=tags)
+    client.log_dict(run_id, dict(resolved), "config.json")
+
+
+def last_values(uri: str, run_id: str) -> dict[str, float]:
+    """The last value of each metric of a run, as MLflow has it."""
+    return dict(mlflow.MlflowClient(tracking_uri=uri).get_run(run_id).data.metrics)
+
+
+def last_steps(uri: str, run_id: str, names: Sequence[str]) -> dict[str, int]:
+    """The last step that MLflow has of each metric; none where it is away."""
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    found = {}
+    try:
+        for name in names:
+            if history := client.get_metric_history(run_id, name):
+                found[name] = max(one.step for one in history)
+    except MlflowException as error:
+        log.warning("steps that are done again may be logged again: %s", told(uri, error))
+    return found
+
+
+def is_refusal(uri: str, error: MlflowException) -> bool:
+    """Whether MLflow itself says never; what stands before a server speaks of itself."""
+    if error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE):
+        return True
+    itself = isinstance(error, RestException) or not uri.startswith("http")
+    return itself and error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+
+
+def told(uri: str, error: MlflowException) -> UserError:
+    """MLflow's error in a line."""
+    reason = without_password(" ".join(str(error).split()))
+    return UserError(f"MLflow at {without_password(uri)}: {reason[:300]}")
+
+
+def without_password(words: str) -> str:
+    """Words with addresses in them, to be shown."""
+    return re.sub(r"//[^/@\s]*@", "//", words)
+
+
+def _nested(
+    client: mlflow.MlflowClient, experiment_id: str, parent: str, run_name: str
+) -> str | None:
+    """Id of the run of this name in another one."""
+    query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'"
+    for run in client.search_runs([experiment_id], query, max_results=50_000):
+        if run.info.run_name == run_name:
+            return str(run.info.run_id)
+    return None
+
+
+def git_commit() -> str | None:
+    """The commit of the code: ACONTROL_COMMIT, else of the checkout that holds this file."""
+    if commit := os.environ.get("ACONTROL_COMMIT"):
+        return commit
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,167 @@
+"""Does a step take longer while MLflow is away?
+
+    python -m benchmarks.bench_outage [--steps 20] [--rounds 5] [--batch 4]
+
+The training loop with the tiny base and DeepSpeed in one process, without Ray, against a real
+``mlflow server`` behind a line that is there, refuses, hangs, answers 500, or is cut for half
+of the steps. Each round has a stretch of steps of every kind, in an order that changes; after
+it the line is whole again, and what the server then holds is counted. A ratio is of a stretch's
+median step to that of the same round with the server there; the table has the median of them.
+Writes benchmarks/results/DATE_outage_HARDWARE.{json,md}.
+"""
+
+import argparse
+import dataclasses
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import torch
+
+from acontrol.base import load_base, quieten
+from acontrol.config import BaseConfig, DataConfig, RunConfig
+from acontrol.data.stream import Batch
+from acontrol.model import AnomalyControl
+from acontrol.sga import SemanticAdapter
+from acontrol.train.engine import AdapterEngine
+from acontrol.train.loop import StepReport, Validation, train
+from acontrol.train.tracking import Tracker
+from benchmarks.bench_step import join_alone, random_batch
+from benchmarks.mlflow_proxy import Proxy, Server
+from benchmarks.report import write_report
+
+KINDS = {"there": "pass", "refuses": "refuse", "hangs": "hang", "500": "500", "cut": "pass"}
+
+
+class Watch:
+    """Logs as a run does, and times what lies between two steps."""
+
+    def __init__(self, tracker: Tracker, proxy: Proxy, cut: tuple[int, int] | None):
+        """Take the tracker, and between which steps the line is cut."""
+        self.tracker, self.proxy, self.cut = tracker, proxy, cut
+        self.seconds: list[float] = []
+        self.logging: list[float] = []
+        self.begun = time.perf_counter()
+
+    def on_step(self, report: StepReport) -> None:
+        """Log a dozen metrics."""
+        if self.cut is not None and report.step in self.cut:
+            self.proxy.set("refuse" if report.step == self.cut[0] else "pass")
+        before = time.perf_counter()
+        values = {f"metric_{number}": report.loss + number for number in range(12)}
+        self.tracker.log_metrics({"loss": report.loss, **values}, report.step)
+        now = time.perf_counter()
+        self.logging.append(now - before)
+        self.seconds.append(now - self.begun)
+        self.begun = now
+
+    def on_checkpoint(self, report: StepReport) -> None:
+        """As before a bundle."""
+        self.tracker.flush()
+
+    def on_validation(self, step: int, found: Validation) -> None:
+        """There is none."""
+
+    def on_samples(self, step: int) -> None:
+        """There are none."""
+
+    def should_stop(self) -> bool:
+        """Never."""
+        return False
+
+
+class Bench:
+    """One model, and stretches of steps with it."""
+
+    def __init__(self, batch: int, steps: int, server: Server, folder: Path):
+        """Build what all stretches share."""
+        self.steps, self.server, self.folder = steps, server, folder
+        self.proxy = Proxy(server.port)
+        self.config = RunConfig.model_validate(
+            {
+                "data": DataConfig(resolution=64),
+                "optim": {"batch_size": batch, "steps": steps},
+                "samples": {"every": 0},
+            }
+        )
+        base = load_base(BaseConfig())
+        adapter = SemanticAdapter.from_unet(base.unet, 64)
+        self.model = AnomalyControl(base, adapter, self.config)
+        self.engine = AdapterEngine(adapter, self.config, None)
+        self.batch = random_batch(batch, 64, 64)
+
+    def batches(self) -> Iterator[Batch]:
+        """The same pixels with other noise at every step."""
+        size = len(self.batch.keys)
+        for step in range(self.steps):
+            yield dataclasses.replace(
+                self.batch, positions=[step * size + place for place in range(size)]
+            )
+
+    def stretch(self, kind: str, name: str) -> tuple[float, float, int]:
+        """Seconds of the median step and of the longest logging; steps lost or doubled."""
+        self.proxy.set("pass")
+        tracker = Tracker.open(self.proxy.uri, "bench", name, None, self.folder / name)
+        self.proxy.set(KINDS[kind])
+        cut = (self.steps // 4, 3 * self.steps // 4) if kind == "cut" else None
+        watch = Watch(tracker, self.proxy, cut)
+        train(self.model, self.batches(), self.engine, self.config, watch)
+        self.proxy.set("pass")
+        tracker.finish("FINISHED")
+        client = mlflow.MlflowClient(tracking_uri=self.server.uri)
+        held = [one.step for one in client.get_metric_history(tracker.run_id, "loss")]
+        lost = self.steps - len(set(held)) + (len(held) - len(set(held)))
+        return statistics.median(watch.seconds), max(watch.logging), lost
+
+
+def main() -> None:
+    """Time every kind in turn."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=20, help="a stretch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=4)
+    arguments = parser.parse_args()
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "5"
+    quieten()
+    torch.set_num_threads(1)
+    join_alone()
+    found: dict[str, list[tuple[float, float, int]]] = {kind: [] for kind in KINDS}
+    with tempfile.TemporaryDirectory() as scratch:
+        server = Server(Path(scratch)).start()
+        try:
+            bench = Bench(arguments.batch, arguments.steps, server, Path(scratch))
+            bench.stretch("there", "warm-up")
+            shuffle, order = random.Random(0), list(KINDS)
+            for number in range(arguments.rounds):
+                shuffle.shuffle(order)
+                for kind in order:
+                    found[kind].append(bench.stretch(kind, f"{kind}-{number}"))
+        finally:
+            server.kill()
+    rows = []
+    for kind, stretches in found.items():
+        pairs = zip(stretches, found["there"], strict=True)
+        ratios = [one[0] / there[0] for one, there in pairs]
+        rows.append(
+            {
+                "MLflow": kind,
+                "median_step_ms": round(
+                    1000 * statistics.median(one[0] for one in stretches), 1
+                ),
+                "ratio": round(statistics.median(ratios), 3),
+                "ratio_least": round(min(ratios), 3),
+                "ratio_most": round(max(ratios), 3),
+                "longest_log_ms": round(1000 * max(one[1] for one in stretches), 2),
+                "steps_lost_or_doubled": sum(one[2] for one in stretches),
+            }
+        )
+    write_report("outage", rows, vars(arguments), __doc__.splitlines()[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""MLflow away: a real server behind a line that is disturbed."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from PIL import Image
+
+from acontrol.config import RunConfig, UserError
+from acontrol.train import spool
+from acontrol.train.spool import Spool
+from acontrol.train.tracking import Tracker
+from benchmarks.mlflow_proxy import Proxy, Server
+
+LIMIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server")).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def proxy(server, monkeypatch) -> Iterator[Proxy]:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(spool, "PAUSES_S", (0.1, 0.2))
+    monkeypatch.setattr(spool, "EVERY_S", 0.1)
+    proxy = Proxy(server.port)
+    proxy.set("pass")
+    yield proxy
+    proxy.set("refuse")
+
+
+def until(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def waiting(tracker: Tracker) -> int:
+    return sum(one.waiting() for one in Spool.all_in(tracker.spools))
+
+
+def log_steps(tracker: Tracker, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        tracker.log_metrics({"rate": 0.5, "loss": 1 / step}, step)
+        if step % 10 == 0:
+            tracker.log_image(Image.new("RGB", (9, 9), (step, 0, 0)), "samples", step)
+            tracker.set_tag("newest", str(step))
+
+
+def holds_each_once(server: Server, run_id: str, last: int) -> None:
+    """Every step once, in one run, with its values, pictures and newest tag."""
+    client = mlflow.MlflowClient(tracking_uri=server.uri)
+    run = client.get_run(run_id)
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    for name, values in (
+        ("rate", [0.5] * last),
+        ("loss", [1 / step for step in range(1, last + 1)]),
+    ):
+        history = client.get_metric_history(run_id, name)
+        steps = [(one.step, one.value) for one in sorted(history, key=lambda one: one.step)]
+        assert steps == list(enumerate(values, 1))
+    assert run.data.tags["newest"] == str(last // 10 * 10)
+    pictures = [one.path for one in client.list_artifacts(run_id, "images")]
+    assert len(pictures) == 2 * (last // 10)
+    assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("how", ["refuse", "hang", "500", "deaf"])
+def test_nothing_is_lost_and_nobody_waits(
+    server, proxy, tmp_path, how, caplog, monkeypatch
+) -> None:
+    tracker = Tracker.open(proxy.uri, how, "r", None, tmp_path, resolved={"a": {"b": 1}})
+    log_steps(tracker, 1, 12)
+    until(lambda: not waiting(tracker))
+    proxy.set(how)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    caplog.clear()
+    log_steps(tracker, 13, 23)
+    tracker.flush()
+    until(lambda: f"events wait in {tracker.spools}" in caplog.text)
+    # All of it with the server still away: whoever logs has not waited for it.
+    log_steps(tracker, 24, 35)
+    assert waiting(tracker) >= 24
+    assert proxy.mode == how
+    assert how == "refuse" or proxy.seen
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
+    proxy.set("pass")
+    assert tracker.finish("FINISHED")
+    holds_each_once(server, tracker.run_id, 35)
+    assert not list(tracker.spools.glob("files/*")), "pictures stay no longer than they wait"
+
+
+def test_a_restart_sends_what_was_left_to_the_same_run(server, proxy, tmp_path, capsys) -> None:
+    config = RunConfig(tracking={"uri": proxy.uri, "experiment": "restart", "wait_s": 0.2})
+    first = Tracker.start(config, tmp_path, None)
+    log_steps(first, 1, 10)
+    until(lambda: not waiting(first))
+    proxy.set("refuse")
+    log_steps(first, 11, 25)
+    assert not first.finish("KILLED")
+    said = capsys.readouterr().out
+    assert f"is away: {waiting(first)} events wait in {first.spools}" in said
+    # As if it had been killed between sending and noting that, and in the middle of a line.
+    (file,) = first.spools.glob("*.jsonl")
+    file.with_suffix(".sent").unlink()
+    with file.open("a") as stream:
+        stream.write('{"time": 1, "kind": "met')
+    # MLflow is still away: a run that it knows starts all the same, a new one does not.
+    again = Tracker.start(config, tmp_path, first.run_id)
+    with pytest.raises(UserError, match=f"MLflow at {proxy.uri}"):
+        Tracker.start(config, tmp_path / "new", None)
+    log_steps(again, 21, 32)  # From the last bundle on: some steps come again.
+    again.wait_s = LIMIT_S
+    proxy.set("pass")
+    assert again.finish("FINISHED")
+    holds_each_once(server, first.run_id, 32)
+
+
+def test_what_mlflow_refuses_for_good_does_not_hold_up_the_rest(
+    server, proxy, tmp_path
+) -> None:
+    tracker = Tracker.open(proxy.uri, "refusal", "r", None, tmp_path)
+    log_steps(tracker, 1, 3)
+    tracker.log_metrics({"a name: of no metric?!": 1.0}, 1)
+    log_steps(tracker, 4, 11)
+    tracker.event("step 7 skipped")
+    assert tracker.finish("FINISHED")
+    holds_each_once(server, tracker.run_id, 11)
+    tags = mlflow.MlflowClient(tracking_uri=server.uri).get_run(tracker.run_id).data.tags
+    assert [value for name, value in tags.items() if name.startswith("event.")] == [
+        "step 7 skipped"
+    ]
+    (refused,) = tracker.spools.glob("*.refused")
+    assert refused.read_text().count("of no metric") >= 1
+
+
+def test_half_lines_and_damaged_lines_are_passed_over(tmp_path: Path) -> None:
+    one = Spool(tmp_path / "a.jsonl")
+    one.append({"n": 1})
+    one.append({"n": 2})
+    with one.file.open("a") as stream:
+        stream.write("\0\0\0\n")
+    one.append({"n": 3})
+    with one.file.open("a") as stream:
+        stream.write('{"n": 4')
+    one.close()
+    read = Spool(one.file)
+    assert [event["n"] for event, _ in read.events()] == [1, 2, 3]
+    (_, _), (_, second), _ = read.events()
+    read.acknowledge(second)
+    assert read.waiting() == 1
+    read.acknowledge(5)  # Somebody who is late.
+    assert [event["n"] for event, _ in read.events(read.sent)] == [3]
+    with one.file.open("a") as stream:  # The line is whole after all.
+        stream.write("}\n")
+    assert [event["n"] for event, _ in read.events(read.sent)] == [3, 4]
+
+
+def test_a_full_disk_loses_an_event_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+    one = Spool(tmp_path / "a.jsonl")
+    one.append({"n": 1})
+    write, full = spool.os.write, iter([5, OSError(28, "No space left on device")])
+
+    def short(descriptor: int, line: bytes) -> int:
+        how = next(full, len(line))
+        if isinstance(how, OSError):
+            raise how
+        return int(write(descriptor, line[:how]))
+
+    monkeypatch.setattr(spool.os, "write", short)
+    for number in (2, 3, 4):
+        one.append({"n": number})
+    one.close()
+    assert [event["n"] for event, _ in Spool(one.file).events()] == [1, 4]
+
+
+def test_events_are_sent_in_order_and_again_from_the_first_unsent(tmp_path: Path) -> None:
+    queue = Spool(tmp_path / "a.jsonl")
+    for number in range(2 * spool.BATCH + 3):
+        queue.append({"n": number})
+    queue.close()
+    seen: list[int] = []
+
+    def fails_once(events: list[spool.Event]) -> None:
+        seen.extend(event["n"] for event in events)
+        if len(seen) == 2 * spool.BATCH:
+            raise ConnectionError
+
+    assert spool.Sender([queue], fails_once).stop(LIMIT_S)
+    repeated = list(range(spool.BATCH, 2 * spool.BATCH))
+    last = list(range(2 * spool.BATCH, 2 * spool.BATCH + 3))
+    assert seen == [*range(spool.BATCH), *repeated, *repeated, *last]
