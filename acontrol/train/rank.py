@@ -15,6 +15,7 @@ from acontrol._version import __version__
 from acontrol.config import AdapterCard, RunConfig, derive_seed
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
+from acontrol.data.skipping import agree_on_damage
 from acontrol.data.stream import TrainingStream, held_out
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
@@ -36,6 +37,7 @@ def train_rank(launch: Launch) -> None:
     base = base_models.load_base(config.base, device, precision)
     bundle = _agreed_bundle(run)
     reader = ShardReader(config.data.shards or "", config.data.cache_dir)
+    agree_on_damage(reader, config.data)
     adapter = new_adapter(base, launch, reader).to(device)
     model = AnomalyControl(base, adapter, config)
     held, stream = _streams(reader, config, model.encoder.semantics.image_px, launch)
