@@ -95,12 +95,11 @@ def _checked(folder: MvtecFolder, command: ShardCommand) -> list[LabelledImage]:
         folders = f" and {len(empty)} empty defect folders" if empty else ""
         print(f"left out {len(bad)} of {total} images{folders}", file=sys.stderr)
     if checked.small:
-        smallest = min(checked.small, key=lambda key: checked.small[key])
+        key, share = min(checked.small.items(), key=lambda one: one[1])
         print(
-            f"note: {len(checked.small)} of {len(checked.good)} defects cover no half of one of "
-            f"BLIP-2's 16 x 16 tokens (the smallest: {smallest}, "
-            f"{checked.small[smallest]:.2%}); they are kept, and --data.reference-view region "
-            "shows them larger",
+            f"note: {len(checked.small)} of {len(checked.good)} defects cover no half of any of "
+            f"BLIP-2's 16 x 16 tokens (the smallest: {key}, {share:.2%} of one); they are kept, "
+            "and --data.reference-view region shows them larger",
             file=sys.stderr,
         )
     return checked.good

@@ -73,7 +73,7 @@ def decode(sample: IndexedSample, contents: dict[str, bytes], where: str) -> Dec
     if mask.size != image.size:
         raise refusal("mask.png", f"it is {mask.size} and its image {image.size} pixels")
     levels = mask.convert("L").getcolors(2) or []
-    if not {level for _, level in levels} in ({0, 255}, {255}):
+    if {level for _, level in levels} not in ({0, 255}, {255}):
         raise refusal("mask.png", "it needs 255 on the defect, 0 elsewhere and nothing else")
     return Decoded(image.convert("RGB"), mask.convert("1"), facts.caption, facts.phrase)
 

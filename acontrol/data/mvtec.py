@@ -208,9 +208,7 @@ class MvtecFolder:
                     raise
                 left_out.append(str(error))
             else:
-                rows.append(
-                    LabelledImage(category, defect, name, image, mask, caption, phrase)
-                )
+                rows.append(LabelledImage(category, defect, name, image, mask, caption, phrase))
         return rows
 
 

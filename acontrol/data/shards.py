@@ -20,9 +20,17 @@ from PIL import Image
 
 from acontrol.config import UserError
 from acontrol.data.framing import shrink_mask
-from acontrol.data.index import INDEX_NAME, IndexedSample, Member, Shard, ShardIndex, parse_index
+from acontrol.data.index import (
+    INDEX_NAME,
+    IndexedSample,
+    Member,
+    Shard,
+    ShardIndex,
+    parse_index,
+)
 from acontrol.data.mvtec import LabelledImage
 from acontrol.data.pixels import read_image, read_mask
+
 
 def webdataset_key(image: LabelledImage) -> str:
     """The sample's key: category/defect/id, with the id's dots escaped.

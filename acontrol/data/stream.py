@@ -125,7 +125,9 @@ class TrainingStream(Dataset[dict[str, object]]):
         self.features = features
         self._used = reader.usable if used is None else used & reader.usable
         if not self._used.any():
-            raise UserError(f"{reader.root}: every sample for this is damaged; restore the shards")
+            raise UserError(
+                f"{reader.root}: every sample for this is damaged; restore the shards"
+            )
         self._orders: dict[int, np.ndarray] = {}
         self._partners = self._find_partners()
 

@@ -99,7 +99,9 @@ def png(pixels: Any) -> bytes:
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    )
 
 
 def bomb(side: int) -> bytes:
@@ -206,7 +208,9 @@ def _member(index: dict[str, Any], place: int = 0) -> dict[str, Any]:
     return index["shards"][HURT]["samples"][SAMPLE]["members"][place]
 
 
-def _set(find: Callable[[dict[str, Any]], Any], **values: Any) -> Callable[[dict[str, Any]], None]:
+def _set(
+    find: Callable[[dict[str, Any]], Any], **values: Any
+) -> Callable[[dict[str, Any]], None]:
     return lambda index: find(index).update(values)
 
 
@@ -270,6 +274,8 @@ INDEX: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 UNSEEN: dict[str, Callable[[dict[str, Any]], None]] = {
     "a member's sha256": _set(lambda index: _member(index, 2), sha256="0" * 64),
     "a shard's sha256": _set(_shard, sha256="0" * 64),
-    "a member's size": lambda index: _member(index, 2).update(size=_member(index, 2)["size"] - 1),
+    "a member's size": lambda index: _member(index, 2).update(
+        size=_member(index, 2)["size"] - 1
+    ),
     "a shard's size": lambda index: _shard(index).update(size=_shard(index)["size"] + 512),
 }
