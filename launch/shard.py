@@ -97,9 +97,9 @@ def _checked(folder: MvtecFolder, command: ShardCommand) -> list[LabelledImage]:
     if checked.small:
         key, share = min(checked.small.items(), key=lambda one: one[1])
         print(
-            f"note: {len(checked.small)} of {len(checked.good)} defects cover no half of any of "
-            f"BLIP-2's 16 x 16 tokens (the smallest: {key}, {share:.2%} of one); they are kept, "
-            "and --data.reference-view region shows them larger",
+            f"note: {len(checked.small)} of {len(checked.good)} defects cover no half of any "
+            f"of BLIP-2's 16 x 16 tokens (the smallest: {key}, {share:.2%} of one); they are "
+            "kept, and --data.reference-view region shows them larger",
             file=sys.stderr,
         )
     return checked.good

@@ -234,6 +234,34 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(folder: Path, tmp_path: Pa
         reader.read(5)
 
 
+@pytest.mark.parametrize("first", ["whole", "damaged"])
+def test_rank_0_decides_for_all(
+    whole: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    first: str,
+) -> None:
+    lost = hurt(folder, 2, 11) if first == "damaged" else []
+    views = [folder, whole]
+    sent: list[object] = []
+    data = DataConfig(damaged="skip", max_damaged=0.2)
+    readers = [ShardReader(str(view)) for view in views]
+    for rank, reader in enumerate(readers):
+
+        def exchange(told: list[object], rank: int = rank) -> None:
+            told[:] = sent if rank else told
+            sent[:] = told
+
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(torch.distributed, "broadcast_object_list", exchange)
+        agree_on_damage(reader, data)
+        assert list(reader.skipped) == lost
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == bool(lost)  # Once, and all of it.
+    assert all(key in line for line in said for key in lost)
+
+
 def rank_of_two(rank: int, folders: list[str], out: str) -> None:
     """What one of two gloo processes takes, from a view of the storage of its own."""
     store = torch.distributed.FileStore(f"{out}/store", 2)
@@ -251,6 +279,7 @@ def rank_of_two(rank: int, folders: list[str], out: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_skip_what_rank_0_finds_whatever_they_see(
     whole: Path, folder: Path, tmp_path: Path
 ) -> None:
