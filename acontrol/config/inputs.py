@@ -23,7 +23,7 @@ def check_scheme(place: str) -> str:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", place)
     if "::" in place or (scheme and scheme[1].lower() not in SCHEMES):
         known = "file, s3, gs, abfs, https, hf and the like"
-        raise ValueError(f"need a folder or a URI of storage ({known}), got {place!r}")
+        raise ValueError(f"need a folder or a URI of storage ({known})")
     return place
 
 

@@ -6,10 +6,10 @@ for whoever reads it as a stream, loses nothing here.
 
 import errno
 import hashlib
+import io
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from acontrol.data.index import TAR_BLOCK, IndexedSample, Member, Shard
 
@@ -70,14 +70,16 @@ def is_intact(content: bytes, member: Member) -> bool:
     return hashlib.sha256(content).hexdigest() == member.sha256
 
 
-def _whole(stream: BinaryIO, shard: Shard) -> bool:
+def _whole(stream: io.BufferedReader, shard: Shard) -> bool:
     try:
         return hashlib.file_digest(stream, "sha256").hexdigest() == shard.sha256
     except OSError as error:
         return _refuse_all_but_bad_blocks(error)
 
 
-def _place(stream: BinaryIO, sample: IndexedSample, expected: str) -> tuple[str, bool] | None:
+def _place(
+    stream: io.BufferedReader, sample: IndexedSample, expected: str
+) -> tuple[str, bool] | None:
     """A sample's first damaged place and whether it loses the sample; contents go first."""
     for member in sample.members:
         if not _intact_at(stream, member):
@@ -89,7 +91,7 @@ def _place(stream: BinaryIO, sample: IndexedSample, expected: str) -> tuple[str,
     return None
 
 
-def _has_header_at(stream: BinaryIO, start: int, member: Member) -> bool:
+def _has_header_at(stream: io.BufferedReader, start: int, member: Member) -> bool:
     """Whether a plain file of the member's size begins here; long names lie elsewhere."""
     stream.seek(start)
     try:
@@ -99,7 +101,7 @@ def _has_header_at(stream: BinaryIO, start: int, member: Member) -> bool:
     return info.isreg() and info.size == member.size
 
 
-def _intact_at(stream: BinaryIO, member: Member) -> bool:
+def _intact_at(stream: io.BufferedReader, member: Member) -> bool:
     try:
         stream.seek(member.offset)
         return is_intact(stream.read(member.size), member)

@@ -155,7 +155,7 @@ def _decode(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     except Exception as error:  # Pillow's readers pass on whatever a damaged file trips.
         # The operating system's own errors name the path once more.
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        advice = _ADVICE.get(getattr(error, "errno", None), "replace or remove it")
+        advice = _ADVICE.get(getattr(error, "errno", None) or 0, "replace or remove it")
         raise UserError(f"{path}: cannot be decoded ({reason}); {advice}") from error
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise UserError(f"{path}: holds values that are not finite; save it without them")

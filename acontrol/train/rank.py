@@ -136,7 +136,8 @@ def new_adapter(
             card=json.loads(card.model_dump_json()),
         )
     if config.init is not None:
-        adapter.load_state_dict(SemanticAdapter.from_pretrained(config.init).state_dict())
+        given = SemanticAdapter.from_pretrained(config.init, use_safetensors=True)
+        adapter.load_state_dict(given.state_dict())
     return adapter
 
 
