@@ -16,7 +16,7 @@ from webdataset.autodecode import Decoder, DecodingError, handle_extension
 
 from acontrol.config import Settings, UserError, explain
 from acontrol.data.index import IndexedSample
-from acontrol.data.pixels import bombs_refused
+from acontrol.data.pixels import opened
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,6 @@ def _decoder() -> Decoder:
 
 
 def _png(content: bytes) -> Image.Image:
-    with bombs_refused(), Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+    with opened(io.BytesIO(content), ["PNG"]) as image:
         image.load()
         return image.copy()

@@ -8,9 +8,8 @@ import contextlib
 import errno
 import os
 import stat
-import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -115,11 +114,24 @@ def check_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
 
 
 @contextlib.contextmanager
-def bombs_refused() -> Iterator[None]:
-    """Make Pillow's warning of a decompression bomb the error that it is for larger ones."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+def opened(
+    source: str | os.PathLike[str] | BinaryIO, formats: Sequence[str]
+) -> Iterator[Image.Image]:
+    """Open a picture, of these formats alone and of no more pixels than Pillow's limit.
+
+    Pillow itself only warns up to twice its limit. Its warning is not made an error here: that
+    takes a change of the process's filters, after which every other warning comes again.
+
+    Raises:
+        Image.DecompressionBombError: If it has more.
+    """
+    with Image.open(source, formats=formats) as image:
+        pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+        if limit is not None and pixels > limit:
+            raise Image.DecompressionBombError(
+                f"{pixels} pixels, over {limit}, may be a decompression bomb"
+            )
+        yield image
 
 
 def _decode(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
@@ -127,9 +139,9 @@ def _decode(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UserError(f"{path}: is not a file; replace or remove it")
-        with bombs_refused(), Image.open(path, formats=FORMATS) as image:
+        with opened(path, FORMATS) as image:
             image.verify()  # Checksums and the end of the file, which decoding passes over.
-        with bombs_refused(), Image.open(path, formats=FORMATS) as image:
+        with opened(path, FORMATS) as image:
             image.load()
             mode = image.mode
             converted: Image.Image = image

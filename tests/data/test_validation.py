@@ -138,6 +138,7 @@ def refusal(*args: object) -> str:
     return str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_input_stops_or_is_left_out_and_counted(
     root: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
