@@ -5,6 +5,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
@@ -73,6 +74,8 @@ def main(run: Callable[[Sequence[str]], None]) -> NoReturn:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("DS_ACCELERATOR", "cpu") if not _has_gpu() else None
+    # Pillow's warning of a decompression bomb; ours is an error that says what to do.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     try:
         run(sys.argv[1:])
     except UserError as error:

@@ -17,9 +17,9 @@ from pydantic import Field
 from tqdm import tqdm
 
 from acontrol.config import Settings, UserError
-from acontrol.data.mvtec import LabelledImage, open_folder
+from acontrol.data.mvtec import LabelledImage, MvtecFolder, open_folder
 from acontrol.data.shards import check_replaceable, write_shards
-from acontrol.data.validation import check
+from acontrol.data.validation import check, empty_defects
 from launch.entry import main, parse
 
 PROG = "python -m launch.shard"
@@ -46,7 +46,7 @@ class ShardCommand(Settings):
         None, description="JSON file of captions: {category: {defect: {id: sentence}}}."
     )
     skip_bad: bool = Field(
-        False, description="Leave out and list images that are bad, instead of stopping."
+        False, description="Leave out, list and count images that are bad, instead of stopping."
     )
     dry_run: bool = Field(False, description="Check everything, count, and write nothing.")
 
@@ -59,12 +59,7 @@ def run(args: Sequence[str]) -> None:
     if command.out is not None:
         check_replaceable(command.out)
     folder = open_folder(command.root, captions=command.captions)
-    found = folder.labelled(command.split)
-    good, bad = check(_progress(found, "checking"), command.skip_bad)
-    for message in bad:
-        print(f"left out: {message}", file=sys.stderr)
-    if bad:
-        print(f"left out {len(bad)} of {len(found)} images", file=sys.stderr)
+    good = _checked(folder, command)
     if command.dry_run or command.out is None:
         _count(good, command)
         return
@@ -77,6 +72,37 @@ def run(args: Sequence[str]) -> None:
         progress=lambda images: _progress(images, "writing"),
     )
     print(f"{index.num_samples} samples in {len(index.shards)} shards: {command.out}")
+
+
+def _checked(folder: MvtecFolder, command: ShardCommand) -> list[LabelledImage]:
+    """The images to write; says on standard error what is left out, and what is small."""
+    empty = empty_defects(folder)
+    if empty and not command.skip_bad:
+        raise UserError(empty[0])
+    bad: list[str] = []
+    found = folder.labelled(command.split, left_out=bad if command.skip_bad else None)
+    total = len(found) + len(bad)
+    checked = check(
+        found,
+        command.skip_bad,
+        resolution=command.resolution,
+        progress=lambda images: _progress(images, "checking"),
+    )
+    bad += checked.bad
+    for message in empty + bad:
+        print(f"left out: {message}", file=sys.stderr)
+    if empty or bad:
+        folders = f" and {len(empty)} empty defect folders" if empty else ""
+        print(f"left out {len(bad)} of {total} images{folders}", file=sys.stderr)
+    if checked.small:
+        key, share = min(checked.small.items(), key=lambda one: one[1])
+        print(
+            f"note: {len(checked.small)} of {len(checked.good)} defects cover no half of any "
+            f"of BLIP-2's 16 x 16 tokens (the smallest: {key}, {share:.2%} of one); they are "
+            "kept, and --data.reference-view region shows them larger",
+            file=sys.stderr,
+        )
+    return checked.good
 
 
 def _progress(images: Iterable[LabelledImage], what: str) -> Iterable[LabelledImage]:

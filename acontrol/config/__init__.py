@@ -5,7 +5,7 @@ carry, and the checks on the way back in. Validation never changes a value; what
 other settings is a property or a function.
 """
 
-from acontrol.config.inputs import BUILT_IN, BaseConfig, DataConfig
+from acontrol.config.inputs import BUILT_IN, BaseConfig, DataConfig, check_scheme
 from acontrol.config.method import AseaConfig, CsmConfig, DropoutConfig, SgaConfig
 from acontrol.config.run import AdapterCard, RunConfig
 from acontrol.config.seeds import derive_seed
@@ -43,6 +43,7 @@ __all__ = [
     "UserError",
     "ValidationConfig",
     "ZeroConfig",
+    "check_scheme",
     "derive_seed",
     "explain",
     "unit_interval",

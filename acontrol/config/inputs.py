@@ -1,18 +1,36 @@
 """What a run starts from: data and base models."""
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from acontrol.config.settings import Settings
+from acontrol.config.settings import Settings, unit_interval
 
 BUILT_IN = "tiny"  # base.path of the base that acontrol makes itself.
+SCHEMES = (
+    *("abfs", "abfss", "adl", "az", "file", "ftp", "gcs", "gs", "hdfs", "hf", "http", "https"),
+    *("local", "memory", "oss", "s3", "s3a", "sftp", "smb", "ssh", "webhdfs"),
+)
+
+
+def check_scheme(place: str) -> str:
+    """Refuse what is neither a path nor a URI of plain storage, as ``pipe:COMMAND``.
+
+    Raises:
+        ValueError: For another scheme, or a chain of them.
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", place)
+    if "::" in place or (scheme and scheme[1].lower() not in SCHEMES):
+        known = "file, s3, gs, abfs, https, hf and the like"
+        raise ValueError(f"need a folder or a URI of storage ({known})")
+    return place
 
 
 class DataConfig(Settings):
     """What is trained on, and how a reference is paired with its target."""
 
-    shards: str | None = Field(
+    shards: Annotated[str, AfterValidator(check_scheme)] | None = Field(
         None, description="Folder or URI that launch.shard wrote (it holds index.json)."
     )
     resolution: int = Field(
@@ -39,6 +57,14 @@ class DataConfig(Settings):
     loader_workers: int = Field(0, ge=0, description="Loader processes a rank; 0 loads inline.")
     cache_dir: str | None = Field(
         None, description="Where remote shards are kept; by default a temporary folder."
+    )
+    damaged: Literal["error", "skip"] = Field(
+        "error",
+        description="What a run does about damaged shards: stop and name the place, or read "
+        "the whole set once, then go on without the damaged samples, the same on every rank.",
+    )
+    max_damaged: float = unit_interval(
+        0.01, "Largest share of the samples that data.damaged skip may leave out."
     )
 
 

@@ -1,5 +1,6 @@
 """What folders of images hold: hidden entries left out, images by their ids."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +22,20 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders inside a folder, sorted."""
-    return [path for path in _entries(folder) if path.is_dir()]
+    """The folders inside a folder, sorted.
+
+    Raises:
+        UserError: If a link leads nowhere, which may have been one, or a folder's name is none
+            that shards can hold.
+    """
+    found = []
+    for path in _entries(folder):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path}: the link leads nowhere; mend or remove it")
+        if path.is_dir():
+            _check_name(path)
+            found.append(path)
+    return found
 
 
 def image_files(folder: Path) -> dict[str, list[Path]]:
@@ -39,7 +52,7 @@ def by_id(folder: Path) -> dict[str, Path]:
     """The one image file of each id.
 
     Raises:
-        UserError: If two share an id.
+        UserError: If two share an id, or a name is none that shards can hold.
     """
     return {name: only(name, paths) for name, paths in image_files(folder).items()}
 
@@ -48,9 +61,33 @@ def only(name: str, paths: Sequence[Path]) -> Path:
     """The one file of an id.
 
     Raises:
-        UserError: If there is another.
+        UserError: If there is another, or its name is none that shards can hold.
     """
+    _check_name(paths[0])
     if len(paths) > 1:
         both = " and ".join(path.name for path in paths)
         raise UserError(f"{paths[0].parent}: {both} share the id {name!r}; keep one of them")
     return paths[0]
+
+
+def _check_name(path: Path) -> None:
+    """Names go into JSON, tars and other people's file systems: UTF-8, no control characters.
+
+    Raises:
+        UserError: For another name.
+    """
+    if not path.name.isascii() and not _is_utf8(path.name):
+        problem = "is not UTF-8"
+    elif any(ord(sign) < 32 or ord(sign) == 127 for sign in path.name):
+        problem = "holds a control character"
+    else:
+        return
+    raise UserError(f"{path.parent}: the name {os.fsencode(path.name)!r} {problem}; rename it")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -99,6 +99,7 @@ class MvtecFolder:
         split: Literal["train", "test", "all"],
         category: str | None = None,
         defect: str | None = None,
+        left_out: list[str] | None = None,
     ) -> tuple[LabelledImage, ...]:
         """The images of defects, sorted by category, defect and id.
 
@@ -109,14 +110,16 @@ class MvtecFolder:
                 the rest, "all" for both.
             category: This category alone.
             defect: This defect alone, in each category that has it.
+            left_out: If given, images that cannot be told apart or named are left out, and
+                what is wrong with each is put here. They count for the thirds all the same.
 
         Returns:
             The images; none where no category has a defect.
 
         Raises:
-            UserError: If there is no such category or defect, two images or masks share an
-                id, a caption file is malformed, or, with split "train", a selected defect
-                has fewer than three images.
+            UserError: If there is no such category or defect, a caption file is malformed,
+                with split "train" a selected defect has fewer than three images, or, without
+                ``left_out``, two images or masks share an id or a name is not UTF-8.
         """
         if split not in ("train", "test", "all"):
             raise ValueError(f"split must be 'train', 'test' or 'all', got {split!r}")
@@ -129,10 +132,14 @@ class MvtecFolder:
                 raise UserError(_unknown(where, "defect", defect, known))
             types = {name: (defect,) for name, found in types.items() if defect in found}
         found = {
-            (name, one): by_id(self.folders[name] / "test" / one)
+            (name, one): image_files(self.folders[name] / "test" / one)
             for name, several in types.items()
             for one in several
         }
+        if left_out is None:
+            for images in found.values():
+                for name, paths in images.items():
+                    only(name, paths)
         if split == "train":
             self._refuse_few(found)
         phrases = {
@@ -142,7 +149,7 @@ class MvtecFolder:
         return tuple(
             one
             for (name, kind), images in found.items()
-            for one in self._defect(name, kind, images, split, phrases[name])
+            for one in self._defect(name, kind, images, split, phrases[name], left_out)
         )
 
     def _folder(self, category: str) -> Path:
@@ -150,7 +157,7 @@ class MvtecFolder:
             raise UserError(_unknown(self.root, "category", category, self.categories))
         return self.folders[category]
 
-    def _refuse_few(self, found: Mapping[tuple[str, str], Mapping[str, Path]]) -> None:
+    def _refuse_few(self, found: Mapping[tuple[str, str], Mapping[str, list[Path]]]) -> None:
         few = [
             f"{category}/{defect} ({len(images)})"
             for (category, defect), images in found.items()
@@ -168,9 +175,10 @@ class MvtecFolder:
         self,
         category: str,
         defect: str,
-        images: Mapping[str, Path],
+        images: Mapping[str, list[Path]],
         split: str,
         phrases: Mapping[str, str],
+        left_out: list[str] | None,
     ) -> list[LabelledImage]:
         """The images of one defect that the split takes, in the order of their ids."""
         ids = sorted(images)
@@ -192,10 +200,15 @@ class MvtecFolder:
                 or prompts.target_text(category, phrase)
             )
             found = masks.get(f"{name}_mask", []) + masks.get(name, [])
-            mask = only(name, found) if found else truth / f"{name}_mask.png"
-            rows.append(
-                LabelledImage(category, defect, name, images[name], mask, caption, phrase)
-            )
+            try:
+                image = only(name, images[name])
+                mask = only(name, found) if found else truth / f"{name}_mask.png"
+            except UserError as error:
+                if left_out is None:
+                    raise
+                left_out.append(str(error))
+            else:
+                rows.append(LabelledImage(category, defect, name, image, mask, caption, phrase))
         return rows
 
 

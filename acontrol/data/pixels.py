@@ -4,14 +4,26 @@ Pixels are taken as the files store them: an orientation in EXIF is not applied,
 does not carry one.
 """
 
+import contextlib
+import errno
 import os
-from typing import Any
+import stat
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from acontrol.config import UserError
+
+# Whatever a file is called, no other reader of Pillow's gets it: one starts Ghostscript.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+_ADVICE = {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.ELOOP: "the links lead in a circle, mend them",
+}
 
 
 def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
@@ -86,10 +98,50 @@ def read_mask(
     return np.asarray(pixels != 0)
 
 
+def check_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
+    """``read_image`` for a file that is to be trained on, which must show something.
+
+    Raises:
+        UserError: Also if every pixel has the same colour.
+    """
+    pixels = read_image(path)
+    if (pixels == pixels[:1, :1]).all():
+        raise UserError(
+            f"{path}: every pixel has the same colour, {tuple(pixels[0, 0].tolist())}; replace "
+            "or remove it"
+        )
+    return pixels
+
+
+@contextlib.contextmanager
+def opened(
+    source: str | os.PathLike[str] | BinaryIO, formats: Sequence[str]
+) -> Iterator[Image.Image]:
+    """Open a picture, of these formats alone and of no more pixels than Pillow's limit.
+
+    Pillow itself only warns up to twice its limit. Its warning is not made an error here: that
+    takes a change of the process's filters, after which every other warning comes again.
+
+    Raises:
+        Image.DecompressionBombError: If it has more.
+    """
+    with Image.open(source, formats=formats) as image:
+        pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+        if limit is not None and pixels > limit:
+            raise Image.DecompressionBombError(
+                f"{pixels} pixels, over {limit}, may be a decompression bomb"
+            )
+        yield image
+
+
 def _decode(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     """Pixels as stored: (H, W) of a grey image's own type, or (H, W, 3) uint8."""
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path}: is not a file; replace or remove it")
+        with opened(path, FORMATS) as image:
+            image.verify()  # Checksums and the end of the file, which decoding passes over.
+        with opened(path, FORMATS) as image:
             image.load()
             mode = image.mode
             converted: Image.Image = image
@@ -99,17 +151,24 @@ def _decode(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
                 converted = through.convert("RGB")
             # A copy: Pillow lends its pixels read-only, which torch warns about.
             pixels = np.array(converted)
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: does not exist; put the file there") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: is not an image; replace or remove it") from error
-    except Exception as error:  # Pillow's readers pass on whatever a damaged file trips.
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: cannot be decoded ({reason}); replace or remove it"
+            f"{path}: is not a PNG, JPEG, BMP or TIFF image; replace or remove it"
         ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(
+            f"{path}: is over {Image.MAX_IMAGE_PIXELS} pixels, the most that is decoded; scale "
+            "it down or remove it"
+        ) from error
+    except Exception as error:  # Pillow's readers pass on whatever a damaged file trips.
+        # The operating system's own errors name the path once more.
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        advice = _ADVICE.get(getattr(error, "errno", None) or 0, "replace or remove it")
+        raise UserError(f"{path}: cannot be decoded ({reason}); {advice}") from error
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise UserError(f"{path}: holds values that are not finite; save it without them")
     return pixels

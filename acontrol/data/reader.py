@@ -1,35 +1,33 @@
 """Random access to shards, each checked against its index before anything of it is used."""
 
 import hashlib
+import json
 import os
 import tempfile
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec
-import webdataset
-from PIL import Image
+import numpy as np
 
-from acontrol.config import UserError
-from acontrol.data.shards import INDEX_NAME, IndexedSample, Shard, ShardIndex, parse_index
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A sample as it lies in its shard."""
-
-    image: Image.Image
-    mask: Image.Image
-    caption: str
-    phrase: str
+from acontrol.config import UserError, check_scheme
+from acontrol.data.damage import Damaged, damage_of, is_intact
+from acontrol.data.decoding import Decoded, decode
+from acontrol.data.index import INDEX_NAME, IndexedSample, Shard, ShardIndex, parse_index
 
 
 class ShardReader:
     """Random access to the samples of a set of shards, each checked against the index.
 
     Local shards are read in place; others are fetched through fsspec into ``cache_dir``.
-    Every shard is verified once a process, before anything of it is used.
+    Every shard is verified once a process, before anything of it is used, and every member
+    each time that it is read.
+
+    Attributes:
+        index: What the set should be.
+        places: Shard and entry of each sample; a sample's number is its place here.
+        usable: (num_samples,) bool; False for what ``skip`` left out.
+        skipped: Keys of what it left out, in the index's order.
     """
 
     def __init__(self, root: str, cache_dir: str | None = None):
@@ -44,11 +42,15 @@ class ShardReader:
         self.places: list[tuple[Shard, IndexedSample]] = [
             (shard, sample) for shard in self.index.shards for sample in shard.samples
         ]
+        self.usable = np.ones(len(self.places), dtype=bool)
+        self.skipped: tuple[str, ...] = ()
         self._verified: dict[str, Path] = {}
+        self._read_in_part: set[str] | None = None  # Shards; None before ``skip``.
 
     def _load_index(self) -> ShardIndex:
         where = f"{self.root}/{INDEX_NAME}"
         try:
+            check_scheme(self.root)
             with fsspec.open(where, "rb") as stream:
                 text = stream.read()
         except (FileNotFoundError, NotADirectoryError):
@@ -56,11 +58,33 @@ class ShardReader:
                 f"{self.root}: no {INDEX_NAME} there; make shards with "
                 f"'python -m launch.shard ROOT --out {self.root}'"
             ) from None
+        except (ImportError, ValueError) as error:  # A scheme whose package is not installed.
+            raise UserError(f"shards {self.root}: {error}") from error
         return parse_index(text, where)
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Number of samples, with those that are skipped."""
         return self.index.num_samples
+
+    @property
+    def skipped_digest(self) -> str:
+        """Sha256 over the skipped keys; empty if there are none."""
+        if not self.skipped:
+            return ""
+        return hashlib.sha256(json.dumps(sorted(self.skipped)).encode()).hexdigest()
+
+    def skip(self, found: Sequence[Damaged]) -> None:
+        """Leave out damaged samples, and read what is whole in damaged shards by offset.
+
+        Args:
+            found: All that is damaged.
+        """
+        lost = {place.key for place in found if place.lost}
+        keys = [sample.key for _, sample in self.places]
+        self.usable = np.array([key not in lost for key in keys])
+        self.skipped = tuple(key for key in keys if key in lost)
+        self._read_in_part = {place.shard for place in found}
+        self._verified.clear()
 
     def read(self, number: int) -> Decoded:
         """Decode one sample.
@@ -69,64 +93,64 @@ class ShardReader:
             UserError: If its shard is damaged; names the shard, the sample and the offset.
         """
         shard, sample = self.places[number]
+        if not self.usable[number]:
+            raise ValueError(f"sample {sample.key} is skipped")
+        where = f"{self.root}/{shard.name}"
         path = self._verify(shard)
-        members: dict[str, bytes | str] = {"__key__": sample.key}
+        contents = {}
         with path.open("rb") as stream:
             for member in sample.members:
                 stream.seek(member.offset)
-                extension = member.name.rpartition("/")[2].split(".", 1)[1]
-                members[extension] = stream.read(member.size)
-        decoded = _decoder()(members)
-        facts = decoded["json"]
-        return Decoded(
-            image=decoded["png"].convert("RGB"),
-            mask=decoded["mask.png"].convert("1"),
-            caption=facts["caption"],
-            phrase=facts["phrase"],
-        )
+                contents[member.kind] = stream.read(member.size)
+                if not is_intact(contents[member.kind], member):
+                    raise UserError(
+                        f"{where} is damaged: sample {sample.key}, member {member.name} at "
+                        f"offset {member.offset} is not what the index says any more"
+                    )
+        return decode(sample, contents, where)
 
     def _verify(self, shard: Shard) -> Path:
         if shard.name not in self._verified:
-            path = self._fetch(shard)
-            with path.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-            if found != shard.sha256:
-                raise UserError(f"{self.root}/{shard.name} is damaged: {_damage(path, shard)}")
+            try:
+                path, found = self.inspect(shard)
+            except OSError as error:
+                raise UserError(
+                    f"{self.root}/{shard.name}: cannot be read ({error.strerror or error})"
+                ) from error
+            known = self._read_in_part is not None and shard.name in self._read_in_part
+            if path is None or (found and not known):
+                since = "" if self._read_in_part is None else " since this run's check"
+                raise UserError(f"{self.root}/{shard.name} is damaged{since}: {found[0].place}")
             self._verified[shard.name] = path
         return self._verified[shard.name]
 
-    def _fetch(self, shard: Shard) -> Path:
+    def inspect(self, shard: Shard) -> tuple[Path | None, list[Damaged]]:
+        """A shard's local file, None if the set lacks it, and all that is damaged in it.
+
+        A damaged copy in the cache is fetched once more: the set itself may be whole.
+        """
+        path, is_old = self._fetch(shard)
+        found = damage_of(path, shard)
+        if found and is_old and path is not None:
+            path.unlink(missing_ok=True)
+            path, _ = self._fetch(shard)
+            found = damage_of(path, shard)
+        return path, found
+
+    def _fetch(self, shard: Shard) -> tuple[Path | None, bool]:
+        """The local file, and whether it is a copy that was there before."""
         filesystem, _, (remote,) = fsspec.get_fs_token_paths(f"{self.root}/{shard.name}")
         if "file" in filesystem.protocol or "local" in filesystem.protocol:
-            if not os.path.isfile(remote):
-                raise UserError(f"{remote}: the index lists this shard but it is not there")
-            return Path(remote)
+            return (Path(remote) if os.path.isfile(remote) else None), False
         folder = self.cache_dir or os.path.join(tempfile.gettempdir(), "acontrol-shards")
         path = Path(folder, f"{shard.sha256}.tar")
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        if path.is_file():
+            return path, True
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            try:
                 filesystem.get_file(remote, os.path.join(scratch, "shard"))
-                os.replace(os.path.join(scratch, "shard"), path)
-        return path
-
-
-@lru_cache(maxsize=1)
-def _decoder() -> webdataset.autodecode.Decoder:
-    return webdataset.autodecode.Decoder([webdataset.autodecode.imagehandler("pil")])
-
-
-def _damage(path: Path, shard: Shard) -> str:
-    """Say which sample is the first whose bytes are not the index's."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        for sample in shard.samples:
-            for member in sample.members:
-                stream.seek(member.offset)
-                content = stream.read(member.size)
-                if hashlib.sha256(content).hexdigest() != member.sha256:
-                    return (
-                        f"sample {sample.key}, member {member.name} at offset "
-                        f"{member.offset} (file of {size} bytes, {shard.size} expected)"
-                    )
-    return f"between its members (file of {size} bytes, {shard.size} expected)"
+            except FileNotFoundError:
+                return None, False
+            os.replace(os.path.join(scratch, "shard"), path)
+        return path, False

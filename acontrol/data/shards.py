@@ -17,73 +17,19 @@ from typing import Literal
 
 import webdataset
 from PIL import Image
-from pydantic import Field, ValidationError
 
-from acontrol.config import Settings, UserError, explain
+from acontrol.config import UserError
 from acontrol.data.framing import shrink_mask
+from acontrol.data.index import (
+    INDEX_NAME,
+    IndexedSample,
+    Member,
+    Shard,
+    ShardIndex,
+    parse_index,
+)
 from acontrol.data.mvtec import LabelledImage
 from acontrol.data.pixels import read_image, read_mask
-
-INDEX_NAME = "index.json"
-
-
-class Member(Settings):
-    """One file inside a shard."""
-
-    # Nothing else is ever decoded: webdataset would unpickle some other endings.
-    name: str = Field(pattern=r"^(.*/)?[^./]+\.(png|mask\.png|json)$")
-    offset: int = Field(ge=0, description="Of the content, from the shard's first byte.")
-    size: int = Field(ge=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class IndexedSample(Settings):
-    """One labelled defect image: its image, mask and JSON members."""
-
-    key: str
-    category: str
-    defect: str
-    members: tuple[Member, ...]
-
-
-class Shard(Settings):
-    """One tar file."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+\.tar$")
-    size: int = Field(ge=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    samples: tuple[IndexedSample, ...]
-
-
-class ShardIndex(Settings):
-    """A whole set of shards."""
-
-    format: Literal["acontrol-shards-1"] = "acontrol-shards-1"
-    split: Literal["train", "test", "all"]
-    resolution: int | None = Field(description="Longest short side in pixels; null: as found.")
-    num_samples: int = Field(ge=1)
-    shards: tuple[Shard, ...]
-
-    @property
-    def digest(self) -> str:
-        """Sha256 that any change of any sample changes."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-
-
-def parse_index(text: str | bytes, where: str) -> ShardIndex:
-    """Check an index's JSON.
-
-    Raises:
-        UserError: If it is not an index of this format.
-    """
-    try:
-        index = ShardIndex.model_validate_json(text)
-    except ValidationError as error:
-        raise UserError(f"{where}: not an acontrol shard index: {explain(error)}") from error
-    counted = sum(len(shard.samples) for shard in index.shards)
-    if counted != index.num_samples:
-        raise UserError(f"{where}: lists {counted} samples but claims {index.num_samples}")
-    return index
 
 
 def webdataset_key(image: LabelledImage) -> str:

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from acontrol.config import DataConfig, UserError, derive_seed
 from acontrol.data.features import OF_REFERENCE, FeatureBatch, FeatureFolder
 from acontrol.data.framing import fit, region
+from acontrol.data.index import ShardIndex
 from acontrol.data.reader import ShardReader
-from acontrol.data.shards import ShardIndex
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,24 @@ class TrainingStream(Dataset[dict[str, object]]):
             config: How they are ordered and paired.
             seed: Of the order and the pairing.
             reference_px: The vision tower's image size.
-            used: (num_samples,) bool, the samples to go through; by default all.
+            used: (num_samples,) bool, the samples to go through; by default all. What the
+                reader skips is never among them.
             features: If given, batches hold these, and no image is read for them.
 
         Raises:
-            UserError: If a reference for some sample cannot be found under this pairing.
+            UserError: If no sample is left, or a reference for some sample cannot be found
+                under this pairing.
         """
         self.reader = reader
         self.config = config
         self.seed = seed
         self.reference_px = reference_px
         self.features = features
-        self._used = np.ones(len(reader), dtype=bool) if used is None else used
+        self._used = reader.usable if used is None else used & reader.usable
+        if not self._used.any():
+            raise UserError(
+                f"{reader.root}: every sample for this is damaged; restore the shards"
+            )
         self._orders: dict[int, np.ndarray] = {}
         self._partners = self._find_partners()
 

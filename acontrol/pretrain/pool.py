@@ -128,7 +128,7 @@ def folder_pool(root: Path, count: int, seed: int, resolution: int) -> Pool:
         UserError: If the folder has no image, or a bad one.
     """
     folder = open_folder(root)
-    labelled, _ = check(folder.labelled("all"), skip_bad=False)
+    labelled = check(folder.labelled("all"), skip_bad=False).good
     pictures: list[tuple[Image.Image, Image.Image, Kind]] = []
     for one in labelled:
         pixels = read_image(one.image)

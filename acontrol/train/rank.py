@@ -16,6 +16,7 @@ from acontrol._version import __version__
 from acontrol.config import AdapterCard, RunConfig, derive_seed
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
+from acontrol.data.skipping import agree_on_damage
 from acontrol.data.stream import TrainingStream, held_out
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
@@ -40,6 +41,7 @@ def train_rank(launch: Launch) -> None:
     base = base_models.load_base(config.base, device, precision)
     bundle = _agreed_bundle(launch.run)
     reader = ShardReader(config.data.shards or "", config.data.cache_dir)
+    agree_on_damage(reader, config.data)
     adapter = new_adapter(base, launch, reader).to(device)
     model = AnomalyControl(base, adapter, config)
     held, stream = _streams(reader, config, model.encoder.semantics.image_px, launch)
@@ -157,7 +159,8 @@ def new_adapter(
             card=json.loads(card.model_dump_json()),
         )
     if config.init is not None:
-        adapter.load_state_dict(SemanticAdapter.from_pretrained(config.init).state_dict())
+        given = SemanticAdapter.from_pretrained(config.init, use_safetensors=True)
+        adapter.load_state_dict(given.state_dict())
     return adapter
 
 

@@ -59,7 +59,7 @@ def spot() -> np.ndarray:
 
 def add(category: Path, defect: str, *ids: str) -> None:
     for name in ids:
-        save(category / "test" / defect / f"{name}.png", grey())
+        save(category / "test" / defect / f"{name}.png", grey() + spot() // 9)
         save(category / "ground_truth" / defect / f"{name}_mask.png", spot())
 
 
@@ -324,7 +324,8 @@ def test_labelled_images_are_frozen(root: Path) -> None:
 
 def test_check_stops_at_the_first_bad_image_or_skips_all(root: Path) -> None:
     images = open_folder(root).labelled("all", "nut")
-    assert check(images, skip_bad=False) == (list(images), [])
+    checked = check(images, skip_bad=False)
+    assert (checked.good, checked.bad) == (list(images), [])
     broken, unmasked, empty = images[1], images[3], images[4]
     broken.image.write_bytes(b"no image")
     unmasked.mask.unlink()
@@ -332,7 +333,8 @@ def test_check_stops_at_the_first_bad_image_or_skips_all(root: Path) -> None:
     images = open_folder(root).labelled("all", "nut")
     assert images[3].mask == unmasked.mask
     assert str(broken.image) in refusal(lambda: check(images, skip_bad=False))
-    good, messages = check(images, skip_bad=True)
+    checked = check(images, skip_bad=True)
+    good, messages = checked.good, checked.bad
     assert good == [images[i] for i in (0, 2, 5, 6, 7, 8, 9)]
     assert [str(broken.image) in messages[0], str(empty.mask) in messages[2]] == [True, True]
     expected = f"{unmasked.image}: has no mask; put it at {unmasked.mask}"
@@ -349,8 +351,8 @@ def test_real_magnetic_tiles_are_read() -> None:
     }
     assert counts == {"blowhole": 23, "break": 17, "crack": 11, "uneven": 19}
     assert len(folder.normals("magnetic_tile")) == 500
-    good, messages = check(folder.labelled("all")[::20], skip_bad=True)
-    assert (len(good), messages) == (11, [])
+    checked = check(folder.labelled("all")[::20], skip_bad=True)
+    assert (len(checked.good), checked.bad) == (11, [])
 
 
 def test_real_few_shot_images_are_read() -> None:
@@ -359,5 +361,5 @@ def test_real_few_shot_images_are_read() -> None:
     folder = open_folder(REAL / "mvtec_fewshot")
     assert len(folder.categories) == 13
     assert "and 53 more" in refusal(lambda: folder.labelled("train"))
-    good, messages = check(folder.labelled("all")[::10], skip_bad=True)
-    assert (len(good), messages) == (13, [])
+    checked = check(folder.labelled("all")[::10], skip_bad=True)
+    assert (len(checked.good), checked.bad) == (13, [])

@@ -123,9 +123,10 @@ def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
     for name, content in (("text.png", b"no image"), ("empty.png", b"")):
         (tmp_path / name).write_bytes(content)
         message = refusal(lambda name=name: read_image(tmp_path / name))
-        assert message == f"{tmp_path / name}: is not an image; replace or remove it"
+        expected = "is not a PNG, JPEG, BMP or TIFF image; replace or remove it"
+        assert message == f"{tmp_path / name}: {expected}"
     (tmp_path / "folder.png").mkdir()
-    assert "cannot be decoded" in refusal(lambda: read_image(tmp_path / "folder.png"))
+    assert "is not a file" in refusal(lambda: read_image(tmp_path / "folder.png"))
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     assert "link.png: does not exist" in refusal(lambda: read_image(tmp_path / "link.png"))
 

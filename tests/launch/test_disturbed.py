@@ -8,6 +8,7 @@ import time
 import psutil
 import pytest
 
+from acontrol.data.reader import ShardReader
 from tests.launch import commands
 from tests.launch.runs import STEPS, losses_of, options
 
@@ -43,6 +44,25 @@ def test_damaged_data_ends_a_run_that_would_restart_for_ever(shards, tmp_path) -
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
     assert re.match(r"error: .*\.tar.*No checkpoint yet: the same command starts again", last)
+
+
+def test_damaged_samples_are_left_out_and_counted(shards, tmp_path) -> None:
+    damaged, output = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(shards, damaged)
+    shard, sample = ShardReader(str(shards)).places[7]
+    content = bytearray((damaged / shard.name).read_bytes())
+    content[sample.members[2].offset + 50] ^= 1
+    (damaged / shard.name).write_bytes(content)
+    args = [*options(damaged, output, steps=2, every=2), "--data.damaged", "skip"]
+    done = commands.run("launch.train", *args)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "1 of 18 samples are damaged (5.56%), over data.max_damaged 0.01" in last
+    done = commands.run("launch.train", *args, "--data.max-damaged", 0.06)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert said.count("Skipping 1 of 18 samples, damaged (5.56%)") == 1
+    assert f"{shard.name}: {sample.key}; first damage: sample {sample.key}, member" in said
 
 
 def test_a_lost_worker_is_replaced_within_the_launch(whole, shards, tmp_path) -> None:

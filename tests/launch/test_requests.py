@@ -45,7 +45,7 @@ def bad_files(folder: Path, normal: Path) -> None:
         (GOOD | {"reference": "wood/crack/999"}, "no reference wood/crack/999"),
         (GOOD | {"reference": "crack"}, "reference: String should match"),
         (GOOD | {"normal": "missing.png"}, "missing.png: does not exist"),
-        (GOOD | {"normal": "broken.png"}, "broken.png: is not an image"),
+        (GOOD | {"normal": "broken.png"}, "broken.png: is not a PNG"),
         (GOOD | {"mask": "small.png"}, "a mask is for one normal image"),
         (GOOD | {"normal": "@", "mask": "small.png"}, "small.png: the mask is 9 x 9 pixels"),
         (GOOD | {"normal": "@", "mask": "empty.png"}, "empty.png: the mask is empty"),

@@ -173,8 +173,8 @@ def test_what_is_drawn_is_a_data_set_and_can_be_drawn_again(
         again = tmp_path / "b" / file.relative_to(tmp_path / "a")
         assert file.read_bytes() == again.read_bytes(), file
     images = open_folder(tmp_path / "a").labelled("all")
-    good, bad = check(images, skip_bad=False)
-    assert (len(good), bad) == (12, [])
+    checked = check(images, skip_bad=False)
+    assert (len(checked.good), checked.bad) == (12, [])
     manifest = (tmp_path / "a" / "manifest.jsonl").read_text()
     lines = [json.loads(line) for line in manifest.splitlines()]
     assert len({line["seed"] for line in lines}) == 12
