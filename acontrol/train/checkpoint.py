@@ -50,6 +50,7 @@ class TrainState(Settings):
     position: int = Field(ge=0, description="Samples consumed from the stream.")
     data_digest: str
     base_digest: str
+    skipped_digest: str = Field("", description="Of the keys of damaged samples left out.")
     config: RunConfig
 
 

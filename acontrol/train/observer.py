@@ -203,6 +203,7 @@ class RunObserver:
                 position=step * self.config.optim.batch_size,
                 data_digest=self.stream.reader.index.digest,
                 base_digest=self.launch.base_digest,
+                skipped_digest=self.stream.reader.skipped_digest,
                 config=self.config,
             ),
         )

@@ -16,7 +16,7 @@ from acontrol._version import __version__
 from acontrol.config import AdapterCard, RunConfig, derive_seed
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
-from acontrol.data.skipping import agree_on_damage
+from acontrol.data.skipping import agree_on_damage, refuse_other_skips
 from acontrol.data.stream import TrainingStream, held_out
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
@@ -42,6 +42,8 @@ def train_rank(launch: Launch) -> None:
     bundle = _agreed_bundle(launch.run)
     reader = ShardReader(config.data.shards or "", config.data.cache_dir)
     agree_on_damage(reader, config.data)
+    if bundle is not None:
+        refuse_other_skips(bundle.state.skipped_digest, reader)
     adapter = new_adapter(base, launch, reader).to(device)
     model = AnomalyControl(base, adapter, config)
     held, stream = _streams(reader, config, model.encoder.semantics.image_px, launch)
