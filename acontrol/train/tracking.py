@@ -207,13 +207,18 @@ class Tracker:
         self._spool.close()
         others = [one for one in Spool.all_in(self.spools) if one.file != self._spool.file]
         self._sender.spools = [*others, self._spool]
-        if self._sender.stop(self.wait_s):
-            return True
-        waiting = sum(one.waiting() for one in self._sender.spools)
-        there = without_password(self.uri)
-        lie = f"{waiting} events wait in {self.spools}; the same command sends them"
-        print(f"MLflow at {there} is away: {lie}", flush=True)
-        return False
+        there = f"MLflow at {without_password(self.uri)}"
+        try:
+            if not self._sender.drain(min(5.0, self.wait_s)):
+                print(f"Waiting up to {self.wait_s:g} s for {there}", flush=True)
+            drained = self._sender.stop(self.wait_s)
+        except KeyboardInterrupt:  # Who cannot wait need not.
+            drained = self._sender.stop(0)
+        if not drained:
+            waiting = sum(one.waiting() for one in self._sender.spools)
+            lie = f"{waiting} events wait in {self.spools}; the same command sends them"
+            print(f"{there} is away: {lie}", flush=True)
+        return drained
 
     def _put(self, kind: str, **what: Any) -> None:
         with self._lock:
