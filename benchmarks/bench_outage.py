@@ -74,6 +74,10 @@ class Watch:
         """Never."""
         return False
 
+    def wants_bundle(self, step: int) -> bool:
+        """Never."""
+        return False
+
 
 class Bench:
     """One model, and stretches of steps with it."""

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -12,10 +11,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import mlflow
 import psutil
 
 from acontrol.config import RunConfig
 from acontrol.train.retention import newest_bundle
+from acontrol.train.worker import RunRecord
 from benchmarks.disturbed import Fault, Plan
 from launch.train import read_config
 
@@ -40,7 +41,9 @@ class Trial:
     errors: list[str] = field(default_factory=list)
 
 
-def config_of(run: Path, shards: Path, *, stage: int, steps: int, every: int) -> RunConfig:
+def config_of(
+    run: Path, shards: Path, *, stage: int, steps: int, every: int, uri: str | None = None
+) -> RunConfig:
     """Two workers on the built-in base, restarted without end."""
     options: list[object] = [
         *("tiny", "--output", run, "--data.shards", shards, "--zero.stage", stage),
@@ -48,6 +51,7 @@ def config_of(run: Path, shards: Path, *, stage: int, steps: int, every: int) ->
         *("--cluster.num-workers", 2, "--cluster.max-failures", -1, "--cluster.hang-s", 15),
         *("--samples.every", 0, "--samples.count", 1, "--samples.steps", 1),
     ]
+    options += ["--tracking.uri", uri] if uri else []
     return read_config([str(option) for option in options])
 
 
@@ -89,6 +93,8 @@ def carry_out(
                 _kill_all(process)
                 (notes / "happened-driver").touch()
         trial.statuses.append(process.wait())
+        if trial.statuses[-1] not in (0, 1, 2, -signal.SIGKILL):
+            break
         log.seek(0)
         trial.errors.append((log.read().strip().splitlines() or [""])[-1])
         log.close()
@@ -149,11 +155,10 @@ def bytes_wrong(run: Path, reference: Path) -> int:
     return wrong
 
 
-def losses_in_mlflow(run: Path) -> list[tuple[int, float]]:
-    """Every loss that the run's own database has, in order, repeated ones too."""
-    database = sqlite3.connect(run / "mlflow.db")
-    try:
-        query = "select step, value from metrics where key = 'loss' order by step, timestamp"
-        return database.execute(query).fetchall()
-    finally:
-        database.close()
+def losses_in_mlflow(run: Path, uri: str | None = None) -> list[tuple[int, float]]:
+    """Every loss that MLflow has of a run, in order, repeated ones too."""
+    record = RunRecord.read(run)
+    assert record is not None
+    client = mlflow.MlflowClient(tracking_uri=uri or f"sqlite:///{run / 'mlflow.db'}")
+    history = client.get_metric_history(record.mlflow_run, "loss")
+    return sorted((one.step, one.value) for one in history)
