@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,15 +24,15 @@ from pydantic import Field
 from acontrol.config import RunConfig, Settings, UserError
 from acontrol.train.worker import Launch, run_worker
 
-Kind = Literal["kill", "stall", "corrupt", "full"]
+Kind = Literal["kill", "stall", "hang", "corrupt", "full"]
 
 
 class Fault(Settings):
     """What happens to whom and when.
 
     Attributes:
-        kind: "kill" (SIGKILL), "stall" (SIGSTOP), "corrupt" (a byte of the newest bundle is
-            turned, then SIGKILL) or "full" (no room on the disk).
+        kind: "kill" (SIGKILL), "stall" (SIGSTOP), "hang" (waits for ever), "corrupt" (a byte
+            of the newest bundle is turned, then SIGKILL) or "full" (no room on the disk).
         rank: Of the worker.
         step: Once it has taken this optimizer step.
         phase: After the step, in the middle of saving, or at the report of the bundle.
@@ -92,6 +93,8 @@ class Disturber:
     def _do(self, fault: Fault) -> None:
         if fault.kind == "full":
             raise OSError(errno.ENOSPC, "No space left on device")
+        if fault.kind == "hang":
+            threading.Event().wait()
         if fault.kind == "corrupt":
             turn_a_byte(self.launch.run)
         number = signal.SIGSTOP if fault.kind == "stall" else signal.SIGKILL
