@@ -85,6 +85,6 @@ def _decoder() -> Decoder:
 
 
 def _png(content: bytes) -> Image.Image:
-    with opened(io.BytesIO(content), ["PNG"]) as image:
+    with opened(io.BytesIO(content), ("PNG",)) as image:
         image.load()
         return image.copy()

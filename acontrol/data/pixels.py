@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -115,7 +115,7 @@ def check_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
 
 @contextlib.contextmanager
 def opened(
-    source: str | os.PathLike[str] | BinaryIO, formats: Sequence[str]
+    source: str | os.PathLike[str] | BinaryIO, formats: tuple[str, ...]
 ) -> Iterator[Image.Image]:
     """Open a picture, of these formats alone and of no more pixels than Pillow's limit.
 
