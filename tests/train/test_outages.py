@@ -1,5 +1,6 @@
 """MLflow away: a real server behind a line that is disturbed."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,16 @@ from PIL import Image
 
 from acontrol.config import RunConfig, UserError
 from acontrol.train import spool
+from acontrol.train.engine import AdapterEngine
+from acontrol.train.loop import StepReport, train
 from acontrol.train.spool import Spool
 from acontrol.train.tracking import Tracker
 from benchmarks.mlflow_proxy import Proxy, Server
+from tests.train.ranks import run_ranks
+from tests.train.test_loop import Notes, setting, shards  # noqa: F401
 
 LIMIT_S = 60.0
+OUTAGES = ("refuse", "hang", "500", "deaf")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,7 @@ def holds_each_once(server: Server, run_id: str, last: int) -> None:
     assert run.info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("how", ["refuse", "hang", "500", "deaf"])
+@pytest.mark.parametrize("how", OUTAGES)
 def test_nothing_is_lost_and_nobody_waits(
     server, proxy, tmp_path, how, caplog, monkeypatch
 ) -> None:
@@ -95,6 +101,43 @@ def test_nothing_is_lost_and_nobody_waits(
     assert tracker.finish("FINISHED")
     holds_each_once(server, tracker.run_id, 35)
     assert not list(tracker.spools.glob("files/*")), "pictures stay no longer than they wait"
+
+
+def trainings(shards: str, port: int, folder: str) -> dict[str, list[list[float]]]:  # noqa: F811
+    """The same training with every outage from its second step to its last: losses, twice."""
+    os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    spool.EVERY_S, found = 0.05, {}
+    for how in ("pass", *OUTAGES):
+        proxy = Proxy(port)
+        proxy.set("pass")
+        tracker = Tracker.open(proxy.uri, "trained", how, None, Path(folder, how))
+
+        class Logs(Notes):
+            def on_step(self, report: StepReport) -> None:
+                super().on_step(report)
+                if report.step == 2:
+                    proxy.set(how)  # noqa: B023
+                tracker.log_metrics({"loss": report.loss}, report.step)  # noqa: B023
+
+        model, stream, _ = setting(shards, validation={"every": 0})
+        engine = AdapterEngine(model.adapter, model.config, None)
+        notes = Logs()
+        train(model, stream.batches(0, 4, 0, 1, 4), engine, model.config, notes)
+        proxy.set("pass")
+        assert tracker.finish("FINISHED")
+        history = tracker.client.get_metric_history(tracker.run_id, "loss")
+        held = [one.value for one in sorted(history, key=lambda one: one.step)]
+        found[how] = [[report.loss for report in notes.reports], held]
+    return found
+
+
+@pytest.mark.slow  # A process's imports.
+def test_losses_are_the_same_bits_and_all_there(server, shards, tmp_path) -> None:  # noqa: F811
+    found = run_ranks(trainings, 1, tmp_path, shards, server.port, str(tmp_path))
+    losses, _ = found["pass"]
+    assert len(set(losses)) == 4
+    for how in ("pass", *OUTAGES):
+        assert found[how] == [losses, losses]
 
 
 def test_a_restart_sends_what_was_left_to_the_same_run(server, proxy, tmp_path, capsys) -> None:
