@@ -39,10 +39,7 @@ METRICS_A_REQUEST = 1000  # MLflow takes no more.
 
 
 class Tracker:
-    """Logs to one MLflow run, by way of ``FOLDER/events/RUN_ID``.
-
-    Steps that a resume repeats, with the same values, are in there and so not logged again.
-    """
+    """Logs to one MLflow run by way of ``FOLDER/events/RUN_ID``; what is in there is logged."""
 
     def __init__(
         self, uri: str, run_id: str, folder: Path, *, adopt: bool = False, wait_s: float = 60.0
