@@ -43,10 +43,7 @@ FIRST_NAMES = ("learning_rate", "validation_loss")  # Each stands for those logg
 
 
 class Tracker:
-    """Logs to one MLflow run, by way of ``FOLDER/events/RUN_ID``.
-
-    Steps that a resume repeats, with the same values, are in there and so not logged again.
-    """
+    """Logs to one MLflow run by way of ``FOLDER/events/RUN_ID``; what is in there is logged."""
 
     def __init__(
         self,
