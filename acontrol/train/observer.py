@@ -177,6 +177,12 @@ class RunObserver:
         )
         self.watchdog.progress()
 
+    def close(self) -> None:
+        """The worker ends."""
+        self.watchdog.close()
+        if self.tracker is not None:
+            self.tracker.leave()
+
     def _say(self, line: str) -> None:
         """A line on the console: Ray Train doubles what print() says."""
         sys.stdout.write(f"{line}\n")

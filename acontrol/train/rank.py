@@ -62,7 +62,7 @@ def train_rank(launch: Launch) -> None:
         _note_reservation(launch)
     observer = RunObserver(launch, base, adapter, stream, engine, start, held)
     with contextlib.ExitStack() as around:
-        around.callback(observer.watchdog.close)
+        around.callback(observer.close)
         if is_restart:
             observer.on_restart(bundle)
         if config.tracking.system_metrics and ray.train.get_context().get_local_rank() == 0:

@@ -66,10 +66,11 @@ class Tracker:
         """
         self.client = mlflow.MlflowClient(tracking_uri=uri)
         self.uri, self.run_id, self.wait_s = uri, run_id, wait_s
+        self._is_alone = not storage.is_local(folder)
         self.spools = storage.on_this_node(folder) / "events" / run_id
         before = Spool.all_in(self.spools)
         # Beside an object store, the node that wrote what came before may be gone.
-        elsewhere = () if storage.is_local(folder) else FIRST_NAMES
+        elsewhere = FIRST_NAMES if self._is_alone else ()
         self._last_steps = last_steps(uri, run_id, elsewhere)
         for event in (event for one in before for event, _ in one.events()):
             if event["kind"] == "metrics":
@@ -194,6 +195,15 @@ class Tracker:
     def flush(self) -> None:
         """Have the disk hold what is logged: a resume from here on has all of it."""
         self._spool.sync()
+
+    def leave(self) -> None:
+        """This process ends, and nothing more is logged here.
+
+        Where the run's folder is this node's own, no later process may see what waits in it.
+        """
+        self.flush()
+        if self._is_alone and not self._sender.stop(self.wait_s):
+            log.warning("MLflow is away: events wait on this node, in %s", self.spools)
 
     def finish(self, status: str) -> bool:
         """Close the run, FINISHED, FAILED or KILLED; whether MLflow has all of it by now.
