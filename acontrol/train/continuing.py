@@ -67,7 +67,8 @@ def changed_settings(before: RunConfig, now: RunConfig) -> list[str]:
     right = _flat(json.loads(now.model_dump_json(exclude=free)))
     # Contents are compared by digest, wherever they lie now.
     ignored = {"data.shards", "data.cache_dir", "data.features", "data.loader_workers"}
-    ignored |= {"optim.max_skipped"}  # Says when to give up, and nothing of the numbers.
+    # These say when to give up, and nothing of the numbers: skipped samples have a digest.
+    ignored |= {"optim.max_skipped", "data.damaged", "data.max_damaged"}
     ignored |= {"base.path", "base.revision", "base.vlm_path", "base.vlm_revision"}
     if before.optim.schedule == now.optim.schedule == "constant":
         ignored.add("optim.steps")  # A cosine ends where the run does.

@@ -26,7 +26,8 @@ def cluster(monkeypatch) -> Iterator[Cluster]:
     """Two nodes with a CPU each."""
     # How often Ray Train looks whether a node will be taken away.
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
-    made = Cluster(initialize_head=True, head_node_args=NODE)
+    head = {**NODE, "dashboard_port": object_store.free_port()}
+    made = Cluster(initialize_head=True, head_node_args=head)
     monkeypatch.setenv("RAY_ADDRESS", made.address)
     made.add_node(**NODE)
     yield made
