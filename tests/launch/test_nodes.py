@@ -16,7 +16,12 @@ from tests.launch import commands
 from tests.launch.runs import options
 from tests.train import object_store
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Ray's cluster utility leaves a socket open.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 STEPS, EVERY = 40, 4
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
 
@@ -58,7 +63,10 @@ def wait_until(
         time.sleep(0.1)
 
 
-def test_a_node_lost_without_notice(cluster, stored, tmp_path, built_in_data) -> None:
+def test_a_node_lost_without_notice(
+    cluster, stored, tmp_path, built_in_data, monkeypatch
+) -> None:
+    monkeypatch.setenv("ACONTROL_CACHE", str(tmp_path / "cache"))
     databases = [f"sqlite:///{tmp_path / name}.db" for name in ("calm", "wild")]
     calm, wild = (
         [
