@@ -73,7 +73,6 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
     missing = [kind for kind in kinds if done[kind] is None]
     if not missing:
         return [card for card in done.values() if card is not None]
-    base_models.quieten()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = base_models.load_base(config.base_config, device)
     desk = _desk(config, known, torch.device(device))
