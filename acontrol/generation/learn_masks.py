@@ -1,20 +1,10 @@
-"""From training masks to learned ones: each category and defect in turn, resumable.
+"""From training masks to learned ones: each category and defect in turn, resumable."""
 
-    MASKS/run.json   the settings; other ones are not mixed in
-    MASKS/training/  the state of the one that is being learned
-    MASKS/mlflow.db  MLflow, unless a server was named
-
-What lies in MASKS otherwise: `acontrol.masks.collection`.
-"""
-
-import json
-import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -25,6 +15,7 @@ from acontrol import base as base_models
 from acontrol._version import __version__
 from acontrol.config import UserError, derive_seed
 from acontrol.data.mvtec import LabelledImage, open_folder
+from acontrol.generation.mask_desk import claim, open_desk
 from acontrol.generation.places import Kind, mask_of
 from acontrol.masks.collection import read_card, write_learned
 from acontrol.masks.learned import (
@@ -38,9 +29,7 @@ from acontrol.masks.settings import Inversion, MaskCard, MasksConfig
 from acontrol.masks.shape import Mask
 from acontrol.pretrain.stage import Desk, run_stage
 from acontrol.sheet import contact_sheet
-from acontrol.train.tracking import Tracker
 
-RUN, TRAINING = "run.json", "training"
 _SHOWN = 12  # Masks in a row of the sheet.
 
 
@@ -68,14 +57,14 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
         raise UserError(f"{root}: no masks of defects in split {config.split}")
     masks = {kind: _read(images) for kind, images in kinds.items()}
     digest = base_models.digest(config.base_config)
-    known = _claim(config, root, digest)
+    known = claim(config, root, digest)
     done = {kind: read_card(config.output, *kind) for kind in kinds}
     missing = [kind for kind in kinds if done[kind] is None]
     if not missing:
         return [card for card in done.values() if card is not None]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = base_models.load_base(config.base_config, device)
-    desk = _desk(config, known, torch.device(device))
+    desk = open_desk(config, known, torch.device(device))
     inversion = Inversion.model_validate(config.model_dump(include=set(Inversion.model_fields)))
     failed = []
     for kind in missing:
@@ -114,7 +103,8 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
     desk.tracker.finish("FINISHED")
     shutil.rmtree(desk.folder, ignore_errors=True)
     if failed:
-        raise UserError(f"{failed[0]}; give more --steps, or another --base")
+        more = f" (and {len(failed) - 1} more)" if failed[1:] else ""
+        raise UserError(f"{failed[0]}{more}; give more --steps, or another --base")
     return [card for card in done.values() if card is not None]
 
 
@@ -201,54 +191,6 @@ def _sheet(real: Sequence[Mask], drawn: Sequence[Mask]) -> Image.Image:
     pictures = [[Image.fromarray(mask) for mask in row] for row in rows if row]
     captions = ["training masks"] + ["drawn"] * (len(pictures) - 1)
     return contact_sheet(pictures, [""] * _SHOWN, captions, cell_px=96)
-
-
-def _claim(config: MasksConfig, root: Path, digest: str) -> dict[str, Any]:
-    """Make the output ours, or see that it is: what an earlier call noted."""
-    free = {"output", "category", "defect", "save_every", "tracking_uri", "experiment"}
-    settings = config.model_dump(mode="json", exclude=free | {"base", "vlm_path"})
-    settings |= {"data": str(root.resolve()), "base_digest": digest}
-    file = config.output / RUN
-    if not file.exists():
-        if config.output.exists() and any(config.output.iterdir()):
-            raise UserError(f"{config.output} is not empty, and holds no learned masks")
-        config.output.mkdir(parents=True, exist_ok=True)
-        noted: dict[str, Any] = {"settings": settings, "mlflow_run": None}
-        _write(file, noted)
-        return noted
-    noted = json.loads(file.read_text())
-    other = sorted(name for name in settings if noted["settings"].get(name) != settings[name])
-    if other:
-        name = other[0]
-        raise UserError(
-            f"{config.output} holds masks learned with another {name} "
-            f"({noted['settings'].get(name)}, now {settings[name]}): name a new --output"
-        )
-    return noted
-
-
-def _desk(config: MasksConfig, noted: dict[str, Any], device: torch.device) -> Desk:
-    output = config.output.resolve()
-    uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    tracker = Tracker.open(
-        uri or f"sqlite:///{output / 'mlflow.db'}",
-        config.experiment,
-        config.output.name,
-        noted["mlflow_run"],
-        artifacts=None if uri else output / "artifacts",
-    )
-    if noted["mlflow_run"] is None:
-        tracker.describe(noted["settings"])
-        _write(config.output / RUN, noted | {"mlflow_run": tracker.run_id})
-    return Desk(
-        config.output / TRAINING, tracker, config.seed, device, config.save_every, config.steps
-    )
-
-
-def _write(file: Path, noted: Mapping[str, Any]) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(noted, indent=1) + "\n")
-    os.replace(partial, file)
 
 
 def _metric_name(kind: Kind) -> str:
