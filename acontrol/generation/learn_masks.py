@@ -1,9 +1,9 @@
 """From training masks to learned ones: each category and defect in turn, resumable."""
 
 import re
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -99,9 +99,8 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
             rejected=dict(rejected),
         )
         write_learned(config.output, done[kind], vectors, found, sheet)
-        _state(desk, name).unlink(missing_ok=True)
+        _clear(desk, name)
     desk.tracker.finish("FINISHED")
-    shutil.rmtree(desk.folder, ignore_errors=True)
     if failed:
         more = f" (and {len(failed) - 1} more)" if failed[1:] else ""
         raise UserError(f"{failed[0]}{more}; give more --steps, or another --base")
@@ -196,6 +195,14 @@ def _sheet(real: Sequence[Mask], drawn: Sequence[Mask]) -> Image.Image:
 def _metric_name(kind: Kind) -> str:
     """A name that MLflow takes."""
     return "/".join(re.sub(r"[^\w.\- ]", "_", part) for part in kind)
+
+
+def _clear(desk: Desk, name: str) -> None:
+    """Remove a state, and folders that are empty then: another run may be at work beside."""
+    _state(desk, name).unlink(missing_ok=True)
+    for folder in (_state(desk, name).parent, desk.folder):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _state(desk: Desk, name: str) -> Path:
