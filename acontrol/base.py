@@ -1,6 +1,7 @@
 """The frozen base models: Stable Diffusion 1.5 and BLIP-2, from folders or pinned hub ids."""
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +170,12 @@ def digest(config: BaseConfig) -> str:
 
 
 def quieten() -> None:
-    """Switch off the libraries' own loading bars, for commands that show theirs."""
+    """Switch off the libraries' own loading bars, for commands that show theirs.
+
+    And transformers' word on torchvision, which no picture here goes through; it comes when
+    diffusers' pipelines are imported, so call this before.
+    """
+    logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
 

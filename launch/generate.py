@@ -64,10 +64,13 @@ class Asked(Settings):
     masks: SourceName = Field(
         "real",
         description="Where defects go. real: training masks of that defect, moved, turned, "
-        "scaled and bent; same: these as they are; perlin: blobs, as a control; file: yours.",
+        "scaled and bent; same: these as they are; learned: what launch.masks drew; perlin: "
+        "blobs, as a control; file: yours.",
     )
     masks_path: Path | None = Field(
-        None, description="Masks for --masks file: DIR/DEFECT/*.png, or DIR/*.png for all."
+        None,
+        description="Masks for --masks file: DIR/DEFECT/*.png, or DIR/*.png for all; for "
+        "--masks learned what launch.masks wrote.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Everything drawn follows from it.")
     batch_size: int = Field(4, ge=1, description="Images drawn together.")
@@ -140,6 +143,7 @@ def _generate(command: GenerateCommand, model: str) -> None:
         sampling=Sampling(**command.model_dump(include=set(Sampling.model_fields))),
         seed=command.seed,
         read_phrase=pipeline.semantics.read,
+        base_digest=pipeline.card.base_digest,
     )
     roots = {"data": folder.root, "normal": normal_folder.root}
     threads = max(1, torch.get_num_threads() // command.num_workers)
@@ -219,8 +223,10 @@ def _check(command: GenerateCommand) -> None:
     """What needs no model to be seen as wrong."""
     if not command.model.startswith("models:") and not place(command.model).is_dir():
         raise UserError(f"--model {command.model}: no such folder")
-    if (command.masks == "file") != (command.masks_path is not None):
-        raise UserError("--masks file and --masks-path DIR need each other")
+    named = command.masks in ("file", "learned")
+    if named != (command.masks_path is not None):
+        what = f"--masks {command.masks}" if named else "--masks file (or learned)"
+        raise UserError(f"{what} and --masks-path DIR need each other")
     if command.batch is not None and command.replay is None:
         raise UserError("--batch says which batch of --replay OLD to draw again: give both")
     if command.requests is not None and command.replay is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from PIL import Image
@@ -13,8 +13,9 @@ from acontrol.data.framing import shrink_mask
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.data.pixels import read_image, read_mask
 from acontrol.generation.settings import SourceName
+from acontrol.masks.collection import read_learned
 from acontrol.masks.foreground import corrected, foreground, shared_foreground
-from acontrol.masks.listed import ListedMasks
+from acontrol.masks.listed import LearnedMasks, ListedMasks
 from acontrol.masks.perlin import PerlinMasks
 from acontrol.masks.placement import NotPlaced, Rules, learn_rules, place
 from acontrol.masks.real import RealMasks
@@ -76,17 +77,24 @@ class Places:
         *,
         cells: int,
         files: Path | None = None,
+        base_digest: str | None = None,
+        split: Literal["train", "test", "all"] = "train",
     ):
         """Take the training masks.
 
         Args:
             training: Gives the labelled images of a category and defect, none if unknown.
             cells: Side of the grid of attention cells; a mask covers at least one's area.
-            files: Folder of masks for "file": FILES/DEFECT/*.png, or FILES/*.png for all.
+            files: Folder of masks for "file", FILES/DEFECT/*.png or FILES/*.png for all; or
+                what launch.masks wrote, for "learned".
+            base_digest: Of the base that learned masks must be of; None takes any.
+            split: The part of the data that learned masks must be of.
         """
         self._training = training
         self._cells = cells
         self._files = files
+        self._base_digest = base_digest
+        self._split: Literal["train", "test", "all"] = split
         self._sources: dict[tuple[str, Kind], MaskSource] = {}
         self._rules: dict[tuple[str, Kind], Rules] = {}
         self._origins: dict[tuple[str, Kind], dict[str, Path]] = {}
@@ -155,9 +163,20 @@ class Places:
         self._rules[key] = rules
         if source == "perlin":
             self._sources[key] = PerlinMasks()
+        elif source == "learned":
+            drawn = self._drawn(kind)
+            self._origins[key] = {name: path for name, (path, _) in drawn.items()}
+            self._sources[key] = LearnedMasks({name: one for name, (_, one) in drawn.items()})
         else:
             self._origins[key] = {one.id: one.mask for one in images}
             self._sources[key] = RealMasks(masks)
+
+    def _drawn(self, kind: Kind) -> dict[str, tuple[Path, Mask]]:
+        if self._files is None:
+            raise UserError("--masks learned needs what launch.masks wrote: --masks-path MASKS")
+        return read_learned(
+            self._files, *kind, base_digest=self._base_digest, split=self._split
+        )
 
     def _listed(self, defect: str) -> dict[str, tuple[Path, Mask]]:
         if self._files is None:

@@ -91,6 +91,7 @@ class Planner:
         sampling: Sampling | None = None,
         seed: int = 0,
         read_phrase: Callable[[Sequence[str]], object] | None = None,
+        base_digest: str | None = None,
     ):
         """Take the data.
 
@@ -101,17 +102,24 @@ class Planner:
             folder: The defects.
             split: Where references and masks come from: what the adapter was trained on.
             cells: Side of the grid of attention cells; a mask covers at least one's area.
-            masks_path: Folder of masks for "file".
+            masks_path: Folder of masks for "file" and "learned".
             normal_folder: The good images, if elsewhere.
             masks: Where masks are from, if a request does not say.
             sampling: How images are drawn, if a request does not say.
             seed: Everything drawn follows from it.
             read_phrase: Raises ValueError for words that the model cannot read.
+            base_digest: Of the base that learned masks must be of; None takes any.
         """
         self.folder = folder
         self.split: Literal["train", "test", "all"] = split
         self.normal_folder = normal_folder or folder
-        self.places = Places(self.training, cells=cells, files=masks_path)
+        self.places = Places(
+            self.training,
+            cells=cells,
+            files=masks_path,
+            base_digest=base_digest,
+            split=split,
+        )
         self.masks: SourceName = masks
         self.sampling = sampling or Sampling()
         self.seed = seed

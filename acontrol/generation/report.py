@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -22,7 +23,7 @@ ROWS = 12  # Of a contact sheet, evenly over the kind's images.
 EXTREMES = 3  # Best and worst of a kind on the page.
 TITLES = ("normal", "where", "reference", "result", "difference x3")
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem}"
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:54rem;padding:0 1rem}"
     "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;text-align:right;"
     "border-bottom:1px solid #ccc}td:first-child,th:first-child{text-align:left}"
     "img{max-width:100%;border:1px solid #ccc}h2{margin-top:2rem}"
@@ -50,15 +51,20 @@ def write_report(folder: Path, lines: Sequence[Line], roots: Roots) -> None:
         count = min(ROWS, len(some))
         chosen = [some[place * len(some) // count] for place in range(count)]
         _sheet(folder, chosen, roots).save(report / f"{category}-{defect}.png")
-        rows.append(_row(name, some))
+        rows.append(_row(f"{category}/{defect}", some))
         ordered = sorted(some, key=_quality, reverse=True)
-        extremes = min(EXTREMES, len(ordered))
-        best = _embedded(_sheet(folder, ordered[:extremes], roots))
-        worst = _embedded(_sheet(folder, ordered[::-1][:extremes], roots))
+        if len(ordered) <= 2 * EXTREMES:  # Nothing is shown twice.
+            shown = {"All, best first": ordered}
+        else:
+            shown = {"Best": ordered[:EXTREMES], "Worst": ordered[::-1][:EXTREMES]}
+        file = quote(f"{category}-{defect}.png")
         sections.append(
-            f"<h2>{name}</h2><p>Best</p><img alt='best of {name}' src='{best}'>"
-            f"<p>Worst</p><img alt='worst of {name}' src='{worst}'>"
+            f"<h2 id='{name}'>{name}</h2>"
+            f"<p><a href='{file}'>Contact sheet</a>: {count} of {len(some)}</p>"
         )
+        for title, chosen in shown.items():
+            picture = _embedded(_sheet(folder, chosen, roots))
+            sections.append(f"<p>{title}</p><img alt='{title}: {name}' src='{picture}'>")
     heads = (
         "kind",
         "images",
@@ -69,25 +75,28 @@ def write_report(folder: Path, lines: Sequence[Line], roots: Roots) -> None:
         "background PSNR, dB",
         "autoencoder's PSNR, dB",
     )
+    passed = sum(line["scores"]["passed"] for line in lines)
     page = (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width'>"
         f"<title>Generated defects</title><style>{_STYLE}</style><h1>Generated defects</h1>"
-        "<p>Means over the images. <b>Mask-fill</b>: share of the mask that changed by more "
-        "than the autoencoder's own error. <b>Distance</b>: to the nearest training defect of "
-        "its kind, in the vision tower's features; up to <b>limit</b>, it is as near as "
-        "training defects are to each other. <b>PSNR</b>: of the background after, and before "
-        "the normal image's own pixels were put back.</p>"
+        f"<p>{len(lines)} images with masks, of which {passed} passed the gate.</p>"
+        "<p>The table has means over the images. <b>Mask-fill</b>: share of the mask that "
+        "changed by more than the autoencoder's own error. <b>Distance</b>: to the nearest "
+        "training defect of its kind, in the vision tower's features; up to <b>limit</b>, it "
+        "is as near as training defects are to each other. <b>PSNR</b>: of the background after, "
+        "and before the normal image's own pixels were put back.</p>"
         f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}"
         f"</table>{''.join(sections)}</html>\n"
     )
     (report / "index.html").write_text(page, encoding="utf-8")
 
 
-def _row(name: str, lines: Sequence[Line]) -> str:
+def _row(kind: str, lines: Sequence[Line]) -> str:
     scores = [line["scores"] for line in lines]
     passed = sum(one["passed"] for one in scores)
     cells = [
-        name,
+        f"<a href='#{quote(kind)}'>{html.escape(kind)}</a>",
         str(len(lines)),
         str(passed),
         f"{fmean(one['mask_fill'] for one in scores):.2f}",

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from acontrol.config import Settings
 
-SourceName = Literal["real", "same", "perlin", "file"]  # Of masks.
+SourceName = Literal["real", "same", "learned", "perlin", "file"]  # Of masks.
 
 
 class Sampling(Settings):

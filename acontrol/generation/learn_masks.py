@@ -1,0 +1,210 @@
+"""From training masks to learned ones: each category and defect in turn, resumable."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from acontrol import base as base_models
+from acontrol._version import __version__
+from acontrol.config import UserError, derive_seed
+from acontrol.data.mvtec import LabelledImage, open_folder
+from acontrol.generation.mask_desk import claim, open_desk
+from acontrol.generation.places import Kind, mask_of
+from acontrol.masks.collection import read_card, write_learned
+from acontrol.masks.learned import (
+    MaskObjective,
+    MaskWords,
+    draw_masks,
+    picture_side,
+)
+from acontrol.masks.limits import Limits
+from acontrol.masks.settings import Inversion, MaskCard, MasksConfig
+from acontrol.masks.shape import Mask
+from acontrol.pretrain.stage import Desk, run_stage
+from acontrol.sheet import contact_sheet
+
+_SHOWN = 12  # Masks in a row of the sheet.
+
+
+def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
+    """Learn the masks of every category and defect asked for.
+
+    The same call goes on where an earlier one stopped; what is finished is kept.
+
+    Args:
+        config: Every setting.
+        root: Folder in MVTec AD's layout.
+
+    Returns:
+        What there is, of each category and defect asked for.
+
+    Raises:
+        UserError: If there are no such masks, or too few; if the output holds anything else,
+            or masks of other settings or another base; or if nothing drawn is like a mask.
+    """
+    folder = open_folder(root)
+    kinds: dict[Kind, list[LabelledImage]] = {}
+    for one in folder.labelled(config.split, category=config.category, defect=config.defect):
+        kinds.setdefault((one.category, one.defect), []).append(one)
+    if not kinds:
+        raise UserError(f"{root}: no masks of defects in split {config.split}")
+    masks = {kind: _read(images) for kind, images in kinds.items()}
+    digest = base_models.digest(config.base_config)
+    known = claim(config, root, digest)
+    done = {kind: read_card(config.output, *kind) for kind in kinds}
+    missing = [kind for kind in kinds if done[kind] is None]
+    if not missing:
+        return [card for card in done.values() if card is not None]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = base_models.load_base(config.base_config, device)
+    desk = open_desk(config, known, torch.device(device))
+    inversion = Inversion.model_validate(config.model_dump(include=set(Inversion.model_fields)))
+    failed = []
+    for kind in missing:
+        name = _metric_name(kind)
+        words = _learn(base, masks[kind], kinds[kind][0].caption, name, inversion, desk)
+        vectors = words.vectors.detach()
+        limits = Limits.of(list(masks[kind].values()))
+        found, drawn, rejected = _draw(base, vectors, kind, limits, inversion, config.seed)
+        if not found:
+            why = ", ".join(f"{reason} {count}x" for reason, count in rejected.most_common())
+            failed.append(f"{'/'.join(kind)}: none of {drawn} drawings is like a mask ({why})")
+            continue
+        sheet = _sheet(list(masks[kind].values()), found)
+        desk.tracker.log_image(sheet, name, inversion.steps)
+        counts = {"drawn": float(drawn), "kept": float(len(found))}
+        desk.tracker.log_metrics({f"{name}/{k}": v for k, v in counts.items()}, inversion.steps)
+        desk.tracker.flush()
+        done[kind] = MaskCard(
+            acontrol_version=__version__,
+            category=kind[0],
+            defect=kind[1],
+            base=config.base_config,
+            base_digest=digest,
+            split=config.split,
+            training=tuple(masks[kind]),
+            template=kinds[kind][0].caption,
+            resolution=picture_side(base),
+            seed=config.seed,
+            inversion=inversion,
+            drawn=drawn,
+            kept=len(found),
+            rejected=dict(rejected),
+        )
+        write_learned(config.output, done[kind], vectors, found, sheet)
+        _clear(desk, name)
+    desk.tracker.finish("FINISHED")
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if failed[1:] else ""
+        raise UserError(f"{failed[0]}{more}; give more --steps, or another --base")
+    return [card for card in done.values() if card is not None]
+
+
+def _read(images: Sequence[LabelledImage]) -> dict[str, Mask]:
+    masks = {one.id: mask_of(one) for one in images}
+    for one in images:
+        if not masks[one.id].any():
+            raise UserError(f"{one.mask}: the mask is empty; remove it with its image")
+    return masks
+
+
+def _learn(
+    base: base_models.BaseModels,
+    masks: Mapping[str, Mask],
+    caption: str,
+    name: str,
+    inversion: Inversion,
+    desk: Desk,
+) -> MaskWords:
+    """Train the vectors of one category and defect, from its newest state on."""
+    words = MaskWords.of_caption(base, caption, inversion.vectors)
+    objective = MaskObjective(base, masks, pool=inversion.pool, seed=desk.seed)
+    size = inversion.batch_size
+
+    def loss(step: int) -> dict[str, Tensor]:
+        return {"loss": objective(words, desk.seed, range(step * size, (step + 1) * size))}
+
+    _state(desk, name).parent.mkdir(parents=True, exist_ok=True)
+    run_stage(
+        name,
+        words,
+        loss,
+        desk,
+        steps=inversion.steps,
+        learning_rate=inversion.learning_rate,
+    )
+    return words
+
+
+def _draw(
+    base: base_models.BaseModels,
+    vectors: Tensor,
+    kind: Kind,
+    limits: Limits,
+    inversion: Inversion,
+    seed: int,
+) -> tuple[list[Mask], int, Counter[str]]:
+    """Draw until there are enough that are like training masks.
+
+    Returns:
+        Masks, how many were drawn for them, and why others are not there.
+    """
+    kept: list[Mask] = []
+    rejected: Counter[str] = Counter()
+    drawn = 0
+    name = f"{'/'.join(kind)} drawing"
+    with tqdm(total=inversion.count, desc=name, unit="mask", disable=None) as bar:
+        while len(kept) < inversion.count and drawn < inversion.tries * inversion.count:
+            # Batches are always whole: a mask does not depend on how many are wanted.
+            numbers = range(drawn, drawn + inversion.drawing_batch)
+            for one in draw_masks(
+                base,
+                vectors,
+                [derive_seed(seed, "drawn mask", *kind, number) for number in numbers],
+                steps=inversion.drawing_steps,
+                guidance_scale=inversion.guidance_scale,
+            ):
+                if len(kept) == inversion.count:
+                    break
+                drawn += 1
+                found = limits.check(one)
+                if isinstance(found, str):
+                    rejected[found] += 1
+                else:
+                    kept.append(found)
+                    bar.update()
+    return kept, drawn, rejected
+
+
+def _sheet(real: Sequence[Mask], drawn: Sequence[Mask]) -> Image.Image:
+    """Training masks above, drawn ones below."""
+    rows = [real[:_SHOWN]]
+    rows += [drawn[first : first + _SHOWN] for first in range(0, 4 * _SHOWN, _SHOWN)]
+    pictures = [[Image.fromarray(mask) for mask in row] for row in rows if row]
+    captions = ["training masks"] + ["drawn"] * (len(pictures) - 1)
+    return contact_sheet(pictures, [""] * _SHOWN, captions, cell_px=96)
+
+
+def _metric_name(kind: Kind) -> str:
+    """A name that MLflow takes."""
+    return "/".join(re.sub(r"[^\w.\- ]", "_", part) for part in kind)
+
+
+def _clear(desk: Desk, name: str) -> None:
+    """Remove a state, and folders that are empty then: another run may be at work beside."""
+    _state(desk, name).unlink(missing_ok=True)
+    for folder in (_state(desk, name).parent, desk.folder):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _state(desk: Desk, name: str) -> Path:
+    """Where ``run_stage`` keeps a stage of this name."""
+    return desk.folder / f"{name}.safetensors"

@@ -1,0 +1,89 @@
+"""Every setting of launch.masks, and what lies beside learned masks."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from acontrol.config import BUILT_IN, BaseConfig, Settings
+
+
+class Inversion(Settings):
+    """How a mask embedding is learned and drawn from."""
+
+    vectors: int = Field(16, ge=1, description="Vectors of an embedding (AnomalyDiffusion).")
+    steps: int = Field(400, ge=1, description="Optimizer steps for each category and defect.")
+    batch_size: int = Field(8, ge=1, description="Pictures a step.")
+    learning_rate: float = Field(0.4, gt=0, description="Of AdamW; falls as a cosine.")
+    pool: int = Field(
+        256, ge=1, description="Pictures made of a defect's training masks, for training."
+    )
+    count: int = Field(100, ge=1, description="Masks to keep of each category and defect.")
+    tries: int = Field(
+        10, ge=1, description="Drawings for each mask that is wanted, at most; see rejected."
+    )
+    drawing_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of a drawing.")
+    guidance_scale: float = Field(2.0, ge=1, le=100, description="Classifier-free guidance.")
+    drawing_batch: int = Field(
+        32, ge=1, description="Pictures drawn together; more need more memory."
+    )
+
+
+class MasksConfig(Inversion):
+    """What to learn, on which base, and where to."""
+
+    base: str = Field(
+        BUILT_IN,
+        description="The frozen base: a folder or a hub id; 'tiny' is the built-in one. Take "
+        "the one that the adapter was trained on.",
+    )
+    base_revision: str | None = Field(None, description="Commit of the hub id in --base.")
+    vlm_path: str | None = Field(
+        None, description="As base.vlm_path in training: it is part of the base's digest."
+    )
+    vlm_revision: str | None = Field(None, description="As base.vlm_revision in training.")
+    output: Path = Field(description="Folder of the learned masks; the same one goes on.")
+    category: str | None = Field(None, description="Only this category; by default all.")
+    defect: str | None = Field(None, description="Only this defect type; by default all.")
+    split: Literal["train", "test", "all"] = Field(
+        "train",
+        description="Which masks to learn from: each defect's first third, the rest, "
+        "or all; as the adapter was trained.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
+    save_every: int = Field(100, ge=1, description="Steps between states that a rerun takes.")
+    tracking_uri: str | None = Field(
+        None,
+        description="MLflow's server or database; by default MLFLOW_TRACKING_URI, else an "
+        "SQLite file in MASKS.",
+    )
+    experiment: str = Field("acontrol-masks", min_length=1, description="MLflow experiment.")
+
+    @property
+    def base_config(self) -> BaseConfig:
+        """The base as every other command names it."""
+        return BaseConfig(
+            path=self.base,
+            revision=self.base_revision,
+            vlm_path=self.vlm_path,
+            vlm_revision=self.vlm_revision,
+        )
+
+
+class MaskCard(Settings):
+    """What a folder of learned masks is; checked on the way back in."""
+
+    acontrol_version: str
+    category: str
+    defect: str
+    base: BaseConfig
+    base_digest: str = Field(description="sha256 over the base models' files.")
+    split: Literal["train", "test", "all"]
+    training: tuple[str, ...] = Field(description="Ids of the training masks.")
+    template: str = Field(description="The caption whose words the vectors started as.")
+    resolution: int = Field(ge=8, description="Side of the masks, in pixels.")
+    seed: int
+    inversion: Inversion
+    drawn: int = Field(ge=0, description="Pictures drawn for them.")
+    kept: int = Field(ge=1)
+    rejected: dict[str, int] = Field(description="Why the others are not there.")

@@ -1,0 +1,56 @@
+"""Learn where defects go: masks that the frozen base draws, like a defect's training masks.
+
+    python -m launch.masks ROOT --output MASKS [--base BASE] [--category C] [--defect D]
+    python -m launch.generate ... --masks learned --masks-path MASKS
+
+For each category and defect of ROOT a few vectors learn, by textual inversion, what the base
+must read to draw its masks; then masks are drawn, and those unlike the training masks in area
+or length, empty, or along the border are left out. With the built-in base that is about two
+minutes each on one core. Killed, the same command continues. Look at
+MASKS/CATEGORY/DEFECT/sheet.png, and remove from masks/ there what you do not like.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from acontrol.masks.settings import MasksConfig
+from launch.entry import main, parse
+
+PROG = "python -m launch.masks"
+
+
+class MasksCommand(MasksConfig):
+    """Options of launch.masks."""
+
+    root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")] = Field(
+        description="Folder of categories in MVTec AD's layout, or one category."
+    )
+
+
+def run(args: Sequence[str]) -> None:
+    """Learn, and say what came and where it is."""
+    command = parse(MasksCommand, args, prog=PROG, description=__doc__)
+    # The models are imported only once the arguments are known to be good.
+    from acontrol.base import quieten
+
+    quieten()
+    from acontrol.generation.learn_masks import learn_masks
+
+    config = MasksConfig.model_validate(command.model_dump(exclude={"root"}))
+    for card in learn_masks(config, command.root):
+        reasons = sorted(card.rejected.items(), key=lambda one: -one[1])
+        told = ", ".join(f"{count} {reason}" for reason, count in reasons)
+        print(
+            f"{card.category}/{card.defect}: {card.kept} masks of {card.drawn} drawn"
+            + (f" (not {told})" if told else "")
+        )
+    print(f"Masks: {os.fspath(config.output)}")
+
+
+if __name__ == "__main__":
+    main(run)
