@@ -26,6 +26,8 @@ ORDER = [
     },
     {"acontrol.data"},
     {
+        "acontrol.hub",
+        "acontrol.memory",
         "acontrol.shapes",
         "acontrol.qformer",
         "acontrol.qformer_layers",

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from ray.train import UserCallback
 
 from acontrol import base as base_models
+from acontrol import hub
 from acontrol.config import RunConfig, UserError
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
@@ -28,6 +29,7 @@ from acontrol.train.checkpoint import Bundle, changed_settings, export_adapter, 
 from acontrol.train.cluster import joined_cluster
 from acontrol.train.failures import root_cause
 from acontrol.train.fit import fit
+from acontrol.train.needs import unmet, unnamed
 from acontrol.train.paths import absolute
 from acontrol.train.tracking import Tracker, named_uri, tracking_uri
 from acontrol.train.worker import Launch, RunRecord
@@ -61,16 +63,16 @@ def run_training(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> P
     """
     base_models.quieten()
     config = absolute(config)
-    run = Path(_required(config.output, "--output RUN", "where the run goes"))
-    reader = ShardReader(
-        _required(config.data.shards, "--data.shards DIR", "what launch.shard wrote"),
-        config.data.cache_dir,
-    )
+    if unnamed(config):
+        raise UserError("; ".join(unmet(config)))
+    run = Path(config.output or "")
+    reader = ShardReader(config.data.shards or "", config.data.cache_dir)
     if config.sga.scale == 0:
         raise UserError("sga.scale is 0: the adapter would not be used, so it cannot learn")
     if config.init is not None and not Path(config.init, "config.json").is_file():
         raise UserError(f"init {config.init}: no adapter there (it holds config.json)")
     digest = base_models.digest(config.base)
+    hub.fetch(config.base)
     with only_launch(run):
         bundle = newest_bundle(run)
         if bundle is not None:
@@ -163,12 +165,6 @@ def _known_mlflow_run(run: Path, config: RunConfig, bundle: Bundle | None) -> st
         if changed_settings(before, config):
             return None
     return record.mlflow_run
-
-
-def _required(value: str | None, option: str, meaning: str) -> str:
-    if value is None:
-        raise UserError(f"{option} is needed: {meaning}")
-    return value
 
 
 def _check_continues(
