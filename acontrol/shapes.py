@@ -27,8 +27,8 @@ BLIP2_ITM = ("Salesforce/blip2-itm-vit-g", "Salesforce/blip2-itm-vit-g-coco")
 class Shapes:
     """The frozen networks as shapes: meta tensors, no weights."""
 
-    vae: nn.Module
-    text_encoder: nn.Module
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
     vlm: Blip2ForImageTextRetrieval
 

@@ -28,6 +28,28 @@ def load_pipeline(
     Raises:
         UserError: If there is no adapter, its JSON is not ours, or the base is another one.
     """
+    adapter, card, folder = load_adapter(model)
+    config = card.base
+    if base_path is not None:
+        config = config.model_copy(update={"path": base_path})
+    found = base_models.digest(config)
+    if found != card.base_digest:
+        raise UserError(
+            f"the base at {config.path} is not the one that {folder} was trained on "
+            "(its files have another digest): name the right one with --base-path"
+        )
+    pipeline = AnomalyControlPipeline.from_base(base_models.load_base(config), adapter.eval())
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes() + found.encode()).hexdigest()
+    return pipeline.to(device), digest
+
+
+def load_adapter(model: str) -> tuple[SemanticAdapter, AdapterCard, Path]:
+    """Load the adapter of a run's or an adapter's folder: (adapter, its card, its folder).
+
+    Raises:
+        UserError: If there is no adapter, or its JSON is not ours.
+    """
     folder = Path(model)
     if (folder / "adapter" / "config.json").is_file():
         folder = folder / "adapter"
@@ -46,16 +68,4 @@ def load_pipeline(
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder} is no adapter of this version: {reason}") from error
-    config = card.base
-    if base_path is not None:
-        config = config.model_copy(update={"path": base_path})
-    found = base_models.digest(config)
-    if found != card.base_digest:
-        raise UserError(
-            f"the base at {config.path} is not the one that {folder} was trained on "
-            "(its files have another digest): name the right one with --base-path"
-        )
-    pipeline = AnomalyControlPipeline.from_base(base_models.load_base(config), adapter.eval())
-    weights = folder / "diffusion_pytorch_model.safetensors"
-    digest = hashlib.sha256(weights.read_bytes() + found.encode()).hexdigest()
-    return pipeline.to(device), digest
+    return adapter, card, folder

@@ -25,6 +25,7 @@ from acontrol import hub
 from acontrol.config import RunConfig, UserError
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
+from acontrol.interop.begin import check_beginning
 from acontrol.train.checkpoint import Bundle, changed_settings, export_adapter, newest_bundle
 from acontrol.train.cluster import joined_cluster
 from acontrol.train.failures import root_cause
@@ -69,8 +70,8 @@ def run_training(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> P
     reader = ShardReader(config.data.shards or "", config.data.cache_dir)
     if config.sga.scale == 0:
         raise UserError("sga.scale is 0: the adapter would not be used, so it cannot learn")
-    if config.init is not None and not Path(config.init, "config.json").is_file():
-        raise UserError(f"init {config.init}: no adapter there (it holds config.json)")
+    if config.init is not None:
+        check_beginning(config.init)
     digest = base_models.digest(config.base)
     hub.fetch(config.base)
     with only_launch(run):

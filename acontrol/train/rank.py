@@ -16,6 +16,7 @@ from acontrol.config import AdapterCard, RunConfig, derive_seed
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.stream import TrainingStream, held_out
+from acontrol.interop.begin import begin_from
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
 from acontrol.train.checkpoint import Bundle, newest_bundle, read_bundle
@@ -134,7 +135,7 @@ def new_adapter(
             card=json.loads(card.model_dump_json()),
         )
     if config.init is not None:
-        adapter.load_state_dict(SemanticAdapter.from_pretrained(config.init).state_dict())
+        begin_from(adapter, config.init)
     return adapter
 
 
