@@ -21,6 +21,7 @@ from transformers import (
 
 from acontrol import hub
 from acontrol.config import BUILT_IN, BaseConfig, UserError
+from acontrol.inpainting import is_inpainting
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
@@ -97,6 +98,7 @@ def load_base(
             vlm=frozen(Blip2ForImageTextRetrieval, vlm_path, **vlm_source),
             vlm_tokenizer=AutoTokenizer.from_pretrained(vlm_path, **vlm_source),
         )
+        is_inpainting(models.unet)  # Or refused here.
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         places = path if vlm_folder else f"{path} and {vlm_path}"

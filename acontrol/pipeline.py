@@ -23,6 +23,7 @@ from acontrol.config import AdapterCard, AseaConfig
 from acontrol.csm import CrossModalEncoder
 from acontrol.data.framing import fit, pictures, region
 from acontrol.encoder import embed_text
+from acontrol.inpainting import check_kind
 from acontrol.pipeline_inputs import Conditions, bits, check_lists, put_back
 from acontrol.sga import SLICING, SemanticAdapter, check_processors, install_processors
 
@@ -69,6 +70,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             adapter=adapter,
         )
         self.card = AdapterCard.model_validate(adapter.config.card)
+        check_kind(self.card, unet)
         self.semantics = CrossModalEncoder(vlm, vlm_tokenizer, self.card.csm, self.card.asea)
         install_processors(unet)
 
@@ -167,7 +169,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @torch.no_grad()
     def encode_text(self, prompt: Sequence[str]) -> Tensor:
         """Embed target texts: (batch, token, dim)."""
-        return embed_text(self.text_encoder, self.tokenizer, prompt)
+        return embed_text(self.text_encoder, self.tokenizer, prompt, self._execution_device)
 
     @torch.no_grad()
     def encode_reference(
@@ -259,15 +261,19 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         size, side = self.card.resolution, self.latent_side
         shape = (count, self.vae.config.latent_channels, side, side)
         noise = randn_tensor(shape, list(generator) if generator else None, device)
-        drawn_on = canvas.Canvas()
+        drawn_on = canvas.blank(self.vae, count, size, device, self.card.inpainting)
         if image is not None and mask_image is not None:
-            drawn_on = canvas.prepare(self.vae, image, mask_image, size, device)
+            drawn_on = canvas.prepare(
+                self.vae, image, mask_image, size, device, self.card.inpainting
+            )
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = noise * self.scheduler.init_noise_sigma
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             doubled = torch.cat([latents] * 2) if guided else latents
             noise_pred = self.unet(
-                self.scheduler.scale_model_input(doubled, timestep).to(self.unet.dtype),
+                drawn_on.seen(self.scheduler.scale_model_input(doubled, timestep)).to(
+                    self.unet.dtype
+                ),
                 timestep,
                 text,
                 cross_attention_kwargs={"semantic": semantic, "semantic_scale": scale},

@@ -123,8 +123,11 @@ def install_processors(unet: UNet2DConditionModel) -> None:
     )
 
 
-def check_processors(unet: UNet2DConditionModel) -> None:
+def check_processors(unet: Any) -> None:
     """Make sure that nothing has replaced the processors of ``install_processors``.
+
+    Args:
+        unet: The U-Net, or what ``torch.compile`` made of it.
 
     Raises:
         ValueError: If something has, as attention slicing does: C' would silently be ignored.

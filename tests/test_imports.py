@@ -27,6 +27,7 @@ ORDER = [
     {"acontrol.data"},
     {
         "acontrol.hub",
+        "acontrol.inpainting",
         "acontrol.memory",
         "acontrol.shapes",
         "acontrol.qformer",

@@ -93,6 +93,9 @@ class AdapterCard(Settings):
     csm: CsmConfig
     asea: AseaConfig
     sga: SgaConfig
+    inpainting: bool = Field(
+        False, description="Whether the base's U-Net sees what is around the mask."
+    )
     resolution: int = Field(ge=16, multiple_of=8)
     reference_view: Literal["image", "region"]
     split: Literal["train", "test", "all"] = Field(

@@ -46,4 +46,12 @@ def begin_from(adapter: SemanticAdapter, init: str) -> None:
             raise UserError(
                 f"init {init}: its {name} is {was[:100]}, and this run's is {now[:100]}"
             )
+    was, now = (
+        bool((one.config.card or {}).get("inpainting", False)) for one in (before, adapter)
+    )
+    if was != now:
+        raise UserError(
+            f"init {init}: it was trained on {'an' if was else 'no'} inpainting base, and this "
+            f"run's base is {'one' if now else 'none'}"
+        )
     adapter.load_state_dict(before.state_dict())

@@ -15,6 +15,7 @@ from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProj
 from torch import Tensor, nn
 
 from acontrol.config import AdapterCard
+from acontrol.inpainting import check_kind
 from acontrol.interop.ip_adapter import folded
 from acontrol.sga import SLICING, PooledTokens, SemanticAdapter, cross_attention_layers
 
@@ -31,6 +32,9 @@ def install(pipe: DiffusionPipeline, adapter: SemanticAdapter) -> None:
     """
     unet = pipe.unet
     _check_fits(unet, adapter)
+    card = adapter.config.card and AdapterCard.model_validate(adapter.config.card)
+    if card is not None:
+        check_kind(card, unet)
     pool = adapter.pool
     tokens = PooledTokens.NUM_TOKENS if pool is not None else 1  # Not read at one adapter.
     pairs = iter(adapter.matrices())
@@ -55,9 +59,8 @@ def install(pipe: DiffusionPipeline, adapter: SemanticAdapter) -> None:
     )
     unet.config.encoder_hid_dim_type = "ip_image_proj"
     unet.set_attention_slice = MethodType(_refuse_slicing, unet)
-    if adapter.config.card is not None:
-        gamma = AdapterCard.model_validate(adapter.config.card).sga.scale
-        pipe.set_ip_adapter_scale(gamma)
+    if card is not None:
+        pipe.set_ip_adapter_scale(card.sga.scale)
 
 
 def image_embeds(

@@ -16,6 +16,7 @@ from acontrol.config import AdapterCard, RunConfig, derive_seed
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.stream import TrainingStream, held_out
+from acontrol.inpainting import is_inpainting
 from acontrol.interop.begin import begin_from
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
@@ -119,6 +120,7 @@ def new_adapter(
         csm=config.csm,
         asea=config.asea,
         sga=config.sga,
+        inpainting=is_inpainting(base.unet),
         resolution=config.data.resolution,
         reference_view=config.data.reference_view,
         split=reader.index.split,

@@ -16,7 +16,7 @@ from acontrol.pipeline import AnomalyControlPipeline
 from acontrol.sga import SemanticAdapter
 
 PROMPTS = ["a wood with a crack", "dark metal"]
-STEPS = 4
+STEPS = 2
 
 
 @pytest.fixture(params=["queries", "pooled"])
