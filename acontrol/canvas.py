@@ -56,8 +56,9 @@ class Canvas:
 
 def prepare(
     vae: AutoencoderKL,
-    image: Sequence[Image.Image],
-    mask: Sequence[Image.Image],
+    image: Sequence[Image.Image] | None,
+    mask: Sequence[Image.Image] | None,
+    count: int,
     size: int,
     device: torch.device,
     inpainting: bool,
@@ -66,12 +67,16 @@ def prepare(
 
     Args:
         vae: The base's.
-        image: Normal images, of any sizes.
+        image: Normal images, of any sizes; None: whole pictures are drawn, with nothing kept
+            and nothing around.
         mask: 1-bit, of the same sizes.
+        count: How many samples.
         size: Side of the square that is drawn, in pixels.
         device: Where the networks run.
         inpainting: Whether the U-Net sees the surroundings.
     """
+    if image is None or mask is None:
+        return _blank(vae, count, size, device) if inpainting else Canvas()
     pairs = [
         fit(one.convert("RGB"), where, size) for one, where in zip(image, mask, strict=True)
     ]
@@ -83,12 +88,7 @@ def prepare(
     return Canvas(kept, inside, _latents(vae, emptied(pixels, masks)) if inpainting else None)
 
 
-def blank(
-    vae: AutoencoderKL, count: int, size: int, device: torch.device, inpainting: bool
-) -> Canvas:
-    """To draw whole pictures on: nothing is kept, and nothing is around."""
-    if not inpainting:
-        return Canvas()
+def _blank(vae: AutoencoderKL, count: int, size: int, device: torch.device) -> Canvas:
     grey = torch.zeros(count, vae.config.in_channels, size, size, device=device)
     around = _latents(vae, grey.to(vae.dtype))
     return Canvas(inside=torch.ones_like(around[:, :1]), around=around)

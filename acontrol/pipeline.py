@@ -21,10 +21,16 @@ from acontrol import canvas
 from acontrol.base import BaseModels
 from acontrol.config import AdapterCard, AseaConfig
 from acontrol.csm import CrossModalEncoder
-from acontrol.data.framing import fit, pictures, region
+from acontrol.data.framing import pictures
 from acontrol.encoder import embed_text
 from acontrol.inpainting import check_kind
-from acontrol.pipeline_inputs import Conditions, bits, check_lists, put_back
+from acontrol.pipeline_inputs import (
+    Conditions,
+    bits,
+    check_lists,
+    put_back,
+    seen_by_vlm,
+)
 from acontrol.sga import SLICING, SemanticAdapter, check_processors, install_processors
 
 
@@ -203,22 +209,11 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             phrase: The anomaly's words.
             asea: Other settings of ASEA than those trained with.
         """
-        pairs = [
-            region(one.convert("RGB"), where)
-            if self.card.reference_view == "region"
-            else (one.convert("RGB"), where)
-            for one, where in zip(image, mask, strict=True)
-        ]
-        fitted = [fit(*pair, self.semantics.image_px) for pair in pairs]
         # Its forward is never called: what model CPU offload hangs there has to be.
         if hasattr(self.vlm, "_hf_hook"):
             self.vlm._hf_hook.pre_forward(self.vlm)
-        tokens: Tensor = self.semantics(
-            torch.stack([one for one, _ in fitted]),
-            phrase,
-            torch.stack([where for _, where in fitted]),
-            asea,
-        ).tokens
+        images, masks = seen_by_vlm(image, mask, self.semantics.image_px, self.card)
+        tokens: Tensor = self.semantics(images, phrase, masks, asea).tokens
         return tokens
 
     @torch.no_grad()
@@ -261,11 +256,9 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         size, side = self.card.resolution, self.latent_side
         shape = (count, self.vae.config.latent_channels, side, side)
         noise = randn_tensor(shape, list(generator) if generator else None, device)
-        drawn_on = canvas.blank(self.vae, count, size, device, self.card.inpainting)
-        if image is not None and mask_image is not None:
-            drawn_on = canvas.prepare(
-                self.vae, image, mask_image, size, device, self.card.inpainting
-            )
+        drawn_on = canvas.prepare(
+            self.vae, image, mask_image, count, size, device, self.card.inpainting
+        )
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = noise * self.scheduler.init_noise_sigma
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):

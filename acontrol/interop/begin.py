@@ -46,12 +46,10 @@ def begin_from(adapter: SemanticAdapter, init: str) -> None:
             raise UserError(
                 f"init {init}: its {name} is {was[:100]}, and this run's is {now[:100]}"
             )
-    was, now = (
-        bool((one.config.card or {}).get("inpainting", False)) for one in (before, adapter)
-    )
-    if was != now:
+    kinds = [(one.config.card or {}).get("inpainting", False) for one in (before, adapter)]
+    if kinds[0] != kinds[1]:
         raise UserError(
-            f"init {init}: it was trained on {'an' if was else 'no'} inpainting base, and this "
-            f"run's base is {'one' if now else 'none'}"
+            f"init {init}: it was trained on {'an' if kinds[0] else 'no'} inpainting base, and "
+            f"this run's base is {'one' if kinds[1] else 'none'}"
         )
     adapter.load_state_dict(before.state_dict())

@@ -196,6 +196,7 @@ def test_compiled(ours: Any, unchecked: None, how: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 def test_compiled_by_inductor(ours: Any, unchecked: None) -> None:
     plain = draw_ours(ours)
     ours.unet = torch.compile(ours.unet)
