@@ -105,8 +105,8 @@ def stock(
 def random_lora(base: BaseModels, folder: str) -> None:
     """A LoRA file with something to say."""
     unet = copy.deepcopy(base.unet)
-    unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     torch.manual_seed(2)
+    unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     for name, one in unet.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(one, std=0.15)

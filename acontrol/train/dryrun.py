@@ -35,6 +35,8 @@ def describe(config: RunConfig) -> Iterator[str]:
         yield f"parameters and memory: unknown, {base} or {vlm} is not on this machine"
     else:
         yield from _memory(config, shapes)
+    if not torch.cuda.is_available():
+        yield "device: no GPU on this machine; on CPUs, unless the cluster it joins has some"
     missing = unmet(config)
     for line in missing:
         yield f"missing: {line}"

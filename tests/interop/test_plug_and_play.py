@@ -39,8 +39,8 @@ def seen(one: np.ndarray, other: np.ndarray) -> bool:
 def lora(base: BaseModels, tmp_path: Path) -> Path:
     """A LoRA of the U-Net's attention, in diffusers' own file format."""
     unet = copy.deepcopy(base.unet)
-    unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     torch.manual_seed(9)
+    unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     for name, one in unet.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(one, std=0.2)

@@ -143,6 +143,7 @@ def test_a_training_dry_run_needs_nothing(built_in_data, tmp_path, capsys) -> No
     missing = [line for line in printed.splitlines() if line.startswith("missing: ")]
     assert len(missing) == 4  # --output, --data.shards, and two checkpoints.
     assert "samples a pass: " in printed
+    assert "device: no GPU on this machine" in printed
     assert "steps: 30000 = 480000 samples" in printed
     # Without --dry-run the same list, as an error.
     with pytest.raises(UserError) as caught:
