@@ -11,6 +11,7 @@ from acontrol._version import __version__
 
 if TYPE_CHECKING:
     from acontrol.config import RunConfig
+    from acontrol.interop.install import install
     from acontrol.model import AnomalyControl
     from acontrol.pipeline import AnomalyControlPipeline
     from acontrol.presets import preset
@@ -21,6 +22,7 @@ _HOMES = {
     "AnomalyControlPipeline": "acontrol.pipeline",
     "RunConfig": "acontrol.config",
     "SemanticAdapter": "acontrol.sga",
+    "install": "acontrol.interop.install",
     "preset": "acontrol.presets",
 }
 
@@ -30,6 +32,7 @@ __all__ = [
     "RunConfig",
     "SemanticAdapter",
     "__version__",
+    "install",
     "preset",
 ]
 

@@ -20,7 +20,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from acontrol import hub
 from acontrol.config import BUILT_IN, BaseConfig, UserError
+from acontrol.inpainting import is_inpainting
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
@@ -60,9 +62,12 @@ def load_base(
         dtype: Of their weights; the Q-Former, in which ASEA differentiates, stays in float32.
 
     Raises:
-        UserError: If a folder or part is missing, or a hub id has no pinned revision.
+        UserError: If a folder or part is missing, or a hub id has no pinned revision or
+            cannot be had.
     """
     path, vlm_path, vlm_folder = resolve(config)
+    hub.fetch(config)
+    variant = {"variant": config.variant} if config.variant else {}
     source = {"revision": config.revision} if config.revision else {}
     vlm_source = {"revision": config.vlm_revision} if config.vlm_revision else source
     if vlm_folder:
@@ -86,14 +91,15 @@ def load_base(
 
     try:
         models = BaseModels(
-            vae=frozen(AutoencoderKL, path, **part("vae")),
-            text_encoder=frozen(CLIPTextModel, path, **part("text_encoder")),
+            vae=frozen(AutoencoderKL, path, **part("vae"), **variant),
+            text_encoder=frozen(CLIPTextModel, path, **part("text_encoder"), **variant),
             tokenizer=CLIPTokenizer.from_pretrained(path, **part("tokenizer")),
-            unet=frozen(UNet2DConditionModel, path, **part("unet")),
+            unet=frozen(UNet2DConditionModel, path, **part("unet"), **variant),
             scheduler=DDPMScheduler.from_pretrained(path, **part("scheduler")),
             vlm=frozen(Blip2ForImageTextRetrieval, vlm_path, **vlm_source),
             vlm_tokenizer=AutoTokenizer.from_pretrained(vlm_path, **vlm_source),
         )
+        is_inpainting(models.unet)  # Or refused here.
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         places = path if vlm_folder else f"{path} and {vlm_path}"
@@ -137,8 +143,7 @@ def resolve(config: BaseConfig) -> tuple[str, str, str]:
 
 
 def _require_pinned(option: str, path: str, revision: str | None) -> None:
-    looks_like_folder = path.startswith((".", "/", "~")) or path.count("/") != 1
-    if looks_like_folder:
+    if not hub.is_hub_id(path):
         raise UserError(f"{option} {path}: no such folder")
     if revision is None:
         name = option.replace("path", "revision")
@@ -152,6 +157,8 @@ def digest(config: BaseConfig) -> str:
     """Sha256 that names the base models: by their files' contents, or by hub id and commit."""
     path, vlm_path, vlm_folder = resolve(config)
     total = hashlib.sha256()
+    if config.variant is not None:
+        total.update(f"variant {config.variant}\n".encode())
     folders = [(part, Path(path, part)) for part in PARTS]
     folders.append(("vlm", Path(vlm_path, vlm_folder)))
     for part, folder in folders:

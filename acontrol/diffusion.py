@@ -22,13 +22,17 @@ class Draw:
     """
 
     noise: Float[Tensor, "batch channel height width"]
-    posterior_noise: Float[Tensor, "batch channel height width"]
+    posterior_noise: Float[Tensor, "batch moment height width"]
     timesteps: Int[Tensor, " batch"]
     chance: Float[Tensor, " batch"]
 
 
 def draw(
-    seed: int, positions: Sequence[int], shape: tuple[int, int, int], num_timesteps: int
+    seed: int,
+    positions: Sequence[int],
+    shape: tuple[int, int, int],
+    num_timesteps: int,
+    moments: int | None = None,
 ) -> Draw:
     """Draw for each sample from a generator of its own, keyed by (seed, position).
 
@@ -40,6 +44,7 @@ def draw(
         positions: Global positions of the samples in the stream.
         shape: (channel, height, width) of the latents.
         num_timesteps: Length of the noise schedule.
+        moments: Channels of the VAE's moments, where they are more than the latents'.
     """
     rows = []
     for position in positions:
@@ -47,7 +52,7 @@ def draw(
         rows.append(
             (
                 torch.randn(shape, generator=generator),
-                torch.randn(shape, generator=generator),
+                torch.randn(moments or shape[0], *shape[1:], generator=generator),
                 torch.randint(num_timesteps, (), generator=generator),
                 torch.rand((), generator=generator),
             )

@@ -16,6 +16,7 @@ from acontrol.config import AseaConfig, CsmConfig
 from acontrol.csm import CrossModalEncoder
 from acontrol.data.features import Features
 from acontrol.data.stream import Batch
+from acontrol.inpainting import emptied, is_inpainting
 
 
 class FrozenEncoder:
@@ -28,6 +29,7 @@ class FrozenEncoder:
             base.text_encoder,
             base.tokenizer,
         )
+        self.inpainting = is_inpainting(base.unet)
         self.semantics = CrossModalEncoder(base.vlm, base.vlm_tokenizer, csm, asea)
 
     @torch.no_grad()
@@ -35,13 +37,17 @@ class FrozenEncoder:
         """Encode targets, their texts and their references."""
         image = batch.image.to(self.vae.device, self.vae.dtype)
         posterior = self.vae.encode(image).latent_dist
+        mean, std = posterior.mean, posterior.std
+        if self.inpainting:
+            around = self.vae.encode(emptied(image, batch.mask.to(image))).latent_dist
+            mean, std = torch.cat([mean, around.mean], 1), torch.cat([std, around.std], 1)
         semantic = self.semantics(
             batch.reference_image, batch.reference_phrase, batch.reference_mask
         )
         return Features(
-            latent_mean=posterior.mean,
-            latent_std=posterior.std,
-            latent_mask=F.adaptive_max_pool2d(batch.mask, posterior.mean.shape[-2:]),
+            latent_mean=mean,
+            latent_std=std,
+            latent_mask=F.adaptive_max_pool2d(batch.mask, mean.shape[-2:]),
             text=embed_text(self.text_encoder, self.tokenizer, batch.caption),
             tokens=semantic.tokens,
             energy_before=semantic.energy_before,
@@ -50,9 +56,16 @@ class FrozenEncoder:
 
 
 def embed_text(
-    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: Sequence[str]
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    texts: Sequence[str],
+    device: torch.device | None = None,
 ) -> Float[Tensor, "batch token dim"]:
-    """CLIP's last hidden states, padded and cut to the tokenizer's length."""
+    """CLIP's last hidden states, padded and cut to the tokenizer's length.
+
+    ``device`` is where it runs; by default where its weights are, which are elsewhere when
+    they are offloaded.
+    """
     ids = tokenizer(
         list(texts),
         padding="max_length",
@@ -60,4 +73,4 @@ def embed_text(
         max_length=tokenizer.model_max_length,
         return_tensors="pt",
     ).input_ids
-    return text_encoder(ids.to(text_encoder.device)).last_hidden_state
+    return text_encoder(ids.to(device or text_encoder.device)).last_hidden_state

@@ -20,6 +20,7 @@ from acontrol.diffusion import (
     timestep_weights,
 )
 from acontrol.encoder import FrozenEncoder, embed_text
+from acontrol.inpainting import beside, is_inpainting
 from acontrol.sga import SemanticAdapter, install_processors
 
 
@@ -58,6 +59,7 @@ class AnomalyControl(nn.Module):
         channels, factor = base.latent_shape
         side = config.data.resolution // factor
         self.latent_shape = (channels, side, side)
+        self.inpainting = is_inpainting(base.unet)
         weights = timestep_weights(base.scheduler.alphas_cumprod, config.optim.loss_weighting)
         self.timestep_weights = weights.to(base.unet.device)
         self._no_text: Tensor | None = None
@@ -95,6 +97,7 @@ class AnomalyControl(nn.Module):
                 batch.positions,
                 self.latent_shape,
                 self.scheduler.config.num_train_timesteps,
+                moments=self.latent_shape[0] * (2 if self.inpainting else 1),
             )
             drop_text, drop_semantic = dropped_conditions(
                 drawn.chance, dropout or self.config.dropout
@@ -110,8 +113,11 @@ class AnomalyControl(nn.Module):
                 drop_text, drop_semantic = drop_text[rows], drop_semantic[rows]
             seen = self.encoder(batch) if isinstance(batch, Batch) else batch
             latents = self._latents(seen, drawn.posterior_noise)
+            latents, *around = latents.split(self.latent_shape[0], dim=1)
             noise, timesteps = drawn.noise.to(device), drawn.timesteps.to(device)
             noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
+            if self.inpainting:
+                noisy_latents = beside(noisy_latents, seen.latent_mask.to(device), *around)
             worded = ~drop_text.to(device)[:, None, None]
             text = torch.where(worded, seen.text.to(device), self._empty_text())
             kept = ~drop_semantic.to(device)[:, None, None]

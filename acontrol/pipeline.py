@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -17,13 +17,21 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from acontrol import canvas
 from acontrol.base import BaseModels
 from acontrol.config import AdapterCard, AseaConfig
 from acontrol.csm import CrossModalEncoder
-from acontrol.data.framing import fit, pictures, region
+from acontrol.data.framing import pictures
 from acontrol.encoder import embed_text
-from acontrol.pipeline_inputs import Conditions, bits, check_lists, put_back
-from acontrol.sga import SemanticAdapter, install_processors
+from acontrol.inpainting import check_kind
+from acontrol.pipeline_inputs import (
+    Conditions,
+    bits,
+    check_lists,
+    put_back,
+    seen_by_vlm,
+)
+from acontrol.sga import SLICING, SemanticAdapter, check_processors, install_processors
 
 
 @dataclass
@@ -33,12 +41,16 @@ class AnomalyControlOutput(BaseOutput):
     images: list[Image.Image]
 
 
-class AnomalyControlPipeline(DiffusionPipeline):
+class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """Draw defects from a prompt and a reference.
 
     With a normal image and a mask the defect is drawn in the mask, and the rest is kept.
     How C' is made and at which size was fixed in training: it is read from the adapter's card.
     """
+
+    model_cpu_offload_seq = "text_encoder->vlm->adapter->unet->vae"
+    # Layer by layer its weights are not where ASEA's written-out gradients need them.
+    _exclude_from_cpu_offload = ("vlm",)
 
     def __init__(
         self,
@@ -64,6 +76,7 @@ class AnomalyControlPipeline(DiffusionPipeline):
             adapter=adapter,
         )
         self.card = AdapterCard.model_validate(adapter.config.card)
+        check_kind(self.card, unet)
         self.semantics = CrossModalEncoder(vlm, vlm_tokenizer, self.card.csm, self.card.asea)
         install_processors(unet)
 
@@ -162,7 +175,7 @@ class AnomalyControlPipeline(DiffusionPipeline):
     @torch.no_grad()
     def encode_text(self, prompt: Sequence[str]) -> Tensor:
         """Embed target texts: (batch, token, dim)."""
-        return embed_text(self.text_encoder, self.tokenizer, prompt)
+        return embed_text(self.text_encoder, self.tokenizer, prompt, self._execution_device)
 
     @torch.no_grad()
     def encode_reference(
@@ -174,27 +187,34 @@ class AnomalyControlPipeline(DiffusionPipeline):
     ) -> Tensor:
         """Make C' of references and K', V' of it: (batch, query, fused).
 
+        The arguments are those of ``reference_tokens``.
+        """
+        tokens = self.reference_tokens(image, mask, phrase, asea)
+        fused: Tensor = self.adapter(tokens.to(self.adapter.dtype))
+        return fused
+
+    @torch.no_grad()
+    def reference_tokens(
+        self,
+        image: Sequence[Image.Image],
+        mask: Sequence[Image.Image],
+        phrase: Sequence[str],
+        asea: AseaConfig | None = None,
+    ) -> Tensor:
+        """Make C' of references: (batch, query, dim).
+
         Args:
             image: Images I_a.
             mask: 1-bit masks M_A of the same sizes.
             phrase: The anomaly's words.
             asea: Other settings of ASEA than those trained with.
         """
-        pairs = [
-            region(one.convert("RGB"), where)
-            if self.card.reference_view == "region"
-            else (one.convert("RGB"), where)
-            for one, where in zip(image, mask, strict=True)
-        ]
-        fitted = [fit(*pair, self.semantics.image_px) for pair in pairs]
-        tokens = self.semantics(
-            torch.stack([one for one, _ in fitted]),
-            phrase,
-            torch.stack([where for _, where in fitted]),
-            asea,
-        ).tokens
-        fused: Tensor = self.adapter(tokens.to(self.adapter.dtype))
-        return fused
+        # Its forward is never called: what model CPU offload hangs there has to be.
+        if hasattr(self.vlm, "_hf_hook"):
+            self.vlm._hf_hook.pre_forward(self.vlm)
+        images, masks = seen_by_vlm(image, mask, self.semantics.image_px, self.card)
+        tokens: Tensor = self.semantics(images, phrase, masks, asea).tokens
+        return tokens
 
     @torch.no_grad()
     def conditions(self, text: Tensor, semantic: Tensor) -> Conditions:
@@ -224,7 +244,8 @@ class AnomalyControlPipeline(DiffusionPipeline):
 
         Masks must be 1-bit and of their images' sizes.
         """
-        count = len(conditions.text)
+        check_processors(self.unet)
+        count, device = len(conditions.text), self._execution_device
         scale = self.card.sga.scale if semantic_scale is None else semantic_scale
         guided = guidance_scale > 1
         text, fused = conditions.text, conditions.semantic
@@ -234,24 +255,18 @@ class AnomalyControlPipeline(DiffusionPipeline):
         semantic = self.adapter.split(fused)
         size, side = self.card.resolution, self.latent_side
         shape = (count, self.vae.config.latent_channels, side, side)
-        noise = randn_tensor(shape, list(generator) if generator else None, self.device)
-        kept, inside = None, None
-        if image is not None and mask_image is not None:
-            normals = [one.convert("RGB") for one in image]
-            pairs = [fit(*pair, size) for pair in zip(normals, mask_image, strict=True)]
-            pixels = torch.stack([pair[0] for pair in pairs]).to(self.device, self.vae.dtype)
-            kept = self.vae.encode(pixels).latent_dist.mean.float()
-            kept = kept * self.vae.config.scaling_factor
-            masks = torch.stack([pair[1] for pair in pairs]).to(self.device)
-            # Any touched latent may change; the pixels outside are put back afterwards.
-            inside = F.adaptive_max_pool2d(masks, side)
-        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        noise = randn_tensor(shape, list(generator) if generator else None, device)
+        drawn_on = canvas.prepare(
+            self.vae, image, mask_image, count, size, device, self.card.inpainting
+        )
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = noise * self.scheduler.init_noise_sigma
-        timesteps = self.scheduler.timesteps
-        for step, timestep in enumerate(self.progress_bar(timesteps)):
+        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             doubled = torch.cat([latents] * 2) if guided else latents
             noise_pred = self.unet(
-                self.scheduler.scale_model_input(doubled, timestep).to(self.unet.dtype),
+                drawn_on.seen(self.scheduler.scale_model_input(doubled, timestep)).to(
+                    self.unet.dtype
+                ),
                 timestep,
                 text,
                 cross_attention_kwargs={"semantic": semantic, "semantic_scale": scale},
@@ -260,20 +275,21 @@ class AnomalyControlPipeline(DiffusionPipeline):
                 without, with_conditions = noise_pred.chunk(2)
                 noise_pred = without + guidance_scale * (with_conditions - without)
             latents = self.scheduler.step(noise_pred, timestep, latents).prev_sample
-            if kept is not None and inside is not None:
-                last = step + 1 == len(timesteps)
-                outside = (
-                    kept
-                    if last
-                    else self.scheduler.add_noise(kept, noise, timesteps[step + 1][None])
-                )
-                latents = inside * latents + (1 - inside) * outside
+            latents = drawn_on.blended(latents, noise, self.scheduler, step)
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        decoded = self.vae.decode(latents).sample
-        drawn = pictures(decoded)
+        drawn = pictures(self.vae.decode(latents).sample)
+        self.maybe_free_model_hooks()
         if image is not None and mask_image is not None:
             drawn = [
                 put_back(one, normal, mask if composite else None)
                 for one, normal, mask in zip(drawn, image, mask_image, strict=True)
             ]
         return AnomalyControlOutput(images=drawn)
+
+    def set_attention_slice(self, slice_size: int | None) -> None:
+        """Refuse attention slicing, as ``enable_attention_slicing`` asks for it.
+
+        Raises:
+            ValueError: Always: C' would silently be ignored.
+        """
+        raise ValueError(SLICING)

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
+
+from acontrol.config import AdapterCard
+from acontrol.data.framing import fit, region
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,20 @@ def check_lists(lists: dict[str, Any]) -> None:
 def bits(masks: Sequence[Image.Image]) -> list[Image.Image]:
     """Masks of any mode as 1-bit images: set where any colour channel is above zero."""
     return [Image.fromarray(np.asarray(mask.convert("RGB")).any(axis=2)) for mask in masks]
+
+
+def seen_by_vlm(
+    image: Sequence[Image.Image], mask: Sequence[Image.Image], size: int, card: AdapterCard
+) -> tuple[Tensor, Tensor]:
+    """References and their masks as the vision tower takes them, in the card's view."""
+    pairs = [
+        region(one.convert("RGB"), where)
+        if card.reference_view == "region"
+        else (one.convert("RGB"), where)
+        for one, where in zip(image, mask, strict=True)
+    ]
+    fitted = [fit(*pair, size) for pair in pairs]
+    return torch.stack([one for one, _ in fitted]), torch.stack([where for _, where in fitted])
 
 
 def put_back(drawn: Image.Image, normal: Image.Image, mask: Image.Image | None) -> Image.Image:

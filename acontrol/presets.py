@@ -10,6 +10,21 @@ from acontrol.config import (
     UserError,
 )
 
+# Commits of the public checkpoints. The inpainting one has safetensors in float16 alone.
+SD15 = BaseConfig(
+    path="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    vlm_path="Salesforce/blip2-itm-vit-g",
+    vlm_revision="520bf73fd0ef6ccce791cd3f06908040aef2d8cc",
+)
+SD15_INPAINTING = SD15.model_copy(
+    update={
+        "path": "stable-diffusion-v1-5/stable-diffusion-inpainting",
+        "revision": "8a4288a76071f7280aedbdb3253bdb9e9d5d84bb",
+        "variant": "fp16",
+    }
+)
+
 PRESETS: dict[str, RunConfig] = {
     # The built-in base at 64 px: offline, on a laptop's CPU, in minutes. Its reference shows
     # the magnified defect, since 8 x 8 patches see little of a small one, and its loss is
@@ -25,12 +40,10 @@ PRESETS: dict[str, RunConfig] = {
     ),
     # The paper: SD1.5 and BLIP-2, AdamW 1e-4 / 0.01 as IP-Adapter, 30K steps (Sec. 4.1).
     # Batch size and resolution are not stated; these are the authors' code's (8 x 2, 512 px).
-    "mvtec-sd15": RunConfig(
-        base=BaseConfig(
-            path="stable-diffusion-v1-5/stable-diffusion-v1-5",
-            vlm_path="Salesforce/blip2-itm-vit-g",
-        ),
-    ),
+    "mvtec-sd15": RunConfig(base=SD15),
+    # The same on the base that the authors' code trains on: nine input channels, of which
+    # five say what is around the mask.
+    "mvtec-sd15-inpainting": RunConfig(base=SD15_INPAINTING),
 }
 
 

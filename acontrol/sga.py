@@ -17,6 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 KeyValue = tuple[Tensor, Tensor]
+SLICING = (
+    "attention slicing would replace the adapter's attention processors with its own, which "
+    "know nothing of C'; for less memory use model CPU offload, or the VAE's slicing and tiling"
+)
 
 
 def decoupled_attention(
@@ -119,6 +123,23 @@ def install_processors(unet: UNet2DConditionModel) -> None:
     )
 
 
+def check_processors(unet: Any) -> None:
+    """Make sure that nothing has replaced the processors of ``install_processors``.
+
+    Args:
+        unet: The U-Net, or what ``torch.compile`` made of it.
+
+    Raises:
+        ValueError: If something has, as attention slicing does: C' would silently be ignored.
+    """
+    for name, one in unet.attn_processors.items():
+        if not isinstance(one, SemanticAttnProcessor):
+            raise ValueError(
+                f"{name} is a {type(one).__name__}, which ignores C': something has replaced "
+                "the adapter's processors; acontrol.sga.install_processors(unet) puts them back"
+            )
+
+
 def cross_attention_layers(unet: UNet2DConditionModel) -> list[tuple[str, int]]:
     """Name and width of each cross-attention layer, in the order of ``attn_processors``."""
     return [
@@ -198,6 +219,11 @@ class SemanticAdapter(ModelMixin, ConfigMixin):
         with torch.no_grad():
             adapter.proj.weight.copy_(torch.cat([block.float() for block in blocks]))
         return adapter
+
+    def matrices(self) -> list[KeyValue]:
+        """W'_k and W'_v of each layer, views on the fused weight."""
+        blocks = self.proj.weight.split([width for width in self.widths for _ in range(2)])
+        return list(zip(blocks[::2], blocks[1::2], strict=True))
 
     def forward(
         self, semantic_tokens: Float[Tensor, "batch query dim"]

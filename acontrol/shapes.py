@@ -19,6 +19,7 @@ from transformers import (
 )
 
 SD15 = ("stable-diffusion-v1-5/stable-diffusion-v1-5",)
+SD15_INPAINTING = ("stable-diffusion-v1-5/stable-diffusion-inpainting",)
 BLIP2_ITM = ("Salesforce/blip2-itm-vit-g", "Salesforce/blip2-itm-vit-g-coco")
 
 
@@ -26,8 +27,8 @@ BLIP2_ITM = ("Salesforce/blip2-itm-vit-g", "Salesforce/blip2-itm-vit-g-coco")
 class Shapes:
     """The frozen networks as shapes: meta tensors, no weights."""
 
-    vae: nn.Module
-    text_encoder: nn.Module
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
     vlm: Blip2ForImageTextRetrieval
 
@@ -44,8 +45,8 @@ def shapes_of(path: str, vlm_path: str) -> Shapes | None:
             unet = UNet2DConditionModel.from_config(_config(UNet2DConditionModel, path, "unet"))
             vae = AutoencoderKL.from_config(_config(AutoencoderKL, path, "vae"))
             text = CLIPTextModel(CLIPTextConfig.from_pretrained(path, subfolder="text_encoder"))
-        elif path in SD15:
-            unet, vae, text = _sd15()
+        elif path in SD15 + SD15_INPAINTING:
+            unet, vae, text = _sd15(in_channels=9 if path in SD15_INPAINTING else 4)
         else:
             return None
         if Path(vlm_path).is_dir():
@@ -73,8 +74,13 @@ def blip2_itm_config() -> Blip2Config:
     )
 
 
-def _sd15() -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+def _sd15(in_channels: int) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        in_channels=in_channels,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+    )
     widths = (128, 256, 512, 512)
     vae = AutoencoderKL(
         block_out_channels=widths,

@@ -62,7 +62,7 @@ class IpAdapterTrainer:
         self.base, self.read_loss = base, read_loss
         self.unet = copy.deepcopy(base.unet)
         widths = dict(cross_attention_layers(self.unet))
-        blocks = iter(adapter.proj.weight.split([w for w in adapter.widths for _ in range(2)]))
+        pairs = iter(adapter.matrices())
         processors: dict[str, nn.Module | AttnProcessor2_0] = {}
         for name in self.unet.attn_processors:
             if name not in widths:
@@ -71,8 +71,10 @@ class IpAdapterTrainer:
             one = IPAdapterAttnProcessor2_0(
                 widths[name], adapter.proj.in_features, num_tokens=(1,), scale=1.0
             )
-            for linear in (one.to_k_ip[0], one.to_v_ip[0]):
-                linear.weight.data = next(blocks).detach().clone()
+            for linear, matrix in zip(
+                (one.to_k_ip[0], one.to_v_ip[0]), next(pairs), strict=True
+            ):
+                linear.weight.data = matrix.detach().clone()
             processors[name] = one.to(base.unet.device)
         self.unet.set_attn_processor(dict(processors))  # It empties what it is given.
         self.layers = nn.ModuleList(
@@ -166,9 +168,14 @@ class Bench:
         return self._plain_vlm
 
     def ours(
-        self, *, features: bool, skipping: bool = False, engine: bool = False
+        self,
+        *,
+        features: bool,
+        skipping: bool = False,
+        engine: bool = False,
+        compile_with: str | None = None,
     ) -> Callable[[], Any]:
-        """A step of this library."""
+        """A step of this library; ``compile_with`` names a backend of torch.compile."""
         config = self.config.model_copy(
             update={
                 "runtime": self.config.runtime.model_copy(update={"skip_dropped": skipping})
@@ -176,6 +183,8 @@ class Bench:
         )
         adapter = copy.deepcopy(self.adapter)
         model = AnomalyControl(self.base, adapter, config)
+        if compile_with is not None:
+            model.unet.compile(backend=compile_with)
         batch: Batch | FeatureBatch = self.batch
         if features:
             values = {name: getattr(self.features, name) for name in NAMES}

@@ -55,7 +55,11 @@ def hardware() -> str:
 
 
 def write_report(
-    name: str, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], title: str
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    title: str,
+    folder: Path = RESULTS,
 ) -> Path:
     """Print a table, and write it with hardware, versions and config as JSON and Markdown."""
     import diffusers
@@ -82,11 +86,11 @@ def write_report(
     table = "\n".join(f"| {line} |" for line in lines)
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     stem = f"{facts['date']}_{name}_{kind}"
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     report = {**facts, "rows": list(rows)}
-    (RESULTS / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
     told = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    (RESULTS / f"{stem}.md").write_text(f"# {title}\n\n{told}\n\n{table}\n")
-    path = RESULTS / f"{stem}.md"
+    (folder / f"{stem}.md").write_text(f"# {title}\n\n{told}\n\n{table}\n")
+    path = folder / f"{stem}.md"
     print(f"{table}\n{path}")
     return path

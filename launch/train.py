@@ -3,7 +3,8 @@
     python -m launch.train PRESET --data.shards DIR --output RUN [--config FILE.json]
                            [--register NAME] [--dry-run] ...
 
-PRESET is one of: tiny (built-in base, offline, CPU), mvtec-sd15 (the paper). Every setting
+PRESET is one of: tiny (built-in base, offline, CPU), mvtec-sd15 (the paper),
+mvtec-sd15-inpainting (the base of the authors' code). Every setting
 has a dotted name, as --optim.steps 100. FILE.json holds settings that replace the preset's.
 --register NAME registers the finished run as launch.register does (docs/registry.md).
 --dry-run prints the resolved config, what a batch and an epoch are, parameters and memory by

@@ -99,7 +99,11 @@ def offences(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", PYTHON, ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_nothing_that_executes_data_is_used(file: Path) -> None:
-    assert list(offences(file.read_text())) == []
+    found = list(offences(file.read_text()))
+    if file.name == "ip_adapter.py":  # IP-Adapter's .bin are pickles: read for weights alone.
+        found.remove("torch.load")
+        assert 'torch.load(path, map_location="cpu", weights_only=True)' in file.read_text()
+    assert found == []
 
 
 @pytest.mark.parametrize(

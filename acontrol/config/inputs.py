@@ -77,6 +77,12 @@ class BaseConfig(Settings):
         "'tiny' is the small built-in base.",
     )
     revision: str | None = Field(None, description="Commit of the hub id in base.path.")
+    variant: str | None = Field(
+        None,
+        min_length=1,
+        description="Which of base.path's weight files to read, as 'fp16' for "
+        "unet/diffusion_pytorch_model.fp16.safetensors; by default those without one.",
+    )
     vlm_path: str | None = Field(
         None,
         description="BLIP-2 (image-text matching): a folder or a hub id; by default the "

@@ -24,7 +24,9 @@ class RunConfig(Settings):
 
     output: str | None = Field(None, description="The run's folder; the same one resumes.")
     init: str | None = Field(
-        None, description="Adapter folder whose weights training starts from."
+        None,
+        description="What training starts from: an adapter's folder, or an IP-Adapter file for "
+        "this U-Net's architecture (.safetensors or .bin).",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
     profile: int = Field(
@@ -91,6 +93,9 @@ class AdapterCard(Settings):
     csm: CsmConfig
     asea: AseaConfig
     sga: SgaConfig
+    inpainting: bool = Field(
+        False, description="Whether the base's U-Net sees what is around the mask."
+    )
     resolution: int = Field(ge=16, multiple_of=8)
     reference_view: Literal["image", "region"]
     split: Literal["train", "test", "all"] = Field(

@@ -35,7 +35,8 @@ class Features:
 
     Attributes:
         latent_mean: Of the VAE's posterior, (batch, channel, h, w). Moments are kept and not
-            latents, so that every step draws its own.
+            latents, so that every step draws its own. On an inpainting base twice the
+            channels: the image's, then those of the image without its defect.
         latent_std: The same shape.
         latent_mask: Latents that the defect's mask touches, 1 there, (batch, 1, h, w).
         text: CLIP's states of the target text T_t, (batch, token, dim).

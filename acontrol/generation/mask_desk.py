@@ -2,6 +2,7 @@
 
     MASKS/run.json   the settings; other ones are not mixed in
     MASKS/training/  the state of what is being learned
+    MASKS/events/    what goes to MLflow, sent or not yet
     MASKS/mlflow.db  MLflow, unless a server was named
 
 What lies in MASKS otherwise: `acontrol.masks.collection`.
@@ -19,6 +20,7 @@ from acontrol.config import UserError
 from acontrol.masks.collection import CARD
 from acontrol.masks.settings import MasksConfig
 from acontrol.pretrain.stage import Desk
+from acontrol.train import storage
 from acontrol.train.tracking import Tracker
 
 RUN, TRAINING = "run.json", "training"
@@ -69,10 +71,11 @@ def open_desk(config: MasksConfig, noted: dict[str, Any], device: torch.device) 
         config.experiment,
         config.output.name,
         noted["mlflow_run"],
+        output,
         artifacts=None if uri else output / "artifacts",
+        resolved=noted["settings"],
     )
     if noted["mlflow_run"] is None:
-        tracker.describe(noted["settings"])
         _write(config.output / RUN, noted | {"mlflow_run": tracker.run_id})
     return Desk(
         config.output / TRAINING, tracker, config.seed, device, config.save_every, config.steps
@@ -80,6 +83,4 @@ def open_desk(config: MasksConfig, noted: dict[str, Any], device: torch.device) 
 
 
 def _write(file: Path, noted: Mapping[str, Any]) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(noted, indent=1) + "\n")
-    os.replace(partial, file)
+    storage.write(file, f"{json.dumps(noted, indent=1)}\n".encode())

@@ -32,13 +32,31 @@ def load_pipeline(
     Raises:
         UserError: If there is no adapter, its JSON is not ours, or the base is another one.
     """
+    adapter, card, weights = load_adapter(model)
+    config = card.base
+    if base_path is not None:
+        config = config.model_copy(update={"path": base_path})
+    found = base_models.digest(config)
+    if found != card.base_digest:
+        raise UserError(
+            f"the base at {config.path} is not the one that {model} was trained on "
+            "(its files have another digest): name the right one with --base-path"
+        )
+    pipeline = AnomalyControlPipeline.from_base(base_models.load_base(config), adapter.eval())
+    return pipeline.to(device), hashlib.sha256(weights + found.encode()).hexdigest()
+
+
+def load_adapter(model: str) -> tuple[SemanticAdapter, AdapterCard, bytes]:
+    """Load the adapter of a run's or an adapter's folder: (adapter, card, weights' file).
+
+    Raises:
+        UserError: If there is no adapter, or its JSON is not ours.
+    """
     with storage.local_copy(storage.place(model), ADAPTER_FILES) as folder:
-        return _load(model, folder, base_path, device)
+        return _load_adapter(model, folder)
 
 
-def _load(
-    model: str, folder: Path, base_path: str | None, device: str | torch.device
-) -> tuple[AnomalyControlPipeline, str]:
+def _load_adapter(model: str, folder: Path) -> tuple[SemanticAdapter, AdapterCard, bytes]:
     if (folder / "adapter" / "config.json").is_file():
         folder = folder / "adapter"
     if (folder / "run.json").is_file():
@@ -56,16 +74,4 @@ def _load(
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{model} is no adapter of this version: {reason}") from error
-    config = card.base
-    if base_path is not None:
-        config = config.model_copy(update={"path": base_path})
-    found = base_models.digest(config)
-    if found != card.base_digest:
-        raise UserError(
-            f"the base at {config.path} is not the one that {model} was trained on "
-            "(its files have another digest): name the right one with --base-path"
-        )
-    pipeline = AnomalyControlPipeline.from_base(base_models.load_base(config), adapter.eval())
-    weights = folder / "diffusion_pytorch_model.safetensors"
-    digest = hashlib.sha256(weights.read_bytes() + found.encode()).hexdigest()
-    return pipeline.to(device), digest
+    return adapter, card, (folder / "diffusion_pytorch_model.safetensors").read_bytes()

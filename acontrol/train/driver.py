@@ -21,9 +21,11 @@ import ray.train
 from ray.train import UserCallback
 
 from acontrol import base as base_models
+from acontrol import hub
 from acontrol.config import RunConfig, UserError
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
+from acontrol.interop.begin import check_beginning
 from acontrol.train import storage
 from acontrol.train.checkpoint import export_adapter
 from acontrol.train.cluster import joined_cluster
@@ -31,6 +33,7 @@ from acontrol.train.continuing import check_continues, how_to_resume, known_mlfl
 from acontrol.train.failures import root_cause
 from acontrol.train.fit import fit
 from acontrol.train.mlflow_run import named_uri, tracking_uri
+from acontrol.train.needs import unmet, unnamed
 from acontrol.train.paths import absolute
 from acontrol.train.retention import newest_bundle
 from acontrol.train.storage import Place
@@ -71,16 +74,16 @@ def run_training(
     """
     base_models.quieten()
     config = absolute(config)
-    run = storage.place(_required(config.output, "--output RUN", "where the run goes"))
-    reader = ShardReader(
-        _required(config.data.shards, "--data.shards DIR", "what launch.shard wrote"),
-        config.data.cache_dir,
-    )
+    if unnamed(config):
+        raise UserError("; ".join(unmet(config)))
+    run = storage.place(config.output or "")
+    reader = ShardReader(config.data.shards or "", config.data.cache_dir)
     if config.sga.scale == 0:
         raise UserError("sga.scale is 0: the adapter would not be used, so it cannot learn")
-    if config.init is not None and not Path(config.init, "config.json").is_file():
-        raise UserError(f"init {config.init}: no adapter there (it holds config.json)")
+    if config.init is not None:
+        check_beginning(config.init)
     digest = base_models.digest(config.base)
+    hub.fetch(config.base)
     with only_launch(run):
         bundle = newest_bundle(run)
         if bundle is not None:
@@ -168,9 +171,3 @@ def only_launch(run: Place) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{run}: another launch is running there") from None
         yield
-
-
-def _required(value: str | None, option: str, meaning: str) -> str:
-    if value is None:
-        raise UserError(f"{option} is needed: {meaning}")
-    return value

@@ -3,11 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from acontrol import base as base_models
 from acontrol.config import BaseConfig, RunConfig
 from acontrol.data.reader import ShardReader
-from acontrol.sga import cross_attention_layers
+from acontrol.memory import activation_bytes, adapter_bytes
+from acontrol.sga import PooledTokens, cross_attention_layers
 from acontrol.shapes import Shapes, parameters, shapes_of
+from acontrol.train.needs import unmet
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -24,18 +28,20 @@ def describe(config: RunConfig) -> Iterator[str]:
     yield config.model_dump_json(indent=2)
     yield ""
     yield from _batches(config)
-    if reader is None:
-        yield "data: unknown, --data.shards is not given"
-    else:
+    if reader is not None:
         yield from _data(config, reader)
-    yield from _downloads(config.base, base, vlm)
     shapes = shapes_of(base, vlm)
     if shapes is None:
         yield f"parameters and memory: unknown, {base} or {vlm} is not on this machine"
     else:
         yield from _memory(config, shapes)
-    if config.output is None:
-        yield "output: unknown, --output is not given"
+    if not torch.cuda.is_available():
+        yield "device: no GPU on this machine; on CPUs, unless the cluster it joins has some"
+    missing = unmet(config)
+    for line in missing:
+        yield f"missing: {line}"
+    if not missing:
+        yield "nothing is missing"
     yield "dry run: nothing was changed"
 
 
@@ -44,6 +50,8 @@ def _batches(config: RunConfig) -> Iterator[str]:
         f"batch: {config.optim.batch_size} samples a step = {config.cluster.num_workers} "
         f"workers x {config.optim.accumulation} passes x {config.micro_batch_size} samples"
     )
+    steps = config.optim.steps
+    yield f"steps: {steps} = {steps * config.optim.batch_size} samples"
 
 
 def _data(config: RunConfig, reader: ShardReader) -> Iterator[str]:
@@ -69,16 +77,6 @@ def _places(config: BaseConfig) -> tuple[str, str]:
     )
     path, vlm_path, folder = base_models.resolve(pinned)
     return path, str(Path(vlm_path, folder)) if folder else vlm_path
-
-
-def _downloads(config: BaseConfig, base: str, vlm: str) -> Iterator[str]:
-    for option, place, revision in (
-        ("base.path", base, config.revision),
-        ("base.vlm-path", vlm, config.vlm_revision),
-    ):
-        if not Path(place).is_dir():
-            pin = f"at commit {revision}" if revision else "once a commit is pinned"
-            yield f"{option}: {place} is not a folder here; it would be downloaded {pin}"
 
 
 def _memory(config: RunConfig, shapes: Shapes) -> Iterator[str]:
@@ -108,24 +106,32 @@ def _memory(config: RunConfig, shapes: Shapes) -> Iterator[str]:
         size = adapter_bytes(trainable, stage, config.cluster.num_workers, low)
         mark = "  <- this run" if stage == config.zero.stage else ""
         yield f"  stage {stage}: {_readable(size)}{mark}"
-    yield "  activations come on top; they grow with the pass's samples and are not estimated"
+    yield from _activations(config, shapes, fixed, trainable)
+
+
+def _activations(
+    config: RunConfig, shapes: Shapes, fixed: int, trainable: int
+) -> Iterator[str]:
+    """The third part of memory, and the sum of all three by samples a pass."""
+    low, micro = BYTES[config.runtime.precision], config.micro_batch_size
+    factor = 2 ** (len(shapes.vae.config.block_out_channels) - 1)
+    pooled = config.csm.mode == "pooled"
+    one = activation_bytes(
+        shapes.unet,
+        config.data.resolution // factor,
+        shapes.text_encoder.config.max_position_embeddings,
+        PooledTokens.NUM_TOKENS if pooled else shapes.vlm.config.num_query_tokens,
+        getattr(torch, config.runtime.precision),
+    )
+    adapter = adapter_bytes(trainable, config.zero.stage, config.cluster.num_workers, low)
+    yield f"  activations: {_readable(one)} a sample, as the U-Net's shapes say; in all"
+    for samples in sorted({1, 8, micro, 64}):
+        mark = "  <- this run" if samples == micro else ""
+        total = fixed + adapter + samples * one
+        yield f"    {samples} samples a pass: {_readable(total)}{mark}"
+    yield "  (estimates: workspaces and the encoders' own passes come on top)"
 
 
 def _readable(size: int) -> str:
     unit, name = (2**30, "GiB") if size >= 2**30 else (2**20, "MiB")
     return f"{size / unit:.2f} {name}"
-
-
-def adapter_bytes(count: int, stage: int, workers: int, low: int) -> int:
-    """Weights, gradients, master weights and AdamW's moments on one worker, in bytes.
-
-    Args:
-        count: Trainable parameters.
-        stage: ZeRO stage; splits moments and masters from 1, gradients from 2, weights from 3.
-        workers: Among which they are split.
-        low: Bytes of a weight in the passes; under 4 a float32 master is kept besides.
-    """
-    optimizer = (8 + (4 if low < 4 else 0)) * count // (workers if stage >= 1 else 1)
-    gradients = 4 * count // (workers if stage >= 2 else 1)
-    weights = low * count // (workers if stage >= 3 else 1)
-    return optimizer + gradients + weights

@@ -18,6 +18,8 @@ from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.skipping import agree_on_damage, refuse_other_skips
 from acontrol.data.stream import TrainingStream, held_out
+from acontrol.inpainting import is_inpainting
+from acontrol.interop.begin import begin_from
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
 from acontrol.train import storage
@@ -145,6 +147,7 @@ def new_adapter(
         csm=config.csm,
         asea=config.asea,
         sga=config.sga,
+        inpainting=is_inpainting(base.unet),
         resolution=config.data.resolution,
         reference_view=config.data.reference_view,
         split=reader.index.split,
@@ -161,8 +164,7 @@ def new_adapter(
             card=json.loads(card.model_dump_json()),
         )
     if config.init is not None:
-        given = SemanticAdapter.from_pretrained(config.init, use_safetensors=True)
-        adapter.load_state_dict(given.state_dict())
+        begin_from(adapter, config.init)
     return adapter
 
 

@@ -140,8 +140,17 @@ def test_a_training_dry_run_needs_nothing(built_in_data, tmp_path, capsys) -> No
     printed = capsys.readouterr().out
     assert "trainable: 19,169,280 parameters in 16 cross-attention layers" in printed
     assert "unet 859,520,964" in printed
-    assert "it would be downloaded once a commit is pinned" in printed
-    assert "data: unknown" in printed
+    missing = [line for line in printed.splitlines() if line.startswith("missing: ")]
+    assert len(missing) == 4  # --output, --data.shards, and two checkpoints.
+    assert "samples a pass: " in printed
+    assert "device: no GPU on this machine" in printed
+    assert "steps: 30000 = 480000 samples" in printed
+    # Without --dry-run the same list, as an error.
+    with pytest.raises(UserError) as caught:
+        train.run(["mvtec-sd15", "--runtime.precision", "bfloat16"])
+    told = str(caught.value)
+    assert "\n" not in told
+    assert all(line.removeprefix("missing: ") in told for line in missing)
     shard.run([str(built_in_data), "--out", str(tmp_path / "s"), "--split", "all"])
     shards = ["--data.shards", str(tmp_path / "s"), "--cluster.num-workers", "2"]
     train.run(["tiny", "--dry-run", *shards, "--optim.steps", "9"])

@@ -1,0 +1,122 @@
+"""Our adapter in a stock pipeline of diffusers, whose own ``__call__`` then draws with it.
+
+acontrol.install(pipe, adapter)
+pipe.set_ip_adapter_scale(gamma)
+pipe(prompt, ip_adapter_image_embeds=image_embeds(adapter, tokens))
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
+from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+from torch import Tensor, nn
+
+from acontrol.config import AdapterCard
+from acontrol.inpainting import check_kind
+from acontrol.interop.ip_adapter import folded
+from acontrol.sga import SLICING, PooledTokens, SemanticAdapter, cross_attention_layers
+
+
+def install(pipe: DiffusionPipeline, adapter: SemanticAdapter) -> None:
+    """Put stock IP-Adapter processors with the adapter's weights into a pipeline's U-Net.
+
+    ``ip_adapter_image_embeds`` then takes C' (``image_embeds``), ``set_ip_adapter_scale`` is
+    gamma, and ``unload_ip_adapter`` takes it out again. The U-Net may be any of the
+    architecture that the adapter was trained on: a fine-tune, one with a LoRA.
+
+    Raises:
+        ValueError: If the U-Net has other layers, or is an inpainting one and the adapter not.
+    """
+    unet = pipe.unet
+    _check_fits(unet, adapter)
+    card = adapter.config.card and AdapterCard.model_validate(adapter.config.card)
+    if card is not None:
+        check_kind(card, unet)
+    pool = adapter.pool
+    tokens = PooledTokens.NUM_TOKENS if pool is not None else 1  # Not read at one adapter.
+    pairs = iter(adapter.matrices())
+    widths = dict(cross_attention_layers(unet))
+    processors: dict[str, Any] = {}
+    for name in unet.attn_processors:
+        if name not in widths:
+            processors[name] = AttnProcessor2_0()
+            continue
+        one = IPAdapterAttnProcessor2_0(
+            widths[name], adapter.proj.in_features, num_tokens=(tokens,), scale=1.0
+        )
+        key, value = next(pairs)
+        with torch.no_grad():
+            one.to_k_ip[0].weight.copy_(key)
+            one.to_v_ip[0].weight.copy_(value)
+        processors[name] = one.to(unet.device, unet.dtype).requires_grad_(False)
+    unet.set_attn_processor(processors)
+    projection = nn.Identity() if pool is None else _projection(pool)
+    unet.encoder_hid_proj = MultiIPAdapterImageProjection([projection]).to(
+        unet.device, unet.dtype
+    )
+    unet.config.encoder_hid_dim_type = "ip_image_proj"
+    unet.set_attention_slice = MethodType(_refuse_slicing, unet)
+    if card is not None:
+        pipe.set_ip_adapter_scale(card.sga.scale)
+
+
+def image_embeds(
+    adapter: SemanticAdapter, tokens: Tensor, *, guided: bool = True
+) -> list[Tensor]:
+    """C' in the shape of ``ip_adapter_image_embeds``, for ``install`` or an exported file.
+
+    Args:
+        adapter: Says the mode.
+        tokens: C' of one reference, (1, query, dim), from
+            ``AnomalyControlPipeline.reference_tokens``. A stock call takes one, and shares it
+            among its prompts.
+        guided: Whether the pipeline draws with classifier-free guidance: the unconditional
+            half, C' = 0, then goes first.
+
+    Returns:
+        One tensor: (2, 1, query, dim), or in mode ``pooled`` (2, 1, dim), the mean over
+        queries; 1 instead of 2 where not guided.
+
+    Raises:
+        ValueError: If there are several references: a stock pipeline would mix them up.
+    """
+    if len(tokens) != 1:
+        raise ValueError(
+            f"a stock pipeline takes one reference a call, got {len(tokens)}: call it for each"
+        )
+    if adapter.pool is not None:
+        tokens = tokens.mean(dim=1)
+    if guided:
+        tokens = torch.cat([torch.zeros_like(tokens), tokens])
+    return [tokens[:, None]]
+
+
+def _projection(pool: PooledTokens) -> ImageProjection:
+    dim = pool.hidden.in_features
+    projection = ImageProjection(dim, dim, pool.NUM_TOKENS)
+    names = {"proj.weight": "image_embeds.weight", "proj.bias": "image_embeds.bias"}
+    projection.load_state_dict(
+        {names.get(name, name): value for name, value in folded(pool).items()}
+    )
+    return projection.requires_grad_(False)
+
+
+def _check_fits(unet: UNet2DConditionModel, adapter: SemanticAdapter) -> None:
+    layers = [tuple(one) for one in adapter.config.layers]
+    found = cross_attention_layers(unet)
+    if found != layers or unet.config.cross_attention_dim != adapter.proj.in_features:
+        raise ValueError(
+            f"the adapter is for {len(layers)} layers from {layers[0]} on with "
+            f"{adapter.proj.in_features} wide text, and this U-Net has {len(found)} from "
+            f"{found[0] if found else None} on with {unet.config.cross_attention_dim}"
+        )
+
+
+def _refuse_slicing(unet: UNet2DConditionModel, slice_size: Any) -> None:
+    """Stands in for ``set_attention_slice``, while the adapter is there."""
+    if any(isinstance(one, IPAdapterAttnProcessor2_0) for one in unet.attn_processors.values()):
+        raise ValueError(SLICING)
+    type(unet).set_attention_slice(unet, slice_size)

@@ -1,0 +1,175 @@
+"""Every row of one GPU's table, in one command and one report; needs no Ray.
+
+    python -m benchmarks.gpu [--minutes 8] [--tiny]
+
+Builds Stable Diffusion 1.5 and BLIP-2 at their real shapes with random weights on the device,
+compares the low precision's numbers with float32's, then times, in this order: a training step
+at batch 64 and 8 (our own ways and the public trainer's, benchmarks/bench_step.py), its memory
+and profile, ASEA, drawing, the loader, and a compiled step. What does not fit into the minutes
+is left out and named. Ratios are of the same run, cases in turn. --tiny does all of it on the
+built-in base, on a CPU too: a check of the command, no measurement.
+
+Writes benchmarks/results/DATE_gpu_HARDWARE.{json,md}.
+"""
+
+import argparse
+import gc
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acontrol.base import BaseModels, load_base, quieten
+from acontrol.config import BaseConfig
+from benchmarks import gpu_drawing, gpu_training
+from benchmarks.bench_step import join_alone
+from benchmarks.full_size import random_sd15
+from benchmarks.report import RESULTS, write_report
+
+# TFLOP/s that large bfloat16 products reach on the card.
+REACHED = {"H100": 790, "H200": 790}
+
+
+@dataclass
+class Bench:
+    """What the stages share.
+
+    Attributes:
+        base: The frozen networks.
+        device: Where.
+        tiny: Whether they are the built-in ones.
+        batches: Training's batch sizes, the larger first.
+        rounds: Most timed runs of a case.
+        deadline: When to stop, by ``time.monotonic``.
+        rows: The table so far.
+        facts: What else goes into the report, by stage.
+        times: Seconds of earlier stages' cases, by (batch size, case).
+    """
+
+    base: BaseModels
+    device: str
+    tiny: bool
+    batches: tuple[int, int]
+    rounds: int
+    deadline: float
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    times: dict[tuple[int, str], float] = field(default_factory=dict)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
+
+    def mfu(self, tflop: float, per_s: float) -> float | None:
+        """Share of what the card's large products reach; None on other cards and models."""
+        name = torch.cuda.get_device_name() if self.device == "cuda" else ""
+        reached = next((one for card, one in REACHED.items() if card in name), None)
+        return None if reached is None or self.tiny else round(tflop * per_s / reached, 3)
+
+    def row(
+        self,
+        what: str,
+        value: float,
+        goal: str = "",
+        stretch: str = "",
+        unit: str = "",
+        **more: Any,
+    ) -> None:
+        """Add a row; a goal is a bound such as "<= 0.65"."""
+        met = "" if self.tiny or not goal else ("yes" if _holds(value, goal) else "no")
+        shown = float(f"{value:.4g}")
+        note = ", ".join(f"{name} {said}" for name, said in more.items() if said is not None)
+        self.rows.append(
+            {
+                "metric": what,
+                "value": f"{shown:g}{' ' + unit if unit else ''}",
+                "goal": goal,
+                "stretch": stretch,
+                "met": met,
+                "note": note,
+            }
+        )
+        print(f"  {what}: {shown:g} {unit} {note}", flush=True)
+
+
+def _holds(value: float, goal: str) -> bool:
+    sign, bound = goal.split()[:2]
+    return value <= float(bound) if sign == "<=" else value >= float(bound)
+
+
+# Each with the seconds that it is known to need on a large card, compilation included.
+PLAN: dict[str, tuple[Callable[[Any], None], float]] = {
+    "numerics": (gpu_training.numerics, 10),
+    "training, large batch": (lambda bench: gpu_training.training(bench, bench.batches[0]), 60),
+    "memory and profile": (gpu_training.profile, 20),
+    "ASEA": (gpu_training.asea_overhead, 30),
+    "drawing": (gpu_drawing.drawing, 60),
+    "training, small batch": (lambda bench: gpu_training.training(bench, bench.batches[1]), 30),
+    "loader": (gpu_drawing.loader, 20),
+    "training, compiled": (gpu_training.compiled, 150),
+}
+
+
+def run(bench: Bench) -> Iterator[str]:
+    """Go through the plan; yields the stages that were left out, with why."""
+    for name, (stage, needed_s) in PLAN.items():
+        if bench.left_s < needed_s and not bench.tiny:
+            yield f"{name}: {max(bench.left_s, 0):.0f} s were left"
+            continue
+        print(f"{name} ({bench.left_s:.0f} s left)", flush=True)
+        try:
+            stage(bench)
+        except torch.OutOfMemoryError as error:
+            yield f"{name}: out of memory: {str(error).splitlines()[0]}"
+        gc.collect()
+        if bench.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--tiny", action="store_true", help="the built-in base")
+    parser.add_argument("--batch", type=int, nargs=2, default=(64, 8))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args(arguments)
+    begun = time.monotonic()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and not given.tiny:
+        parser.error("no GPU here; --tiny checks the command on a CPU")
+    quieten()
+    if not torch.distributed.is_initialized():
+        join_alone()
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    base = load_base(BaseConfig(), device, dtype) if given.tiny else random_sd15(device, dtype)
+    bench = Bench(
+        base,
+        device,
+        given.tiny,
+        tuple(given.batch),
+        given.rounds,
+        begun + 60 * given.minutes,
+    )
+    skipped = list(run(bench))
+    for line in skipped:
+        print(f"left out: {line}")
+    settings = {
+        "minutes": given.minutes,
+        "tiny": given.tiny,
+        "batches": list(given.batch),
+        "precision": str(dtype).removeprefix("torch."),
+        "took_s": round(time.monotonic() - begun),
+        "left_out": skipped,
+        **bench.facts,
+    }
+    return write_report("gpu", bench.rows, settings, __doc__.splitlines()[0], given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The stages of ``benchmarks.gpu`` that do not train: drawing, and reading features."""
+
+import copy
+import dataclasses
+import tempfile
+import time
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+import acontrol
+from acontrol.config import AdapterCard, AseaConfig, BaseConfig, CsmConfig, SgaConfig
+from acontrol.data.features import CHUNK, FeatureFolder, Features
+from acontrol.interop.install import image_embeds
+from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.pipeline_inputs import Conditions
+from acontrol.sga import SemanticAdapter
+from benchmarks.gpu_training import medians
+
+# An image of 30 guided steps with its decoding, counted layer by layer.
+DRAWING_TFLOP = 50.9
+
+
+def drawing(bench: Any) -> None:
+    """Our pipeline against stock diffusers with the same weights in its IP-Adapter."""
+    base, tiny = bench.base, bench.tiny
+    size = 64 if tiny else 512
+    card = AdapterCard(
+        acontrol_version=acontrol.__version__,
+        base=BaseConfig(),
+        base_digest="0" * 64,
+        csm=CsmConfig(),
+        asea=AseaConfig(),
+        sga=SgaConfig(),
+        resolution=size,
+        reference_view="image",
+        split="all",
+        data_digest="0" * 64,
+        seed=0,
+        steps=0,
+    )
+    dim, queries = base.vlm.config.qformer_config.hidden_size, base.vlm.config.num_query_tokens
+    adapter = SemanticAdapter.from_unet(base.unet, dim, card=card.model_dump(mode="json")).to(
+        bench.device, base.unet.dtype
+    )
+    ours = AnomalyControlPipeline.from_base(
+        dataclasses.replace(base, unet=copy.deepcopy(base.unet)), adapter
+    )
+    scheduler = DDIMScheduler.from_config(ours.scheduler.config)
+    stock = StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=copy.deepcopy(base.unet),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    acontrol.install(stock, adapter)
+    for pipe in (ours, stock):
+        pipe.set_progress_bar_config(disable=True)
+    steps = 2 if tiny else 30
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(1, queries, dim, generator=generator).to(bench.device, base.unet.dtype)
+    for count, goal, stretch in ((8, ">= 1.7", ">= 2.2"), (1, ">= 1.8", ">= 2.3")):
+        text = ours.encode_text(["a photo of wood with a crack"] * count)
+        with torch.no_grad():
+            fused = adapter(tokens).expand(count, -1, -1)
+        conditions = ours.conditions(text, fused)
+
+        def draw_ours(conditions: Conditions = conditions) -> None:
+            ours.sample(conditions, num_inference_steps=steps)
+
+        def draw_stock(text: Tensor = text, count: int = count) -> None:
+            stock(
+                prompt_embeds=text,
+                negative_prompt_embeds=ours.encode_text([""]).expand(count, -1, -1),
+                ip_adapter_image_embeds=image_embeds(adapter, tokens),
+                num_inference_steps=steps,
+                guidance_scale=7.5,
+                height=size,
+                width=size,
+            )
+
+        middle = medians(bench, {"ours": draw_ours, "stock": draw_stock})
+        per_s = count / middle["ours"]
+        if count == 8:
+            mfu = bench.mfu(DRAWING_TFLOP, per_s)
+            bench.row("drawing, images/s, batch 8", per_s, ">= 6.5", ">= 8.0", mfu=mfu)
+        else:
+            bench.row("drawing, latency of one", middle["ours"], "<= 0.32", "<= 0.25", unit="s")
+        speedup = middle["stock"] / middle["ours"]
+        bench.row(f"drawing, speed-up over stock, batch {count}", speedup, goal, stretch)
+
+
+def loader(bench: Any) -> None:
+    """How fast precomputed features are read, against how fast they are used."""
+    count = CHUNK if bench.tiny else 8 * CHUNK
+    side, channels = (16, 4) if bench.tiny else (64, 4)
+    width = bench.base.vlm.config.qformer_config.hidden_size
+    half = torch.float32 if bench.device == "cpu" else torch.bfloat16
+
+    def made(size: int) -> Features:
+        return Features(
+            latent_mean=torch.randn(size, channels, side, side, dtype=half),
+            latent_std=torch.rand(size, channels, side, side, dtype=half),
+            latent_mask=torch.ones(size, 1, side, side),
+            text=torch.randn(size, 77, width, dtype=half),
+            tokens=torch.randn(size, bench.base.vlm.config.num_query_tokens, width),
+            energy_before=torch.rand(size),
+            energy_after=torch.rand(size),
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        keys = [f"sample-{number}" for number in range(count)]
+        features = FeatureFolder(folder, {"format": "benchmark"}, keys)
+        for first in range(0, count, CHUNK):
+            features.write(first, made(CHUNK))
+        features.read(0)
+        begun = time.perf_counter()
+        for number in range(count):
+            features.read(number)
+        capacity = count / (time.perf_counter() - begun)
+    batch = bench.batches[0]
+    step = bench.times.get((batch, "ours, features"))
+    if step is None:
+        bench.row("loader, samples/s of one process", capacity)
+        return
+    used = batch / step
+    bench.row(
+        "loader's capacity / use, one process",
+        capacity / used,
+        ">= 5",
+        ">= 20",
+        samples_per_s=round(capacity),
+    )
+    # Read between two steps by the rank itself, as data.loader_workers 0 does.
+    waiting = used / (used + capacity)
+    bench.row("data_wait share, no loader process", waiting, "<= 0.01", "<= 0.003")

@@ -1,0 +1,249 @@
+"""The stages of ``benchmarks.gpu`` that train: each adds rows to the table."""
+
+import copy
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acontrol import asea
+from acontrol.anomaly_map import region_on_grid
+from acontrol.base import BaseModels
+from acontrol.config import (
+    AseaConfig,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    RuntimeConfig,
+    ZeroConfig,
+)
+from acontrol.model import AnomalyControl
+from acontrol.qformer import QFormerPass
+from acontrol.sga import SemanticAdapter
+from benchmarks.bench_step import Bench as StepBench
+from benchmarks.bench_step import random_batch
+from benchmarks.report import interleaved
+
+# A sample of training on precomputed features, counted layer by layer.
+TRAINING_TFLOP = 1.67
+LOW = torch.bfloat16
+PER_STAGE = 0.25  # Of the time that is left, the most that one set of cases takes.
+
+
+def medians(bench: Any, cases: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Median seconds of each case, in as many rounds as there is time for."""
+    begun = time.monotonic()
+    for case in cases.values():  # Warm-up, and how long a round is.
+        case()
+    if bench.device == "cuda":
+        torch.cuda.synchronize()
+    one = max(time.monotonic() - begun, 1e-3)
+    rounds = min(bench.rounds, max(3, int(PER_STAGE * bench.left_s / one)))
+    times = interleaved(cases, rounds, bench.device)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def _config(bench: Any, batch: int) -> RunConfig:
+    precision = "float32" if bench.device == "cpu" else "bfloat16"
+    return RunConfig(
+        data=DataConfig(resolution=64 if bench.tiny else 512),
+        optim=OptimConfig(batch_size=batch),
+        runtime=RuntimeConfig(precision=precision),
+        zero=ZeroConfig(stage=1),
+    )
+
+
+def _steps(bench: Any, batch: int) -> StepBench:
+    samples = random_batch(batch, *((64, 64) if bench.tiny else (512, 224)))
+    return StepBench(bench.base, samples, _config(bench, batch), bench.device)
+
+
+def numerics(bench: Any) -> None:
+    """Low precision against float32, with the same weights: relative errors."""
+    batch = 2
+    config = _config(bench, batch)
+    low = bench.base if bench.base.unet.dtype == LOW else _cast(bench.base, LOW)
+    samples = random_batch(batch, *((64, 64) if bench.tiny else (512, 224)))
+    torch.manual_seed(0)
+    adapter = SemanticAdapter.from_unet(
+        bench.base.unet, bench.base.vlm.config.qformer_config.hidden_size
+    ).to(bench.device)
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, base in (("low", low), ("float32", _cast(low, torch.float32))):
+        own = copy.deepcopy(adapter).to(base.unet.dtype)
+        model = AnomalyControl(base, own, config)
+        features = model.encoder(samples)
+        losses = model(samples, lambda tokens, own=own: own(tokens.to(own.dtype)))
+        losses.loss.backward()
+        assert own.proj.weight.grad is not None
+        found[name] = {
+            "latents": features.latent_mean.float(),
+            "text": features.text.float(),
+            "C'": features.tokens.float(),
+            "loss": losses.per_sample.float(),
+            "gradient": own.proj.weight.grad.float(),
+        }
+    for part, exact in found["float32"].items():
+        error = (found["low"][part] - exact).norm() / exact.norm()
+        bench.row(f"error of {part} against float32", float(error), "<= 0.05")
+
+
+def _cast(base: BaseModels, dtype: torch.dtype) -> BaseModels:
+    """A copy in another precision; the Q-Former is in float32 in both."""
+    names = ("vae", "text_encoder", "unet", "vlm")
+    made = {name: copy.deepcopy(getattr(base, name)).to(dtype) for name in names}
+    for part in (made["vlm"].qformer, made["vlm"].embeddings):
+        part.float()
+    made["vlm"].query_tokens.data = made["vlm"].query_tokens.data.float()
+    return dataclasses.replace(base, **made)
+
+
+def training(bench: Any, batch: int) -> None:
+    """A step our ways and the public trainer's."""
+    steps = _steps(bench, batch)
+    cases = steps.cases()
+    losses = {name: float(step()) for name, step in cases.items()}
+    bench.facts[f"losses_b{batch}"] = {name: round(one, 5) for name, one in losses.items()}
+    middle = medians(bench, cases)
+    for name, value in middle.items():
+        bench.times[batch, name] = value
+    bench.facts[f"step_ms_b{batch}"] = {
+        name: round(1000 * value, 2) for name, value in middle.items()
+    }
+    ours, tuned, online = middle["ours, features"], middle["P1t"], middle["ours, online"]
+    large = batch == bench.batches[0]
+    goal, stretch = ("<= 0.65", "<= 0.50") if large else ("<= 0.60", "<= 0.45")
+    skipping = middle["ours, features, skipping"]
+    bench.row(
+        f"step / P1t, batch {batch}",
+        skipping / tuned,
+        goal,
+        stretch,
+        without_elision=round(ours / tuned, 3),
+    )
+    if not large:
+        return
+    per_s = batch / ours
+    mfu = bench.mfu(TRAINING_TFLOP, per_s)
+    bench.row("images/s, no elision", per_s, ">= 160", ">= 200", mfu=mfu)
+    bench.row("images/s, nominal, with elision", batch / skipping, ">= 178", ">= 222")
+    bench.row("online / P0", online / middle["P0"], "<= 0.60", "<= 0.45")
+    bench.row("cached / own online", ours / online, "<= 0.55", "<= 0.50")
+    bench.row("cached / P0", ours / middle["P0"], "<= 0.33", "<= 0.22")
+    bench.row(
+        "DeepSpeed's engine / bare loop (no Ray)",
+        middle["ours, features, DeepSpeed"] / ours,
+        "<= 1.01",
+        "<= 1.003",
+    )
+
+
+def profile(bench: Any) -> None:
+    """Peak memory of a step, and where its time goes."""
+    batch = bench.batches[0]
+    step = _steps(bench, batch).ours(features=True)
+    step()
+    if bench.device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        peak = torch.cuda.max_memory_allocated() / 1e9
+        bench.row(f"peak memory, batch {batch}", peak, "<= 60", "<= 45", unit="GB")
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if bench.device == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as trace:
+        step()
+    on = "self_device_time_total" if bench.device == "cuda" else "self_cpu_time_total"
+    events = sorted(trace.key_averages(), key=lambda one: -getattr(one, on))
+    total = sum(getattr(one, on) for one in events) or 1
+    bench.facts["profile"] = [
+        {
+            "what": one.key[:90],
+            "ms": round(getattr(one, on) / 1000, 2),
+            "share": round(getattr(one, on) / total, 3),
+            "calls": one.count,
+        }
+        for one in events[:20]
+    ]
+
+
+def asea_overhead(bench: Any) -> None:
+    """A step with the Q-Former and ASEA inside, given e_v, at T_g 3 and 0."""
+    goals = {bench.batches[0]: ("<= 0.08", "<= 0.06"), bench.batches[1]: ("<= 0.12", "<= 0.08")}
+    for batch, (goal, stretch) in goals.items():
+        steps = _steps(bench, batch)
+        semantics = steps.model.encoder.semantics
+        visual = semantics.embed_image(steps.batch.reference_image)
+        text = semantics.read(steps.batch.reference_phrase)
+        region = region_on_grid(steps.batch.reference_mask.to(bench.device), semantics.grid)
+        plain = steps.ours(features=True)
+
+        def with_asea(
+            settings: AseaConfig,
+            visual: Tensor = visual,
+            text: Any = text,
+            region: Tensor = region,
+            plain: Callable[[], Any] = plain,
+        ) -> None:
+            with torch.no_grad():
+                first = settings.solver == "first"
+                walk = QFormerPass(
+                    bench.base.vlm, len(visual), text, method=settings.map, first=first
+                )
+                embedding, _ = asea.guide(walk, visual, region, settings)
+                walk.finish(embedding)
+            plain()
+
+        settings = {
+            "none": AseaConfig(steps=0),
+            "all": AseaConfig(steps=3),
+            "first": AseaConfig(steps=3, solver="first"),
+        }
+        middle = medians(
+            bench,
+            {name: lambda one=one: with_asea(one) for name, one in settings.items()},
+        )
+        what = f"ASEA, t(T_g 3) / t(0) - 1, batch {batch}"
+        bench.row(f"{what}: all layers", middle["all"] / middle["none"] - 1, goal, stretch)
+        bench.row(
+            f"{what}: first layer's closed form",
+            middle["first"] / middle["none"] - 1,
+            "<= 0.01",
+            "<= 0.003",
+        )
+
+
+def compiled(bench: Any) -> None:
+    """The step on features once more, channels last and through torch.compile."""
+    for batch in bench.batches:
+        if not bench.tiny and bench.left_s < 60:
+            return
+        steps = _steps(bench, batch)
+        plain = steps.ours(features=True)
+        steps.base = dataclasses.replace(
+            steps.base,
+            unet=copy.deepcopy(steps.base.unet).to(memory_format=torch.channels_last),
+        )
+        backend = "eager" if bench.tiny else "inductor"
+        fast = steps.ours(features=True, compile_with=backend)
+        begun = time.monotonic()
+        for _ in range(2):
+            fast()
+        bench.facts[f"compile_s_b{batch}"] = round(time.monotonic() - begun, 1)
+        middle = medians(bench, {"plain": plain, "compiled": fast})
+        ratio = middle["compiled"] / middle["plain"]
+        bench.row(f"compiled, channels last / plain, batch {batch}", ratio)
+        tuned = bench.times.get((batch, "P1t"))
+        if tuned is not None:
+            per_s = batch / middle["compiled"]
+            bench.row(
+                f"compiled / P1t, batch {batch}",
+                middle["compiled"] / tuned,
+                images_per_s=round(per_s, 1),
+                mfu=bench.mfu(TRAINING_TFLOP, per_s),
+            )

@@ -1,0 +1,192 @@
+"""IP-Adapter files: as what training starts from, and what launch.export writes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from acontrol.config import UserError
+from acontrol.interop.begin import begin_from, check_beginning
+from acontrol.interop.ip_adapter import export, read, start_from
+from acontrol.sga import SemanticAdapter
+from launch import export as command
+
+WIDTHS = [48, 48, 48, 96]  # In the order of attn_processors.
+Parts = dict[str, dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def parts() -> Parts:
+    """A file's content as IP-Adapter's trainer writes it, for the tiny U-Net."""
+    generator = torch.Generator().manual_seed(4)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return {
+        "image_proj": {
+            "proj.weight": random(4 * 64, 1024),
+            "proj.bias": random(4 * 64),
+            "norm.weight": random(64),
+            "norm.bias": random(64),
+        },
+        "ip_adapter": {
+            f"{2 * layer + 1}.to_{kind}_ip.weight": random(width, 64)
+            for layer, width in enumerate(WIDTHS)
+            for kind in "kv"
+        },
+    }
+
+
+def write(parts: Parts, path: Path) -> Path:
+    if path.suffix == ".bin":
+        torch.save(parts, path)
+    else:
+        flat = {
+            f"{part}.{name}": value
+            for part, values in parts.items()
+            for name, value in values.items()
+        }
+        save_file(flat, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_training_starts_from_a_file(
+    make_adapter: Callable[..., Any], parts: Parts, tmp_path: Path, mode: str, suffix: str
+) -> None:
+    file = write(parts, tmp_path / f"ip{suffix}")
+    check_beginning(str(file))
+    adapter: SemanticAdapter = make_adapter(mode)
+    begin_from(adapter, str(file))
+    for layer, (key, value) in enumerate(adapter.matrices()):
+        assert torch.equal(key, parts["ip_adapter"][f"{2 * layer + 1}.to_k_ip.weight"])
+        assert torch.equal(value, parts["ip_adapter"][f"{2 * layer + 1}.to_v_ip.weight"])
+    if adapter.pool is not None:
+        projection = parts["image_proj"]
+        assert torch.equal(adapter.pool.tokens.weight, projection["proj.weight"])
+        assert torch.equal(adapter.pool.tokens.bias, projection["proj.bias"])
+        assert torch.equal(adapter.pool.norm.weight, projection["norm.weight"])
+    assert adapter.proj.weight.requires_grad
+
+
+@pytest.mark.parametrize("mode", ["pooled"], indirect=True)
+def test_an_exported_file_is_a_beginning_too(
+    make_adapter: Callable[..., Any], tmp_path: Path, mode: str
+) -> None:
+    before, after = make_adapter(mode), make_adapter(mode)
+    export(before, tmp_path / "ours.safetensors")
+    weights = load_file(tmp_path / "ours.safetensors")
+    assert weights["image_proj.proj.weight"].shape == (256, 64)  # Two layers in one.
+    assert weights["ip_adapter.7.to_v_ip.weight"].shape == (96, 64)
+    assert len(weights) == 4 + 8
+    for one in (after.proj, after.pool.hidden, after.pool.tokens):
+        torch.nn.init.normal_(one.weight)
+    start_from(after, tmp_path / "ours.safetensors")
+    tokens = torch.randn(2, 5, 64)
+    torch.testing.assert_close(after(tokens), before(tokens), rtol=1e-4, atol=1e-5)
+
+
+def spoil(parts: Parts, how: str) -> Parts:
+    pairs, projection = parts["ip_adapter"], parts["image_proj"]
+    if how == "shape":
+        pairs["3.to_k_ip.weight"] = torch.zeros(320, 768)
+    elif how == "missing":
+        del pairs["5.to_v_ip.weight"]
+    elif how == "extra":
+        pairs["0.to_q_lora.down.weight"] = torch.zeros(4, 4)
+    elif how == "empty":
+        pairs.clear()
+    elif how == "own":
+        parts["unet"] = {"down": torch.zeros(1)}
+    elif how == "plus":
+        projection["latents"] = projection.pop("proj.weight")
+    return parts
+
+
+@pytest.mark.parametrize("mode", ["pooled"], indirect=True)
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("shape", r"3.to_k_ip.weight is (320, 768), and this U-Net needs (48, 64)"),
+        ("missing", "5.to_v_ip.weight is not there"),
+        ("extra", "holds 0.to_q_lora.down.weight"),
+        ("empty", "its part ip_adapter is empty"),
+        ("own", "holds 'unet' beside image_proj and ip_adapter"),
+        ("plus", "image_proj.proj.weight is not there"),
+    ],
+)
+def test_another_file_is_refused_and_changes_nothing(
+    make_adapter: Callable[..., Any],
+    parts: Parts,
+    tmp_path: Path,
+    mode: str,
+    how: str,
+    words: str,
+) -> None:
+    adapter = make_adapter(mode)
+    before = adapter.proj.weight.clone()
+    suffix = ".bin" if how == "empty" else ".safetensors"  # safetensors has no empty dicts.
+    file = write(spoil(parts, how), tmp_path / f"ip{suffix}")
+    with pytest.raises(UserError) as caught:
+        begin_from(adapter, str(file))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if how != "plus":
+        assert torch.equal(adapter.proj.weight, before)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return print, ("run!",)
+
+    torch.save({"image_proj": Harm(), "ip_adapter": {}}, tmp_path / "ip.bin")
+    with pytest.raises(UserError, match="is refused") as caught:
+        check_beginning(str(tmp_path / "ip.bin"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ip.safetensors", "ip.bin"])
+def test_a_damaged_file_is_one_line(parts: Parts, tmp_path: Path, name: str) -> None:
+    file = write(parts, tmp_path / name)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="ip") as caught:
+        read(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["no.safetensors", "folder", "run.txt"])
+def test_nothing_there_is_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="no adapter there"):
+        check_beginning(str(tmp_path / name))
+
+
+def test_a_folder_of_another_mode_is_refused(
+    make_adapter: Callable[..., Any], tmp_path: Path
+) -> None:
+    make_adapter("pooled").save_pretrained(tmp_path)
+    check_beginning(str(tmp_path))
+    with pytest.raises(UserError, match="its mode is"):
+        begin_from(make_adapter("queries"), str(tmp_path))
+    whole = make_adapter("pooled")
+    torch.nn.init.zeros_(whole.proj.weight)
+    begin_from(whole, str(tmp_path))
+    assert torch.equal(whole.proj.weight, make_adapter("pooled").proj.weight)
+
+
+def test_the_command_exports(
+    make_adapter: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_adapter("pooled").save_pretrained(tmp_path / "adapter")
+    out = tmp_path / "new" / "ours.safetensors"
+    command.run([str(tmp_path), "--out", str(out)])
+    assert capsys.readouterr().out == f"IP-Adapter file: {out}\n"
+    assert len(load_file(out)) == 12
+    with pytest.raises(UserError, match=r"ends in \.safetensors"):
+        command.run([str(tmp_path), "--out", str(tmp_path / "ours.bin")])
+    with pytest.raises(UserError, match="--out FILE"):
+        command.run([str(tmp_path)])

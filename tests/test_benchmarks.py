@@ -1,0 +1,59 @@
+"""The one-command benchmark of a GPU runs to its end, at a tiny size."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.launch import commands
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_writes_every_row(tmp_path: Path) -> None:
+    done = commands.run(
+        "benchmarks.gpu",
+        *("--tiny", "--batch", 2, 1, "--rounds", 1, "--out", tmp_path),
+        limit_s=900,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (file,) = tmp_path.glob("*_gpu_*.json")
+    report = json.loads(file.read_text())
+    assert report["config"]["left_out"] == []
+    found = {row["metric"] for row in report["rows"]}
+    for part in ("latents", "text", "C'", "loss", "gradient"):
+        assert f"error of {part} against float32" in found
+    for metric in (
+        "step / P1t, batch 2",
+        "step / P1t, batch 1",
+        "images/s, no elision",
+        "images/s, nominal, with elision",
+        "online / P0",
+        "cached / own online",
+        "cached / P0",
+        "DeepSpeed's engine / bare loop (no Ray)",
+        "ASEA, t(T_g 3) / t(0) - 1, batch 2: all layers",
+        "ASEA, t(T_g 3) / t(0) - 1, batch 1: first layer's closed form",
+        "drawing, images/s, batch 8",
+        "drawing, speed-up over stock, batch 8",
+        "drawing, speed-up over stock, batch 1",
+        "drawing, latency of one",
+        "loader's capacity / use, one process",
+        "data_wait share, no loader process",
+        "compiled / P1t, batch 2",
+    ):
+        assert metric in found
+    # Our way and the public trainer's take the same step; low precision is near the other.
+    losses = report["config"]["losses_b2"]
+    assert len(losses) == 8
+    assert max(losses.values()) - min(losses.values()) < 1e-3 * max(losses.values())
+    assert report["config"]["profile"][0]["ms"] > 0
+    assert (tmp_path / file.with_suffix(".md").name).read_text().count("| error of") == 5
+
+
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import gpu
+
+    with pytest.raises(SystemExit) as stop:
+        gpu.main([])
+    assert stop.value.code == 2
+    assert "no GPU here" in capsys.readouterr().err
