@@ -111,7 +111,7 @@ def test_a_node_taken_away_with_notice(cluster, shards, tmp_path) -> None:
     process = commands.start(
         "launch.train", *args, "--cluster.placement", "STRICT_SPREAD", "--cluster.hang-s", 30
     )
-    wait_until(process, lambda: (output / "mlflow.db").exists() and steps_of(output) > 5)
+    wait_until(process, lambda: steps_of(output) > 5)
     leaving = cluster.list_all_nodes()[1]
     drain = [str(Path(sys.executable).with_name("ray")), "drain-node"]
     told = subprocess.run(
@@ -139,4 +139,6 @@ def test_a_node_taken_away_with_notice(cluster, shards, tmp_path) -> None:
 
 
 def steps_of(output: Path) -> int:
-    return len(losses_of(f"sqlite:///{output / 'mlflow.db'}"))
+    """Steps that were logged, as the spool has them: asking SQLite while MLflow makes it errs."""
+    files = output.glob("events/*/*.jsonl")
+    return sum(file.read_text().count('"asea_energy_after"') for file in files)
