@@ -82,7 +82,7 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
         counts = {"drawn": float(drawn), "kept": float(len(found))}
         desk.tracker.log_metrics({f"{name}/{k}": v for k, v in counts.items()}, inversion.steps)
         desk.tracker.flush()
-        done[kind] = MaskCard(
+        card = MaskCard(
             acontrol_version=__version__,
             category=kind[0],
             defect=kind[1],
@@ -98,7 +98,8 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
             kept=len(found),
             rejected=dict(rejected),
         )
-        write_learned(config.output, done[kind], vectors, found, sheet)
+        write_learned(config.output, card, vectors, found, sheet)
+        done[kind] = card
         _clear(desk, name)
     desk.tracker.finish("FINISHED")
     if failed:

@@ -176,7 +176,7 @@ def test_drawings_that_are_no_masks_end_in_a_line(
 
 @pytest.mark.slow
 def test_learned_masks_are_closer_to_real_ones_than_noise_is(tmp_path) -> None:
-    """In area, elongation and solidity together, by half of perlin's distance or more."""
+    """In area, elongation and solidity together, at most half of perlin's distance."""
     data, out = tmp_path / "data", tmp_path / "masks"
     kinds = [("wood", "crack"), ("metal", "spots")]  # The base has seen no spots.
     write_dataset(data, num_good=1, num_good_test=1, num_defects=12, name_attributes=False)
