@@ -170,7 +170,7 @@ def test_drawings_that_are_no_masks_end_in_a_line(
 ) -> None:
     white = np.ones((64, 64), bool)
     monkeypatch.setattr(learn_masks, "draw_masks", lambda *a, **b: [white] * 8)
-    with pytest.raises(UserError, match=r"none of 16 drawings is like a mask \(along the bord"):
+    with pytest.raises(UserError, match=r"none of 16 drawings is like a mask \(along"):
         learn(built_in_data, tmp_path / "masks", database, *KIND)
 
 
