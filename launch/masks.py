@@ -5,7 +5,7 @@
 
 For each category and defect of ROOT a few vectors learn, by textual inversion, what the base
 must read to draw its masks; then masks are drawn, and those unlike the training masks in area
-or length, empty, or along the border are left out. With the built-in base that is about two
+or length, empty, or along the border are left out. With the built-in base that is a few
 minutes each on one core. Killed, the same command continues. Look at
 MASKS/CATEGORY/DEFECT/sheet.png, and remove from masks/ there what you do not like.
 """

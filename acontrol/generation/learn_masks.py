@@ -82,7 +82,7 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
         counts = {"drawn": float(drawn), "kept": float(len(found))}
         desk.tracker.log_metrics({f"{name}/{k}": v for k, v in counts.items()}, inversion.steps)
         desk.tracker.flush()
-        card = done[kind] = MaskCard(
+        card = MaskCard(
             acontrol_version=__version__,
             category=kind[0],
             defect=kind[1],
@@ -99,6 +99,7 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
             rejected=dict(rejected),
         )
         write_learned(config.output, card, vectors, found, sheet)
+        done[kind] = card
         _clear(desk, name)
     desk.tracker.finish("FINISHED")
     if failed:

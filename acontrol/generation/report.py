@@ -84,8 +84,8 @@ def write_report(folder: Path, lines: Sequence[Line], roots: Roots) -> None:
         "<p>The table has means over the images. <b>Mask-fill</b>: share of the mask that "
         "changed by more than the autoencoder's own error. <b>Distance</b>: to the nearest "
         "training defect of its kind, in the vision tower's features; up to <b>limit</b>, it "
-        "is as near as training defects are to each other. <b>PSNR</b>: of the background "
-        "after, and before the normal image's own pixels were put back.</p>"
+        "is as near as training defects are to each other. <b>PSNR</b>: of the background, "
+        "after and before the normal image's own pixels were put back.</p>"
         f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}"
         f"</table>{''.join(sections)}</html>\n"
     )

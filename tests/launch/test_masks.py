@@ -170,25 +170,25 @@ def test_drawings_that_are_no_masks_end_in_a_line(
 ) -> None:
     white = np.ones((64, 64), bool)
     monkeypatch.setattr(learn_masks, "draw_masks", lambda *a, **b: [white] * 8)
-    with pytest.raises(UserError, match=r"none of 16 drawings is like a mask \(along the bord"):
+    with pytest.raises(UserError, match=r"none of 16 drawings is like a mask \(along"):
         learn(built_in_data, tmp_path / "masks", database, *KIND)
 
 
 @pytest.mark.slow
 def test_learned_masks_are_closer_to_real_ones_than_noise_is(tmp_path) -> None:
-    """In area, elongation and solidity together, by half of perlin's distance or less."""
+    """In area, elongation and solidity together, at most half of perlin's distance."""
     data, out = tmp_path / "data", tmp_path / "masks"
-    kinds = [("wood", "crack"), ("tile", "stain"), ("metal", "spots")]
+    kinds = [("wood", "crack"), ("metal", "spots")]  # The base has seen no spots.
     write_dataset(data, num_good=1, num_good_test=1, num_defects=12, name_attributes=False)
     everywhere = np.ones((64, 64), bool)
     for category, defect in kinds:
         args = [str(data), "--output", str(out), "--category", category, "--defect", defect]
-        masks.run([*args, "--steps", "250", "--count", "40"])
+        masks.run([*args, "--steps", "250", "--count", "24"])
         found = read_learned(
             out, category, defect, base_digest=digest(BaseConfig()), split="train"
         )
         drawn = [mask for _, mask in found.values()]
-        assert len(drawn) == 40
+        assert len(drawn) == 24
         # Against masks that were not learned from.
         images = open_folder(data).labelled("test", category=category, defect=defect)
         real = [mask_of(one) for one in images]

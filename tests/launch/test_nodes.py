@@ -139,6 +139,6 @@ def test_a_node_taken_away_with_notice(cluster, shards, tmp_path) -> None:
 
 
 def steps_of(output: Path) -> int:
-    """Steps that were logged, as the spool has them: asking SQLite while MLflow makes it errs."""
+    """Steps that were logged, by the spool: MLflow's database may still be in the making."""
     files = output.glob("events/*/*.jsonl")
     return sum(file.read_text().count('"asea_energy_after"') for file in files)
