@@ -76,7 +76,7 @@ class Checkpoint:
         found = try_to_load_from_cache(self.repo, name, revision=self.revision)
         return Path(found) if isinstance(found, str) else None
 
-    def missing(self, sizes: dict[str, int]) -> str:
+    def told(self, sizes: dict[str, int]) -> str:
         """One line: what is not here, how large it is, and how to get it."""
         pin = f" at commit {self.revision}" if self.revision else ""
         parts = {folder.rstrip("/") or "vlm": None for folder, _ in self.weights}
@@ -156,7 +156,7 @@ def missing(config: BaseConfig) -> list[str]:
             "text_encoder": low * parameters(shapes.text_encoder),
             "vlm": 4 * parameters(shapes.vlm),
         }
-    return [one.missing(sizes) for one in absent]
+    return [one.told(sizes) for one in absent]
 
 
 def fetch(config: BaseConfig) -> None:

@@ -48,14 +48,12 @@ def activation_bytes(
         semantic_tokens: Length of C' as the adapter hands it on.
         dtype: Of the pass.
     """
-    # Shapes decide, so it is one pass in the wanted dtype over a copy without weights.
     with torch.device("meta"):
-        # Built in the dtype: .to() would not touch the caller's.
-        copied = UNet2DConditionModel.from_config(unet.config)
-        copied = _quietly(copied, dtype)
+        # A copy: the caller's keeps its precision and its processors.
+        copied = _in(dtype, UNet2DConditionModel.from_config(unet.config))
         layers = cross_attention_layers(copied)
         width = unet.config.cross_attention_dim
-        adapter = _quietly(SemanticAdapter(layers, width), dtype)
+        adapter = _in(dtype, SemanticAdapter(layers, width))
         install_processors(copied)
         copied.requires_grad_(False)
         inputs = (
@@ -83,8 +81,8 @@ def activation_bytes(
     return sum(one.untyped_storage().nbytes() for one in kept.values())
 
 
-def _quietly(module: Any, dtype: torch.dtype) -> Any:
-    """In another dtype, without diffusers' warning of layers that stay in float32."""
+def _in(dtype: torch.dtype, module: Any) -> Any:
+    """In a precision, without diffusers' warning about layers that stay in float32."""
     return torch.nn.Module.to(module, dtype)
 
 
