@@ -1,0 +1,209 @@
+"""Train a detector on each source of defects, and compare them on real ones.
+
+    python -m launch.evaluate localization --real ROOT --out DIR [--synthetic [NAME=]DIR ...]
+
+ROOT is in MVTec AD's layout, one category or several. A detector is trained for each category,
+source and seed, on train/good and the source's defects, and tested on test/good and the defects
+outside the training third. Sources: none (normal images alone), real (the training third),
+perlin (DRAEM's blobs), cutpaste, each --synthetic NAME, and mixtures such as real+NAME. Each
+training is a task on Ray; what is there is not done again.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from acontrol.config import ClusterConfig, Settings, UserError
+from acontrol.data.mvtec import open_folder
+from launch.entry import parse
+
+PROG = "python -m launch.evaluate localization"
+
+
+class LocalizationCommand(Settings):
+    """Options of launch.evaluate localization."""
+
+    real: Path = Field(description="Folder of real images, in MVTec AD's layout.")
+    out: Path | None = Field(None, description="Folder for results; the same one continues.")
+    synthetic: tuple[str, ...] = Field(
+        (), description="Folders of generated pairs in the same layout: DIR or NAME=DIR."
+    )
+    sources: str | None = Field(
+        None,
+        description="What to train on, divided by commas; by default none,real,perlin,cutpaste "
+        "and for each synthetic folder NAME and real+NAME.",
+    )
+    category: tuple[str, ...] = Field((), description="Only these categories; by default all.")
+    protocol: Literal["paper", "strict", "both"] = Field(
+        "both",
+        description="paper: as published, with the best epoch on the test set. strict: the "
+        "last epoch, exact F1, binary masks.",
+    )
+    budget: Literal["paper", "small", "smallest"] = Field(
+        "paper", description="How much to train, the same for every source."
+    )
+    pairs: int | None = Field(
+        None,
+        ge=1,
+        description="Synthetic pairs of each defect, at most; by default the budget's.",
+    )
+    seeds: int = Field(3, ge=1, description="Trainings of each category and source.")
+    num_workers: int | None = Field(
+        None,
+        ge=1,
+        description="Trainings at a time; by default as many as the cluster has room for.",
+    )
+    dry_run: bool = Field(False, description="Only say what would be trained, and how long.")
+
+
+def run(args: Sequence[str]) -> None:
+    """Check, train what is missing, and write the tables."""
+    command = parse(LocalizationCommand, args, prog=PROG, description=__doc__)
+    from acontrol.evaluation import localization
+    from acontrol.evaluation.budget import BUDGETS
+    from acontrol.evaluation.protocol import PROTOCOLS
+
+    synthetic = named_folders(command.synthetic)
+    budget = BUDGETS[command.budget]
+    if command.pairs is not None:
+        budget = budget.model_copy(update={"pairs": command.pairs})
+    setting = localization.Setting(
+        command.real.resolve(),
+        synthetic,
+        budget,
+        PROTOCOLS if command.protocol == "both" else (command.protocol,),
+    )
+    sources = source_names(command.sources, list(synthetic))
+    folder = open_folder(setting.root)
+    categories = command.category or folder.categories
+    trainings = [
+        localization.Training(category, source, seed)
+        for category in categories
+        for seed in range(command.seeds)
+        for source in sources
+    ]
+    print(f"Budget {command.budget}: {budget.describe()}")
+    print(
+        f"{len(trainings)} trainings: {len(categories)} categories x {len(sources)} sources "
+        f"({', '.join(sources)}) x {command.seeds} seeds",
+        flush=True,
+    )
+    data = {one: localization.check(setting, one, sources) for one in categories}
+    if command.dry_run:
+        from acontrol.evaluation.estimate import seconds_a_training
+
+        each = seconds_a_training(setting, categories[0])
+        print(
+            f"About {_hours(each)} a training on this machine, {_hours(each * len(trainings))} "
+            "for all, one after the other; a Ray cluster trains as many at once as it has room"
+        )
+        return
+    if command.out is None:
+        raise UserError("--out DIR is needed: where results go")
+    out = command.out.resolve()
+    missing = [
+        one
+        for one in trainings
+        if not localization.is_done(one, setting, data[one.category][one.source], out)
+    ]
+    if len(missing) < len(trainings):
+        print(f"Continuing: {len(trainings) - len(missing)} trainings are there", flush=True)
+    if missing:
+        train_on_ray(missing, setting, data, out, command.num_workers)
+    print(f"Results: {out}")
+
+
+def train_on_ray(
+    missing: Sequence[Any], setting: Any, data: Any, out: Path, at_once: int | None
+) -> None:
+    """Train each as a task of Ray, with a GPU where there are."""
+    import ray
+    from tqdm import tqdm
+
+    import launch
+    from acontrol.base import quieten
+    from acontrol.evaluation.localization import run as train
+    from acontrol.masks.perlin import perlin_blobs
+    from acontrol.train.cluster import joined_cluster
+
+    quieten()
+    out.mkdir(parents=True, exist_ok=True)
+    package = Path(launch.__file__).parent
+    with (
+        joined_cluster(ClusterConfig(num_workers=at_once or 1), packages=[package]),
+        tqdm(total=len(missing), desc="training", unit="detector", disable=None) as bar,
+    ):
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        task = ray.remote(train).options(num_cpus=1, num_gpus=gpus, max_retries=2)
+        left, running = list(missing), []
+        while left or running:
+            while left and len(running) < (at_once or len(missing)):
+                one = left.pop(0)
+                digest = data[one.category][one.source]
+                running.append(task.remote(one, setting, digest, perlin_blobs, out))
+            done, running = ray.wait(running)
+            for one in ray.get(done):
+                bar.set_postfix_str(f"{one.category} {one.source} {one.seed}")
+                bar.update()
+
+
+def named_folders(given: Sequence[str]) -> dict[str, Path]:
+    """Folders by their names: NAME=DIR, or DIR, which is named after itself.
+
+    Raises:
+        UserError: If one does not exist, or two share a name or have a name of ours.
+    """
+    from acontrol.evaluation.localization import CONTROLS
+
+    found: dict[str, Path] = {}
+    for text in given:
+        name, divided, rest = text.partition("=")
+        path = Path(rest if divided else text).resolve()
+        name = name if divided else path.name
+        if not name or any(sign in name for sign in "+,/\\") or name.startswith("."):
+            raise UserError(f"--synthetic {text}: a name is one word without + , / or \\")
+        if name in CONTROLS:
+            raise UserError(
+                f"--synthetic {text}: {name} is a source of its own; give another name"
+            )
+        if name in found:
+            raise UserError(
+                f"--synthetic {text}: two sources are named {name}; name them apart, NAME=DIR"
+            )
+        open_folder(path)
+        found[name] = path
+    return found
+
+
+def source_names(given: str | None, synthetic: Sequence[str]) -> list[str]:
+    """The sources to compare, each once.
+
+    Raises:
+        UserError: If one is unknown or named twice.
+    """
+    from acontrol.evaluation.localization import CONTROLS
+
+    generated = [one for name in synthetic for one in (name, f"real+{name}")]
+    if given is None:
+        return [*CONTROLS, *generated]
+    names = [one.strip() for one in given.split(",")]
+    known = [*CONTROLS, *synthetic]
+    for name in names:
+        parts = name.split("+")
+        for part in parts:
+            if part not in known or (part == "none" and len(parts) > 1):
+                raise UserError(
+                    f"--sources: no source {name!r}; choose from {', '.join(known)} and "
+                    "mixtures such as real+perlin"
+                )
+    if len(set(names)) < len(names):
+        twice = next(one for one in names if names.count(one) > 1)
+        raise UserError(f"--sources: {twice} is named twice")
+    return [*names, *(one for one in generated if one not in names)]
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
