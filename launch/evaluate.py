@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from acontrol.config import UserError
 from launch.entry import main
 
-COMMANDS = ("localization",)
+COMMANDS = ("quality", "localization")
 
 
 def run(args: Sequence[str]) -> None:
@@ -23,12 +23,17 @@ def run(args: Sequence[str]) -> None:
     if name in ("-h", "--help"):
         print(__doc__)
         sys.exit(0)
-    if name == "localization":
+    if name == "quality":
+        from launch.evaluate_quality import run as command
+    elif name == "localization":
         from launch.evaluate_localization import run as command
     else:
         given = f", got {name!r}" if name else ""
         raise UserError(f"say what to measure first, one of: {', '.join(COMMANDS)}{given}")
-    command(args[1:])
+    rest = args[1:]
+    if sum(one.split("=")[0] == "--synthetic" for one in rest) > 1:
+        raise UserError("give --synthetic once, with all folders after it: A=DIR B=DIR")
+    command(rest)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ perlin (DRAEM's blobs), cutpaste, each --synthetic NAME, and mixtures such as re
 training is a task on Ray; what is there is not done again.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from acontrol.config import ClusterConfig, Settings, UserError
+from acontrol.config import ClusterConfig, Settings, TrackingConfig, UserError
 from acontrol.data.mvtec import open_folder
 from launch.entry import parse
 
@@ -56,6 +55,7 @@ class LocalizationCommand(Settings):
         ge=1,
         description="Trainings at a time; by default as many as the cluster has room for.",
     )
+    tracking: TrackingConfig = TrackingConfig()
     dry_run: bool = Field(False, description="Only say what would be trained, and how long.")
 
 
@@ -95,7 +95,9 @@ def run(args: Sequence[str]) -> None:
     if command.dry_run:
         from acontrol.evaluation.estimate import seconds_a_training
 
-        each = seconds_a_training(setting, categories[0])
+        test = localization.Material(setting, categories[0]).part("test")
+        looks = 1 if setting.protocols == ("strict",) else budget.epochs
+        each = seconds_a_training(budget, len(test), looks)
         print(
             f"About {_hours(each)} a training on this machine, {_hours(each * len(trainings))} "
             "for all, one after the other; a Ray cluster trains as many at once as it has room"
@@ -113,7 +115,11 @@ def run(args: Sequence[str]) -> None:
         print(f"Continuing: {len(trainings) - len(missing)} trainings are there", flush=True)
     if missing:
         train_on_ray(missing, setting, data, out, command.num_workers)
-    print(f"Results: {out}")
+    about = (
+        f"Budget {command.budget}: {budget.describe()}. Data {setting.root.name}, categories: "
+        f"{', '.join(categories)}; seeds: {command.seeds}."
+    )
+    report(trainings, setting, out, about, command.tracking)
 
 
 def train_on_ray(
@@ -148,6 +154,47 @@ def train_on_ray(
             for one in ray.get(done):
                 bar.set_postfix_str(f"{one.category} {one.source} {one.seed}")
                 bar.update()
+
+
+def report(
+    trainings: Sequence[Any], setting: Any, out: Path, about: str, tracking: TrackingConfig
+) -> None:
+    """Write tables, curves and maps, and log them."""
+    from acontrol.evaluation import figures, quoted, summary
+    from acontrol.evaluation.localization import Material
+    from acontrol.evaluation.protocol import METRICS
+    from acontrol.evaluation.report import Report
+    from launch.evaluate_tracking import log
+
+    written = Report(out, "Does synthetic data help?")
+    metrics = {}
+    for protocol in setting.protocols:
+        rows = summary.summarise(trainings, out, protocol)
+        written.tables += summary.tables(rows, protocol, about)
+        written.rows += summary.long_rows(rows, protocol)
+        plot = out / f"precision-recall-{protocol}.png"
+        figures.precision_recall_plot(trainings, out, protocol, plot)
+        written.add_picture(f"Precision over recall, protocol {protocol}", plot)
+        for source, row in rows.items():
+            for name, value in zip(METRICS, row.values, strict=True):
+                metrics[f"{protocol}/{source.replace('+', '_')}/{name}"] = float(value)
+    written.tables.append(quoted.localization())
+    protocol = setting.protocols[-1]
+    for category in dict.fromkeys(one.category for one in trainings):
+        first = {
+            one.source: one
+            for one in trainings
+            if one.category == category and one.seed == trainings[0].seed
+        }
+        test = Material(setting, category).part("test")
+        file = out / f"maps-{category}.png"
+        figures.map_sheet(test, first, out, protocol).save(file)
+        written.add_picture(f"{category}: anomaly maps of the first seed", file)
+    files = written.write()
+    log(out, tracking, {"budget": setting.budget.model_dump(), "about": about}, metrics, files)
+    print(written.tables[-3 if len(written.tables) > 2 else 0].markdown())
+    print(f"Look at {out / 'index.html'}")
+    print(f"Results: {out / 'report.md'}")
 
 
 def named_folders(given: Sequence[str]) -> dict[str, Path]:

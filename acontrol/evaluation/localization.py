@@ -98,7 +98,7 @@ class Material:
         self._parts: dict[str, Pictures] = {}
 
     def part(self, name: str) -> Pictures:
-        """ "normals", "test", "real", or the pairs of a synthetic folder.
+        """The pictures of "normals", "test", "real", or the pairs of a synthetic folder.
 
         Raises:
             UserError: If an image is bad, or there is none.

@@ -68,7 +68,7 @@ class PerlinTexture:
     """DRAEM: a foreign texture shows through blobs of noise on a normal image."""
 
     def __init__(self, normals: Pictures, masks: MaskMaker, textures: Sequence[Image.Image]):
-        """Take normal images, textures of their size, and what makes blobs, now and then none."""
+        """Take normal images, textures of their size, and what makes blobs (or none)."""
         self.normals, self.masks, self.textures = normals, masks, textures
 
     def sample(self, rng: np.random.Generator) -> Sample:
@@ -87,7 +87,7 @@ class PerlinTexture:
 
 
 class CutPaste:
-    """CutPaste (Li et al., CVPR 2021): a patch or a turned scar of the image, elsewhere on it."""
+    """CutPaste (Li et al., CVPR 2021): a patch or a turned scar of the image, moved."""
 
     def __init__(self, normals: Pictures):
         """Take normal images."""

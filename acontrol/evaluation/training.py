@@ -63,7 +63,7 @@ def anomaly_maps(detector: DetectorUNet, pictures: Pictures) -> Float[Tensor, "n
     """The probability of a defect at each pixel."""
     device = next(detector.parameters()).device
     parts = [
-        detector((part.to(device).float() / 255)).softmax(dim=1)[:, 1].cpu()
+        detector(part.to(device).float() / 255).softmax(dim=1)[:, 1].cpu()
         for part in pictures.images.split(_BATCH)
     ]
     return torch.cat(parts)

@@ -1,0 +1,45 @@
+"""MLflow for launch.evaluate: one run a folder of results, however often it is continued."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from acontrol.config import TrackingConfig
+from acontrol.train.tracking import Tracker, own_database
+
+RUN_NAME = "mlflow_run.txt"
+
+
+def log(
+    out: Path,
+    tracking: TrackingConfig,
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    files: Sequence[Path],
+) -> str:
+    """Log settings, metrics and files to the folder's run; returns its id.
+
+    Raises:
+        UserError: If the tracking server cannot be reached or refuses.
+    """
+    named = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = named or own_database(out)
+    record = out / RUN_NAME
+    known = record.read_text().split("\n") if record.is_file() else []
+    tracker = Tracker.open(
+        uri,
+        tracking.experiment,
+        tracking.run_name or out.name,
+        known[1] if known and known[0] == uri else None,
+        None if named else out / "artifacts",
+        parent=tracking.parent_run,
+    )
+    if not known or known[0] != uri:
+        tracker.describe(settings)
+        record.write_text(f"{uri}\n{tracker.run_id}")
+    tracker.log_metrics(metrics, step=0)
+    for file in files:
+        tracker.client.log_artifact(tracker.run_id, str(file))
+    tracker.finish("FINISHED")
+    return tracker.run_id
