@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from acontrol.config import UserError
 from launch.entry import main
 
-COMMANDS = ("quality", "localization")
+COMMANDS = ("quality", "localization", "ablation")
 
 
 def run(args: Sequence[str]) -> None:
@@ -27,6 +27,8 @@ def run(args: Sequence[str]) -> None:
         from launch.evaluate_quality import run as command
     elif name == "localization":
         from launch.evaluate_localization import run as command
+    elif name == "ablation":
+        from launch.evaluate_ablation import run as command
     else:
         given = f", got {name!r}" if name else ""
         raise UserError(f"say what to measure first, one of: {', '.join(COMMANDS)}{given}")

@@ -59,6 +59,7 @@ def vision_tower(vlm: Any, digest: str) -> Backend:
 
     @torch.no_grad()
     def embed(images: Images) -> Tensor:
-        return patches(images).mean(dim=1)
+        mean = F.normalize(patches(images).mean(dim=1), dim=1)
+        return mean * mean.shape[1] ** 0.5  # KID's kernel divides by the width.
 
     return Backend("vlm", digest, layers=layers, embed=embed)

@@ -106,15 +106,15 @@ def run(args: Sequence[str]) -> None:
     if command.out is None:
         raise UserError("--out DIR is needed: where results go")
     out = command.out.resolve()
-    missing = [
-        one
-        for one in trainings
-        if not localization.is_done(one, setting, data[one.category][one.source], out)
-    ]
-    if len(missing) < len(trainings):
-        print(f"Continuing: {len(trainings) - len(missing)} trainings are there", flush=True)
-    if missing:
-        train_on_ray(missing, setting, data, out, command.num_workers)
+    out.mkdir(parents=True, exist_ok=True)
+    from acontrol.base import quieten
+    from acontrol.train.cluster import joined_cluster
+
+    quieten()
+    with joined_cluster(
+        ClusterConfig(num_workers=command.num_workers or 1), packages=[package()]
+    ):
+        train_missing(trainings, setting, data, out, command.num_workers)
     about = (
         f"Budget {command.budget}: {budget.describe()}. Data {setting.root.name}, categories: "
         f"{', '.join(categories)}; seeds: {command.seeds}."
@@ -122,38 +122,52 @@ def run(args: Sequence[str]) -> None:
     report(trainings, setting, out, about, command.tracking)
 
 
-def train_on_ray(
-    missing: Sequence[Any], setting: Any, data: Any, out: Path, at_once: int | None
+def train_missing(
+    trainings: Sequence[Any], setting: Any, data: Any, out: Path, at_once: int | None
 ) -> None:
-    """Train each as a task of Ray, with a GPU where there are."""
+    """Train what is not there, each as a task of the joined cluster, on a GPU if it has one.
+
+    Args:
+        trainings: All.
+        setting: What they share.
+        data: Digest of each category's and source's images.
+        out: The comparison's folder.
+        at_once: Trainings at a time; by default as many as there is room for.
+    """
     import ray
     from tqdm import tqdm
 
-    import launch
-    from acontrol.base import quieten
-    from acontrol.evaluation.localization import run as train
+    from acontrol.evaluation import localization
     from acontrol.masks.perlin import perlin_blobs
-    from acontrol.train.cluster import joined_cluster
 
-    quieten()
-    out.mkdir(parents=True, exist_ok=True)
-    package = Path(launch.__file__).parent
-    with (
-        joined_cluster(ClusterConfig(num_workers=at_once or 1), packages=[package]),
-        tqdm(total=len(missing), desc="training", unit="detector", disable=None) as bar,
-    ):
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-        task = ray.remote(train).options(num_cpus=1, num_gpus=gpus, max_retries=2)
-        left, running = list(missing), []
+    left = [
+        one
+        for one in trainings
+        if not localization.is_done(one, setting, data[one.category][one.source], out)
+    ]
+    done = len(trainings) - len(left)
+    if done:
+        print(f"Continuing: {done} of {len(trainings)} trainings are there", flush=True)
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    task = ray.remote(localization.run).options(num_cpus=1, num_gpus=gpus, max_retries=2)
+    running: list[Any] = []
+    with tqdm(
+        total=len(trainings), initial=done, desc="training", unit="detector", disable=None
+    ) as bar:
         while left or running:
-            while left and len(running) < (at_once or len(missing)):
+            while left and len(running) < (at_once or len(trainings)):
                 one = left.pop(0)
                 digest = data[one.category][one.source]
                 running.append(task.remote(one, setting, digest, perlin_blobs, out))
-            done, running = ray.wait(running)
-            for one in ray.get(done):
+            ended, running = ray.wait(running)
+            for one in ray.get(ended):
                 bar.set_postfix_str(f"{one.category} {one.source} {one.seed}")
                 bar.update()
+
+
+def package() -> Path:
+    """The folder that workers on other nodes need besides acontrol."""
+    return Path(__file__).parent
 
 
 def report(
@@ -164,7 +178,7 @@ def report(
     from acontrol.evaluation.localization import Material
     from acontrol.evaluation.protocol import METRICS
     from acontrol.evaluation.report import Report
-    from launch.evaluate_tracking import log
+    from launch.evaluate_tracking import log, open_run
 
     written = Report(out, "Does synthetic data help?")
     metrics = {}
@@ -191,7 +205,8 @@ def report(
         figures.map_sheet(test, first, out, protocol).save(file)
         written.add_picture(f"{category}: anomaly maps of the first seed", file)
     files = written.write()
-    log(out, tracking, {"budget": setting.budget.model_dump(), "about": about}, metrics, files)
+    tracker = open_run(out, tracking)
+    log(tracker, {"budget": setting.budget.model_dump(), "about": about}, metrics, files)
     print(written.tables[-3 if len(written.tables) > 2 else 0].markdown())
     print(f"Look at {out / 'index.html'}")
     print(f"Results: {out / 'report.md'}")

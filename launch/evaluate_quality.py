@@ -20,10 +20,6 @@ from acontrol.data.mvtec import open_folder
 from launch.entry import parse
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from acontrol.data.mvtec import MvtecFolder
-    from acontrol.evaluation.quality import Kind
     from acontrol.evaluation.tables import Table
 
 PROG = "python -m launch.evaluate quality"
@@ -60,11 +56,11 @@ def run(args: Sequence[str]) -> None:
     from tqdm import tqdm
 
     from acontrol.base import quieten
-    from acontrol.evaluation import quality
+    from acontrol.evaluation import figures, quality
     from acontrol.evaluation.report import Report
     from launch.evaluate_features import load_backend
     from launch.evaluate_localization import named_folders
-    from launch.evaluate_tracking import log
+    from launch.evaluate_tracking import log, open_run
 
     quieten()
     folders = {
@@ -112,7 +108,7 @@ def run(args: Sequence[str]) -> None:
 
         written.tables.append(quoted.quality())
     sheet = command.out / "images.png"
-    _sheet(kinds, folders).save(sheet)
+    figures.kinds_sheet(kinds, folders).save(sheet)
     written.add_picture("The first images of each kind", sheet)
     files = written.write()
     metrics = {
@@ -122,7 +118,8 @@ def run(args: Sequence[str]) -> None:
         if math.isfinite(value)
     }
     networks = {one.name: one.digest for one in backends}
-    log(command.out, command.tracking, {"networks": networks, "about": about}, metrics, files)
+    tracker = open_run(command.out.resolve(), command.tracking)
+    log(tracker, {"networks": networks, "about": about}, metrics, files)
     print(written.tables[0].markdown())
     print(f"Look at {command.out / 'index.html'}")
     print(f"Results: {command.out / 'report.md'}")
@@ -165,28 +162,3 @@ def _cells(values: Mapping[str, float]) -> list[str]:
         "-" if math.isnan(one) else "exact" if math.isinf(one) else f"{one:.2f}"
         for one in values.values()
     ]
-
-
-def _sheet(kinds: "Sequence[Kind]", folders: "Mapping[str, MvtecFolder]") -> "Image.Image":
-    """A row a kind: a real defect, and the first of each folder."""
-    from PIL import Image
-
-    from acontrol.evaluation import quality
-    from acontrol.sheet import contact_sheet, outlined
-
-    rows = []
-    for kind in kinds:
-        row = []
-        sets = [
-            kind.training,
-            *(quality.synthetic_of(one, kind, 1) for one in folders.values()),
-        ]
-        for pictures in sets:
-            if len(pictures):
-                image = Image.fromarray(pictures.images[0].permute(1, 2, 0).numpy())
-                row += [image, outlined(image, Image.fromarray(pictures.masks[0].numpy()))]
-            else:
-                row += [Image.new("RGB", (8, 8), "white")] * 2
-        rows.append(row)
-    titles = [text for name in ("real", *folders) for text in (name, "its mask")]
-    return contact_sheet(rows, titles, [f"{one.category}/{one.defect}" for one in kinds])

@@ -11,14 +11,8 @@ from acontrol.train.tracking import Tracker, own_database
 RUN_NAME = "mlflow_run.txt"
 
 
-def log(
-    out: Path,
-    tracking: TrackingConfig,
-    settings: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    files: Sequence[Path],
-) -> str:
-    """Log settings, metrics and files to the folder's run; returns its id.
+def open_run(out: Path, tracking: TrackingConfig) -> Tracker:
+    """The folder's run, found again or made.
 
     Raises:
         UserError: If the tracking server cannot be reached or refuses.
@@ -35,11 +29,20 @@ def log(
         None if named else out / "artifacts",
         parent=tracking.parent_run,
     )
-    if not known or known[0] != uri:
+    record.write_text(f"{uri}\n{tracker.run_id}")
+    return tracker
+
+
+def log(
+    tracker: Tracker,
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    files: Sequence[Path],
+) -> None:
+    """Log settings, metrics and files, and close the run."""
+    if not tracker.client.get_run(tracker.run_id).data.params:
         tracker.describe(settings)
-        record.write_text(f"{uri}\n{tracker.run_id}")
     tracker.log_metrics(metrics, step=0)
     for file in files:
         tracker.client.log_artifact(tracker.run_id, str(file))
     tracker.finish("FINISHED")
-    return tracker.run_id
