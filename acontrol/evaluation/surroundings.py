@@ -12,7 +12,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 _LEVELS = 8  # A pixel has changed if a channel differs by more grey levels.
-_RIM = 2  # Pixels around the mask that belong to neither: resizing blurs it.
+_RIM = 0.04  # Of the side, around the mask: generators feather their edges there.
 _SMALL = 32  # Side at which candidates are looked for.
 
 
@@ -36,9 +36,10 @@ def compare(
 ) -> list[Surroundings]:
     """Compare each image with its nearest normal image."""
     thumbnails = _shrunk(normals.float())
+    rim = round(_RIM * images.shape[-1])
     found = []
     for image, mask in zip(images, masks, strict=True):
-        wide = F.max_pool2d(mask[None].float(), 2 * _RIM + 1, 1, _RIM)[0] > 0
+        wide = F.max_pool2d(mask[None].float(), 2 * rim + 1, 1, rim)[0] > 0
         seen = _shrunk(image[None].float())
         open_cells = _shrunk((~wide)[None, None].float()) == 1
         gap = ((thumbnails - seen).square() * open_cells).flatten(1).sum(1)
