@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from PIL import Image
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem}"
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem}"
     "table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}"
     "td,th{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #ccc}"
-    "td:first-child,th:first-child{text-align:left}"
+    "td{white-space:nowrap}td:first-child,th:first-child{text-align:left}"
     "img{max-width:100%;border:1px solid #ccc}h2{margin-top:2rem}"
 )
 

@@ -43,7 +43,9 @@ def in_batches(look: Callable[[Images], Tensor], images: Images) -> Float[Tensor
 
 @torch.no_grad()
 def distances(
-    look: Callable[[Images], Sequence[Tensor]], one: Images, other: Images
+    look: Callable[[Images], Sequence[Tensor]],
+    one: Images,
+    other: UInt8[Tensor, "m 3 side side"],
 ) -> Float[Tensor, "n m"]:
     """Perceptual distances of every image to every other, as `Backend.layers` defines them."""
     known = [look(part) for part in other.split(BATCH)]

@@ -111,7 +111,7 @@ def interval(values: FloatArray) -> FloatArray:
 def _edges(pixels: npt.NDArray[np.float32], truth: npt.NDArray[np.bool_]) -> FloatArray:
     """Rising edges of bins: a score at an edge lies above it."""
     shares = np.linspace(0, 1, _BINS)
-    parts = [COARSE_THRESHOLDS, np.quantile(pixels, shares)]
+    parts: list[FloatArray] = [COARSE_THRESHOLDS, np.quantile(pixels, shares)]
     if truth.any():
         parts.append(np.quantile(pixels[truth], shares))
     edges: FloatArray = np.unique(np.concatenate(parts))

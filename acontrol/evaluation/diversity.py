@@ -4,6 +4,7 @@ Everything takes features or distances that are computed already, so that any ne
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -71,10 +72,13 @@ def members(to_references: Float[Tensor, "n reference"], seed: int = 0) -> list[
     return clusters
 
 
-def cluster_diversity(within: list[Float[Tensor, "k k"]]) -> float:
+def cluster_diversity(within: Sequence[Tensor]) -> float:
     """Mean over clusters of the mean distance of two members; clusters of one are left out.
 
     With LPIPS as the distance this is IC-LPIPS (Ojha et al., CVPR 2021).
+
+    Args:
+        within: Distances of each cluster's members to each other, (k, k).
 
     Returns:
         NaN where no cluster has two.

@@ -65,14 +65,14 @@ class LpipsVgg(nn.Module):
 
     def forward(self, images: Images) -> list[Tensor]:
         """Maps of images in [0, 255], seen at 256 px."""
-        x = images.to(self.features[0].weight.device).float() / 127.5 - 1
+        x = images.to(self.get_parameter("features.0.weight").device).float() / 127.5 - 1
         if x.shape[-1] != SIDE:
             x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True).clamp(-1, 1)
         shift, scale = (
             torch.tensor(one, device=x.device)[:, None, None] for one in (_SHIFT, _SCALE)
         )
         x = (x - shift) / scale
-        maps = []
+        maps: list[Tensor] = []
         for place, layer in enumerate(self.features):
             x = layer(x)
             if place in self.taps:

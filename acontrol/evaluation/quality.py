@@ -180,7 +180,9 @@ def cut_out(pictures: Pictures) -> Images:
 
 
 def _diversity(
-    look: Callable[[Images], Sequence[Tensor]], images: Images, references: Images
+    look: Callable[[Images], Sequence[Tensor]],
+    images: Images,
+    references: UInt8[Tensor, "m 3 side side"],
 ) -> float:
     clusters = members(distances(look, images, references))
     within = [distances(look, images[one], images[one]) for one in clusters if len(one) > 1]

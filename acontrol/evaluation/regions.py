@@ -1,6 +1,6 @@
 """Connected regions of masks, for the per-region overlap (PRO)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from acontrol.evaluation.curves import FloatArray
 _EIGHT = np.ones((3, 3), dtype=bool)  # Diagonal neighbours belong together.
 
 
-def region_weights(masks: Sequence[npt.NDArray[np.bool_]]) -> list[FloatArray]:
+def region_weights(masks: Iterable[npt.NDArray[np.bool_]]) -> list[FloatArray]:
     """One over the size of its connected region for each pixel of a mask, 0 outside.
 
     A weighted sum over detected pixels is then the sum over regions of the share detected.
