@@ -24,6 +24,7 @@ install_import_hook(
         "acontrol.asea",
         "acontrol.csm",
         "acontrol.diffusion",
+        "acontrol.evaluation",
         "acontrol.inpainting",
         "acontrol.model",
         "acontrol.qformer",

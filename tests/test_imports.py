@@ -21,10 +21,12 @@ ORDER = [
         "acontrol.asea",
         "acontrol.diffusion",
         "acontrol.sheet",
+        "acontrol.page",
         "acontrol.pretrain.networks",
         "acontrol.pretrain.settings",
     },
     {"acontrol.data", "acontrol.masks"},
+    {"acontrol.evaluation"},
     {
         "acontrol.hub",
         "acontrol.inpainting",
@@ -68,6 +70,7 @@ HOMES = {
             )
         ),
         "acontrol.generation.workers",
+        "launch.evaluate_localization",
         *(f"tune.{name}" for name in ("sweep", "trial", "watcher")),
     ),
     "deepspeed": ("acontrol.train.engine",),
@@ -136,6 +139,14 @@ def test_data_knows_nothing_of_the_models() -> None:
         if name_of(file).startswith("acontrol.data"):
             ours = {name for name in imports(file) if name.startswith("acontrol.")}
             assert all(name.startswith(("acontrol.config", "acontrol.data")) for name in ours)
+
+
+def test_evaluation_is_handed_its_networks() -> None:
+    seen = ("acontrol.config", "acontrol.data", "acontrol.evaluation", "acontrol.page")
+    for file in FILES:
+        if name_of(file).startswith("acontrol.evaluation"):
+            ours = {name for name in imports(file) if name.startswith("acontrol")}
+            assert all(name.startswith((*seen, "acontrol.sheet")) for name in ours), file
 
 
 def test_importing_the_package_is_cheap() -> None:

@@ -100,9 +100,11 @@ def offences(source: str) -> Iterator[str]:
 @pytest.mark.parametrize("file", PYTHON, ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_nothing_that_executes_data_is_used(file: Path) -> None:
     found = list(offences(file.read_text()))
-    if file.name == "ip_adapter.py":  # IP-Adapter's .bin are pickles: read for weights alone.
-        found.remove("torch.load")
-        assert 'torch.load(path, map_location="cpu", weights_only=True)' in file.read_text()
+    if file.name in ("ip_adapter.py", "convert_lpips.py"):
+        # What others publish as pickles is read for weights alone, to be kept as safetensors.
+        loads = re.findall(r"torch\.load\((.*)\)", file.read_text())
+        assert loads and all(one.endswith("weights_only=True") for one in loads)
+        found = [one for one in found if one != "torch.load"]
     assert found == []
 
 

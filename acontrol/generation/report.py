@@ -1,8 +1,6 @@
 """What a job adds to its images: contact sheets, a page with best and worst, and shards."""
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -17,17 +15,12 @@ from acontrol.data.mvtec import LabelledImage
 from acontrol.data.pixels import read_image, read_mask
 from acontrol.data.shards import write_shards
 from acontrol.generation.record import Roots
+from acontrol.page import page, picture, table
 from acontrol.sheet import contact_sheet, outlined
 
 ROWS = 12  # Of a contact sheet, evenly over the kind's images.
 EXTREMES = 3  # Best and worst of a kind on the page.
 TITLES = ("normal", "where", "reference", "result", "difference x3")
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:54rem;padding:0 1rem}"
-    "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;text-align:right;"
-    "border-bottom:1px solid #ccc}td:first-child,th:first-child{text-align:left}"
-    "img{max-width:100%;border:1px solid #ccc}h2{margin-top:2rem}"
-)
 
 Line = Mapping[str, Any]
 
@@ -47,11 +40,11 @@ def write_report(folder: Path, lines: Sequence[Line], roots: Roots) -> None:
     report.mkdir(exist_ok=True)
     rows, sections = [], []
     for (category, defect), some in sorted(kinds.items()):
-        name = html.escape(f"{category}/{defect}")
+        name = f"{category}/{defect}"
         count = min(ROWS, len(some))
         chosen = [some[place * len(some) // count] for place in range(count)]
         _sheet(folder, chosen, roots).save(report / f"{category}-{defect}.png")
-        rows.append(_row(f"{category}/{defect}", some))
+        rows.append(_row(name, some))
         ordered = sorted(some, key=_quality, reverse=True)
         if len(ordered) <= 2 * EXTREMES:  # Nothing is shown twice.
             shown = {"All, best first": ordered}
@@ -59,12 +52,12 @@ def write_report(folder: Path, lines: Sequence[Line], roots: Roots) -> None:
             shown = {"Best": ordered[:EXTREMES], "Worst": ordered[::-1][:EXTREMES]}
         file = quote(f"{category}-{defect}.png")
         sections.append(
-            f"<h2 id='{name}'>{name}</h2>"
+            f"<h2>{html.escape(name)}</h2>"
             f"<p><a href='{file}'>Contact sheet</a>: {count} of {len(some)}</p>"
         )
         for title, chosen in shown.items():
-            picture = _embedded(_sheet(folder, chosen, roots))
-            sections.append(f"<p>{title}</p><img alt='{title}: {name}' src='{picture}'>")
+            image = picture(_sheet(folder, chosen, roots), f"{title}: {name}")
+            sections.append(f"<p>{title}</p>{image}")
     heads = (
         "kind",
         "images",
@@ -76,27 +69,24 @@ def write_report(folder: Path, lines: Sequence[Line], roots: Roots) -> None:
         "autoencoder's PSNR, dB",
     )
     passed = sum(line["scores"]["passed"] for line in lines)
-    page = (
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width'>"
-        f"<title>Generated defects</title><style>{_STYLE}</style><h1>Generated defects</h1>"
+    body = (
         f"<p>{len(lines)} images with masks, of which {passed} passed the gate.</p>"
         "<p>The table has means over the images. <b>Mask-fill</b>: share of the mask that "
         "changed by more than the autoencoder's own error. <b>Distance</b>: to the nearest "
         "training defect of its kind, in the vision tower's features; up to <b>limit</b>, it "
         "is as near as training defects are to each other. <b>PSNR</b>: of the background, "
         "after and before the normal image's own pixels were put back.</p>"
-        f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}"
-        f"</table>{''.join(sections)}</html>\n"
+        f"{table(heads, rows)}"
     )
-    (report / "index.html").write_text(page, encoding="utf-8")
+    whole = page("Generated defects", body + "".join(sections))
+    (report / "index.html").write_text(whole, encoding="utf-8")
 
 
-def _row(kind: str, lines: Sequence[Line]) -> str:
+def _row(name: str, lines: Sequence[Line]) -> list[str]:
     scores = [line["scores"] for line in lines]
     passed = sum(one["passed"] for one in scores)
-    cells = [
-        f"<a href='#{quote(kind)}'>{html.escape(kind)}</a>",
+    return [
+        name,
         str(len(lines)),
         str(passed),
         f"{fmean(one['mask_fill'] for one in scores):.2f}",
@@ -105,7 +95,6 @@ def _row(kind: str, lines: Sequence[Line]) -> str:
         _mean(scores, "background_psnr", ".1f"),
         _mean(scores, "leak_psnr", ".1f"),
     ]
-    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def _mean(scores: Sequence[Mapping[str, float | None]], name: str, form: str) -> str:
@@ -161,12 +150,6 @@ def _view(boxes: Sequence[Sequence[int]]) -> tuple[int, int, int, int]:
         max(box[2] for box in boxes),
         max(box[3] for box in boxes),
     )
-
-
-def _embedded(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def write_as_shards(folder: Path, lines: Sequence[Line]) -> None:

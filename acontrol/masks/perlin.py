@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from acontrol.masks.shape import Shape, cut_out
+from acontrol.masks.shape import Mask, Shape, cut_out
 
 _LARGEST_POWER = 6  # Periods are the side over 1, 2, 4, ... 32.
 _THRESHOLD = 0.5
@@ -21,14 +21,19 @@ class PerlinMasks:
         self, size: tuple[int, int], min_pixels: int, rng: np.random.Generator
     ) -> Shape | str:
         """Make the blobs of one image, as `acontrol.masks.shape.MaskSource` says."""
-        periods = 2 ** rng.integers(0, _LARGEST_POWER, 2)
-        noise = perlin_noise(size, (int(periods[0]), int(periods[1])), rng)
-        angle = rng.uniform(-90, 90)
-        noise = ndimage.rotate(noise, angle, reshape=False, order=1, mode="reflect")
-        mask = noise > _THRESHOLD
+        mask = perlin_blobs(size, rng)
         if mask.sum() < max(1, min_pixels):
             return "the noise has no blob of one attention cell"
         return cut_out(mask)
+
+
+def perlin_blobs(size: tuple[int, int], rng: np.random.Generator) -> Mask:
+    """Blobs on an image of this height and width, (height, width); there may be none."""
+    periods = 2 ** rng.integers(0, _LARGEST_POWER, 2)
+    noise = perlin_noise(size, (int(periods[0]), int(periods[1])), rng)
+    angle = rng.uniform(-90, 90)
+    noise = ndimage.rotate(noise, angle, reshape=False, order=1, mode="reflect")
+    return np.asarray(noise > _THRESHOLD)
 
 
 def perlin_noise(

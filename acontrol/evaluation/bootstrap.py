@@ -1,0 +1,118 @@
+"""How far a detector's metrics would move with other test images: the percentile bootstrap.
+
+Test images are drawn again with replacement, good and defective ones apart. Pixels are binned
+by score first, finely where scores are, so that a thousand resamples cost a matrix product;
+the reported metrics themselves are exact.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float
+from torch import Tensor
+
+from acontrol.config import derive_seed
+from acontrol.evaluation.curves import (
+    COARSE_THRESHOLDS,
+    Counts,
+    FloatArray,
+)
+from acontrol.evaluation.detector import image_scores
+from acontrol.evaluation.pictures import Pictures
+from acontrol.evaluation.protocol import METRICS, Protocol, ground_truth, metrics_of
+from acontrol.evaluation.regions import region_weights
+
+RESAMPLES = 1000
+LEVEL = 0.95
+_BINS = 500  # By quantiles of all pixels, and as many by those of defective ones.
+
+
+def resample_weights(anomalous: npt.NDArray[np.bool_], seed: int) -> FloatArray:
+    """How often each test image is in each resample, (resample, image)."""
+    rng = np.random.default_rng(derive_seed("bootstrap", seed))
+    weights = np.zeros((RESAMPLES, len(anomalous)))
+    for group in (np.flatnonzero(anomalous), np.flatnonzero(~anomalous)):
+        if len(group):
+            even = np.full(len(group), 1 / len(group))
+            weights[:, group] = rng.multinomial(len(group), even, RESAMPLES)
+    return weights
+
+
+def resampled(
+    maps: Float[Tensor, "n side side"],
+    pictures: Pictures,
+    protocol: Protocol,
+    weights: FloatArray,
+) -> FloatArray:
+    """Every metric in every resample, (metric, resample), in the order of `METRICS`."""
+    truth = ground_truth(pictures, protocol)
+    pixels = maps.numpy()
+    edges = _edges(pixels, truth)
+    bins = len(edges) - np.searchsorted(edges, pixels, side="right")  # 0 is the highest score.
+    bins = bins.reshape(len(pixels), -1)
+
+    def binned(values: npt.NDArray[np.generic]) -> FloatArray:
+        rows = [
+            np.bincount(where, weights=own.ravel(), minlength=len(edges) + 1)
+            for where, own in zip(bins, values, strict=True)
+        ]
+        return np.cumsum(weights @ np.stack(rows), axis=1)
+
+    falling = np.append(edges[::-1], -np.inf)
+    positives, negatives = binned(truth), binned(~truth)
+    by_pixel = Counts(falling, positives, negatives)
+    by_region = Counts(falling, binned(np.stack(region_weights(truth))), negatives)
+    scores = image_scores(maps).numpy()
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    found = pictures.anomalous
+    by_image = Counts(
+        scores[order][last].astype(np.float64),
+        np.cumsum((weights * found)[:, order], axis=1)[:, last],
+        np.cumsum((weights * ~found)[:, order], axis=1)[:, last],
+    )
+    values = metrics_of(by_pixel, by_region, by_image, protocol)
+    return np.stack([values[name] for name in METRICS])
+
+
+def mean_over_trainings(
+    categories: Sequence[Sequence[FloatArray]], seed: int = 0
+) -> FloatArray:
+    """Resamples of a mean over categories, with seeds drawn again too.
+
+    Args:
+        categories: For each category, for each seed, values (..., resample). The same
+            resample of the same category has the same test images in every source, so that
+            differences of sources are paired.
+        seed: Of the draw of seeds, the same for every source.
+
+    Returns:
+        (..., resample).
+    """
+    rng = np.random.default_rng(derive_seed("bootstrap-seeds", seed))
+    means = []
+    for trainings in categories:
+        stacked = np.stack(trainings)
+        drawn = rng.integers(0, len(trainings), (len(trainings), stacked.shape[-1]))
+        places = drawn.reshape(len(trainings), *(1,) * (stacked.ndim - 2), -1)
+        means.append(np.take_along_axis(stacked, places, axis=0).mean(axis=0))
+    mean: FloatArray = np.mean(means, axis=0)
+    return mean
+
+
+def interval(values: FloatArray) -> FloatArray:
+    """The central 95 % of the last axis: (2, ...), low and high."""
+    tail = (1 - LEVEL) / 2
+    found: FloatArray = np.quantile(values, [tail, 1 - tail], axis=-1)
+    return found
+
+
+def _edges(pixels: npt.NDArray[np.float32], truth: npt.NDArray[np.bool_]) -> FloatArray:
+    """Rising edges of bins: a score at an edge lies above it."""
+    shares = np.linspace(0, 1, _BINS)
+    parts: list[FloatArray] = [COARSE_THRESHOLDS, np.quantile(pixels, shares)]
+    if truth.any():
+        parts.append(np.quantile(pixels[truth], shares))
+    edges: FloatArray = np.unique(np.concatenate(parts))
+    return edges

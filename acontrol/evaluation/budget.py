@@ -1,0 +1,53 @@
+"""How much a detector is trained, as data: the same for every source of defects."""
+
+from pydantic import Field
+
+from acontrol.config import Settings
+
+
+class Budget(Settings):
+    """One training of the localization detector."""
+
+    size: int = Field(multiple_of=32, ge=32, description="Side of images, in pixels.")
+    width: int = Field(ge=1, description="Channels of the U-Net's first block.")
+    epochs: int = Field(
+        ge=1, description="The paper's protocol looks at the test set after each."
+    )
+    samples: int = Field(ge=1, description="Images an epoch, half of them with a defect.")
+    batch_size: int = Field(ge=2, multiple_of=2, description="Images a step.")
+    learning_rate: float = Field(gt=0, description="Of Adam; a fifth after 80 and 90 %.")
+    pairs: int = Field(ge=1, description="Synthetic pairs taken of each defect, at most.")
+
+    @property
+    def steps(self) -> int:
+        """Steps of a training."""
+        return self.epochs * self.epoch_steps
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch; a last batch is filled up."""
+        return -(-self.samples // self.batch_size)
+
+    def describe(self) -> str:
+        """One line for a table's head."""
+        return (
+            f"{self.size} px, width {self.width}, {self.epochs} epochs of {self.samples} "
+            f"samples, batch {self.batch_size}, Adam {self.learning_rate:g}, at most "
+            f"{self.pairs} pairs a defect"
+        )
+
+
+BUDGETS = {
+    # As published: DRAEM's discriminative network in AnomalyDiffusion's scripts.
+    "paper": Budget(
+        size=256, width=64, epochs=200, samples=500, batch_size=8, learning_rate=1e-4, pairs=500
+    ),
+    # 300 steps: about four minutes a training on one CPU core.
+    "small": Budget(
+        size=128, width=16, epochs=4, samples=600, batch_size=8, learning_rate=1e-3, pairs=100
+    ),
+    # For trying commands out; its figures mean nothing.
+    "smallest": Budget(
+        size=32, width=4, epochs=2, samples=16, batch_size=4, learning_rate=1e-3, pairs=10
+    ),
+}

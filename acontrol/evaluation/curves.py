@@ -1,0 +1,144 @@
+"""Metrics of ranked scores, exact and for many resamples at once.
+
+Scores are sorted once into counts at falling thresholds, from which every metric follows. The
+counts may carry leading axes, one entry a bootstrap resample. All metrics are in [0, 1], and
+NaN where they are not defined: the ROC's without both classes, the others without positives.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+COARSE_THRESHOLDS: FloatArray = np.arange(21) / 20  # Step 0.05, as in the published scripts.
+PRO_LIMIT = 0.3  # False positive rate up to which the PRO curve counts (Bergmann et al.).
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What lies at or above each of the falling thresholds.
+
+    Attributes:
+        thresholds: (bins,), strictly falling.
+        positives: (..., bins), cumulative weight of positives.
+        negatives: (..., bins), cumulative weight of negatives.
+    """
+
+    thresholds: FloatArray
+    positives: FloatArray
+    negatives: FloatArray
+
+
+def count(
+    scores: npt.NDArray[np.floating],
+    positives: npt.NDArray[np.bool_] | FloatArray,
+    negatives: npt.NDArray[np.bool_] | FloatArray | None = None,
+) -> Counts:
+    """Count exactly, ties together.
+
+    Args:
+        scores: Any shape, finite; higher is more anomalous.
+        positives: Same shape; which are positive, or with which weight.
+        negatives: The same for negatives; by default all that have no positive weight.
+
+    Raises:
+        ValueError: If shapes differ or a score is not finite.
+    """
+    if negatives is None:
+        negatives = ~np.asarray(positives, bool)
+    if not scores.shape == positives.shape == negatives.shape:
+        raise ValueError(
+            f"need one shape, got {scores.shape}, {positives.shape} and {negatives.shape}"
+        )
+    values = scores.ravel()
+    if not np.isfinite(values).all():
+        raise ValueError("need finite scores, got NaN or infinity")
+    order = np.argsort(-values, kind="stable")
+    values = values[order]
+    last = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)[: len(values)]
+
+    def cumulated(weights: npt.NDArray[np.generic]) -> FloatArray:
+        kept: FloatArray = np.cumsum(weights.ravel()[order], dtype=np.float64)[last]
+        return kept
+
+    return Counts(values[last].astype(np.float64), cumulated(positives), cumulated(negatives))
+
+
+def roc_area(counts: Counts, limit: float = 1.0) -> FloatArray:
+    """Area under the ROC curve up to a false positive rate, over that rate.
+
+    With ``limit`` 1 it is the AUROC. If positives weigh one over the size of their connected
+    region (`region_weights`), the true positive rate is the per-region overlap, and with
+    `PRO_LIMIT` the area is the AUPRO.
+
+    Returns:
+        One value for each leading index of the counts.
+    """
+    x, y = _rate(counts.negatives), _rate(counts.positives)
+    zero = np.zeros((*x.shape[:-1], 1))
+    x, y = np.concatenate([zero, x], -1), np.concatenate([zero, y], -1)
+    left, right = x[..., :-1], np.minimum(x[..., 1:], limit)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = np.diff(y) / np.diff(x)
+    slope = np.where(np.diff(x) > 0, slope, 0)
+    end = y[..., :-1] + slope * (right - left)
+    parts = np.where(left < limit, (right - left) * (y[..., :-1] + end) / 2, 0)
+    area = parts.sum(-1) / limit
+    return np.where(_defined(counts.positives) & _defined(counts.negatives), area, np.nan)
+
+
+def average_precision(counts: Counts) -> FloatArray:
+    """Sum over thresholds of precision times the step in recall, without interpolation."""
+    recall = _rate(counts.positives)
+    steps = np.diff(recall, prepend=0)
+    area = (steps * _precision(counts.positives, counts.negatives)).sum(-1)
+    return np.where(_defined(counts.positives), area, np.nan)
+
+
+def f1_max(counts: Counts, at: FloatArray | None = None) -> FloatArray:
+    """The largest F1 = 2 TP / (2 TP + FP + FN).
+
+    Args:
+        counts: What is counted.
+        at: Only at these thresholds, a score equal to one of them being above it; by default
+            at every one.
+    """
+    total = _total(counts.positives)
+    true, false = counts.positives, counts.negatives
+    if at is not None:
+        # Thresholds fall, so negated they rise; place 0 stands for nothing above.
+        place = np.searchsorted(-counts.thresholds, -at, side="right")
+        zero = np.zeros((*true.shape[:-1], 1))
+        true = np.concatenate([zero, true], -1)[..., place]
+        false = np.concatenate([zero, false], -1)[..., place]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scores = 2 * true / (true + false + total[..., None])
+    if scores.shape[-1] == 0:
+        return np.full(total.shape, np.nan)
+    return np.where(_defined(counts.positives), scores.max(-1), np.nan)
+
+
+def precision_recall(counts: Counts) -> tuple[FloatArray, FloatArray]:
+    """Precision and recall at each threshold, for plots."""
+    return _precision(counts.positives, counts.negatives), _rate(counts.positives)
+
+
+def _total(cumulative: FloatArray) -> FloatArray:
+    if cumulative.shape[-1] == 0:
+        return np.zeros(cumulative.shape[:-1])
+    return cumulative[..., -1]
+
+
+def _defined(cumulative: FloatArray) -> npt.NDArray[np.bool_]:
+    return np.asarray(_total(cumulative) > 0)
+
+
+def _rate(cumulative: FloatArray) -> FloatArray:
+    total = _total(cumulative)[..., None]
+    return cumulative / np.where(total > 0, total, 1)
+
+
+def _precision(true: FloatArray, false: FloatArray) -> FloatArray:
+    return true / np.where(true + false > 0, true + false, 1)

@@ -1,0 +1,83 @@
+"""The localization detector: the discriminative U-Net of DRAEM, on the image alone.
+
+Zavrtanik, Kristan, Skocaj: "DRAEM", ICCV 2021. There it sees image and reconstruction (6
+channels); the downstream protocol of the synthesis papers trains this half alone (3 channels).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+FOCUS = 2.0  # Gamma of the focal loss.
+_POOL_SHARE = 21 / 256  # The image score's window over the side: 21 px at 256.
+
+
+class DetectorUNet(nn.Module):
+    """Two logits a pixel, normal and defect, at the image's size (a multiple of 32)."""
+
+    def __init__(self, width: int):
+        """Build it with DRAEM's initial weights, from torch's generator."""
+        super().__init__()
+        widths = [width, 2 * width, 4 * width, 8 * width, 8 * width, 8 * width]
+        self.down = nn.ModuleList(
+            _block(before, after)
+            for before, after in zip([3, *widths[:-1]], widths, strict=True)
+        )
+        # On each way up: halve the channels, join the skip, mix.
+        ups = [8 * width, 4 * width, 2 * width, width, width]
+        skips = widths[-2::-1]
+        outs = [8 * width, 4 * width, 2 * width, width, width]
+        self.up = nn.ModuleList(
+            _convolution(before, after)
+            for before, after in zip([8 * width, *outs[:-1]], ups, strict=True)
+        )
+        self.join = nn.ModuleList(
+            _block(up + skip, out) for up, skip, out in zip(ups, skips, outs, strict=True)
+        )
+        self.out = nn.Conv2d(width, 2, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def forward(
+        self, image: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 2 height width"]:
+        """Logits for images in [0, 1]."""
+        skips = []
+        x = image
+        for place, block in enumerate(self.down):
+            x = block(F.max_pool2d(x, 2) if place else x)
+            skips.append(x)
+        skips.pop()
+        for up, join in zip(self.up, self.join, strict=True):
+            larger = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            x = join(torch.cat([up(larger), skips.pop()], dim=1))
+        return self.out(x)
+
+
+def focal_loss(
+    logits: Float[Tensor, "batch 2 height width"], mask: Bool[Tensor, "batch height width"]
+) -> Float[Tensor, ""]:
+    """Mean of -(1 - p)^gamma log p, p the softmax of the true class (Lin et al., 2017)."""
+    log_p = F.log_softmax(logits, dim=1).gather(1, mask[:, None].long())
+    return -((1 - log_p.exp()) ** FOCUS * log_p).mean()
+
+
+def image_scores(maps: Float[Tensor, "image height width"]) -> Float[Tensor, " image"]:
+    """The largest mean over a window of each anomaly map; outside the image counts as 0."""
+    side = round(_POOL_SHARE * maps.shape[-1]) // 2 * 2 + 1
+    pooled = F.avg_pool2d(maps[:, None], side, stride=1, padding=side // 2)
+    return pooled.flatten(1).amax(dim=1)
+
+
+def _convolution(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+    )
+
+
+def _block(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(_convolution(before, after), _convolution(after, after))

@@ -1,0 +1,82 @@
+"""LPIPS (Zhang et al., CVPR 2018) over VGG-16, as maps whose distances are LPIPS.
+
+torchmetrics' own needs torchvision, which has no build for CPU-only torch, and pickled
+weights; this one reads safetensors.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from acontrol.config import UserError
+from acontrol.evaluation.backend import Images
+
+SIDE = 256
+_SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
+
+
+class LpipsVgg(nn.Module):
+    """Names of parameters are torchvision's for VGG-16, and lin0.model.1.weight as in lpips."""
+
+    def __init__(self) -> None:
+        """Build it without weights."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        self.taps = []
+        before = 3
+        for place, widths in enumerate(_SLICES):
+            layers += [nn.MaxPool2d(2)] if place else []
+            for width in widths:
+                layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
+                before = width
+            self.taps.append(len(layers) - 1)
+        self.features = nn.Sequential(*layers)
+        for place, widths in enumerate(_SLICES):
+            head = nn.Sequential(nn.Dropout(), nn.Conv2d(widths[-1], 1, 1, bias=False))
+            self.add_module(f"lin{place}", nn.ModuleDict({"model": head}))
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def load(cls, file: Path) -> "LpipsVgg":
+        """Read weights from safetensors.
+
+        Raises:
+            UserError: If there are none, or others.
+        """
+        if not file.is_file():
+            raise UserError(
+                f"{file}: does not exist; --features lpips-vgg needs the weights of VGG-16 and "
+                "LPIPS there, made once by examples/convert_lpips.py (docs/evaluation.md)"
+            )
+        network = cls()
+        try:
+            network.load_state_dict(load_file(file))
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{file}: not the weights of VGG-16 and LPIPS ({reason})"
+            ) from error
+        return network
+
+    def forward(self, images: Images) -> list[Tensor]:
+        """Maps of images in [0, 255], seen at 256 px."""
+        x = images.to(self.get_parameter("features.0.weight").device).float() / 127.5 - 1
+        if x.shape[-1] != SIDE:
+            x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True).clamp(-1, 1)
+        shift, scale = (
+            torch.tensor(one, device=x.device)[:, None, None] for one in (_SHIFT, _SCALE)
+        )
+        x = (x - shift) / scale
+        maps: list[Tensor] = []
+        for place, layer in enumerate(self.features):
+            x = layer(x)
+            if place in self.taps:
+                unit = x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt()
+                head = self.get_submodule(f"lin{len(maps)}.model.1").get_parameter("weight")
+                maps.append(unit * head.sqrt())  # LPIPS's heads are never negative.
+        return maps

@@ -1,0 +1,87 @@
+"""What is reported of a detector's maps, by the published protocol and by a strict one.
+
+paper   ground truth truncated; pixel F1-max over 21 thresholds; the epoch that is best on
+        the test set by image AUROC + pixel AUROC + pixel AP + AUPRO
+strict  ground truth binary; F1-max over all thresholds; the last epoch
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float
+from torch import Tensor
+
+from acontrol.evaluation.curves import (
+    COARSE_THRESHOLDS,
+    PRO_LIMIT,
+    Counts,
+    FloatArray,
+    average_precision,
+    count,
+    f1_max,
+    roc_area,
+)
+from acontrol.evaluation.detector import image_scores
+from acontrol.evaluation.pictures import Pictures
+from acontrol.evaluation.regions import region_weights
+
+Protocol = Literal["paper", "strict"]
+PROTOCOLS: tuple[Protocol, ...] = ("paper", "strict")
+# In the order of the paper's Table 3, then AUPRO.
+METRICS = (
+    "pixel_auroc",
+    "pixel_ap",
+    "pixel_f1_max",
+    "image_auroc",
+    "image_ap",
+    "image_f1_max",
+    "pixel_aupro",
+)
+_SELECTED_BY = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro")
+
+
+def ground_truth(pictures: Pictures, protocol: Protocol) -> npt.NDArray[np.bool_]:
+    """The pixels that count as defective, (n, S, S)."""
+    return (pictures.truncated if protocol == "paper" else pictures.masks).numpy()
+
+
+def score(
+    maps: Float[Tensor, "n side side"], pictures: Pictures, protocol: Protocol
+) -> dict[str, float]:
+    """Every metric of a detector's maps; pixel metrics pool all test pixels."""
+    truth = ground_truth(pictures, protocol)
+    pixels = maps.numpy()
+    by_pixel = count(pixels, truth)
+    by_region = count(pixels, np.stack(region_weights(truth)), ~truth)
+    by_image = count(image_scores(maps).numpy(), pictures.anomalous)
+    values = metrics_of(by_pixel, by_region, by_image, protocol)
+    return {name: float(values[name]) for name in METRICS}
+
+
+def metrics_of(
+    by_pixel: Counts, by_region: Counts, by_image: Counts, protocol: Protocol
+) -> dict[str, FloatArray]:
+    """Every metric of what is counted, by its name in `METRICS`."""
+    at = COARSE_THRESHOLDS if protocol == "paper" else None
+    return {
+        "pixel_auroc": roc_area(by_pixel),
+        "pixel_ap": average_precision(by_pixel),
+        "pixel_f1_max": f1_max(by_pixel, at),
+        "image_auroc": roc_area(by_image),
+        "image_ap": average_precision(by_image),
+        "image_f1_max": f1_max(by_image),
+        "pixel_aupro": roc_area(by_region, PRO_LIMIT),
+    }
+
+
+def chosen_epoch(history: Mapping[int, Mapping[str, float]], protocol: Protocol) -> int:
+    """Which epoch's detector is reported, given the metrics after epochs by their number."""
+    if protocol == "strict":
+        return max(history)
+    sums = {
+        epoch: np.nan_to_num([one[name] for name in _SELECTED_BY]).sum()
+        for epoch, one in history.items()
+    }
+    return max(sums, key=lambda epoch: sums[epoch])

@@ -1,0 +1,189 @@
+"""How good generated defects are: Table 2's scores, and what those cannot see.
+
+Kind by kind (a defect of a category) against the training third, which the generator may know,
+and the held-out rest, which it may not. Means are over the defects of a category, then over
+categories, as published.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from acontrol.config import UserError
+from acontrol.data.framing import region
+from acontrol.data.mvtec import MvtecFolder
+from acontrol.evaluation.backend import Backend, Images, distances, in_batches
+from acontrol.evaluation.diversity import (
+    cluster_diversity,
+    inception_score,
+    is_copy,
+    kernel_distance,
+    members,
+)
+from acontrol.evaluation.pictures import Pictures, load
+from acontrol.evaluation.surroundings import compare
+
+SIDE = 256  # Pixels at which images are compared, as published.
+REAL = "real"  # The row that real images make.
+_GREY = 127
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One defect of one category.
+
+    Attributes:
+        category: Product.
+        defect: Defect.
+        training: The training third.
+        held_out: The rest.
+        normals: Good images for training.
+    """
+
+    category: str
+    defect: str
+    training: Pictures
+    held_out: Pictures
+    normals: UInt8[Tensor, "m 3 side side"]
+
+
+def kinds_of(real: MvtecFolder, categories: Sequence[str]) -> list[Kind]:
+    """Read the real images.
+
+    Raises:
+        UserError: If one is bad, or a category has no defects.
+    """
+    found = []
+    for category in categories:
+        defects = real.defect_types(category)
+        if not defects:
+            raise UserError(
+                f"{real.folders[category]}: has no folder of a defect in test/<defect>; real "
+                "defects are what generated ones are compared with"
+            )
+        normals = load(real.normals(category), (), SIDE).images
+        found += [
+            Kind(
+                category,
+                defect,
+                load((), real.labelled("train", category, defect), SIDE),
+                load((), real.labelled("test", category, defect), SIDE),
+                normals,
+            )
+            for defect in defects
+        ]
+    return found
+
+
+def synthetic_of(folder: MvtecFolder, kind: Kind, count: int) -> Pictures:
+    """The first pairs of a kind in a generated folder; none where it has not got the kind."""
+    one = kind.category if kind.category in folder.folders else folder.categories[0]
+    own = one == kind.category or len(folder.folders) == 1
+    if not own or kind.defect not in folder.defect_types(one):
+        return load((), (), SIDE)
+    return load((), folder.labelled("all", one, kind.defect)[:count], SIDE)
+
+
+def column_names(backends: Sequence[Backend]) -> list[str]:
+    """What is measured, in order, each with the network that it is measured by."""
+    names = []
+    for one in backends:
+        names += [f"IS ({one.label})"] if one.logits else []
+        names += [f"KID x 1000 ({one.label})"] if one.embed else []
+        if one.layers:
+            letters = "IC-LPIPS" if one.name.startswith("lpips") else "IC"
+            names += [f"{letters} ({one.label})", f"{letters} in mask ({one.label})"]
+            names += [f"copies, % ({one.label})"]
+    return [*names, "mask-fill", "background PSNR, dB", "background exact, %"]
+
+
+def measure(
+    kind: Kind, generated: Pictures | None, backends: Sequence[Backend]
+) -> dict[str, float]:
+    """Every score of the images of one kind, by `column_names`; NaN where there is none.
+
+    Args:
+        kind: What they should look like.
+        generated: At least one image. Without, the real ones are scored: those held out, and
+            for KID, which compares with these, the training third.
+        backends: Networks.
+    """
+    pictures = kind.held_out if generated is None else generated
+    compared = kind.training if generated is None else generated
+    values: list[float] = []
+    defects = training_defects = None
+    for one in backends:
+        if one.logits:
+            values.append(inception_score(in_batches(one.logits, pictures.images)))
+        if one.embed:
+            held_out = in_batches(one.embed, kind.held_out.images)
+            own = in_batches(one.embed, compared.images)
+            values.append(1000 * kernel_distance(held_out, own))
+        if one.layers:
+            if defects is None or training_defects is None:
+                defects, training_defects = cut_out(pictures), cut_out(kind.training)
+            look = one.layers
+            values.append(_diversity(look, pictures.images, kind.training.images))
+            values.append(_diversity(look, defects, training_defects))
+            copies = is_copy(
+                distances(look, defects, training_defects),
+                distances(look, training_defects, training_defects),
+            )
+            known = set(kind.training.digests)
+            same = [digest in known for digest in pictures.digests]
+            values.append(100 * float(np.mean(np.logical_or(copies, same))))
+    if generated is not None and len(kind.normals):
+        around = compare(pictures.images, pictures.masks, kind.normals)
+        exact = [np.isinf(one.psnr) for one in around]
+        inexact = [one.psnr for one in around if not np.isinf(one.psnr)]
+        values.append(float(np.mean([one.fill for one in around])))
+        values.append(float(np.mean(inexact)) if inexact else float("inf"))
+        values.append(100 * float(np.mean(exact)))
+    else:
+        values += [float("nan")] * 3
+    return dict(zip(column_names(backends), values, strict=True))
+
+
+def mean_of(scores: Mapping[tuple[str, str], Mapping[str, float]]) -> dict[str, float]:
+    """Mean over the defects of each category, then over categories; what is NaN is left out."""
+    names = list(next(iter(scores.values())))
+    categories = dict.fromkeys(category for category, _ in scores)
+    means = {}
+    for name in names:
+        rows = [
+            [one[name] for (owner, _), one in scores.items() if owner == category]
+            for category in categories
+        ]
+        kept = [np.mean(known) for row in rows if (known := [v for v in row if v == v])]
+        means[name] = float(np.mean(kept)) if kept else float("nan")
+    return means
+
+
+def cut_out(pictures: Pictures) -> Images:
+    """Each defect magnified, grey outside its mask."""
+    views = []
+    for image, mask in zip(pictures.images, pictures.masks, strict=True):
+        blank = torch.where(mask, image, torch.full_like(image, _GREY))
+        view, _ = region(
+            Image.fromarray(blank.permute(1, 2, 0).numpy()),
+            Image.fromarray(mask.numpy()),
+            margin=0.1,
+        )
+        whole = view.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        views.append(torch.from_numpy(np.array(whole)).permute(2, 0, 1))
+    return torch.stack(views)
+
+
+def _diversity(
+    look: Callable[[Images], Sequence[Tensor]],
+    images: Images,
+    references: UInt8[Tensor, "m 3 side side"],
+) -> float:
+    clusters = members(distances(look, images, references))
+    within = [distances(look, images[one], images[one]) for one in clusters if len(one) > 1]
+    return cluster_diversity(within)

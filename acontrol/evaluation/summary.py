@@ -1,0 +1,154 @@
+"""Trainings brought together: means over categories and seeds, with intervals."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acontrol.evaluation.bootstrap import interval, mean_over_trainings
+from acontrol.evaluation.curves import FloatArray
+from acontrol.evaluation.localization import Training
+from acontrol.evaluation.protocol import METRICS, Protocol
+from acontrol.evaluation.tables import Table
+
+BASELINE = "real"  # What synthetic data has to beat.
+NAMES = {
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_f1_max": "pixel F1-max",
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1_max": "image F1-max",
+    "pixel_aupro": "AUPRO",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A source by one protocol.
+
+    Attributes:
+        values: Mean over categories and seeds of each metric.
+        resamples: The same in each bootstrap resample, (metric, resample).
+        by_seed: Mean over categories for each seed, (seed, metric).
+        by_category: Mean over seeds for each category, by name.
+    """
+
+    values: FloatArray
+    resamples: FloatArray
+    by_seed: FloatArray
+    by_category: Mapping[str, FloatArray]
+
+    @property
+    def interval(self) -> FloatArray:
+        """Low and high, (2, metric)."""
+        return interval(self.resamples)
+
+
+def summarise(trainings: Sequence[Training], out: Path, protocol: Protocol) -> dict[str, Row]:
+    """One row a source, in the order of the trainings, all of which are done."""
+    rows = {}
+    for source in dict.fromkeys(one.source for one in trainings):
+        own = [one for one in trainings if one.source == source]
+        exact: dict[str, list[FloatArray]] = {}
+        drawn: dict[str, list[FloatArray]] = {}
+        for one in own:
+            found = json.loads(one.file(out).read_text())[protocol]
+            exact.setdefault(one.category, []).append(np.array([found[m] for m in METRICS]))
+            with np.load(one.file(out).with_suffix(".npz")) as arrays:
+                drawn.setdefault(one.category, []).append(arrays[f"{protocol}_resamples"])
+        table = np.array(list(exact.values()))  # (category, seed, metric)
+        rows[source] = Row(
+            table.mean(axis=(0, 1)),
+            mean_over_trainings(list(drawn.values())),
+            table.mean(axis=0),
+            {name: np.mean(values, axis=0) for name, values in exact.items()},
+        )
+    return rows
+
+
+def tables(rows: Mapping[str, Row], protocol: Protocol, about: str) -> list[Table]:
+    """Metrics of each source, in per cent, and their differences to the baseline.
+
+    Args:
+        rows: Of `summarise`.
+        protocol: Which.
+        about: Budget, data and counts, for the note.
+    """
+    heads = tuple(NAMES[name] for name in METRICS)
+    said = {
+        "strict": "last epoch, F1 over all thresholds, binary masks",
+        "paper": "best epoch on the test set, pixel F1 over 21 thresholds, truncated masks",
+    }[protocol]
+    first = Table(
+        f"Detection and localization, protocol {protocol}",
+        ("trained on", *heads),
+        tuple((source, *_cells(row.values, row.interval)) for source, row in rows.items()),
+        f"In per cent; {said}. {about} In brackets 95 %, percentile bootstrap over test images "
+        "and seeds.",
+    )
+    if BASELINE not in rows or len(rows) == 1:
+        return [first]
+    base = rows[BASELINE]
+    differences = tuple(
+        (
+            source,
+            *_cells(
+                row.values - base.values, interval(row.resamples - base.resamples), sign="+"
+            ),
+        )
+        for source, row in rows.items()
+        if source != BASELINE
+    )
+    second = Table(
+        f"Against {BASELINE} alone, protocol {protocol}",
+        ("trained on", *heads),
+        differences,
+        "Differences in percentage points, paired by test images and seeds. An interval that "
+        "holds 0 shows no difference.",
+    )
+    return [first, second]
+
+
+def long_rows(rows: Mapping[str, Row], protocol: Protocol) -> list[dict[str, Any]]:
+    """A row for each source and metric, and category, for the CSV."""
+    found = []
+    for source, row in rows.items():
+        low, high = row.interval
+        for place, metric in enumerate(METRICS):
+            found.append(
+                {
+                    "protocol": protocol,
+                    "source": source,
+                    "category": "mean",
+                    "metric": metric,
+                    "value": row.values[place],
+                    "low": low[place],
+                    "high": high[place],
+                    "by_seed": " ".join(f"{one[place]:.6f}" for one in row.by_seed),
+                }
+            )
+            found += [
+                {
+                    "protocol": protocol,
+                    "source": source,
+                    "category": category,
+                    "metric": metric,
+                    "value": values[place],
+                    "low": "",
+                    "high": "",
+                    "by_seed": "",
+                }
+                for category, values in row.by_category.items()
+            ]
+    return found
+
+
+def _cells(values: FloatArray, ends: FloatArray, sign: str = "") -> list[str]:
+    return [
+        f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+        for value, low, high in zip(values, *ends, strict=True)
+    ]

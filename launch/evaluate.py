@@ -1,0 +1,42 @@
+"""Measure generated defects: how good they are, and whether they help.
+
+    python -m launch.evaluate quality --real ROOT --synthetic [NAME=]DIR ... --out DIR
+    python -m launch.evaluate localization --real ROOT [--synthetic [NAME=]DIR ...] --out DIR
+    python -m launch.evaluate ablation PRESET --real ROOT --data.shards DIR --out DIR
+
+Each has its own --help. All folders are in MVTec AD's layout. Killed, the same command
+continues. Each leaves tables as Markdown, CSV and one HTML page that needs no other file.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from acontrol.config import UserError
+from launch.entry import main
+
+COMMANDS = ("quality", "localization", "ablation")
+
+
+def run(args: Sequence[str]) -> None:
+    """Hand the rest of the line to the sub-command."""
+    name = args[0] if args else ""
+    if name in ("-h", "--help"):
+        print(__doc__)
+        sys.exit(0)
+    if name == "quality":
+        from launch.evaluate_quality import run as command
+    elif name == "localization":
+        from launch.evaluate_localization import run as command
+    elif name == "ablation":
+        from launch.evaluate_ablation import run as command
+    else:
+        given = f", got {name!r}" if name else ""
+        raise UserError(f"say what to measure first, one of: {', '.join(COMMANDS)}{given}")
+    rest = args[1:]
+    if sum(one.split("=")[0] == "--synthetic" for one in rest) > 1:
+        raise UserError("give --synthetic once, with all folders after it: A=DIR B=DIR")
+    command(rest)
+
+
+if __name__ == "__main__":
+    main(run)

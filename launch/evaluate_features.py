@@ -1,0 +1,65 @@
+"""The networks that launch.evaluate quality looks with, by name."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from acontrol import base as base_models
+from acontrol.config import BaseConfig
+from acontrol.csm import see
+from acontrol.evaluation.backend import Backend, Images
+from acontrol.evaluation.perceptual import LpipsVgg
+from acontrol.generation.model import load_pipeline
+
+Name = Literal["inception", "lpips-vgg", "vlm"]
+
+
+def load_backend(name: Name, weights: Path, model: str | None) -> Backend:
+    """Load a network, onto the GPU if there is one.
+
+    Args:
+        name: Which.
+        weights: Folder of the weights that have to be fetched.
+        model: Run or adapter whose vision tower "vlm" is; the built-in base's without.
+
+    Raises:
+        UserError: If its weights are missing or others.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "vlm":
+        if model is None:
+            config = BaseConfig()
+            vlm = base_models.load_base(config, device).vlm
+        else:
+            pipeline, _ = load_pipeline(model, device=device)
+            config, vlm = pipeline.card.base, pipeline.vlm
+        return vision_tower(vlm, base_models.digest(config))
+    file = weights / f"{name}.safetensors"
+    network = LpipsVgg.load(file).to(device)
+    return Backend(name, hashlib.sha256(file.read_bytes()).hexdigest(), layers=network)
+
+
+def vision_tower(vlm: Any, digest: str) -> Backend:
+    """BLIP-2's vision tower: patches of length 1 as maps, their mean as a vector."""
+    side = vlm.config.vision_config.image_size
+
+    def patches(images: Images) -> Tensor:
+        pixels = images.float() / 127.5 - 1
+        if pixels.shape[-1] != side:
+            pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+        return see(vlm, pixels.clamp(-1, 1)).float()[:, 1:]
+
+    @torch.no_grad()
+    def layers(images: Images) -> list[Tensor]:
+        return [F.normalize(patches(images), dim=2).mT[..., None]]
+
+    @torch.no_grad()
+    def embed(images: Images) -> Tensor:
+        mean = F.normalize(patches(images).mean(dim=1), dim=1)
+        return mean * mean.shape[1] ** 0.5  # KID's kernel divides by the width.
+
+    return Backend("vlm", digest, layers=layers, embed=embed)

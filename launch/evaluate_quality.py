@@ -1,0 +1,164 @@
+"""Score generated defects against real ones, in MVTec AD's layout.
+
+    python -m launch.evaluate quality --real ROOT --synthetic [NAME=]DIR ... --out DIR
+
+Inception Score, KID and IC-LPIPS, the latter also of the defects alone; copies of training
+defects; how far masks are filled, and how well the surroundings are a normal image's. Real
+defects outside the training third are scored beside the generated ones. --features says by
+which networks: vlm (the run's own vision tower) needs no download.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from acontrol.config import Settings, TrackingConfig, UserError
+from acontrol.data.mvtec import open_folder
+from launch.entry import parse
+
+if TYPE_CHECKING:
+    from acontrol.evaluation.tables import Table
+
+PROG = "python -m launch.evaluate quality"
+
+Scores = Mapping[tuple[str, str], Mapping[str, float]]
+
+
+class QualityCommand(Settings):
+    """Options of launch.evaluate quality."""
+
+    real: Path = Field(description="Folder of real images, in MVTec AD's layout.")
+    synthetic: tuple[str, ...] = Field(
+        description="Folders of generated pairs in the same layout: DIR or NAME=DIR."
+    )
+    out: Path = Field(description="Folder for results.")
+    category: tuple[str, ...] = Field((), description="Only these categories; by default all.")
+    features: tuple[Literal["inception", "lpips-vgg", "vlm"], ...] = Field(
+        ("vlm",), min_length=1, description="Networks that look; one column each, never mixed."
+    )
+    model: str | None = Field(
+        None, description="Run or adapter whose vision tower vlm is; by default the built-in's."
+    )
+    weights: Path = Field(
+        Path("weights"),
+        description="Folder of lpips-vgg.safetensors and inception.safetensors.",
+    )
+    count: int = Field(1000, ge=1, description="Images of each defect, at most.")
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def run(args: Sequence[str]) -> None:
+    """Check, look, and write the tables."""
+    command = parse(QualityCommand, args, prog=PROG, description=__doc__)
+    from tqdm import tqdm
+
+    from acontrol.base import quieten
+    from acontrol.evaluation import figures, quality
+    from acontrol.evaluation.report import Report
+    from launch.evaluate_features import load_backend
+    from launch.evaluate_localization import named_folders
+    from launch.evaluate_tracking import log, open_run
+
+    quieten()
+    folders = {
+        name: open_folder(path) for name, path in named_folders(command.synthetic).items()
+    }
+    real = open_folder(command.real)
+    backends = [
+        load_backend(name, command.weights, command.model)
+        for name in dict.fromkeys(command.features)
+    ]
+    kinds = quality.kinds_of(real, command.category or real.categories)
+    scores: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
+    counts: dict[str, int] = {}
+    sources = [quality.REAL, *folders]
+    with tqdm(total=len(kinds) * len(sources), desc="looking", disable=None) as bar:
+        for source in sources:
+            for kind in kinds:
+                generated = None
+                if source != quality.REAL:
+                    generated = quality.synthetic_of(folders[source], kind, command.count)
+                shown = kind.held_out if generated is None else generated
+                if len(shown):
+                    own = scores.setdefault(source, {})
+                    own[kind.category, kind.defect] = quality.measure(kind, generated, backends)
+                    counts[source] = counts.get(source, 0) + len(shown)
+                bar.update()
+            if source not in scores:
+                names = ", ".join(f"{one.category}/{one.defect}" for one in kinds)
+                raise UserError(
+                    f"--synthetic {source}: has none of the real data's defects ({names})"
+                )
+    command.out.mkdir(parents=True, exist_ok=True)
+    written = Report(command.out, "How good are the generated defects?")
+    columns = quality.column_names(backends)
+    about = f"Data {command.real.resolve().name}: {len(kinds)} kinds of defect. "
+    written.tables = _tables(scores, counts, columns, about)
+    for source, own in scores.items():
+        rows = {("mean", "mean"): quality.mean_of(own), **own}
+        written.rows += [
+            {"source": source, "category": category, "defect": defect, **values}
+            for (category, defect), values in rows.items()
+        ]
+    if any(one.name in ("inception", "lpips-vgg") for one in backends):
+        from acontrol.evaluation import quoted
+
+        written.tables.append(quoted.quality())
+    sheet = command.out / "images.png"
+    figures.kinds_sheet(kinds, folders).save(sheet)
+    written.add_picture("The first images of each kind", sheet)
+    files = written.write()
+    metrics = {
+        f"{source}/{name}".translate(str.maketrans("(),%", "  - ")): value
+        for source, own in scores.items()
+        for name, value in quality.mean_of(own).items()
+        if math.isfinite(value)
+    }
+    networks = {one.name: one.digest for one in backends}
+    tracker = open_run(command.out.resolve(), command.tracking)
+    log(tracker, {"networks": networks, "about": about}, metrics, files)
+    print(written.tables[0].markdown())
+    print(f"Look at {command.out / 'index.html'}")
+    print(f"Results: {command.out / 'report.md'}")
+
+
+def _tables(
+    scores: Mapping[str, Scores], counts: Mapping[str, int], columns: Sequence[str], about: str
+) -> "list[Table]":
+    from acontrol.evaluation import quality
+    from acontrol.evaluation.tables import Table
+
+    first = Table(
+        "Quality",
+        ("images of", "count", *columns),
+        tuple(
+            (source, str(counts[source]), *_cells(quality.mean_of(own)))
+            for source, own in scores.items()
+        ),
+        f"{about}Means over the defects of a category, then over categories. Each network is "
+        "named with its weights' digest. IS, IC: more is more diverse, not better. KID: from "
+        "held-out real defects, less is nearer; with few images it is mostly noise. Copies: "
+        "far nearer to a training defect than these are to each other. Background: against "
+        "the nearest normal image. The row real: held-out defects; its KID is the training "
+        "third's.",
+    )
+    second = Table(
+        "Quality by kind",
+        ("images of", "kind", *columns),
+        tuple(
+            (source, f"{category}/{defect}", *_cells(values))
+            for source, own in scores.items()
+            for (category, defect), values in own.items()
+        ),
+    )
+    return [first, second]
+
+
+def _cells(values: Mapping[str, float]) -> list[str]:
+    return [
+        "-" if math.isnan(one) else "exact" if math.isinf(one) else f"{one:.2f}"
+        for one in values.values()
+    ]

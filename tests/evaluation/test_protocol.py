@@ -1,0 +1,179 @@
+"""Where the published protocol and the strict one part, and what the bootstrap is worth."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from acontrol.evaluation.bootstrap import (
+    RESAMPLES,
+    interval,
+    mean_over_trainings,
+    resample_weights,
+    resampled,
+)
+from acontrol.evaluation.detector import DetectorUNet, focal_loss, image_scores
+from acontrol.evaluation.pictures import Pictures, truncate
+from acontrol.evaluation.protocol import METRICS, PROTOCOLS, chosen_epoch, score
+
+
+def pictures(masks: torch.Tensor, truncated: torch.Tensor | None = None) -> Pictures:
+    count, side, _ = masks.shape
+    return Pictures(
+        torch.zeros(count, 3, side, side, dtype=torch.uint8),
+        masks,
+        masks if truncated is None else truncated,
+        tuple("crack" if one.any() else "good" for one in masks),
+        tuple(Path(f"{place}.png") for place in range(count)),
+        tuple(str(place) for place in range(count)),
+    )
+
+
+@pytest.fixture
+def noisy() -> tuple[torch.Tensor, Pictures]:
+    """Ten images, six of them defective, and maps that half know it."""
+    rng = np.random.default_rng(11)
+    masks = torch.zeros(10, 32, 32, dtype=torch.bool)
+    for place in range(6):
+        masks[place, 4 : 9 + place, 6:20] = True
+    masks[5, 25:28, 25:30] = True
+    noise = torch.from_numpy(rng.random((10, 32, 32)).astype(np.float32))
+    return 0.7 * noise + 0.3 * masks, pictures(masks)
+
+
+def test_the_protocols_differ_exactly_in_masks_thresholds_and_epoch() -> None:
+    # A defect of 4 x 4 pixels, of which truncation leaves the inner four.
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, 2:6, 2:6] = True
+    inner = torch.zeros_like(masks)
+    inner[0, 3:5, 3:5] = True
+    test = pictures(masks, inner)
+    # The whole defect at 0.52 and four normal pixels at 0.51: only a threshold between them,
+    # which none of the 21 is, parts them.
+    maps = torch.zeros(2, 8, 8)
+    maps[masks] = 0.52
+    maps[1, 0, :4] = 0.51
+    strict, paper = score(maps, test, "strict"), score(maps, test, "paper")
+    assert strict["pixel_f1_max"] == pytest.approx(1)
+    # At 0.5: 4 right, 12 of the cut rim and 4 normal ones wrong.
+    assert paper["pixel_f1_max"] == pytest.approx(2 * 4 / (2 * 4 + 16))
+    assert strict["pixel_ap"] == pytest.approx(1)
+    assert paper["pixel_ap"] == pytest.approx(4 / 16)
+    for name in ("image_auroc", "image_ap", "image_f1_max"):
+        assert strict[name] == paper[name]
+    same = pictures(masks)
+    both = score(maps, same, "strict"), score(maps, same, "paper")
+    assert both[0]["pixel_ap"] == both[1]["pixel_ap"]
+    assert both[0]["pixel_f1_max"] == pytest.approx(1)
+    assert both[1]["pixel_f1_max"] == pytest.approx(2 * 16 / (2 * 16 + 4))
+
+
+def test_paper_takes_the_best_epoch_and_strict_the_last() -> None:
+    names = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro")
+    history = {
+        1: dict.fromkeys(names, 0.5) | {"pixel_f1_max": 0.99},
+        2: dict.fromkeys(names, 0.8) | {"pixel_f1_max": 0.1},
+        3: dict.fromkeys(names, 0.7) | {"pixel_f1_max": 0.3},
+    }
+    assert chosen_epoch(history, "paper") == 2
+    assert chosen_epoch(history, "strict") == 3
+
+
+def test_truncation_leaves_pixels_wholly_inside() -> None:
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[2:6, 1:6] = True
+    # To half the size each new pixel is the mean of a 2 x 2 block.
+    blocks = F.avg_pool2d(mask[None, None].double(), 2)[0, 0]
+    assert torch.equal(truncate(mask, 4), blocks == 1)
+    assert torch.equal(truncate(mask, 8), mask)
+    whole = torch.ones(373, 247, dtype=torch.bool)
+    assert truncate(whole, 128).all()
+
+
+def test_image_scores_are_the_largest_window_mean() -> None:
+    maps = torch.rand(2, 256, 256)
+    padded = F.pad(maps, (10, 10, 10, 10)).numpy()
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (21, 21), (1, 2))
+    expected = windows.mean((3, 4), dtype=np.float64).max((1, 2))
+    np.testing.assert_allclose(image_scores(maps).numpy(), expected, atol=1e-6)
+
+
+def test_focal_loss_is_written_out() -> None:
+    logits, mask = torch.randn(2, 2, 5, 7), torch.rand(2, 5, 7) > 0.5
+    p = logits.softmax(dim=1)
+    true = torch.where(mask, p[:, 1], p[:, 0])
+    torch.testing.assert_close(
+        focal_loss(logits, mask), (-((1 - true) ** 2) * true.log()).mean()
+    )
+
+
+def test_the_detector_has_draems_size() -> None:
+    """DRAEM's discriminative network by its own layer list, with 3 channels in."""
+
+    def block(before: int, after: int, last: int | None = None) -> int:
+        last = after if last is None else last
+        return sum(9 * a * b + b + 2 * b for a, b in ((before, after), (after, last)))
+
+    w = 8
+    down = [(3, w), (w, 2 * w), (2 * w, 4 * w), (4 * w, 8 * w), (8 * w, 8 * w), (8 * w, 8 * w)]
+    ups = [(8, 8), (8, 4), (4, 2), (2, 1), (1, 1)]
+    joins = [(16, 8), (12, 4), (6, 2), (3, 1), (2, 1)]
+    expected = sum(block(*one) for one in down)
+    expected += sum(9 * a * b * w * w + 3 * b * w for a, b in ups)
+    expected += sum(block(a * w, b * w) for a, b in joins) + 9 * w * 2 + 2
+    detector = DetectorUNet(w)
+    assert sum(one.numel() for one in detector.parameters()) == expected
+    assert detector(torch.rand(1, 3, 64, 32)).shape == (1, 2, 64, 32)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_resample_of_everything_once_is_the_metric_itself(noisy, protocol) -> None:
+    maps, test = noisy
+    maps = torch.round(maps * 64) / 64  # As many levels as bins: nothing is lost.
+    once = resampled(maps, test, protocol, np.ones((1, 10)))[:, 0]
+    exact = score(maps, test, protocol)
+    np.testing.assert_allclose(once, [exact[name] for name in METRICS], atol=1e-9)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_resample_equals_scoring_the_images_it_drew(noisy, protocol) -> None:
+    maps, test = noisy
+    maps = torch.round(maps * 64) / 64
+    weights = resample_weights(test.anomalous, 0)
+    drawn = np.repeat(np.arange(10), weights[3].astype(int))
+    again = pictures(test.masks[drawn])
+    expected = score(maps[drawn], again, protocol)
+    found = resampled(maps, test, protocol, weights[3:4])[:, 0]
+    np.testing.assert_allclose(found, [expected[name] for name in METRICS], atol=1e-9)
+
+
+def test_binning_moves_the_metrics_little(noisy) -> None:
+    maps, test = noisy
+    exact = score(maps, test, "strict")
+    once = resampled(maps, test, "strict", np.ones((1, 10)))[:, 0]
+    np.testing.assert_allclose(once, [exact[name] for name in METRICS], atol=2e-3)
+
+
+def test_resamples_keep_good_and_defective_apart(noisy) -> None:
+    weights = resample_weights(noisy[1].anomalous, 0)
+    assert weights.shape == (RESAMPLES, 10)
+    assert (weights[:, :6].sum(1) == 6).all()
+    assert (weights[:, 6:].sum(1) == 4).all()
+    assert not np.array_equal(weights, resample_weights(noisy[1].anomalous, 1))
+
+
+def test_seeds_are_drawn_again_and_pair_across_sources() -> None:
+    rng = np.random.default_rng(0)
+    first = [[rng.normal(size=(7, RESAMPLES)) for _ in range(3)] for _ in range(2)]
+    second = [[one + 0.25 for one in seeds] for seeds in first]
+    difference = mean_over_trainings(second) - mean_over_trainings(first)
+    np.testing.assert_allclose(difference, 0.25)
+    # Two categories whose seeds are the constants 0, 1 and 2: means of six draws.
+    fixed = [[np.full((1, RESAMPLES), float(seed)) for seed in range(3)]] * 2
+    means = mean_over_trainings(fixed)
+    assert np.isin(np.round(means * 6, 6), np.arange(13)).all()
+    assert means.std() == pytest.approx(np.sqrt(2 / 3 / 6), abs=0.03)
+    low, high = interval(means)[:, 0]
+    assert 0 < low < 1 < high < 2

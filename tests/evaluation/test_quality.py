@@ -1,0 +1,229 @@
+"""Scores of sets of images against libraries and definitions written out."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics.functional.image.lpips as lpips
+from PIL import Image
+from torch import nn
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from acontrol.config import UserError
+from acontrol.evaluation.backend import Backend, distances, in_batches
+from acontrol.evaluation.diversity import (
+    COPY_SHARE,
+    MEMBERS,
+    cluster_diversity,
+    inception_score,
+    is_copy,
+    kernel_distance,
+    members,
+)
+from acontrol.evaluation.perceptual import _SLICES, LpipsVgg
+from acontrol.evaluation.pictures import Pictures
+from acontrol.evaluation.quality import Kind, column_names, cut_out, mean_of, measure
+from acontrol.evaluation.surroundings import compare
+
+
+def images(count: int, side: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+
+
+def test_inception_score_is_its_definition() -> None:
+    logits = torch.randn(20, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    # One image a class, sure and even: as many as there are classes in a split.
+    sure = 50 * torch.eye(4, dtype=torch.float64).repeat(10, 1)
+    assert inception_score(torch.zeros(12, 5)) == pytest.approx(1, abs=1e-6)
+    assert 1 < inception_score(sure) <= 4 + 1e-6
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    found = inception_score(logits, seed=5)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(5)
+    p = logits[torch.randperm(20)].softmax(1).numpy()
+    parts = [np.exp((one * np.log(one / one.mean(0))).sum(1).mean()) for one in np.split(p, 10)]
+    assert found == pytest.approx(np.mean(parts), abs=1e-6)
+
+
+def test_kid_is_its_definition() -> None:
+    generator = torch.Generator().manual_seed(2)
+    real = torch.randn(9, 6, generator=generator).double()
+    other = torch.randn(9, 6, generator=generator).double() + 0.3
+
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+        return ((a @ b.T / 6 + 1) ** 3).numpy()
+
+    def without_diagonal(k: np.ndarray) -> float:
+        return (k.sum() - np.trace(k)) / (9 * 8)
+
+    expected = (
+        without_diagonal(kernel(real, real))
+        + without_diagonal(kernel(other, other))
+        - 2 * kernel(real, other).mean()
+    )
+    assert kernel_distance(real, other) == pytest.approx(expected, abs=1e-6)
+    assert math.isnan(kernel_distance(real[:1], other))
+    with pytest.warns(UserWarning, match="save all"):
+        metric = KernelInceptionDistance(nn.Identity(), subsets=1, subset_size=9)
+    metric.update(real, real=True)
+    metric.update(other, real=False)
+    assert kernel_distance(real, other) == pytest.approx(float(metric.compute()[0]), abs=1e-6)
+
+
+def test_kid_of_sets_of_two_sizes_takes_subsets_of_the_smaller() -> None:
+    generator = torch.Generator().manual_seed(2)
+    pool = torch.randn(60, 5, generator=generator).double()
+    near = kernel_distance(pool[:8], pool[8:])
+    far = kernel_distance(pool[:8], pool[8:] + 2)
+    assert abs(near) < 1 < far
+    assert far == kernel_distance(pool[:8], pool[8:] + 2)
+
+
+def test_clusters_follow_the_nearest_reference() -> None:
+    to_references = torch.ones(140, 3)
+    to_references[:, 1] = 0.5
+    to_references[:4, 2] = 0.1
+    empty, large, small = members(to_references)
+    assert empty == []
+    assert len(large) == MEMBERS == len(set(large))
+    assert small == [0, 1, 2, 3]
+    assert members(to_references) == [empty, large, small]
+    assert members(to_references, seed=1)[1] != large
+
+
+def test_diversity_leaves_out_clusters_of_one() -> None:
+    pair = torch.tensor([[0.0, 0.4], [0.4, 0.0]])
+    triple = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 3.0], [2.0, 3.0, 0.0]])
+    assert cluster_diversity([pair, torch.zeros(1, 1), triple]) == pytest.approx((0.4 + 2) / 2)
+    assert math.isnan(cluster_diversity([torch.zeros(1, 1)]))
+
+
+def test_copies_are_far_nearer_than_training_defects_are_to_each_other() -> None:
+    among = torch.tensor([[0.0, 1.0, 5.0], [1.0, 0.0, 4.0], [5.0, 4.0, 0.0]])
+    # Nearest others: 1, 1, 4; their median is 1.
+    to_training = torch.tensor(
+        [[0.0, 1.0, 1.0], [9.0, COPY_SHARE - 0.01, 9.0], [0.3, 2.0, 2.0]]
+    )
+    assert is_copy(to_training, among) == [True, True, False]
+    assert is_copy(torch.tensor([[0.1], [0.0]]), torch.zeros(1, 1)) == [False, True]
+
+
+@pytest.fixture(scope="module")
+def vgg() -> LpipsVgg:
+    """VGG-16 of random weights, a sixteenth as wide would not be VGG-16."""
+    torch.manual_seed(0)
+    network = LpipsVgg()
+    for name, one in network.named_parameters():
+        if name.startswith("lin"):
+            one.uniform_(0, 1)
+        elif one.ndim == 4:
+            nn.init.kaiming_normal_(one)
+    return network
+
+
+def test_lpips_is_torchmetrics_own(vgg: LpipsVgg, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(lpips, "_get_tv_model_features", lambda *_: vgg.features)
+    heads = tmp_path / "vgg.pth"
+    torch.save({k: v for k, v in vgg.state_dict().items() if k.startswith("lin")}, heads)
+    genuine = lpips._NoTrainLpips(net="vgg", pnet_rand=True, model_path=str(heads))
+    one, other = images(1, 256), images(2, 256, seed=1)
+    found = distances(vgg, one, other)
+    for place in range(2):
+        pair = [part[None].float() / 127.5 - 1 for part in (one[0], other[place])]
+        assert float(found[0, place]) == pytest.approx(float(genuine(*pair)), abs=1e-6)
+    assert distances(vgg, one, one).diagonal().abs().max() == 0
+    assert len(_SLICES) == len(vgg.taps) == 5
+
+
+def test_missing_weights_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"lpips-vgg\.safetensors: does not exist.*convert_lpips"
+    ):
+        LpipsVgg.load(tmp_path / "lpips-vgg.safetensors")
+    (tmp_path / "lpips-vgg.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(UserError, match="not the weights"):
+        LpipsVgg.load(tmp_path / "lpips-vgg.safetensors")
+
+
+def pictures(pixels: torch.Tensor, masks: torch.Tensor, name: str) -> Pictures:
+    count = len(pixels)
+    files = tuple(Path(f"{name}{place}") for place in range(count))
+    return Pictures(pixels, masks, masks, ("crack",) * count, files, tuple(map(str, files)))
+
+
+def box(count: int, side: int) -> torch.Tensor:
+    masks = torch.zeros(count, side, side, dtype=torch.bool)
+    masks[:, 16:40, 20:44] = True
+    return masks
+
+
+def test_surroundings_find_the_normal_image_again() -> None:
+    normals = images(5, 64)
+    masks = box(3, 64)
+    drawn = normals[[4, 0, 2]].clone()
+    drawn[0] = torch.where(masks[0], 255 - drawn[0], drawn[0])
+    # Half of the mask is left as it was.
+    half = masks[1].clone()
+    half[:, 32:] = False
+    drawn[1] = torch.where(half, drawn[1] // 2 + 100, drawn[1])
+    # Everything outside is off by one level.
+    drawn[2] = torch.where(drawn[2] < 255, drawn[2] + 1, drawn[2] - 1)
+    found = compare(drawn, masks, normals)
+    assert found[0].psnr == found[1].psnr == math.inf
+    assert found[0].fill > 0.9
+    assert 0.4 < found[1].fill <= 0.5
+    assert found[2].psnr == pytest.approx(10 * math.log10(255**2))
+    assert found[2].fill == 0
+
+
+def test_the_cut_out_shows_the_defect_alone() -> None:
+    pixels = images(1, 64)
+    masks = box(1, 64)
+    elsewhere = torch.where(masks[:, None], pixels, images(1, 64, seed=9))
+    name = "a"
+    one, other = (cut_out(pictures(part, masks, name)) for part in (pixels, elsewhere))
+    assert torch.equal(one, other)
+    assert Image.fromarray(one[0, 0].numpy()).size == (256, 256)
+
+
+def test_a_copied_training_set_shows() -> None:
+    """The scores that have to see it do, with a network that sees plain pixels."""
+    plain = Backend(
+        "plain",
+        "0" * 64,
+        layers=lambda part: [part.float()[:, :, ::8, ::8] / 255],
+        embed=lambda part: part.float()[:, :, ::32, ::32].flatten(1) / 255,
+    )
+    masks = box(6, 64)
+    training = pictures(images(6, 64, seed=1), masks, "training")
+    held_out = pictures(images(6, 64, seed=2), masks, "held out")
+    kind = Kind("tile", "crack", training, held_out, images(4, 64, seed=3))
+    copied = measure(kind, training, [plain])
+    fresh = measure(kind, pictures(images(6, 64, seed=4), masks, "fresh"), [plain])
+    real = measure(kind, None, [plain])
+    assert list(copied) == column_names([plain])
+    copies = "copies, % (plain 00000000)"
+    assert (copied[copies], fresh[copies], real[copies]) == (100, 0, 0)
+    assert math.isnan(real["mask-fill"])
+    assert math.isnan(copied["IC (plain 00000000)"])  # Each is its own cluster.
+
+
+def test_means_go_over_defects_then_categories() -> None:
+    scores = {
+        ("a", "x"): {"m": 1.0, "n": math.nan},
+        ("a", "y"): {"m": 3.0, "n": math.nan},
+        ("b", "x"): {"m": 10.0, "n": 4.0},
+    }
+    assert mean_of(scores) == {"m": 6.0, "n": 4.0}
+
+
+def test_batches_do_not_change_features() -> None:
+    look = Backend("plain", "0" * 64, embed=lambda part: part.float().mean((2, 3)))
+    pixels = images(37, 8)
+    torch.testing.assert_close(
+        in_batches(look.embed, pixels), pixels.double().mean((2, 3)), atol=1e-4, rtol=0
+    )
