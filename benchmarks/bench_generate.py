@@ -111,7 +111,8 @@ def main() -> None:
     ours = AnomalyControlPipeline.from_base(base, adapter)
     ours.set_progress_bar_config(disable=True)
     stock = stock_pipeline(ours, base, adapter)
-    tokens = torch.randn(count, config.num_query_tokens, width).to(device, dtype)
+    # One reference for all: diffusers repeats what it is given for every prompt.
+    tokens = torch.randn(1, config.num_query_tokens, width).to(device, dtype)
     both = torch.cat([torch.zeros_like(tokens), tokens])[:, None]
     sampling = {
         "num_inference_steps": arguments.steps,
@@ -136,7 +137,7 @@ def main() -> None:
 
     def draw_ours(*places: list[Image.Image]) -> list[Image.Image]:
         with torch.no_grad():
-            fused: Tensor = adapter(tokens)
+            fused: Tensor = adapter(tokens.expand(count, -1, -1))
         conditions = ours.conditions(ours.encode_text([PROMPT] * count), fused)
         return ours.sample(conditions, *places, generator=generators(), **sampling).images
 
