@@ -58,8 +58,8 @@ def run(args: Sequence[str]) -> None:
     from acontrol.evaluation.budget import BUDGETS
     from acontrol.train.cluster import joined_cluster
     from acontrol.train.driver import only_launch, run_training
-    from acontrol.train.paths import absolute
     from acontrol.train.mlflow_run import tracking_uri
+    from acontrol.train.paths import absolute
     from launch import generate
     from launch.evaluate_localization import package, train_missing
     from launch.evaluate_tracking import open_run
