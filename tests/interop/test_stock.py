@@ -18,8 +18,6 @@ from tests.interop.conftest import draw_ours, draw_stock, furthest, reference, s
 
 def test_an_installed_adapter_draws_our_pixels(base: BaseModels, ours: Any) -> None:
     pipe = stock(base)
-    plain = pipe(["a wood with a crack"], num_inference_steps=2, height=64, width=64)
-    assert plain is not None
     acontrol.install(pipe, ours.adapter)
     drawn = draw_ours(ours)
     assert furthest(drawn, draw_stock(pipe, ours)) <= 1
@@ -28,9 +26,6 @@ def test_an_installed_adapter_draws_our_pixels(base: BaseModels, ours: Any) -> N
     assert furthest(drawn, without) > 30
     pipe.set_ip_adapter_scale(0.5)
     assert furthest(draw_ours(ours, semantic_scale=0.5), draw_stock(pipe, ours)) <= 1
-    pipe.set_ip_adapter_scale(0.0)
-    if ours.adapter.pool is None:  # The pooled unconditional half is not the base's.
-        assert furthest(without, draw_stock(pipe, ours)) <= 1
 
 
 @pytest.mark.parametrize("mode", ["pooled"], indirect=True)
