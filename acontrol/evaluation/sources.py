@@ -5,7 +5,7 @@ CutPaste's patches of the image itself.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ _SCAR_LENGTH = (10 / 256, 25 / 256)
 _JITTER = 0.1
 
 
+@runtime_checkable
 class Source(Protocol):
     """Makes one training image with its mask; the generator decides which."""
 
