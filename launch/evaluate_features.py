@@ -15,7 +15,8 @@ from acontrol.evaluation.backend import Backend, Images
 from acontrol.evaluation.perceptual import LpipsVgg
 from acontrol.generation.model import load_pipeline
 
-Name = Literal["inception", "lpips-vgg", "vlm"]
+# "inception", for the Inception Score, is not built in yet.
+Name = Literal["lpips-vgg", "vlm"]
 
 
 def load_backend(name: Name, weights: Path, model: str | None) -> Backend:

@@ -36,7 +36,7 @@ class QualityCommand(Settings):
     )
     out: Path = Field(description="Folder for results.")
     category: tuple[str, ...] = Field((), description="Only these categories; by default all.")
-    features: tuple[Literal["inception", "lpips-vgg", "vlm"], ...] = Field(
+    features: tuple[Literal["lpips-vgg", "vlm"], ...] = Field(
         ("vlm",), min_length=1, description="Networks that look; one column each, never mixed."
     )
     model: str | None = Field(
@@ -44,7 +44,7 @@ class QualityCommand(Settings):
     )
     weights: Path = Field(
         Path("weights"),
-        description="Folder of lpips-vgg.safetensors and inception.safetensors.",
+        description="Folder of lpips-vgg.safetensors.",
     )
     count: int = Field(1000, ge=1, description="Images of each defect, at most.")
     tracking: TrackingConfig = TrackingConfig()
@@ -103,7 +103,7 @@ def run(args: Sequence[str]) -> None:
             {"source": source, "category": category, "defect": defect, **values}
             for (category, defect), values in rows.items()
         ]
-    if any(one.name in ("inception", "lpips-vgg") for one in backends):
+    if any(one.name == "lpips-vgg" for one in backends):
         from acontrol.evaluation import quoted
 
         written.tables.append(quoted.quality())
