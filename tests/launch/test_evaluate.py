@@ -129,6 +129,7 @@ def test_a_dry_run_trains_nothing(real: Path, tmp_path: Path, capsys) -> None:
     assert "Results" not in said
 
 
+@pytest.mark.slow
 def test_ablation_adds_parts(real: Path, tmp_path: Path) -> None:
     shards, out = tmp_path / "shards", tmp_path / "out"
     shard.run([str(real), "--out", str(shards)])
