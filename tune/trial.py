@@ -4,6 +4,7 @@ This runs in Ray Tune's actor, the one piece of our code outside acontrol that d
 """
 
 import fcntl
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def last_metrics(config: RunConfig, folder: Path) -> dict[str, float]:
 
     Raises:
         UserError: If MLflow did not take it.
+        RuntimeError: If it is no number, since training diverged.
     """
     record = RunRecord.read(folder)
     if record is None:
@@ -103,4 +105,7 @@ def last_metrics(config: RunConfig, folder: Path) -> dict[str, float]:
     found = {name: known[name] for name in METRICS if name in known}
     if "validation_loss" not in found:
         raise UserError(f"MLflow at {config.tracking.uri} lacks the run's last validation")
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise RuntimeError(f"the last {name} is {value}: training diverged")
     return {**found, "step": config.optim.steps}

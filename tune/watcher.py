@@ -1,5 +1,6 @@
 """What the sweep's driver does as trials begin and end."""
 
+import math
 import time
 from typing import Any
 
@@ -108,7 +109,9 @@ def release(sweep: Sweep, trial: str) -> None:
 
 def _metrics(trial: Trial) -> dict[str, float]:
     result = trial.last_result or {}
-    return {name: float(result[name]) for name in METRICS if name in result}
+    found = {name: float(result[name]) for name in METRICS if name in result}
+    # A trial that diverged reports no numbers.
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _words(values: dict[str, Any]) -> str:
