@@ -35,7 +35,7 @@ def train(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("detector", seed))
-        detector = DetectorUNet(budget.width).to(device)
+        detector = DetectorUNet(budget.width).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(detector.parameters(), budget.learning_rate)
     marks = [int(share * budget.steps) for share in _FALLS]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, marks, _FALL)
@@ -47,7 +47,9 @@ def train(
                 _sample(normals, source if place % 2 else None, (seed, step, place))
                 for place in range(budget.batch_size)
             ]
-            images = torch.stack([image for image, _ in samples]).to(device)
+            images = torch.stack([image for image, _ in samples]).to(
+                device, memory_format=torch.channels_last
+            )
             masks = torch.stack([mask for _, mask in samples]).to(device)
             loss = focal_loss(detector(images.float() / 255), masks)
             optimizer.zero_grad()
