@@ -37,7 +37,7 @@ class AblationCommand(RunConfig):
         None, ge=1, description="Images to draw of each defect; by default the budget's pairs."
     )
     seeds: int = Field(3, ge=1, description="Detectors of each category and row.")
-    features: tuple[Literal["lpips-vgg", "vlm"], ...] = Field(
+    features: tuple[Literal["inception", "lpips-vgg", "vlm"], ...] = Field(
         ("vlm",), min_length=1, description="Networks that look, as launch.evaluate quality."
     )
     weights: Path = Field(Path("weights"), description="Folder of their weights.")

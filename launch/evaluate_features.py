@@ -12,11 +12,11 @@ from acontrol import base as base_models
 from acontrol.config import BaseConfig
 from acontrol.csm import see
 from acontrol.evaluation.backend import Backend, Images
+from acontrol.evaluation.inception import Inception
 from acontrol.evaluation.perceptual import LpipsVgg
 from acontrol.generation.model import load_pipeline
 
-# "inception", for the Inception Score, is not built in yet.
-Name = Literal["lpips-vgg", "vlm"]
+Name = Literal["inception", "lpips-vgg", "vlm"]
 
 
 def load_backend(name: Name, weights: Path, model: str | None) -> Backend:
@@ -40,8 +40,11 @@ def load_backend(name: Name, weights: Path, model: str | None) -> Backend:
             config, vlm = pipeline.card.base, pipeline.vlm
         return vision_tower(vlm, base_models.digest(config))
     file = weights / f"{name}.safetensors"
-    network = LpipsVgg.load(file).to(device)
-    return Backend(name, hashlib.sha256(file.read_bytes()).hexdigest(), layers=network)
+    if name == "inception":
+        inception = Inception.load(file).to(device)
+        return Backend(name, _digest(file), embed=inception.embed, logits=inception.logits)
+    vgg = LpipsVgg.load(file).to(device)
+    return Backend(name, _digest(file), layers=vgg)
 
 
 def vision_tower(vlm: Any, digest: str) -> Backend:
@@ -64,3 +67,8 @@ def vision_tower(vlm: Any, digest: str) -> Backend:
         return mean * mean.shape[1] ** 0.5  # KID's kernel divides by the width.
 
     return Backend("vlm", digest, layers=layers, embed=embed)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -36,15 +36,15 @@ class QualityCommand(Settings):
     )
     out: Path = Field(description="Folder for results.")
     category: tuple[str, ...] = Field((), description="Only these categories; by default all.")
-    features: tuple[Literal["lpips-vgg", "vlm"], ...] = Field(
-        ("vlm",), min_length=1, description="Networks that look; one column each, never mixed."
+    features: tuple[Literal["inception", "lpips-vgg", "vlm"], ...] = Field(
+        ("vlm",), min_length=1, description="Networks that look; columns each, never mixed."
     )
     model: str | None = Field(
         None, description="Run or adapter whose vision tower vlm is; by default the built-in's."
     )
     weights: Path = Field(
         Path("weights"),
-        description="Folder of lpips-vgg.safetensors.",
+        description="Folder of inception.safetensors and lpips-vgg.safetensors.",
     )
     count: int = Field(1000, ge=1, description="Images of each defect, at most.")
     tracking: TrackingConfig = TrackingConfig()
@@ -103,7 +103,7 @@ def run(args: Sequence[str]) -> None:
             {"source": source, "category": category, "defect": defect, **values}
             for (category, defect), values in rows.items()
         ]
-    if any(one.name == "lpips-vgg" for one in backends):
+    if any(one.name != "vlm" for one in backends):
         from acontrol.evaluation import quoted
 
         written.tables.append(quoted.quality())

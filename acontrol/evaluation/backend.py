@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from acontrol.config import UserError
 
 Images = UInt8[Tensor, "n 3 side side"]
 BATCH = 16
+_COUNTER = "num_batches_tracked"  # Of batch normalization; says nothing to inference.
 
 
 @dataclass(frozen=True)
@@ -21,19 +26,47 @@ class Backend:
         layers: Maps (n, C, h, w) such that the squared distance of two images' maps, mean over
             places and added up over maps, is a perceptual distance.
         embed: One vector an image, (n, d).
-        logits: Of classes, (n, classes).
+        logits: Of classes, (n, classes), given `embed`'s vectors.
     """
 
     name: str
     digest: str
     layers: Callable[[Images], Sequence[Tensor]] | None = None
     embed: Callable[[Images], Tensor] | None = None
-    logits: Callable[[Images], Tensor] | None = None
+    logits: Callable[[Tensor], Tensor] | None = None
 
     @property
     def label(self) -> str:
         """Name and digest, for a table."""
         return f"{self.name} {self.digest[:8]}"
+
+
+def read_weights(network: nn.Module, file: Path, name: str, what: str) -> None:
+    """Fill a network from safetensors.
+
+    Args:
+        network: Whose parameters' names the file has; batch counters may be missing.
+        file: The weights.
+        name: Of the backend.
+        what: What the weights are, for messages.
+
+    Raises:
+        UserError: If there are none, or others.
+    """
+    if not file.is_file():
+        raise UserError(
+            f"{file}: does not exist; --features {name} needs the weights of {what} there, "
+            f"made once by examples/convert_{name.split('-')[0]}.py (docs/evaluation.md)"
+        )
+    try:
+        found = load_file(file)
+        counters = {
+            key: one for key, one in network.state_dict().items() if key.endswith(_COUNTER)
+        }
+        network.load_state_dict(counters | found)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: not the weights of {what} ({reason})") from error
 
 
 def in_batches(look: Callable[[Images], Tensor], images: Images) -> Float[Tensor, "n width"]:

@@ -6,6 +6,7 @@ import torch
 
 from acontrol.evaluation.budget import Budget
 from acontrol.evaluation.detector import DetectorUNet, focal_loss
+from acontrol.evaluation.training import channels_last
 
 _IMAGES = 2  # Of a batch that is timed: full ones are heavy at the paper's size.
 
@@ -19,7 +20,7 @@ def seconds_a_training(budget: Budget, test_images: int, looks: int) -> float:
         looks: How often.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    detector = DetectorUNet(budget.width).to(device, memory_format=torch.channels_last)
+    detector = channels_last(DetectorUNet(budget.width).to(device))
     images = torch.rand(_IMAGES, 3, budget.size, budget.size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     masks = images[:, 0] > 0.9

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from acontrol.config import UserError
-from acontrol.evaluation.backend import Images
+from acontrol.evaluation.backend import Images, read_weights
 
 SIDE = 256
 _SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -48,19 +46,8 @@ class LpipsVgg(nn.Module):
         Raises:
             UserError: If there are none, or others.
         """
-        if not file.is_file():
-            raise UserError(
-                f"{file}: does not exist; --features lpips-vgg needs the weights of VGG-16 and "
-                "LPIPS there, made once by examples/convert_lpips.py (docs/evaluation.md)"
-            )
         network = cls()
-        try:
-            network.load_state_dict(load_file(file))
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{file}: not the weights of VGG-16 and LPIPS ({reason})"
-            ) from error
+        read_weights(network, file, "lpips-vgg", "VGG-16 and LPIPS")
         return network
 
     def forward(self, images: Images) -> list[Tensor]:

@@ -93,8 +93,9 @@ def column_names(backends: Sequence[Backend]) -> list[str]:
     """What is measured, in order, each with the network that it is measured by."""
     names = []
     for one in backends:
-        names += [f"IS ({one.label})"] if one.logits else []
-        names += [f"KID x 1000 ({one.label})"] if one.embed else []
+        if one.embed:
+            names += [f"IS ({one.label})"] if one.logits else []
+            names += [f"KID x 1000 ({one.label})"]
         if one.layers:
             letters = "IC-LPIPS" if one.name.startswith("lpips") else "IC"
             names += [f"{letters} ({one.label})", f"{letters} in mask ({one.label})"]
@@ -114,16 +115,16 @@ def measure(
         backends: Networks.
     """
     pictures = kind.held_out if generated is None else generated
-    compared = kind.training if generated is None else generated
+    compared = kind.training if generated is None else kind.held_out
     values: list[float] = []
     defects = training_defects = None
     for one in backends:
-        if one.logits:
-            values.append(inception_score(in_batches(one.logits, pictures.images)))
         if one.embed:
-            held_out = in_batches(one.embed, kind.held_out.images)
-            own = in_batches(one.embed, compared.images)
-            values.append(1000 * kernel_distance(held_out, own))
+            vectors = in_batches(one.embed, pictures.images)
+            if one.logits:
+                values.append(inception_score(one.logits(vectors)))
+            other = in_batches(one.embed, compared.images)
+            values.append(1000 * kernel_distance(other, vectors))
         if one.layers:
             if defects is None or training_defects is None:
                 defects, training_defects = cut_out(pictures), cut_out(kind.training)

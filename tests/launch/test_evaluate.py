@@ -266,6 +266,13 @@ def test_the_training_third_is_no_leak(real: Path, tmp_path: Path) -> None:
             ],
             "/nowhere/lpips-vgg.safetensors: does not exist",
         ),
+        (
+            [
+                *("quality", "--real", "ROOT", "--synthetic", "a=ROOT", "--out", "x"),
+                *("--features", "inception", "--weights", "/nowhere"),
+            ],
+            "/nowhere/inception.safetensors: does not exist",
+        ),
     ],
 )
 def test_mistakes_are_one_line(real: Path, args: list[str], words: str) -> None:
