@@ -2,6 +2,7 @@
 
     python -m launch.evaluate quality --real ROOT --synthetic [NAME=]DIR ... --out DIR
     python -m launch.evaluate localization --real ROOT [--synthetic [NAME=]DIR ...] --out DIR
+    python -m launch.evaluate classification --real ROOT --synthetic [NAME=]DIR ... --out DIR
     python -m launch.evaluate ablation PRESET --real ROOT --data.shards DIR --out DIR
 
 Each has its own --help. All folders are in MVTec AD's layout. Killed, the same command
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from acontrol.config import UserError
 from launch.entry import main
 
-COMMANDS = ("quality", "localization", "ablation")
+COMMANDS = ("quality", "localization", "classification", "ablation")
 
 
 def run(args: Sequence[str]) -> None:
@@ -27,6 +28,8 @@ def run(args: Sequence[str]) -> None:
         from launch.evaluate_quality import run as command
     elif name == "localization":
         from launch.evaluate_localization import run as command
+    elif name == "classification":
+        from launch.evaluate_classification import run as command
     elif name == "ablation":
         from launch.evaluate_ablation import run as command
     else:

@@ -11,13 +11,18 @@ same command continues.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from acontrol.config import RunConfig, UserError
 from acontrol.data.mvtec import open_folder
 from launch.train import read_config_of
+
+if TYPE_CHECKING:
+    from acontrol.evaluation.localization import Localization
+    from acontrol.evaluation.trainings import Training
+    from acontrol.train.tracking import Tracker
 
 PROG = "python -m launch.evaluate ablation"
 ROWS = ("nothing", "sga", "csm", "t1", "t2", "t3", "t4", "t5")
@@ -54,15 +59,19 @@ def run(args: Sequence[str]) -> None:
     command = read_config_of(AblationCommand, args, PROG, __doc__)
     rows, out = _check(command)
     from acontrol.base import quieten
-    from acontrol.evaluation import localization
     from acontrol.evaluation.budget import BUDGETS
+    from acontrol.evaluation.localization import Localization
+    from acontrol.evaluation.material import Folders, check
+    from acontrol.evaluation.protocol import PROTOCOLS
+    from acontrol.evaluation.trainings import Training
+    from acontrol.masks.perlin import perlin_blobs
     from acontrol.train.cluster import joined_cluster
     from acontrol.train.driver import only_launch, run_training
     from acontrol.train.mlflow_run import tracking_uri
     from acontrol.train.paths import absolute
     from launch import generate
-    from launch.evaluate_localization import package, train_missing
     from launch.evaluate_tracking import open_run
+    from launch.evaluate_trainings import package, train_missing
 
     quieten()
     assert command.real is not None
@@ -73,9 +82,9 @@ def run(args: Sequence[str]) -> None:
     folder = open_folder(command.real)
     real = command.real.resolve()
     sets = {row: out / "rows" / row / "images" for row in rows}
-    setting = localization.Setting(real, sets, budget, ("paper", "strict"))
+    folders = Folders(real, sets, budget.size, budget.pairs)
     for category in folder.categories:
-        localization.check(setting, category, ["real"])
+        check(folders, category, ["real"])
     with only_launch(out), joined_cluster(base.cluster, packages=[package()]):
         tracker = open_run(out, base.tracking)
         uri = tracking_uri(base, out)
@@ -96,16 +105,15 @@ def run(args: Sequence[str]) -> None:
                 ]
             )
         trainings = [
-            localization.Training(category, source, seed)
+            Training(category, source, seed)
             for category in folder.categories
             for seed in range(command.seeds)
             for source in ("real", *rows)
         ]
-        data = {
-            one: localization.check(setting, one, ["real", *rows]) for one in folder.categories
-        }
-        train_missing(trainings, setting, data, out, None)
-    _report(command, setting, trainings, count, tracker)
+        data = {one: check(folders, one, ["real", *rows]) for one in folder.categories}
+        work = Localization(folders, budget, PROTOCOLS, data, perlin_blobs)
+        train_missing(trainings, work, out, None)
+    _report(command, work, trainings, count, tracker)
 
 
 def row_config(base: RunConfig, row: str, out: Path, uri: str, parent: str) -> RunConfig:
@@ -153,7 +161,11 @@ def _check_shards(base: RunConfig) -> None:
 
 
 def _report(
-    command: AblationCommand, setting: Any, trainings: Sequence[Any], count: int, tracker: Any
+    command: AblationCommand,
+    work: "Localization",
+    trainings: "Sequence[Training]",
+    count: int,
+    tracker: "Tracker",
 ) -> None:
     from acontrol.evaluation import figures, quality, quoted, summary
     from acontrol.evaluation.protocol import METRICS
@@ -163,8 +175,8 @@ def _report(
     from launch.evaluate_tracking import log
 
     out = command.out.resolve() if command.out else Path()
-    folder = open_folder(setting.root)
-    rows = list(setting.synthetic)
+    folder = open_folder(work.folders.root)
+    rows = list(work.folders.synthetic)
     model = str(out / "rows" / ("sga" if rows[0] == "nothing" else rows[0]) / "run")
     backends = [load_backend(name, command.weights, model) for name in command.features]
     kinds = quality.kinds_of(folder, folder.categories)
@@ -177,16 +189,16 @@ def _report(
                 if len(pictures := quality.synthetic_of(open_folder(path), kind, count))
             }
         )
-        for row, path in setting.synthetic.items()
+        for row, path in work.folders.synthetic.items()
     }
     about = (
-        f"Budget {command.budget}: {setting.budget.describe()}; {count} images drawn of each "
+        f"Budget {command.budget}: {work.budget.describe()}; {count} images drawn of each "
         f"defect, {command.optim.steps} training steps, {command.seeds} seeds of detectors, "
-        f"one of adapters. Data {setting.root.name}."
+        f"one of adapters. Data {work.folders.root.name}."
     )
     written = Report(out, "What does each part add?")
     found = {
-        protocol: summary.summarise(trainings, out, protocol) for protocol in setting.protocols
+        protocol: summary.summarise(trainings, out, protocol) for protocol in work.protocols
     }
     strict = found["strict"]
     metrics = ("pixel_auroc", "image_auroc", "pixel_ap")
@@ -220,7 +232,7 @@ def _report(
     written.add_picture("Detectors by row", plot)
     sheet = out / "images.png"
     figures.kinds_sheet(
-        kinds, {row: open_folder(path) for row, path in setting.synthetic.items()}
+        kinds, {row: open_folder(path) for row, path in work.folders.synthetic.items()}
     ).save(sheet)
     written.add_picture("The first images of each kind", sheet)
     files = written.write()

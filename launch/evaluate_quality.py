@@ -59,7 +59,7 @@ def run(args: Sequence[str]) -> None:
     from acontrol.evaluation import figures, quality
     from acontrol.evaluation.report import Report
     from launch.evaluate_features import load_backend
-    from launch.evaluate_localization import named_folders
+    from launch.evaluate_sources import named_folders
     from launch.evaluate_tracking import log, open_run
 
     quieten()

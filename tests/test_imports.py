@@ -70,7 +70,7 @@ HOMES = {
             )
         ),
         "acontrol.generation.workers",
-        "launch.evaluate_localization",
+        "launch.evaluate_trainings",
         *(f"tune.{name}" for name in ("sweep", "trial", "watcher")),
     ),
     "deepspeed": ("acontrol.train.engine",),

@@ -1,19 +1,18 @@
-"""How much a detector is trained, as data: the same for every source of defects."""
+"""How much a network is trained, as data: the same for every source of defects."""
 
 from pydantic import Field
 
 from acontrol.config import Settings
 
 
-class Budget(Settings):
-    """One training of the localization detector."""
+class Schedule(Settings):
+    """One training."""
 
     size: int = Field(multiple_of=32, ge=32, description="Side of images, in pixels.")
-    width: int = Field(ge=1, description="Channels of the U-Net's first block.")
     epochs: int = Field(
         ge=1, description="The paper's protocol looks at the test set after each."
     )
-    samples: int = Field(ge=1, description="Images an epoch, half of them with a defect.")
+    samples: int = Field(ge=1, description="Images an epoch.")
     batch_size: int = Field(ge=2, multiple_of=2, description="Images a step.")
     learning_rate: float = Field(gt=0, description="Of Adam; a fifth after 80 and 90 %.")
     pairs: int = Field(ge=1, description="Synthetic pairs taken of each defect, at most.")
@@ -31,10 +30,20 @@ class Budget(Settings):
     def describe(self) -> str:
         """One line for a table's head."""
         return (
-            f"{self.size} px, width {self.width}, {self.epochs} epochs of {self.samples} "
-            f"samples, batch {self.batch_size}, Adam {self.learning_rate:g}, at most "
-            f"{self.pairs} pairs a defect"
+            f"{self.size} px, {self.epochs} epochs of {self.samples} samples, batch "
+            f"{self.batch_size}, Adam {self.learning_rate:g}, at most {self.pairs} pairs a "
+            "defect"
         )
+
+
+class Budget(Schedule):
+    """One training of the localization detector; half of an epoch's images have a defect."""
+
+    width: int = Field(ge=1, description="Channels of the U-Net's first block.")
+
+    def describe(self) -> str:
+        """One line for a table's head."""
+        return super().describe().replace(" px,", f" px, width {self.width},", 1)
 
 
 BUDGETS = {
@@ -49,5 +58,21 @@ BUDGETS = {
     # For trying commands out; its figures mean nothing.
     "smallest": Budget(
         size=32, width=4, epochs=2, samples=16, batch_size=4, learning_rate=1e-3, pairs=10
+    ),
+}
+
+CLASSIFIER_BUDGETS = {
+    # Published: 30 epochs over all generated images, so of a length that depends on how many
+    # there are; here as long for every source, about four defects' 500 images.
+    "paper": Schedule(
+        size=256, epochs=30, samples=2000, batch_size=8, learning_rate=1e-4, pairs=500
+    ),
+    # 400 steps: a few minutes a training on one CPU core.
+    "small": Schedule(
+        size=128, epochs=4, samples=800, batch_size=8, learning_rate=1e-4, pairs=100
+    ),
+    # For trying commands out; its figures mean nothing.
+    "smallest": Schedule(
+        size=32, epochs=1, samples=8, batch_size=4, learning_rate=1e-3, pairs=10
     ),
 }

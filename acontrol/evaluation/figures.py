@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from acontrol.data.mvtec import MvtecFolder
-from acontrol.evaluation.localization import Training
 from acontrol.evaluation.pictures import Pictures
 from acontrol.evaluation.protocol import METRICS, Protocol
 from acontrol.evaluation.quality import Kind, synthetic_of
 from acontrol.evaluation.summary import NAMES, Row
+from acontrol.evaluation.trainings import Training
 from acontrol.sheet import contact_sheet, outlined
 
 
@@ -65,6 +65,37 @@ def map_sheet(
         rows.append([image, outlined(image, mask), *maps])
     captions = [f"{test.kinds[place]} {test.files[place].name}" for place in places]
     return contact_sheet(rows, ["test image", "its mask", *columns], captions)
+
+
+def confusion_plot(
+    trainings: Mapping[str, Sequence[Training]], names: Sequence[str], out: Path, file: Path
+) -> None:
+    """A panel a source: the share of each defect's test images that was taken for each defect.
+
+    Args:
+        trainings: Of one category, by source; their tables are added up.
+        names: Defects, in the order of their labels.
+        out: The comparison's folder.
+        file: Where the picture goes.
+    """
+    side = 1.6 + 0.55 * len(names)
+    figure = Figure(figsize=(side * len(trainings), side), layout="constrained")
+    for number, (source, own) in enumerate(trainings.items(), start=1):
+        tables = []
+        for one in own:
+            with np.load(one.file(out).with_suffix(".npz")) as arrays:
+                tables.append(arrays["confusion"])
+        counts = np.sum(tables, axis=0)
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axes = figure.add_subplot(1, len(trainings), number)
+        axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+        for (row, column), share in np.ndenumerate(shares):
+            color = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=color)
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
+        axes.set_yticks(range(len(names)), names if number == 1 else [""] * len(names))
+        axes.set(title=source, xlabel="taken for", ylabel="defect" if number == 1 else "")
+    figure.savefig(file, dpi=110)
 
 
 def kinds_sheet(kinds: Sequence[Kind], folders: Mapping[str, MvtecFolder]) -> Image.Image:

@@ -10,9 +10,9 @@ import numpy as np
 
 from acontrol.evaluation.bootstrap import interval, mean_over_trainings
 from acontrol.evaluation.curves import FloatArray
-from acontrol.evaluation.localization import Training
 from acontrol.evaluation.protocol import METRICS, Protocol
 from acontrol.evaluation.tables import Table
+from acontrol.evaluation.trainings import Training
 
 BASELINE = "real"  # What synthetic data has to beat.
 NAMES = {
@@ -48,18 +48,27 @@ class Row:
         return interval(self.resamples)
 
 
-def summarise(trainings: Sequence[Training], out: Path, protocol: Protocol) -> dict[str, Row]:
-    """One row a source, in the order of the trainings, all of which are done."""
+def summarise(
+    trainings: Sequence[Training], out: Path, part: str, metrics: Sequence[str] = METRICS
+) -> dict[str, Row]:
+    """One row a source, in the order of the trainings, all of which are done.
+
+    Args:
+        trainings: Which.
+        out: The comparison's folder.
+        part: Group of metrics of a result; for detectors the protocol.
+        metrics: Which of them.
+    """
     rows = {}
     for source in dict.fromkeys(one.source for one in trainings):
         own = [one for one in trainings if one.source == source]
         exact: dict[str, list[FloatArray]] = {}
         drawn: dict[str, list[FloatArray]] = {}
         for one in own:
-            found = json.loads(one.file(out).read_text())[protocol]
-            exact.setdefault(one.category, []).append(np.array([found[m] for m in METRICS]))
+            found = json.loads(one.file(out).read_text())[part]
+            exact.setdefault(one.category, []).append(np.array([found[m] for m in metrics]))
             with np.load(one.file(out).with_suffix(".npz")) as arrays:
-                drawn.setdefault(one.category, []).append(arrays[f"{protocol}_resamples"])
+                drawn.setdefault(one.category, []).append(arrays[f"{part}_resamples"])
         table = np.array(list(exact.values()))  # (category, seed, metric)
         rows[source] = Row(
             table.mean(axis=(0, 1)),
@@ -78,13 +87,33 @@ def tables(rows: Mapping[str, Row], protocol: Protocol, about: str) -> list[Tabl
         protocol: Which.
         about: Budget, data and counts, for the note.
     """
-    heads = tuple(NAMES[name] for name in METRICS)
     said = {
         "strict": "last epoch, F1 over all thresholds, binary masks",
         "paper": "best epoch on the test set, pixel F1 over 21 thresholds, truncated masks",
     }[protocol]
+    title = f"Detection and localization, protocol {protocol}"
+    against = f"Against {BASELINE} alone, protocol {protocol}"
+    return compared(rows, [NAMES[name] for name in METRICS], (title, against), said, about)
+
+
+def compared(
+    rows: Mapping[str, Row],
+    heads: Sequence[str],
+    titles: tuple[str, str],
+    said: str,
+    about: str,
+) -> list[Table]:
+    """Metrics of each source, in per cent, and their differences to the baseline, if any.
+
+    Args:
+        rows: Of `summarise`.
+        heads: Names of the metrics, in their order.
+        titles: Of both tables.
+        said: How the metrics are meant.
+        about: Budget, data and counts.
+    """
     first = Table(
-        f"Detection and localization, protocol {protocol}",
+        titles[0],
         ("trained on", *heads),
         tuple((source, *_cells(row.values, row.interval)) for source, row in rows.items()),
         f"In per cent; {said}. {about} In brackets 95 %, percentile bootstrap over test images "
@@ -104,7 +133,7 @@ def tables(rows: Mapping[str, Row], protocol: Protocol, about: str) -> list[Tabl
         if source != BASELINE
     )
     second = Table(
-        f"Against {BASELINE} alone, protocol {protocol}",
+        titles[1],
         ("trained on", *heads),
         differences,
         "Differences in percentage points, paired by test images and seeds. An interval that "
@@ -113,12 +142,14 @@ def tables(rows: Mapping[str, Row], protocol: Protocol, about: str) -> list[Tabl
     return [first, second]
 
 
-def long_rows(rows: Mapping[str, Row], protocol: Protocol) -> list[dict[str, Any]]:
+def long_rows(
+    rows: Mapping[str, Row], protocol: str, metrics: Sequence[str] = METRICS
+) -> list[dict[str, Any]]:
     """A row for each source and metric, and category, for the CSV."""
     found = []
     for source, row in rows.items():
         low, high = row.interval
-        for place, metric in enumerate(METRICS):
+        for place, metric in enumerate(metrics):
             found.append(
                 {
                     "protocol": protocol,

@@ -1,15 +1,16 @@
-"""Training a detector on normal images and one source of defects."""
+"""Training a network on samples that are made one by one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from acontrol.config import derive_seed
-from acontrol.evaluation.budget import Budget
+from acontrol.evaluation.budget import Budget, Schedule
 from acontrol.evaluation.detector import DetectorUNet, focal_loss
 from acontrol.evaluation.pictures import Pictures
 from acontrol.evaluation.sources import Sample, Source
@@ -18,8 +19,61 @@ _BATCH = 32  # Of inference, whose results do not depend on it.
 _FALLS = (0.8, 0.9)  # Shares of the training after which the rate falls.
 _FALL = 0.2
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def train(
+
+def fit(
+    network: Network,
+    schedule: Schedule,
+    draw: Callable[[int, np.random.Generator], tuple[Tensor, Tensor]],
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    seed: int,
+) -> Iterator[tuple[Network, float]]:
+    """Train with Adam.
+
+    Args:
+        network: Which, on its device.
+        schedule: Batches, length and rate.
+        draw: Makes an image of (3, S, S) in [0, 255] and its target, given its place in the
+            batch and what decides which.
+        loss_of: Loss of a batch of images in [0, 1] and its targets.
+        seed: Samples follow from it, each from its own key alone.
+
+    Yields:
+        After each epoch the network, in evaluation mode, and the epoch's mean loss.
+    """
+    device = next(network.parameters()).device
+    optimizer = torch.optim.Adam(network.parameters(), schedule.learning_rate)
+    marks = [int(share * schedule.steps) for share in _FALLS]
+    falling = torch.optim.lr_scheduler.MultiStepLR(optimizer, marks, _FALL)
+    for epoch in range(schedule.epochs):
+        network.train()
+        total = 0.0
+        for step in range(epoch * schedule.epoch_steps, (epoch + 1) * schedule.epoch_steps):
+            samples = [
+                draw(place, np.random.default_rng(derive_seed("sample", seed, step, place)))
+                for place in range(schedule.batch_size)
+            ]
+            images = torch.stack([image for image, _ in samples]).to(
+                device, memory_format=torch.channels_last
+            )
+            targets = torch.stack([target for _, target in samples]).to(device)
+            loss = loss_of(images.float() / 255, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            falling.step()
+            total += float(loss.detach())
+        yield network.eval(), total / schedule.epoch_steps
+
+
+def channels_last(network: Network) -> Network:
+    """The layout that convolutions are fastest in, on CPUs and GPUs."""
+    convert_conv2d_weight_memory_format(network, torch.channels_last)
+    return network
+
+
+def train_detector(
     budget: Budget, normals: Pictures, source: Source | None, seed: int, device: str
 ) -> Iterator[tuple[DetectorUNet, float]]:
     """Train a detector; half of each batch is normal, half from the source.
@@ -32,39 +86,25 @@ def train(
         device: Torch's name of where.
 
     Yields:
-        After each epoch the detector, in evaluation mode, and the epoch's mean loss.
+        As `fit`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("detector", seed))
         detector = channels_last(DetectorUNet(budget.width).to(device))
-    optimizer = torch.optim.Adam(detector.parameters(), budget.learning_rate)
-    marks = [int(share * budget.steps) for share in _FALLS]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, marks, _FALL)
-    for epoch in range(budget.epochs):
-        detector.train()
-        total = 0.0
-        for step in range(epoch * budget.epoch_steps, (epoch + 1) * budget.epoch_steps):
-            samples = [
-                _sample(normals, source if place % 2 else None, (seed, step, place))
-                for place in range(budget.batch_size)
-            ]
-            images = torch.stack([image for image, _ in samples]).to(
-                device, memory_format=torch.channels_last
-            )
-            masks = torch.stack([mask for _, mask in samples]).to(device)
-            loss = focal_loss(detector(images.float() / 255), masks)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += float(loss.detach())
-        yield detector.eval(), total / budget.epoch_steps
 
+    def draw(place: int, rng: np.random.Generator) -> Sample:
+        if source is not None and place % 2:
+            return source.sample(rng)
+        normal = int(rng.integers(len(normals)))
+        return normals.images[normal], normals.masks[normal]
 
-def channels_last(detector: DetectorUNet) -> DetectorUNet:
-    """The layout that convolutions are fastest in, on CPUs and GPUs."""
-    convert_conv2d_weight_memory_format(detector, torch.channels_last)
-    return detector
+    return fit(
+        detector,
+        budget,
+        draw,
+        lambda images, masks: focal_loss(detector(images), masks),
+        seed,
+    )
 
 
 @torch.no_grad()
@@ -76,12 +116,3 @@ def anomaly_maps(detector: DetectorUNet, pictures: Pictures) -> Float[Tensor, "n
         for part in pictures.images.split(_BATCH)
     ]
     return torch.cat(parts)
-
-
-def _sample(normals: Pictures, source: Source | None, key: tuple[int, int, int]) -> Sample:
-    """One training image, a function of its key alone."""
-    rng = np.random.default_rng(derive_seed("sample", *key))
-    if source is not None:
-        return source.sample(rng)
-    place = int(rng.integers(len(normals)))
-    return normals.images[place], normals.masks[place]

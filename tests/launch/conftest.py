@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from acontrol.data.procedural import write_dataset
 from launch import shard
 from tests.launch import commands
 from tests.launch.runs import TRACED, options
@@ -25,3 +26,34 @@ def whole(shards, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"Adapter: {output / 'adapter'}"
     return output
+
+
+@pytest.fixture(scope="session")
+def wood(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One product with two defects, five of each."""
+    root = tmp_path_factory.mktemp("evaluate") / "real"
+    write_dataset(
+        root,
+        num_good=4,
+        num_good_test=3,
+        num_defects=5,
+        categories=("wood",),
+        defects=("crack", "stain"),
+    )
+    return root
+
+
+@pytest.fixture(scope="session")
+def other_wood(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As a generator would write it: other images of the same kinds, without good ones."""
+    root = tmp_path_factory.mktemp("evaluate") / "other"
+    write_dataset(
+        root,
+        num_good=1,
+        num_good_test=1,
+        num_defects=3,
+        categories=("wood",),
+        defects=("crack", "stain"),
+        seed=3,
+    )
+    return root

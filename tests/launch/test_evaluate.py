@@ -5,14 +5,18 @@ import json
 import re
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from transformers import ResNetConfig, ResNetForImageClassification
 
-from acontrol.data.procedural import write_dataset
+from acontrol.config import ClusterConfig
+from acontrol.train.cluster import joined_cluster
+from acontrol.train.mlflow_run import own_database
 from launch import evaluate, shard
+from launch.evaluate_trainings import package
 from tests.launch import commands
 from tests.launch.test_errors import error_of
 
@@ -20,34 +24,27 @@ SMALLEST = ("--budget", "smallest", "--seeds", "1")
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One product with two defects, five of each."""
-    root = tmp_path_factory.mktemp("evaluate") / "real"
-    write_dataset(
-        root,
-        num_good=4,
-        num_good_test=3,
-        num_defects=5,
-        categories=("wood",),
-        defects=("crack", "stain"),
-    )
-    return root
+def cluster() -> Iterator[None]:
+    """One cluster for all short chains, as a user's would be there already."""
+    with joined_cluster(ClusterConfig(), packages=[package()], show_output=False):
+        yield
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As a generator would write it: other images of the same kinds, without good ones."""
-    root = tmp_path_factory.mktemp("evaluate") / "other"
-    write_dataset(
-        root,
-        num_good=1,
-        num_good_test=1,
-        num_defects=3,
-        categories=("wood",),
-        defects=("crack", "stain"),
-        seed=3,
-    )
-    return root
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, empty: making them takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    SqlAlchemyStore(own_database(folder), (folder / "artifacts").as_uri())
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def out(database: Path, tmp_path: Path) -> Path:
+    """A folder for results, with MLflow's tables."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(database, folder)
+    return folder
 
 
 def table_of(out: Path) -> list[dict[str, str]]:
@@ -63,11 +60,10 @@ def page_is_whole(out: Path) -> None:
     )
 
 
-def test_quality_scores_a_folder(real: Path, other: Path, tmp_path: Path, capsys) -> None:
+def test_quality_scores_a_folder(wood: Path, other_wood: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
-    evaluate.run(
-        ["quality", "--real", str(real), "--synthetic", f"again={other}", "--out", str(out)]
-    )
+    args = ["quality", "--real", str(wood), "--synthetic", f"again={other_wood}"]
+    evaluate.run([*args, "--out", str(out)])
     assert capsys.readouterr().out.splitlines()[-1] == f"Results: {out / 'report.md'}"
     rows = table_of(out)
     assert [(one["source"], one["defect"]) for one in rows] == [
@@ -84,11 +80,10 @@ def test_quality_scores_a_folder(real: Path, other: Path, tmp_path: Path, capsys
 
 
 def test_localization_compares_sources_and_continues(
-    real: Path, other: Path, tmp_path: Path, capsys
+    cluster: None, wood: Path, other_wood: Path, out: Path, capsys
 ) -> None:
-    out = tmp_path / "out"
     args = [
-        *("localization", "--real", str(real), "--synthetic", f"ours={other}", *SMALLEST),
+        *("localization", "--real", str(wood), "--synthetic", f"ours={other_wood}", *SMALLEST),
         *("--sources", "real,ours", "--out", str(out)),
     ]
     evaluate.run(args)
@@ -121,26 +116,56 @@ def test_localization_compares_sources_and_continues(
     assert "is of another comparison (differs in budget" in error_of(evaluate.run, *changed)
 
 
-def test_a_dry_run_trains_nothing(real: Path, tmp_path: Path, capsys) -> None:
-    evaluate.run(["localization", "--real", str(real), *SMALLEST, "--dry-run"])
+def test_classification_tells_defects_apart(
+    cluster: None, wood: Path, other_wood: Path, out: Path, tmp_path: Path, capsys
+) -> None:
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=2
+    )
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
+    evaluate.run(
+        [
+            *("classification", "--real", str(wood), "--synthetic", f"ours={other_wood}"),
+            *(*SMALLEST, "--network", str(tmp_path / "resnet"), "--out", str(out)),
+        ]
+    )
+    said = capsys.readouterr().out
+    assert "3 trainings: 1 categories x 3 sources (real, ours, real+ours) x 1 seeds" in said
+    assert said.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    rows = table_of(out)
+    assert {one["source"] for one in rows} == {"real", "ours", "real+ours"}
+    assert {one["metric"] for one in rows} == {"accuracy", "balanced_accuracy"}
+    assert all(0 <= float(one["value"]) <= 1 for one in rows)
+    text = (out / "report.md").read_text()
+    assert "Budget smallest: 32 px, 1 epochs of 8 samples" in text
+    assert "Against real alone" in text
+    page_is_whole(out)
+
+
+def test_a_dry_run_trains_nothing(wood: Path, tmp_path: Path, capsys) -> None:
+    evaluate.run(["localization", "--real", str(wood), *SMALLEST, "--dry-run"])
     said = capsys.readouterr().out
     assert "4 trainings: 1 categories x 4 sources (none, real, perlin, cutpaste)" in said
     assert re.search(r"About [\d.]+ min a training on this machine, [\d.]+ min for all", said)
     assert "Results" not in said
+    evaluate.run(["classification", "--real", str(wood), *SMALLEST, "--dry-run"])
+    said = capsys.readouterr().out
+    assert "1 trainings: 1 categories x 1 sources (real) x 1 seeds" in said
+    assert re.search(r"About [\d.]+ min a training on this machine, [\d.]+ min for all", said)
 
 
-@pytest.mark.slow
-def test_ablation_adds_parts(real: Path, tmp_path: Path) -> None:
-    shards, out = tmp_path / "shards", tmp_path / "out"
-    shard.run([str(real), "--out", str(shards)])
-    done = commands.run(
-        "launch.evaluate",
-        *("ablation", "tiny", "--real", real, "--data.shards", shards, "--out", out),
+def test_ablation_adds_parts(
+    cluster: None, wood: Path, out: Path, tmp_path: Path, capsys
+) -> None:
+    shards = tmp_path / "shards"
+    shard.run([str(wood), "--out", str(shards)])
+    args = [
+        *("ablation", "tiny", "--real", wood, "--data.shards", shards, "--out", out),
         *("--rows", "nothing,sga", "--count", 2, *SMALLEST, "--optim.steps", 2),
         *("--optim.batch-size", 2, "--samples.steps", 1, "--samples.every", 0),
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    ]
+    evaluate.run([str(one) for one in args])
+    assert capsys.readouterr().out.splitlines()[-1] == f"Results: {out / 'report.md'}"
     text = (out / "report.md").read_text()
     assert "| nothing |" in text
     assert "| SGA |" in text
@@ -162,12 +187,12 @@ def test_ablation_adds_parts(real: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_chain(real: Path, other: Path, tmp_path: Path) -> None:
+def test_the_whole_chain(wood: Path, other_wood: Path, tmp_path: Path) -> None:
     shards, out = tmp_path / "shards", tmp_path / "out"
-    shard.run([str(real), "--out", str(shards)])
+    shard.run([str(wood), "--out", str(shards)])
     done = commands.run(
         "launch.evaluate",
-        *("ablation", "tiny", "--real", real, "--data.shards", shards, "--out", out),
+        *("ablation", "tiny", "--real", wood, "--data.shards", shards, "--out", out),
         *("--rows", "sga,csm,t1", "--count", 4, *SMALLEST, "--optim.steps", 6),
         *("--optim.batch-size", 4, "--samples.steps", 2, "--samples.every", 0),
     )
@@ -175,7 +200,7 @@ def test_the_whole_chain(real: Path, other: Path, tmp_path: Path) -> None:
     drawn = out / "rows" / "csm" / "images"
     done = commands.run(
         "launch.evaluate",
-        *("quality", "--real", real, "--synthetic", f"csm={drawn}", f"again={other}"),
+        *("quality", "--real", wood, "--synthetic", f"csm={drawn}", f"again={other_wood}"),
         *("--model", out / "rows" / "csm" / "run", "--out", tmp_path / "quality"),
     )
     assert done.returncode == 0, done.stderr
@@ -183,129 +208,9 @@ def test_the_whole_chain(real: Path, other: Path, tmp_path: Path) -> None:
     assert sources == {"real", "csm", "again"}
     done = commands.run(
         "launch.evaluate",
-        *("localization", "--real", real, "--synthetic", f"csm={drawn}", *SMALLEST),
+        *("localization", "--real", wood, "--synthetic", f"csm={drawn}", *SMALLEST),
         *("--sources", "real,csm", "--protocol", "strict", "--out", tmp_path / "localization"),
     )
     assert done.returncode == 0, done.stderr
     for folder in (out, tmp_path / "quality", tmp_path / "localization"):
         page_is_whole(folder)
-
-
-def changed(real: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(real, tmp_path / "changed"))
-
-
-def localization_error(root: Path, tmp_path: Path, *args: object) -> str:
-    out = tmp_path / "out"
-    message = error_of(
-        evaluate.run, "localization", "--real", root, *SMALLEST, "--out", out, *args
-    )
-    assert not out.exists()
-    return message
-
-
-def test_a_test_image_in_training_is_refused(real: Path, other: Path, tmp_path: Path) -> None:
-    root = changed(real, tmp_path)
-    # The same pixels in another file format, with another name.
-    with Image.open(root / "wood" / "test" / "good" / "001.png") as image:
-        image.save(root / "wood" / "train" / "good" / "x.bmp")
-    message = localization_error(root, tmp_path, "--sources", "real")
-    assert "x.bmp: is the test image" in message
-    assert "test/good/001.png, pixel by pixel" in message
-    leaky = Path(shutil.copytree(other, tmp_path / "leaky"))
-    for part in ("test/crack/004.png", "ground_truth/crack/004_mask.png"):
-        shutil.copy(real / "wood" / part, leaky / "wood" / part)
-    message = localization_error(real, tmp_path, "--synthetic", leaky)
-    assert "leaky/wood/test/crack/004.png: is the test image" in message
-
-
-def test_the_training_third_is_no_leak(real: Path, tmp_path: Path) -> None:
-    """A generated folder may hold training images; only tested ones are refused."""
-    evaluate.run(
-        [
-            *("localization", "--real", str(real), "--dry-run", *SMALLEST),
-            *("--sources", "none,real,real+perlin"),
-        ]
-    )
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        ([], "say what to measure first, one of: quality, localization, ablation"),
-        (["speed"], "got 'speed'"),
-        (["quality", "--real", "x"], "--synthetic"),
-        (["localization", "--real", "/nowhere"], "/nowhere: does not exist"),
-        (["localization", "--real", "ROOT", "--sources", "real,gan"], "no source 'gan'"),
-        (["localization", "--real", "ROOT", "--sources", "none+real"], "no source 'none+real'"),
-        (["localization", "--real", "ROOT", "--sources", "real,real"], "real is named twice"),
-        (["localization", "--real", "ROOT", "--budget", "huge"], "'huge'"),
-        (["localization", "--real", "ROOT", "--category", "tin"], "has no category 'tin'"),
-        (["localization", "--real", "ROOT"], "--out DIR is needed"),
-        (
-            ["localization", "--real", "ROOT", "--synthetic", "a=ROOT", "a=ROOT"],
-            "named a; name",
-        ),
-        (["localization", "--real", "ROOT", "--synthetic", "real=ROOT"], "source of its own"),
-        (["localization", "--synthetic", "a", "--synthetic", "b"], "give --synthetic once"),
-        (["localization", "--real", "ROOT", "--synthetic", "a=/nowhere"], "/nowhere"),
-        (["ablation", "tiny", "--out", "x"], "--real ROOT is needed"),
-        (["ablation", "tiny", "--real", "x"], "--out DIR is needed"),
-        (["ablation", "tiny", "--real", "x", "--out", "x"], "--data.shards DIR is needed"),
-        (
-            [
-                *("ablation", "tiny", "--real", "x", "--out", "x"),
-                *("--data.shards", "x", "--rows", "csm,t9"),
-            ],
-            "--rows: 't9'",
-        ),
-        (
-            [
-                *("quality", "--real", "ROOT", "--synthetic", "a=ROOT", "--out", "x"),
-                *("--features", "lpips-vgg", "--weights", "/nowhere"),
-            ],
-            "/nowhere/lpips-vgg.safetensors: does not exist",
-        ),
-        (
-            [
-                *("quality", "--real", "ROOT", "--synthetic", "a=ROOT", "--out", "x"),
-                *("--features", "inception", "--weights", "/nowhere"),
-            ],
-            "/nowhere/inception.safetensors: does not exist",
-        ),
-    ],
-)
-def test_mistakes_are_one_line(real: Path, args: list[str], words: str) -> None:
-    given = [one.replace("ROOT", str(real)) for one in args]
-    assert words in error_of(evaluate.run, *given)
-
-
-def test_bad_data_is_one_line(real: Path, tmp_path: Path) -> None:
-    root = changed(real, tmp_path)
-    mask = root / "wood" / "ground_truth" / "crack" / "003_mask.png"
-    whole = mask.read_bytes()
-    mask.unlink()
-    assert "crack/003.png: has no mask" in localization_error(root, tmp_path)
-    Image.fromarray(np.full((9, 9), 255, np.uint8)).save(mask)
-    assert "the mask is 9 x 9 pixels and its image" in localization_error(root, tmp_path)
-    mask.write_bytes(whole)
-    for defect in ("crack", "stain"):
-        shutil.rmtree(root / "wood" / "test" / defect)
-    assert "has no images of defects" in localization_error(root, tmp_path)
-    shutil.rmtree(root / "wood" / "test" / "good")
-    shutil.copytree(real / "wood" / "test" / "crack", root / "wood" / "test" / "crack")
-    assert "has no images in test/good" in localization_error(root, tmp_path)
-    shutil.rmtree(root / "wood" / "train")
-    shutil.copytree(real / "wood" / "test" / "good", root / "wood" / "test" / "good")
-    assert "has no images in train/good" in localization_error(root, tmp_path)
-
-
-def test_shards_of_all_images_are_refused(real: Path, tmp_path: Path) -> None:
-    shard.run([str(real), "--out", str(tmp_path / "shards"), "--split", "all"])
-    message = error_of(
-        evaluate.run,
-        *("ablation", "tiny", "--real", real, "--out", tmp_path / "out"),
-        *("--data.shards", tmp_path / "shards"),
-    )
-    assert "holds split 'all', with the images that detectors are tested on" in message
-    assert not (tmp_path / "out").exists()

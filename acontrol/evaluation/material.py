@@ -1,0 +1,170 @@
+"""The images of one category: those that a network is tested on, and what it may train on."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from acontrol.config import UserError
+from acontrol.data import procedural
+from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.evaluation.pictures import Pictures, load, refuse_leaks
+from acontrol.evaluation.sources import (
+    CutPaste,
+    MaskMaker,
+    Mixed,
+    Paired,
+    PerlinTexture,
+    Source,
+)
+
+CONTROLS = ("none", "real", "perlin", "cutpaste")  # Sources that need no generator.
+_TEXTURES = 12  # Of each drawn material, for Perlin's blobs.
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where images are, and how they are read.
+
+    Attributes:
+        root: The real data.
+        synthetic: Folders of generated pairs, by name.
+        size: Side that images are brought to, in pixels.
+        pairs: Synthetic pairs taken of each defect, at most.
+    """
+
+    root: Path
+    synthetic: Mapping[str, Path]
+    size: int
+    pairs: int
+
+
+class Material:
+    """The images of one category, read when they are first needed."""
+
+    def __init__(self, folders: Folders, category: str):
+        """Open the folders.
+
+        Raises:
+            UserError: If one is no data set, or lacks the category.
+        """
+        self.folders, self.category = folders, category
+        self.real = open_folder(folders.root)
+        self._parts: dict[str, Pictures] = {}
+
+    def part(self, name: str) -> Pictures:
+        """The pictures of "normals", "test", "real", or the pairs of a synthetic folder.
+
+        Raises:
+            UserError: If an image is bad, or there is none.
+        """
+        if name not in self._parts:
+            self._parts[name] = self._load(name)
+        return self._parts[name]
+
+    def _load(self, name: str) -> Pictures:
+        size, category = self.folders.size, self.category
+        where = self.real.folders.get(category, self.real.root)
+        if name == "normals":
+            normals = self.real.normals(category)
+            if not normals:
+                raise UserError(f"{where}: has no images in train/good; put good images there")
+            return load(normals, (), size)
+        if name == "real":
+            return load((), self.real.labelled("train", category), size)
+        if name == "test":
+            defects = self.real.labelled("test", category)
+            good = self.real.normals(category, "test")
+            if not defects:
+                raise UserError(
+                    f"{where}: has no images of defects in test/<defect>; they are what a "
+                    "detector is tested on"
+                )
+            if not good:
+                raise UserError(
+                    f"{where}: has no images in test/good; image-level metrics need both"
+                )
+            return load(good, defects, size)
+        folder = open_folder(self.folders.synthetic[name])
+        own = _category_of(folder, category)
+        kinds = folder.defect_types(own)
+        pairs = [
+            one
+            for kind in kinds
+            for one in folder.labelled("all", own, kind)[: self.folders.pairs]
+        ]
+        if not pairs:
+            raise UserError(
+                f"{folder.folders[own]}: has no images of defects in test/<defect>; give a "
+                "folder as launch.generate writes it"
+            )
+        return load((), pairs, size)
+
+    def source(self, name: str, masks: MaskMaker) -> Source | None:
+        """What makes the defective half of the training images."""
+        if name == "none":
+            return None
+        parts = [self._source(part, masks) for part in name.split("+")]
+        return parts[0] if len(parts) == 1 else Mixed(parts)
+
+    def _source(self, name: str, masks: MaskMaker) -> Source:
+        if name == "perlin":
+            return PerlinTexture(self.part("normals"), masks, self._textures())
+        if name == "cutpaste":
+            return CutPaste(self.part("normals"))
+        return Paired(self.part(name))
+
+    def _textures(self) -> list[Image.Image]:
+        """Drawn materials, none of the product's name: DRAEM's are photographs (DTD)."""
+        return [
+            Image.fromarray(
+                procedural.draw(name, "good", seed=seed, resolution=self.folders.size).image
+            )
+            for name in procedural.CATEGORIES
+            if name != self.category
+            for seed in range(_TEXTURES)
+        ]
+
+
+def pictures_of(source: str) -> list[str]:
+    """The parts of the data that a source trains on, besides normal images."""
+    return [part for part in source.split("+") if part not in ("none", "perlin", "cutpaste")]
+
+
+def check(folders: Folders, category: str, sources: Sequence[str]) -> dict[str, str]:
+    """Read everything once, and refuse what leaks.
+
+    Returns:
+        For each source a digest of all the images that its trainings see.
+
+    Raises:
+        UserError: If an image or a mask is bad or missing, or a test image is trained on.
+    """
+    material = Material(folders, category)
+    test, normals = material.part("test"), material.part("normals")
+    names = sorted({part for source in sources for part in pictures_of(source)})
+    refuse_leaks(test, [normals, *(material.part(name) for name in names)])
+    return {
+        source: _digest([test, normals, *(material.part(part) for part in pictures_of(source))])
+        for source in sources
+    }
+
+
+def _category_of(folder: MvtecFolder, category: str) -> str:
+    """The folder's category; a folder that is itself one stands for any."""
+    return (
+        category
+        if category in folder.folders or len(folder.folders) > 1
+        else (folder.categories[0])
+    )
+
+
+def _digest(parts: Sequence[Pictures]) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(json.dumps([part.digests, part.kinds]).encode())
+        whole.update(part.masks.numpy().tobytes())
+    return whole.hexdigest()

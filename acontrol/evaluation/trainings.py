@@ -1,0 +1,86 @@
+"""Trainings of a comparison, and what is kept of each.
+
+    OUT/trainings/CATEGORY/SOURCE/seed-0.npz    arrays: resamples, curves, maps
+    OUT/trainings/CATEGORY/SOURCE/seed-0.json   metrics; written last, so it stands for both
+
+A training that is there is not done again.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from acontrol.config import UserError
+
+
+@dataclass(frozen=True)
+class Training:
+    """One network to train.
+
+    Attributes:
+        category: Product.
+        source: "none", or parts divided by "+": "real", "perlin", "cutpaste" or the name of a
+            synthetic folder.
+        seed: Of weights and samples.
+    """
+
+    category: str
+    source: str
+    seed: int
+
+    def file(self, out: Path) -> Path:
+        """Where its metrics go."""
+        return out / "trainings" / self.category / self.source / f"seed-{self.seed}.json"
+
+
+@runtime_checkable
+class Work(Protocol):
+    """What is done in every training of a comparison."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the groups of metrics that a result holds."""
+
+    def facts(self, training: Training) -> dict[str, Any]:
+        """What a training's result depends on."""
+
+    def run(self, training: Training, out: Path) -> Training:
+        """Train, test, and keep what came of it with `keep`."""
+
+
+def is_done(training: Training, work: Work, out: Path) -> bool:
+    """Whether its result is there, with all its parts.
+
+    Raises:
+        UserError: If what is there is another training's.
+    """
+    file = training.file(out)
+    if not file.is_file():
+        return False
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file}: is damaged ({error}); remove it") from error
+    changed = [name for name, value in work.facts(training).items() if found.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{file}: is of another comparison (differs in {', '.join(changed)}); name another "
+            "--out, or give the same data and budget to continue this one"
+        )
+    return all(part in found for part in work.parts)
+
+
+def keep(file: Path, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Write a training's result, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.stem}.partial.npz")
+    np.savez_compressed(partial, **arrays)
+    os.replace(partial, file.with_suffix(".npz"))
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(result, indent=1))
+    os.replace(partial, file)

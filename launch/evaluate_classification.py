@@ -1,0 +1,154 @@
+"""Train a classifier of defects on each source, and compare them on real ones.
+
+    python -m launch.evaluate classification --real ROOT --out DIR [--synthetic [NAME=]DIR ...]
+
+ROOT is in MVTec AD's layout, one category or several. A ResNet-34 is trained for each category,
+source and seed to tell the category's defects apart, and tested on the defects outside the
+training third. Sources: real (the training third), each --synthetic NAME, and mixtures such as
+real+NAME. Categories with a single defect are left out. Each training is a task on Ray; what is
+there is not done again.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from acontrol.config import TrackingConfig, UserError
+from acontrol.data.mvtec import open_folder
+from launch.entry import parse
+from launch.evaluate_sources import named_folders, source_names
+from launch.evaluate_trainings import (
+    ComparisonCommand,
+    folder_for_results,
+    folders_of,
+    planned,
+    say_how_long,
+    train_all,
+)
+
+if TYPE_CHECKING:
+    from acontrol.evaluation.classification import Classification
+    from acontrol.evaluation.trainings import Training
+
+PROG = "python -m launch.evaluate classification"
+CONTROLS = ("real",)  # The others know no defect by its name.
+
+
+class ClassificationCommand(ComparisonCommand):
+    """Options of launch.evaluate classification."""
+
+    network: Path | None = Field(
+        None,
+        description="Folder of a ResNet as transformers saves it, to begin with (the published "
+        "scripts take ImageNet's ResNet-34); random weights without.",
+    )
+    budget: Literal["paper", "small", "smallest"] = Field(
+        "paper", description="How much to train, the same for every source."
+    )
+
+
+def run(args: Sequence[str]) -> None:
+    """Check, train what is missing, and write the tables."""
+    command = parse(ClassificationCommand, args, prog=PROG, description=__doc__)
+    from acontrol.evaluation.budget import CLASSIFIER_BUDGETS
+    from acontrol.evaluation.classification import Classification, names_of
+    from acontrol.evaluation.classifier import weights_digest
+    from acontrol.evaluation.material import Material, check
+
+    synthetic = named_folders(command.synthetic)
+    schedule = CLASSIFIER_BUDGETS[command.budget]
+    if command.pairs is not None:
+        schedule = schedule.model_copy(update={"pairs": command.pairs})
+    sources = source_names(command.sources, CONTROLS, list(synthetic))
+    folders = folders_of(command, synthetic, schedule)
+    categories = _several_defects(folders.root, command.category)
+    weights = weights_digest(command.network)
+    trainings = planned(command, schedule, categories, sources)
+    data = {}
+    for one in categories:
+        data[one] = check(folders, one, sources)
+        names_of(Material(folders, one), sources)
+    if command.dry_run:
+        from acontrol.evaluation.estimate import seconds_a_classifier
+
+        test = Material(folders, categories[0]).part("test")
+        defects = len(set(test.kinds))
+        say_how_long(seconds_a_classifier(schedule, defects, len(test)), len(trainings))
+        return
+    out = folder_for_results(command)
+    network = command.network.resolve() if command.network else None
+    work = Classification(folders, schedule, network, weights, data)
+    train_all(trainings, work, out, command.num_workers)
+    about = (
+        f"Budget {command.budget}: {schedule.describe()}; ResNet-34 from "
+        f"{f'weights {weights[:8]}' if network else 'random weights'}. Data "
+        f"{folders.root.name}, categories: {', '.join(categories)}; seeds: {command.seeds}."
+    )
+    report(trainings, work, out, about, command.tracking)
+
+
+def report(
+    trainings: "Sequence[Training]",
+    work: "Classification",
+    out: Path,
+    about: str,
+    tracking: TrackingConfig,
+) -> None:
+    """Write tables and pictures, and log them."""
+    from acontrol.evaluation import figures, summary
+    from acontrol.evaluation.classification import METRICS, PART
+    from acontrol.evaluation.report import Report
+    from launch.evaluate_tracking import log, open_run
+
+    written = Report(out, "Does synthetic data help to tell defects apart?")
+    rows = summary.summarise(trainings, out, PART, list(METRICS))
+    titles = ("Classification of defects", f"Against {summary.BASELINE} alone")
+    said = (
+        "of real defects outside the training third, last epoch; balanced: mean over a "
+        "category's defects"
+    )
+    written.tables = summary.compared(rows, list(METRICS.values()), titles, said, about)
+    written.rows += summary.long_rows(rows, PART, list(METRICS))
+    for category in dict.fromkeys(one.category for one in trainings):
+        own = [one for one in trainings if one.category == category]
+        by_source = {
+            source: [one for one in own if one.source == source]
+            for source in dict.fromkeys(one.source for one in own)
+        }
+        names = json.loads(own[0].file(out).read_text())["names"]
+        file = out / f"confusion-{category}.png"
+        figures.confusion_plot(by_source, names, out, file)
+        written.add_picture(f"{category}: what each defect was taken for, all seeds", file)
+    files = written.write()
+    metrics = {
+        f"{source.replace('+', '_')}/{name}": float(value)
+        for source, row in rows.items()
+        for name, value in zip(METRICS, row.values, strict=True)
+    }
+    settings = {
+        "budget": work.schedule.model_dump(),
+        "network": work.weights,
+        "about": about,
+    }
+    log(open_run(out, tracking), settings, metrics, files)
+    print(written.tables[0].markdown())
+    print(f"Look at {out / 'index.html'}")
+    print(f"Results: {out / 'report.md'}")
+
+
+def _several_defects(root: Path, chosen: Sequence[str]) -> list[str]:
+    """The categories with defects to tell apart; those without are named."""
+    folder = open_folder(root)
+    kept = []
+    for category in chosen or folder.categories:
+        defects = folder.defect_types(category)
+        if len(defects) > 1:
+            kept.append(category)
+        else:
+            print(f"Left out: {category}, with {len(defects)} defects nothing to tell apart")
+    if not kept:
+        raise UserError(f"{root}: no category has two defects in test/<defect> to tell apart")
+    return kept

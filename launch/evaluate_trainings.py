@@ -1,0 +1,163 @@
+"""Trainings of launch.evaluate, as tasks on Ray."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from acontrol.config import ClusterConfig, Settings, TrackingConfig, UserError
+
+if TYPE_CHECKING:
+    from acontrol.evaluation.budget import Schedule
+    from acontrol.evaluation.material import Folders
+    from acontrol.evaluation.trainings import Training, Work
+
+
+class ComparisonCommand(Settings):
+    """Options of what compares sources by training on them."""
+
+    real: Path = Field(description="Folder of real images, in MVTec AD's layout.")
+    out: Path | None = Field(None, description="Folder for results; the same one continues.")
+    synthetic: tuple[str, ...] = Field(
+        (), description="Folders of generated pairs in the same layout: DIR or NAME=DIR."
+    )
+    sources: str | None = Field(
+        None,
+        description="What to train on, divided by commas; by default all there are, and for "
+        "each synthetic folder NAME and real+NAME.",
+    )
+    category: tuple[str, ...] = Field((), description="Only these categories; by default all.")
+    pairs: int | None = Field(
+        None,
+        ge=1,
+        description="Synthetic pairs of each defect, at most; by default the budget's.",
+    )
+    seeds: int = Field(3, ge=1, description="Trainings of each category and source.")
+    num_workers: int | None = Field(
+        None,
+        ge=1,
+        description="Trainings at a time; by default as many as the cluster has room for.",
+    )
+    tracking: TrackingConfig = TrackingConfig()
+    dry_run: bool = Field(False, description="Only say what would be trained, and how long.")
+
+
+def planned(
+    command: ComparisonCommand,
+    schedule: "Schedule",
+    categories: Sequence[str],
+    sources: Sequence[str],
+) -> "list[Training]":
+    """All trainings, which are announced."""
+    from acontrol.evaluation.trainings import Training
+
+    trainings = [
+        Training(category, source, seed)
+        for category in categories
+        for seed in range(command.seeds)
+        for source in sources
+    ]
+    print(f"Budget: {schedule.describe()}")
+    print(
+        f"{len(trainings)} trainings: {len(categories)} categories x {len(sources)} sources "
+        f"({', '.join(sources)}) x {command.seeds} seeds",
+        flush=True,
+    )
+    return trainings
+
+
+def folders_of(
+    command: ComparisonCommand, synthetic: "dict[str, Path]", schedule: "Schedule"
+) -> "Folders":
+    """Where the command's images are."""
+    from acontrol.evaluation.material import Folders
+
+    return Folders(command.real.resolve(), synthetic, schedule.size, schedule.pairs)
+
+
+def folder_for_results(command: ComparisonCommand) -> Path:
+    """Where results go.
+
+    Raises:
+        UserError: If that was not said.
+    """
+    if command.out is None:
+        raise UserError("--out DIR is needed: where results go")
+    return command.out.resolve()
+
+
+def say_how_long(each: float, count: int) -> None:
+    """Print an estimate, in seconds a training."""
+    print(
+        f"About {_hours(each)} a training on this machine, {_hours(each * count)} for all, one "
+        "after the other; a Ray cluster trains as many at once as it has room"
+    )
+
+
+def train_all(
+    trainings: "Sequence[Training]", work: "Work", out: Path, at_once: int | None
+) -> None:
+    """Join a cluster, or start one, and train what is not there.
+
+    Args:
+        trainings: All.
+        work: What they do.
+        out: The comparison's folder, which is made.
+        at_once: Trainings at a time; by default as many as there is room for.
+    """
+    from acontrol.base import quieten
+    from acontrol.train.cluster import joined_cluster
+
+    out.mkdir(parents=True, exist_ok=True)
+    quieten()
+    with joined_cluster(ClusterConfig(num_workers=at_once or 1), packages=[package()]):
+        train_missing(trainings, work, out, at_once)
+
+
+def train_missing(
+    trainings: "Sequence[Training]", work: "Work", out: Path, at_once: int | None
+) -> None:
+    """Train what is not there, each as a task of the joined cluster, on a GPU if it has one.
+
+    Args:
+        trainings: All.
+        work: What they do.
+        out: The comparison's folder.
+        at_once: Trainings at a time; by default as many as there is room for.
+    """
+    import ray
+    from tqdm import tqdm
+
+    from acontrol.evaluation.trainings import is_done
+
+    left = [one for one in trainings if not is_done(one, work, out)]
+    done = len(trainings) - len(left)
+    if done:
+        print(f"Continuing: {done} of {len(trainings)} trainings are there", flush=True)
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    task = ray.remote(_train).options(num_cpus=1, num_gpus=gpus, max_retries=2)
+    running: list[Any] = []
+    with tqdm(
+        total=len(trainings), initial=done, desc="training", unit="network", disable=None
+    ) as bar:
+        while left or running:
+            while left and len(running) < (at_once or len(trainings)):
+                running.append(task.remote(work, left.pop(0), out))
+            ended, running = ray.wait(running)
+            for one in ray.get(ended):
+                bar.set_postfix_str(f"{one.category} {one.source} {one.seed}")
+                bar.update()
+
+
+def package() -> Path:
+    """The folder that workers on other nodes need besides acontrol."""
+    return Path(__file__).parent
+
+
+def _train(work: "Work", training: "Training", out: Path) -> "Training":
+    return work.run(training, out)
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"

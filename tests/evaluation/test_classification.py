@@ -1,0 +1,200 @@
+"""The classifier of defects: its network, its draws, its metrics, and that it learns."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from acontrol.config import UserError
+from acontrol.evaluation.budget import Schedule
+from acontrol.evaluation.classification import (
+    PART,
+    Classification,
+    Labelled,
+    confusion,
+    defects_of,
+    metrics_of,
+    names_of,
+)
+from acontrol.evaluation.classifier import Classifier, weights_digest
+from acontrol.evaluation.material import Folders, Material, check
+from acontrol.evaluation.pictures import Pictures
+from acontrol.evaluation.trainings import Training, is_done
+
+COLORS = {"blue": (20, 30, 220), "green": (20, 220, 30), "red": (220, 30, 20)}
+
+
+def pictures(kinds: list[str]) -> Pictures:
+    count = len(kinds)
+    blank = torch.zeros(count, 8, 8, dtype=torch.bool)
+    values = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
+    return Pictures(
+        values.expand(-1, 3, 8, 8),
+        blank,
+        blank,
+        tuple(kinds),
+        tuple(Path(f"{place}.png") for place in range(count)),
+        tuple(str(place) for place in range(count)),
+    )
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small ResNet of five classes, as a user would bring one."""
+    folder = tmp_path_factory.mktemp("resnet")
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+        num_labels=5,
+    )
+    ResNetForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+def write(root: Path, category: str, count: int, colors: dict[str, tuple[int, ...]]) -> None:
+    """Images of one colour with some noise, in MVTec AD's layout."""
+    rng = np.random.default_rng(len(category) + count)
+    for part, number, color in [
+        ("train/good", 2, (90, 90, 90)),
+        ("test/good", 2, (90, 90, 90)),
+        *((f"test/{name}", count, color) for name, color in colors.items()),
+    ]:
+        folder = root / category / part
+        folder.mkdir(parents=True)
+        for place in range(number):
+            noise = rng.integers(-15, 16, (32, 32, 3))
+            Image.fromarray((np.array(color) + noise).astype(np.uint8)).save(
+                folder / f"{place:03}.png"
+            )
+            if not part.endswith("good"):
+                masks = root / category / "ground_truth" / Path(part).name
+                masks.mkdir(parents=True, exist_ok=True)
+                mask = np.zeros((32, 32), np.uint8)
+                mask[8:20, 8:20] = 255
+                Image.fromarray(mask).save(masks / f"{place:03}_mask.png")
+
+
+def test_metrics_are_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    for count in (1, 7, 60):
+        truth, found = rng.integers(0, 4, (2, count))
+        truth[truth == 2] = 0  # A defect without a test image.
+        table = np.zeros((4, 4))
+        np.add.at(table, (truth, found), 1)
+        own = metrics_of(table)
+        assert own["accuracy"] == pytest.approx(accuracy_score(truth, found), abs=1e-12)
+        seen = np.isin(found, truth)
+        # scikit-learn warns of predicted classes that are nowhere true.
+        other = np.where(seen, found, (truth + 1) % 4)
+        if np.isin(other, truth).all():
+            table = np.zeros((4, 4))
+            np.add.at(table, (truth, other), 1)
+            assert metrics_of(table)["balanced_accuracy"] == pytest.approx(
+                balanced_accuracy_score(truth, other), abs=1e-12
+            )
+    unbalanced = np.array([[9, 0], [1, 0]])
+    assert metrics_of(unbalanced) == {"accuracy": 0.9, "balanced_accuracy": 0.5}
+
+
+def test_confusions_are_by_image() -> None:
+    test = defects_of(pictures(["good", "b", "a", "b", "good"]))
+    assert test.kinds == ("b", "a", "b")
+    assert test.images[:, 0, 0, 0].tolist() == [1, 2, 3]
+    table = confusion(torch.tensor([1, 1, 0]), test, ["a", "b"])
+    assert table.sum(axis=0).tolist() == [[0, 1], [1, 1]]
+    assert table.sum(axis=(1, 2)).tolist() == [1, 1, 1]
+
+
+def test_every_defect_is_drawn_as_often() -> None:
+    real = pictures(["a"] * 9 + ["b"])
+    drawn = pictures(["b", "c", "c", "c"])
+    source = Labelled([real, drawn], ["a", "b", "c"])
+    seen = Counter()
+    for seed in range(800):
+        image, label = source.draw(0, np.random.default_rng(seed))
+        seen[int(label), int(image[0, 0, 0])] += 1
+    by_label = [sum(n for (label, _), n in seen.items() if label == one) for one in range(3)]
+    np.testing.assert_allclose(np.array(by_label) / 800, [0.25, 0.5, 0.25], atol=0.06)
+    # An image that is b in both folders: 9 of the one, 0 of the other.
+    assert {place for label, place in seen if label == 1} == {9, 0}
+    assert {place for label, place in seen if label == 2} == {1, 2, 3}
+
+
+def test_the_default_is_resnet_34() -> None:
+    classifier = Classifier(1000, None)
+    # torchvision's resnet34 has 21,797,672 parameters.
+    assert sum(one.numel() for one in classifier.parameters()) == 21_797_672
+    assert classifier.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
+
+
+def test_a_folder_gives_all_but_the_last_layer(network: Path, tmp_path: Path) -> None:
+    classifier = Classifier(3, network)
+    own, saved = classifier.resnet.state_dict(), load_file(network / "model.safetensors")
+    assert own["classifier.1.weight"].shape == (3, 16)
+    assert all(torch.equal(own[name], one) for name, one in saved.items() if "resnet" in name)
+    mean = classifier.get_buffer("mean").clone()
+    said = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
+    before = weights_digest(network)
+    (network / "preprocessor_config.json").write_text(json.dumps(said))
+    other = Classifier(3, network).get_buffer("mean").flatten().tolist()
+    assert other == pytest.approx([0.5, 0.4, 0.3]) != mean.flatten().tolist()
+    assert before != weights_digest(network)
+    (network / "preprocessor_config.json").unlink()
+    assert before == weights_digest(network)
+    (tmp_path / "config.json").write_text("{}")
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="not a ResNet as transformers saves it"):
+            Classifier(3, folder)
+
+
+def test_it_learns_and_continues(network: Path, tmp_path: Path) -> None:
+    write(tmp_path / "real", "tin", 6, COLORS)
+    # In the generated folder two defects are confused: what is learned from it is wrong.
+    swapped = {"blue": COLORS["green"], "green": COLORS["blue"], "red": COLORS["red"]}
+    write(tmp_path / "made", "tin", 5, swapped)
+    schedule = Schedule(
+        size=32, epochs=2, samples=160, batch_size=8, learning_rate=5e-3, pairs=5
+    )
+    folders = Folders(tmp_path / "real", {"made": tmp_path / "made"}, 32, 5)
+    sources = ["real", "made"]
+    material = Material(folders, "tin")
+    assert names_of(material, sources) == ["blue", "green", "red"]
+    data = {"tin": check(folders, "tin", sources)}
+    work = Classification(folders, schedule, network, weights_digest(network), data)
+    found = {}
+    for source in sources:
+        training = Training("tin", source, 0)
+        assert not is_done(training, work, tmp_path / "out")
+        work.run(training, tmp_path / "out")
+        assert is_done(training, work, tmp_path / "out")
+        found[source] = json.loads(training.file(tmp_path / "out").read_text())
+        with np.load(training.file(tmp_path / "out").with_suffix(".npz")) as arrays:
+            assert arrays["confusion"].sum() == 12  # Four test images of each.
+            assert arrays[f"{PART}_resamples"].shape == (2, 1000)
+    assert found["real"][PART]["accuracy"] == 1
+    assert found["made"][PART]["accuracy"] == pytest.approx(1 / 3)
+    first = Training("tin", "real", 0).file(tmp_path / "out")
+    before = first.read_bytes()
+    work.run(Training("tin", "real", 0), tmp_path / "out")
+    assert first.read_bytes() == before
+    other = Classification(folders, schedule, None, "random", data)
+    with pytest.raises(UserError, match=r"differs in network"):
+        is_done(Training("tin", "real", 0), other, tmp_path / "out")
+
+
+def test_a_defect_without_test_images_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "real", "tin", 4, {"blue": COLORS["blue"], "red": COLORS["red"]})
+    write(tmp_path / "made", "tin", 4, COLORS)
+    folders = Folders(tmp_path / "real", {"made": tmp_path / "made"}, 32, 5)
+    with pytest.raises(UserError, match="made: has the defect 'green' of tin, which no test"):
+        names_of(Material(folders, "tin"), ["real", "made"])

@@ -1,0 +1,149 @@
+"""launch.evaluate: what a user can get wrong is one line, and leaves nothing."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch import evaluate, shard
+from tests.launch.test_errors import error_of
+
+SMALLEST = ("--budget", "smallest", "--seeds", "1")
+
+
+def changed(wood: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(wood, tmp_path / "changed"))
+
+
+def localization_error(root: Path, tmp_path: Path, *args: object) -> str:
+    out = tmp_path / "out"
+    message = error_of(
+        evaluate.run, "localization", "--real", root, *SMALLEST, "--out", out, *args
+    )
+    assert not out.exists()
+    return message
+
+
+def test_a_test_image_in_training_is_refused(
+    wood: Path, other_wood: Path, tmp_path: Path
+) -> None:
+    root = changed(wood, tmp_path)
+    # The same pixels in another file format, with another name.
+    with Image.open(root / "wood" / "test" / "good" / "001.png") as image:
+        image.save(root / "wood" / "train" / "good" / "x.bmp")
+    message = localization_error(root, tmp_path, "--sources", "real")
+    assert "x.bmp: is the test image" in message
+    assert "test/good/001.png, pixel by pixel" in message
+    leaky = Path(shutil.copytree(other_wood, tmp_path / "leaky"))
+    for part in ("test/crack/004.png", "ground_truth/crack/004_mask.png"):
+        shutil.copy(wood / "wood" / part, leaky / "wood" / part)
+    message = localization_error(wood, tmp_path, "--synthetic", leaky)
+    assert "leaky/wood/test/crack/004.png: is the test image" in message
+
+
+def test_the_training_third_is_no_leak(wood: Path, tmp_path: Path) -> None:
+    """A generated folder may hold training images; only tested ones are refused."""
+    evaluate.run(
+        [
+            *("localization", "--real", str(wood), "--dry-run", *SMALLEST),
+            *("--sources", "none,real,real+perlin"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "say what to measure first, one of: quality, localization, classification"),
+        (["speed"], "got 'speed'"),
+        (["quality", "--real", "x"], "--synthetic"),
+        (["localization", "--real", "/nowhere"], "/nowhere: does not exist"),
+        (["localization", "--real", "ROOT", "--sources", "real,gan"], "no source 'gan'"),
+        (["localization", "--real", "ROOT", "--sources", "none+real"], "no source 'none+real'"),
+        (["localization", "--real", "ROOT", "--sources", "real,real"], "real is named twice"),
+        (["localization", "--real", "ROOT", "--budget", "huge"], "'huge'"),
+        (["localization", "--real", "ROOT", "--category", "tin"], "has no category 'tin'"),
+        (["localization", "--real", "ROOT"], "--out DIR is needed"),
+        (
+            ["localization", "--real", "ROOT", "--synthetic", "a=ROOT", "a=ROOT"],
+            "named a; name",
+        ),
+        (["localization", "--real", "ROOT", "--synthetic", "real=ROOT"], "source of its own"),
+        (["localization", "--synthetic", "a", "--synthetic", "b"], "give --synthetic once"),
+        (["localization", "--real", "ROOT", "--synthetic", "a=/nowhere"], "/nowhere"),
+        (["classification", "--real", "ROOT", "--sources", "perlin"], "no source 'perlin'"),
+        (["classification", "--real", "ROOT"], "--out DIR is needed"),
+        (
+            ["classification", "--real", "ROOT", "--network", "/nowhere"],
+            "--network /nowhere: not",
+        ),
+        (["ablation", "tiny", "--out", "x"], "--real ROOT is needed"),
+        (["ablation", "tiny", "--real", "x"], "--out DIR is needed"),
+        (["ablation", "tiny", "--real", "x", "--out", "x"], "--data.shards DIR is needed"),
+        (
+            [
+                *("ablation", "tiny", "--real", "x", "--out", "x"),
+                *("--data.shards", "x", "--rows", "csm,t9"),
+            ],
+            "--rows: 't9'",
+        ),
+        (
+            [
+                *("quality", "--real", "ROOT", "--synthetic", "a=ROOT", "--out", "x"),
+                *("--features", "lpips-vgg", "--weights", "/nowhere"),
+            ],
+            "/nowhere/lpips-vgg.safetensors: does not exist",
+        ),
+        (
+            [
+                *("quality", "--real", "ROOT", "--synthetic", "a=ROOT", "--out", "x"),
+                *("--features", "inception", "--weights", "/nowhere"),
+            ],
+            "/nowhere/inception.safetensors: does not exist",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(wood: Path, args: list[str], words: str) -> None:
+    given = [one.replace("ROOT", str(wood)) for one in args]
+    assert words in error_of(evaluate.run, *given)
+
+
+def test_bad_data_is_one_line(wood: Path, tmp_path: Path) -> None:
+    root = changed(wood, tmp_path)
+    mask = root / "wood" / "ground_truth" / "crack" / "003_mask.png"
+    whole = mask.read_bytes()
+    mask.unlink()
+    assert "crack/003.png: has no mask" in localization_error(root, tmp_path)
+    Image.fromarray(np.full((9, 9), 255, np.uint8)).save(mask)
+    assert "the mask is 9 x 9 pixels and its image" in localization_error(root, tmp_path)
+    mask.write_bytes(whole)
+    for defect in ("crack", "stain"):
+        shutil.rmtree(root / "wood" / "test" / defect)
+    assert "has no images of defects" in localization_error(root, tmp_path)
+    shutil.rmtree(root / "wood" / "test" / "good")
+    shutil.copytree(wood / "wood" / "test" / "crack", root / "wood" / "test" / "crack")
+    assert "has no images in test/good" in localization_error(root, tmp_path)
+    shutil.rmtree(root / "wood" / "train")
+    shutil.copytree(wood / "wood" / "test" / "good", root / "wood" / "test" / "good")
+    assert "has no images in train/good" in localization_error(root, tmp_path)
+
+
+def test_a_single_defect_is_nothing_to_tell_apart(wood: Path, tmp_path: Path, capsys) -> None:
+    root = changed(wood, tmp_path)
+    shutil.rmtree(root / "wood" / "test" / "stain")
+    message = error_of(evaluate.run, "classification", "--real", root, *SMALLEST)
+    assert "no category has two defects in test/<defect> to tell apart" in message
+    assert "Left out: wood, with 1 defects" in capsys.readouterr().out
+
+
+def test_shards_of_all_images_are_refused(wood: Path, tmp_path: Path) -> None:
+    shard.run([str(wood), "--out", str(tmp_path / "shards"), "--split", "all"])
+    message = error_of(
+        evaluate.run,
+        *("ablation", "tiny", "--real", wood, "--out", tmp_path / "out"),
+        *("--data.shards", tmp_path / "shards"),
+    )
+    assert "holds split 'all', with the images that detectors are tested on" in message
+    assert not (tmp_path / "out").exists()
