@@ -43,26 +43,12 @@ class ListedMasks:
         return cut_out(mask, self.names[which])
 
 
-class LearnedMasks:
-    """Gives masks that a model drew, to be placed anywhere but where they touch the edge.
+class LearnedMasks(ListedMasks):
+    """Gives square masks that a model drew, placed anywhere but where they touch the edge.
 
     A shape keeps its share of the image and its proportions, in whatever image it comes to;
     one that touches the edge is stretched with its frame, so that it still does.
     """
-
-    def __init__(self, masks: Mapping[str, Mask]):
-        """Take the masks.
-
-        Args:
-            masks: By name; square pictures, not empty.
-
-        Raises:
-            ValueError: If there is none.
-        """
-        if not masks:
-            raise ValueError("need at least one mask")
-        self.names = sorted(masks)
-        self.masks = [masks[name] for name in self.names]
 
     def sample(
         self, size: tuple[int, int], min_pixels: int, rng: np.random.Generator
