@@ -11,7 +11,7 @@ same command continues.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -19,14 +19,8 @@ from acontrol.config import RunConfig, UserError
 from acontrol.data.mvtec import open_folder
 from launch.train import read_config_of
 
-if TYPE_CHECKING:
-    from acontrol.evaluation.localization import Localization
-    from acontrol.evaluation.trainings import Training
-    from acontrol.train.tracking import Tracker
-
 PROG = "python -m launch.evaluate ablation"
 ROWS = ("nothing", "sga", "csm", "t1", "t2", "t3", "t4", "t5")
-TITLES = {"nothing": "nothing", "sga": "SGA", "csm": "SGA + CSM"}
 
 
 class AblationCommand(RunConfig):
@@ -46,6 +40,7 @@ class AblationCommand(RunConfig):
         ("vlm",), min_length=1, description="Networks that look, as launch.evaluate quality."
     )
     weights: Path = Field(Path("weights"), description="Folder of their weights.")
+    dry_run: bool = Field(False, description="Only say what would be trained and drawn.")
 
     @property
     def run(self) -> RunConfig:
@@ -61,7 +56,7 @@ def run(args: Sequence[str]) -> None:
     from acontrol.base import quieten
     from acontrol.evaluation.budget import BUDGETS
     from acontrol.evaluation.localization import Localization
-    from acontrol.evaluation.material import Folders, check
+    from acontrol.evaluation.material import Folders, Material, check
     from acontrol.evaluation.protocol import PROTOCOLS
     from acontrol.evaluation.trainings import Training
     from acontrol.masks.perlin import perlin_blobs
@@ -70,8 +65,10 @@ def run(args: Sequence[str]) -> None:
     from acontrol.train.mlflow_run import tracking_uri
     from acontrol.train.paths import absolute
     from launch import generate
+    from launch.evaluate_ablation_report import report
+    from launch.evaluate_features import load_backend
     from launch.evaluate_tracking import open_run
-    from launch.evaluate_trainings import package, train_missing
+    from launch.evaluate_trainings import package, say_how_long, train_missing
 
     quieten()
     assert command.real is not None
@@ -85,13 +82,33 @@ def run(args: Sequence[str]) -> None:
     folders = Folders(real, sets, budget.size, budget.pairs)
     for category in folder.categories:
         check(folders, category, ["real"])
+    for name in command.features:
+        if name != "vlm":  # What is missing at the end of it all had better be known now.
+            load_backend(name, command.weights, None)
+    trainings = [
+        Training(category, source, seed)
+        for category in folder.categories
+        for seed in range(command.seeds)
+        for source in ("real", *rows)
+    ]
+    kinds = sum(len(folder.defect_types(one)) for one in folder.categories)
+    print(
+        f"{len(rows)} rows ({', '.join(rows)}): {len({*map(_trained, rows)})} adapters "
+        f"of {base.optim.steps} steps, {len(rows) * kinds * count} images, {len(trainings)} "
+        f"detectors ({budget.describe()})",
+        flush=True,
+    )
+    if command.dry_run:
+        from acontrol.evaluation.estimate import seconds_a_detector
+
+        test = Material(folders, folder.categories[0]).part("test")
+        say_how_long(seconds_a_detector(budget, len(test), budget.epochs), len(trainings))
+        return
     with only_launch(out), joined_cluster(base.cluster, packages=[package()]):
         tracker = open_run(out, base.tracking)
         uri = tracking_uri(base, out)
         for row in rows:
-            # Without an adapter nothing is trained: gamma 0 draws with the next one's base.
-            trained = "sga" if row == "nothing" else row
-            config = row_config(base, trained, out, uri, tracker.run_id)
+            config = row_config(base, _trained(row), out, uri, tracker.run_id)
             print(f"Row {row}: training", flush=True)
             run_training(config)
             print(f"Row {row}: drawing", flush=True)
@@ -104,16 +121,15 @@ def run(args: Sequence[str]) -> None:
                     *("--guidance-scale", str(base.samples.guidance_scale)),
                 ]
             )
-        trainings = [
-            Training(category, source, seed)
-            for category in folder.categories
-            for seed in range(command.seeds)
-            for source in ("real", *rows)
-        ]
         data = {one: check(folders, one, ["real", *rows]) for one in folder.categories}
         work = Localization(folders, budget, PROTOCOLS, data, perlin_blobs)
         train_missing(trainings, work, out, None)
-    _report(command, work, trainings, count, tracker)
+    report(command, work, trainings, count, tracker)
+
+
+def _trained(row: str) -> str:
+    """The row whose adapter a row draws with: at gamma 0 any does."""
+    return "sga" if row == "nothing" else row
 
 
 def row_config(base: RunConfig, row: str, out: Path, uri: str, parent: str) -> RunConfig:
@@ -158,96 +174,3 @@ def _check_shards(base: RunConfig) -> None:
             f"{base.data.shards}: holds split {reader.index.split!r}, with the images that "
             "detectors are tested on; write it with launch.shard --split train"
         )
-
-
-def _report(
-    command: AblationCommand,
-    work: "Localization",
-    trainings: "Sequence[Training]",
-    count: int,
-    tracker: "Tracker",
-) -> None:
-    from acontrol.evaluation import figures, quality, quoted, summary
-    from acontrol.evaluation.protocol import METRICS
-    from acontrol.evaluation.report import Report
-    from acontrol.evaluation.tables import Table
-    from launch.evaluate_features import load_backend
-    from launch.evaluate_tracking import log
-
-    out = command.out.resolve() if command.out else Path()
-    folder = open_folder(work.folders.root)
-    rows = list(work.folders.synthetic)
-    model = str(out / "rows" / ("sga" if rows[0] == "nothing" else rows[0]) / "run")
-    backends = [load_backend(name, command.weights, model) for name in command.features]
-    kinds = quality.kinds_of(folder, folder.categories)
-    columns = quality.column_names(backends)
-    scores = {
-        row: quality.mean_of(
-            {
-                (kind.category, kind.defect): quality.measure(kind, pictures, backends)
-                for kind in kinds
-                if len(pictures := quality.synthetic_of(open_folder(path), kind, count))
-            }
-        )
-        for row, path in work.folders.synthetic.items()
-    }
-    about = (
-        f"Budget {command.budget}: {work.budget.describe()}; {count} images drawn of each "
-        f"defect, {command.optim.steps} training steps, {command.seeds} seeds of detectors, "
-        f"one of adapters. Data {work.folders.root.name}."
-    )
-    written = Report(out, "What does each part add?")
-    found = {
-        protocol: summary.summarise(trainings, out, protocol) for protocol in work.protocols
-    }
-    strict = found["strict"]
-    metrics = ("pixel_auroc", "image_auroc", "pixel_ap")
-    shown = metrics[:2]  # Those of the paper's table.
-    places = [METRICS.index(one) for one in shown]
-    table = Table(
-        "Ablation, protocol strict",
-        ("row", *columns, *(f"{summary.NAMES[one]}, %" for one in shown)),
-        tuple(
-            (
-                title(row),
-                *(f"{value:.2f}" if value == value else "-" for value in scores[row].values()),
-                *(
-                    f"{100 * strict[row].values[place]:.1f} "
-                    f"[{100 * strict[row].interval[0][place]:.1f}, "
-                    f"{100 * strict[row].interval[1][place]:.1f}]"
-                    for place in places
-                ),
-            )
-            for row in rows
-        ),
-        f"{about} The networks' columns are scores of the generated images, the last ones of "
-        "detectors trained on them, with 95 % intervals.",
-    )
-    written.tables.append(table)
-    for protocol, summed in found.items():
-        written.tables += summary.tables(summed, protocol, about)
-        written.rows += summary.long_rows(summed, protocol)
-    written.tables.append(quoted.ablation())
-    plot = out / "ablation.png"
-    figures.rows_plot({title(row): strict[row] for row in rows}, metrics, strict["real"], plot)
-    written.add_picture("Detectors by row", plot)
-    sheet = out / "images.png"
-    figures.kinds_sheet(
-        kinds, {row: open_folder(path) for row, path in work.folders.synthetic.items()}
-    ).save(sheet)
-    written.add_picture("The first images of each kind", sheet)
-    files = written.write()
-    found_values = {
-        f"{row}/{name}": float(value)
-        for row in rows
-        for name, value in zip(METRICS, strict[row].values, strict=True)
-    }
-    log(tracker, {"ablation": {"rows": rows, "about": about}}, found_values, files)
-    print(table.markdown())
-    print(f"Look at {out / 'index.html'}")
-    print(f"Results: {out / 'report.md'}")
-
-
-def title(row: str) -> str:
-    """A row's name in the table."""
-    return TITLES.get(row) or f"+ ASEA T_g {row[1:]}"

@@ -154,6 +154,28 @@ def test_a_dry_run_trains_nothing(wood: Path, tmp_path: Path, capsys) -> None:
     assert re.search(r"About [\d.]+ min a training on this machine, [\d.]+ min for all", said)
 
 
+def test_a_dry_ablation_counts(wood: Path, tmp_path: Path, capsys) -> None:
+    shards = tmp_path / "shards"
+    shard.run([str(wood), "--out", str(shards)])
+    args = [
+        "ablation",
+        "tiny",
+        "--real",
+        wood,
+        "--data.shards",
+        shards,
+        "--out",
+        tmp_path / "o",
+    ]
+    args += ["--rows", "nothing,csm,t3", *SMALLEST, "--optim.steps", 7, "--dry-run"]
+    evaluate.run([str(one) for one in args])
+    said = capsys.readouterr().out
+    # Two defects, ten images of each by the budget; real beside the rows.
+    assert "3 rows (nothing, csm, t3): 3 adapters of 7 steps, 60 images, 4 detectors" in said
+    assert re.search(r"About [\d.]+ min a training on this machine", said)
+    assert not (tmp_path / "o").exists()
+
+
 def test_ablation_adds_parts(
     cluster: None, wood: Path, out: Path, tmp_path: Path, capsys
 ) -> None:
