@@ -36,8 +36,10 @@ def run(args: Sequence[str]) -> None:
         given = f", got {name!r}" if name else ""
         raise UserError(f"say what to measure first, one of: {', '.join(COMMANDS)}{given}")
     rest = args[1:]
-    if sum(one.split("=")[0] == "--synthetic" for one in rest) > 1:
-        raise UserError("give --synthetic once, with all folders after it: A=DIR B=DIR")
+    options = [one.split("=")[0] for one in rest if one.startswith("--")]
+    for option in options:
+        if options.count(option) > 1:
+            raise UserError(f"give {option} once, with all its values after it")
     command(rest)
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field
 
 from acontrol.config import RunConfig, UserError
-from acontrol.data.mvtec import open_folder
+from acontrol.data.mvtec import MvtecFolder, open_folder
 from launch.train import read_config_of
 
 PROG = "python -m launch.evaluate ablation"
@@ -61,22 +61,22 @@ def run(args: Sequence[str]) -> None:
     from acontrol.evaluation.trainings import Training
     from acontrol.masks.perlin import perlin_blobs
     from acontrol.train.cluster import joined_cluster
-    from acontrol.train.driver import only_launch, run_training
+    from acontrol.train.driver import run_training
     from acontrol.train.mlflow_run import tracking_uri
     from acontrol.train.paths import absolute
     from launch import generate
     from launch.evaluate_ablation_report import report
     from launch.evaluate_features import load_backend
-    from launch.evaluate_tracking import open_run
+    from launch.evaluate_tracking import results_in
     from launch.evaluate_trainings import package, say_how_long, train_missing
 
     quieten()
     assert command.real is not None
     base = absolute(command.run.model_copy(update={"output": str(out)}))
-    _check_shards(base)
+    folder = open_folder(command.real)
+    _check_shards(base, folder)
     budget = BUDGETS[command.budget]
     count = command.count or budget.pairs
-    folder = open_folder(command.real)
     real = command.real.resolve()
     sets = {row: out / "rows" / row / "images" for row in rows}
     folders = Folders(real, sets, budget.size, budget.pairs)
@@ -104,8 +104,10 @@ def run(args: Sequence[str]) -> None:
         test = Material(folders, folder.categories[0]).part("test")
         say_how_long(seconds_a_detector(budget, len(test), budget.epochs), len(trainings))
         return
-    with only_launch(out), joined_cluster(base.cluster, packages=[package()]):
-        tracker = open_run(out, base.tracking)
+    with (
+        results_in(out, "ablation", base.tracking) as tracker,
+        joined_cluster(base.cluster, packages=[package()]),
+    ):
         uri = tracking_uri(base, out)
         for row in rows:
             config = row_config(base, _trained(row), out, uri, tracker.run_id)
@@ -124,7 +126,7 @@ def run(args: Sequence[str]) -> None:
         data = {one: check(folders, one, ["real", *rows]) for one in folder.categories}
         work = Localization(folders, budget, PROTOCOLS, data, perlin_blobs)
         train_missing(trainings, work, out, None)
-    report(command, work, trainings, count, tracker)
+        report(command, work, trainings, count, tracker)
 
 
 def _trained(row: str) -> str:
@@ -165,8 +167,13 @@ def _check(command: AblationCommand) -> tuple[list[str], Path]:
     return rows, command.out.resolve()
 
 
-def _check_shards(base: RunConfig) -> None:
+def _check_shards(base: RunConfig, folder: MvtecFolder) -> None:
+    """Refuse shards with an image that detectors are tested on."""
+    import numpy as np
+
+    from acontrol.data.pixels import read_image
     from acontrol.data.reader import ShardReader
+    from acontrol.evaluation.pictures import digest
 
     reader = ShardReader(base.data.shards or "", base.data.cache_dir)
     if reader.index.split != "train":
@@ -174,3 +181,12 @@ def _check_shards(base: RunConfig) -> None:
             f"{base.data.shards}: holds split {reader.index.split!r}, with the images that "
             "detectors are tested on; write it with launch.shard --split train"
         )
+    tested = {digest(read_image(one.image)): one.image for one in folder.labelled("test")}
+    for number, (_, sample) in enumerate(reader.places):
+        pixels = np.asarray(reader.read(number).image.convert("RGB"))
+        known = tested.get(digest(pixels))
+        if known:
+            raise UserError(
+                f"{base.data.shards}: its sample {sample.key} is the test image {known}, pixel "
+                "by pixel; write it from this data with launch.shard --split train"
+            )

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from acontrol.config import TrackingConfig
 from acontrol.data.mvtec import open_folder
 from launch.entry import parse
-from launch.evaluate_sources import named_folders, source_names
+from launch.evaluate_sources import chosen_categories, named_folders, source_names
 from launch.evaluate_trainings import (
     ComparisonCommand,
-    folder_for_results,
+    check_out,
     folders_of,
     planned,
     say_how_long,
@@ -31,6 +30,7 @@ from launch.evaluate_trainings import (
 if TYPE_CHECKING:
     from acontrol.evaluation.localization import Localization
     from acontrol.evaluation.trainings import Training
+    from acontrol.train.tracking import Tracker
 
 PROG = "python -m launch.evaluate localization"
 
@@ -44,7 +44,9 @@ class LocalizationCommand(ComparisonCommand):
         "last epoch, exact F1, binary masks.",
     )
     budget: Literal["paper", "small", "smallest"] = Field(
-        "paper", description="How much to train, the same for every source."
+        "paper",
+        description="How much to train, the same for every source. paper: as published, hours "
+        "on a GPU. small: 128 px, minutes. smallest: to try the command out.",
     )
 
 
@@ -63,25 +65,29 @@ def run(args: Sequence[str]) -> None:
         budget = budget.model_copy(update={"pairs": command.pairs})
     sources = source_names(command.sources, CONTROLS, list(synthetic))
     folders = folders_of(command, synthetic, budget)
-    categories = command.category or open_folder(folders.root).categories
+    categories = chosen_categories(open_folder(folders.root), command.category)
+    check_out(command)
     trainings = planned(command, budget, categories, sources)
     data = {one: check(folders, one, sources) for one in categories}
     protocols = PROTOCOLS if command.protocol == "both" else (command.protocol,)
-    if command.dry_run:
+    if command.out is None or command.dry_run:
         from acontrol.evaluation.estimate import seconds_a_detector
 
         test = Material(folders, categories[0]).part("test")
         looks = 1 if protocols == ("strict",) else budget.epochs
         say_how_long(seconds_a_detector(budget, len(test), looks), len(trainings))
         return
-    out = folder_for_results(command)
+    from launch.evaluate_tracking import results_in
+
+    out = command.out.resolve()
     work = Localization(folders, budget, protocols, data, perlin_blobs)
-    train_all(trainings, work, out, command.num_workers)
     about = (
         f"Budget {command.budget}: {budget.describe()}. Data {folders.root.name}, categories: "
         f"{', '.join(categories)}; seeds: {command.seeds}."
     )
-    report(trainings, work, out, about, command.tracking)
+    with results_in(out, "localization", command.tracking) as tracker:
+        train_all(trainings, work, out, command.num_workers)
+        report(trainings, work, out, about, tracker)
 
 
 def report(
@@ -89,20 +95,21 @@ def report(
     work: "Localization",
     out: Path,
     about: str,
-    tracking: TrackingConfig,
+    tracker: "Tracker",
 ) -> None:
     """Write tables, curves and maps, and log them."""
     from acontrol.evaluation import figures, quoted, summary
     from acontrol.evaluation.material import Material
     from acontrol.evaluation.protocol import METRICS
     from acontrol.evaluation.report import Report
-    from launch.evaluate_tracking import log, open_run
+    from launch.evaluate_tracking import log
 
     written = Report(out, "Does synthetic data help?")
     metrics = {}
     for protocol in work.protocols:
         rows = summary.summarise(trainings, out, protocol)
-        written.tables += summary.tables(rows, protocol, about)
+        tables = summary.tables(rows, protocol, about)
+        written.tables += tables
         written.rows += summary.long_rows(rows, protocol)
         plot = out / f"precision-recall-{protocol}.png"
         figures.precision_recall_plot(trainings, out, protocol, plot)
@@ -123,8 +130,7 @@ def report(
         figures.map_sheet(test, first, out, protocol).save(file)
         written.add_picture(f"{category}: anomaly maps of the first seed", file)
     files = written.write()
-    tracker = open_run(out, tracking)
     log(tracker, {"budget": work.budget.model_dump(), "about": about}, metrics, files)
-    print(written.tables[-3 if len(written.tables) > 2 else 0].markdown())
+    print(tables[0].markdown())
     print(f"Look at {out / 'index.html'}")
     print(f"Results: {out / 'report.md'}")

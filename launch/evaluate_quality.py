@@ -8,6 +8,7 @@ defects outside the training third are scored beside the generated ones. --featu
 which networks: vlm (the run's own vision tower) needs no download.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from acontrol.config import Settings, TrackingConfig, UserError
-from acontrol.data.mvtec import open_folder
+from acontrol.data.mvtec import MvtecFolder, open_folder
 from launch.entry import parse
 
 if TYPE_CHECKING:
+    from acontrol.evaluation.quality import Kind
     from acontrol.evaluation.tables import Table
 
 PROG = "python -m launch.evaluate quality"
@@ -56,11 +58,11 @@ def run(args: Sequence[str]) -> None:
     from tqdm import tqdm
 
     from acontrol.base import quieten
-    from acontrol.evaluation import figures, quality
+    from acontrol.evaluation import figures, quality, quoted
     from acontrol.evaluation.report import Report
     from launch.evaluate_features import load_backend
-    from launch.evaluate_sources import named_folders
-    from launch.evaluate_tracking import log, open_run
+    from launch.evaluate_sources import chosen_categories, named_folders
+    from launch.evaluate_tracking import log, results_in
 
     quieten()
     folders = {
@@ -71,13 +73,15 @@ def run(args: Sequence[str]) -> None:
         load_backend(name, command.weights, command.model)
         for name in dict.fromkeys(command.features)
     ]
-    kinds = quality.kinds_of(real, command.category or real.categories)
-    scores: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
-    counts: dict[str, int] = {}
-    sources = [quality.REAL, *folders]
-    with tqdm(total=len(kinds) * len(sources), desc="looking", disable=None) as bar:
-        for source in sources:
-            for kind in kinds:
+    kinds = quality.kinds_of(real, chosen_categories(real, command.category))
+    _check_kinds(folders, kinds)
+    out = command.out.resolve()
+    with results_in(out, "quality", command.tracking) as tracker:
+        scores: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
+        counts: dict[str, int] = {}
+        sources = [quality.REAL, *folders]
+        with tqdm(total=len(kinds) * len(sources), desc="looking", disable=None) as bar:
+            for source, kind in itertools.product(sources, kinds):
                 generated = None
                 if source != quality.REAL:
                     generated = quality.synthetic_of(folders[source], kind, command.count)
@@ -87,42 +91,49 @@ def run(args: Sequence[str]) -> None:
                     own[kind.category, kind.defect] = quality.measure(kind, generated, backends)
                     counts[source] = counts.get(source, 0) + len(shown)
                 bar.update()
-            if source not in scores:
-                names = ", ".join(f"{one.category}/{one.defect}" for one in kinds)
-                raise UserError(
-                    f"--synthetic {source}: has none of the real data's defects ({names})"
-                )
-    command.out.mkdir(parents=True, exist_ok=True)
-    written = Report(command.out, "How good are the generated defects?")
-    columns = quality.column_names(backends)
-    about = f"Data {command.real.resolve().name}: {len(kinds)} kinds of defect. "
-    written.tables = _tables(scores, counts, columns, about)
-    for source, own in scores.items():
-        rows = {("mean", "mean"): quality.mean_of(own), **own}
-        written.rows += [
-            {"source": source, "category": category, "defect": defect, **values}
-            for (category, defect), values in rows.items()
-        ]
-    if any(one.name != "vlm" for one in backends):
-        from acontrol.evaluation import quoted
-
-        written.tables.append(quoted.quality())
-    sheet = command.out / "images.png"
-    figures.kinds_sheet(kinds, folders).save(sheet)
-    written.add_picture("The first images of each kind", sheet)
-    files = written.write()
-    metrics = {
-        f"{source}/{name}".translate(str.maketrans("(),%", "  - ")): value
-        for source, own in scores.items()
-        for name, value in quality.mean_of(own).items()
-        if math.isfinite(value)
-    }
-    networks = {one.name: one.digest for one in backends}
-    tracker = open_run(command.out.resolve(), command.tracking)
-    log(tracker, {"networks": networks, "about": about}, metrics, files)
+        written = Report(out, "How good are the generated defects?")
+        columns = quality.column_names(backends)
+        about = f"Data {command.real.resolve().name}: {len(kinds)} kinds of defect. " + "".join(
+            f"{source} has {len(own)} of them. "
+            for source, own in scores.items()
+            if len(own) < len(kinds)
+        )
+        written.tables = _tables(scores, counts, columns, about)
+        for source, own in scores.items():
+            rows = {("mean", "mean"): quality.mean_of(own), **own}
+            written.rows += [
+                {"source": source, "category": category, "defect": defect, **values}
+                for (category, defect), values in rows.items()
+            ]
+        if any(one.name != "vlm" for one in backends):
+            written.tables.append(quoted.quality())
+        sheet = out / "images.png"
+        figures.kinds_sheet(kinds, folders).save(sheet)
+        written.add_picture("The first images of each kind", sheet)
+        files = written.write()
+        metrics = {
+            f"{source}/{name}".translate(str.maketrans("(),%", "  - ")): value
+            for source, own in scores.items()
+            for name, value in quality.mean_of(own).items()
+            if math.isfinite(value)
+        }
+        networks = {one.name: one.digest for one in backends}
+        log(tracker, {"networks": networks, "about": about}, metrics, files)
     print(written.tables[0].markdown())
-    print(f"Look at {command.out / 'index.html'}")
-    print(f"Results: {command.out / 'report.md'}")
+    print(f"Look at {out / 'index.html'}")
+    print(f"Results: {out / 'report.md'}")
+
+
+def _check_kinds(folders: Mapping[str, MvtecFolder], kinds: "Sequence[Kind]") -> None:
+    """Refuse a generated folder that has nothing to look at."""
+    from acontrol.evaluation import quality
+
+    for name, folder in folders.items():
+        if not any(len(quality.synthetic_of(folder, one, 1)) for one in kinds):
+            names = ", ".join(f"{one.category}/{one.defect}" for one in kinds)
+            raise UserError(
+                f"--synthetic {name}: has none of the real data's defects ({names})"
+            )
 
 
 def _tables(

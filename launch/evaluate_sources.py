@@ -1,10 +1,11 @@
 """What launch.evaluate compares, by the names that a user gives."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from acontrol.config import UserError
-from acontrol.data.mvtec import open_folder
+from acontrol.data.mvtec import MvtecFolder, open_folder
 
 
 def named_folders(given: Sequence[str]) -> dict[str, Path]:
@@ -18,10 +19,15 @@ def named_folders(given: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for text in given:
         name, divided, rest = text.partition("=")
+        if divided and not rest:
+            raise UserError(f"--synthetic {text}: names no folder; write {name}=DIR")
         path = Path(rest if divided else text).resolve()
         name = name if divided else path.name
-        if not name or any(sign in name for sign in "+,/\\") or name.startswith("."):
-            raise UserError(f"--synthetic {text}: a name is one word without + , / or \\")
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+            raise UserError(
+                f"--synthetic {text}: {name!r} is no name of letters, digits, _ . and -; give "
+                "one, NAME=DIR"
+            )
         if name in CONTROLS:
             raise UserError(
                 f"--synthetic {text}: {name} is a source of its own; give another name"
@@ -43,13 +49,13 @@ def source_names(
     Args:
         given: Names divided by commas; by default all.
         controls: Those that need no generator.
-        synthetic: Names of generated folders; each is compared, alone and with "real".
+        synthetic: Names of generated folders; by default each alone and with "real".
 
     Raises:
         UserError: If one is unknown or named twice.
     """
-    generated = [one for name in synthetic for one in (name, f"real+{name}")]
     if given is None:
+        generated = [one for name in synthetic for one in (name, f"real+{name}")]
         return [*controls, *generated]
     names = [one.strip() for one in given.split(",")]
     known = [*controls, *synthetic]
@@ -64,4 +70,17 @@ def source_names(
     if len(set(names)) < len(names):
         twice = next(one for one in names if names.count(one) > 1)
         raise UserError(f"--sources: {twice} is named twice")
-    return [*names, *(one for one in generated if one not in names)]
+    return names
+
+
+def chosen_categories(folder: MvtecFolder, given: Sequence[str]) -> tuple[str, ...]:
+    """The categories to compare on, each once; by default all.
+
+    Raises:
+        UserError: If one is unknown or named twice.
+    """
+    for name in given:
+        folder.defect_types(name)
+        if given.count(name) > 1:
+            raise UserError(f"--category: {name} is named twice")
+    return tuple(given) or folder.categories

@@ -1,15 +1,43 @@
 """MLflow for launch.evaluate: one run a folder of results, however often it is continued."""
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from acontrol.config import TrackingConfig
+from acontrol.config import TrackingConfig, UserError
+from acontrol.train.driver import only_launch
 from acontrol.train.mlflow_run import describe, own_database
 from acontrol.train.tracking import Tracker
 
 RUN_NAME = "mlflow_run.txt"
+_COMMAND_NAME = "command.txt"
+
+
+@contextlib.contextmanager
+def results_in(out: Path, command: str, tracking: TrackingConfig) -> Iterator[Tracker]:
+    """Have a folder of results for oneself, with its MLflow run.
+
+    Args:
+        out: The folder; made if it is new.
+        command: The sub-command, whose alone the folder is.
+        tracking: Where MLflow is.
+
+    Raises:
+        UserError: If it is no folder, another command's, or in use, or the tracking server
+            cannot be reached.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is no folder")
+    mark = out / _COMMAND_NAME
+    if mark.is_file() and (other := mark.read_text().strip()) != command:
+        raise UserError(
+            f"--out {out}: holds the results of launch.evaluate {other}; name another folder"
+        )
+    with only_launch(out):
+        mark.write_text(f"{command}\n")
+        yield open_run(out, tracking)
 
 
 def open_run(out: Path, tracking: TrackingConfig) -> Tracker:

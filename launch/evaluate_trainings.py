@@ -24,8 +24,8 @@ class ComparisonCommand(Settings):
     )
     sources: str | None = Field(
         None,
-        description="What to train on, divided by commas; by default all there are, and for "
-        "each synthetic folder NAME and real+NAME.",
+        description="What to train on, divided by commas, and nothing else; by default "
+        "everything, with NAME and real+NAME for each synthetic folder.",
     )
     category: tuple[str, ...] = Field((), description="Only these categories; by default all.")
     pairs: int | None = Field(
@@ -76,15 +76,14 @@ def folders_of(
     return Folders(command.real.resolve(), synthetic, schedule.size, schedule.pairs)
 
 
-def folder_for_results(command: ComparisonCommand) -> Path:
-    """Where results go.
+def check_out(command: ComparisonCommand) -> None:
+    """Refuse a command that does not say where results go, before it reads anything.
 
     Raises:
-        UserError: If that was not said.
+        UserError: If it does not, and trains.
     """
-    if command.out is None:
+    if command.out is None and not command.dry_run:
         raise UserError("--out DIR is needed: where results go")
-    return command.out.resolve()
 
 
 def say_how_long(each: float, count: int) -> None:
@@ -103,13 +102,15 @@ def train_all(
     Args:
         trainings: All.
         work: What they do.
-        out: The comparison's folder, which is made.
+        out: The comparison's folder.
         at_once: Trainings at a time; by default as many as there is room for.
     """
     from acontrol.base import quieten
+    from acontrol.evaluation.trainings import is_done
     from acontrol.train.cluster import joined_cluster
 
-    out.mkdir(parents=True, exist_ok=True)
+    for one in trainings:  # What is wrong there had better be said before a cluster starts.
+        is_done(one, work, out)
     quieten()
     with joined_cluster(ClusterConfig(num_workers=at_once or 1), packages=[package()]):
         train_missing(trainings, work, out, at_once)
@@ -145,7 +146,7 @@ def train_missing(
             while left and len(running) < (at_once or len(trainings)):
                 running.append(task.remote(work, left.pop(0), out))
             ended, running = ray.wait(running)
-            for one in ray.get(ended):
+            for one in _results(ended):
                 bar.set_postfix_str(f"{one.category} {one.source} {one.seed}")
                 bar.update()
 
@@ -153,6 +154,19 @@ def train_missing(
 def package() -> Path:
     """The folder that workers on other nodes need besides acontrol."""
     return Path(__file__).parent
+
+
+def _results(ended: Sequence[Any]) -> "list[Training]":
+    """What ended tasks return; what the user can put right is raised as it was there."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        return list(ray.get(ended))
+    except RayTaskError as error:
+        if isinstance(error.cause, (UserError, OSError)):
+            raise error.cause from None
+        raise
 
 
 def _train(work: "Work", training: "Training", out: Path) -> "Training":

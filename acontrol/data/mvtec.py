@@ -168,7 +168,7 @@ class MvtecFolder:
             raise UserError(
                 f"{self.root}: the training split is the first third of each defect's images, "
                 f"and these have fewer than three: {', '.join(few[:_NAMED])}{more}; "
-                "add images, or train on every image with --split all"
+                "add images (shards can hold every image, by launch.shard --split all)"
             )
 
     def _defect(

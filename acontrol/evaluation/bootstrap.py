@@ -5,6 +5,7 @@ by score first, finely where scores are, so that a thousand resamples cost a mat
 the reported metrics themselves are exact.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,18 +20,24 @@ from acontrol.evaluation.curves import (
     FloatArray,
 )
 from acontrol.evaluation.detector import image_scores
-from acontrol.evaluation.pictures import Pictures
-from acontrol.evaluation.protocol import METRICS, Protocol, ground_truth, metrics_of
-from acontrol.evaluation.regions import region_weights
+from acontrol.evaluation.protocol import METRICS, Truth, metrics_of
 
 RESAMPLES = 1000
 LEVEL = 0.95
 _BINS = 500  # By quantiles of all pixels, and as many by those of defective ones.
 
 
-def resample_weights(anomalous: npt.NDArray[np.bool_], seed: int) -> FloatArray:
-    """How often each test image is in each resample, (resample, image)."""
-    rng = np.random.default_rng(derive_seed("bootstrap", seed))
+def resample_weights(
+    anomalous: npt.NDArray[np.bool_], category: str, seed: int = 0
+) -> FloatArray:
+    """How often each test image is in each resample, (resample, image).
+
+    Args:
+        anomalous: Which images have a defect; good and defective ones are drawn apart.
+        category: Each draws for itself, the same for every source.
+        seed: Of the draws.
+    """
+    rng = np.random.default_rng(derive_seed("bootstrap", category, seed))
     weights = np.zeros((RESAMPLES, len(anomalous)))
     for group in (np.flatnonzero(anomalous), np.flatnonzero(~anomalous)):
         if len(group):
@@ -40,15 +47,11 @@ def resample_weights(anomalous: npt.NDArray[np.bool_], seed: int) -> FloatArray:
 
 
 def resampled(
-    maps: Float[Tensor, "n side side"],
-    pictures: Pictures,
-    protocol: Protocol,
-    weights: FloatArray,
+    maps: Float[Tensor, "n side side"], truth: Truth, weights: FloatArray
 ) -> FloatArray:
     """Every metric in every resample, (metric, resample), in the order of `METRICS`."""
-    truth = ground_truth(pictures, protocol)
     pixels = maps.numpy()
-    edges = _edges(pixels, truth)
+    edges = _edges(pixels, truth.pixels)
     bins = len(edges) - np.searchsorted(edges, pixels, side="right")  # 0 is the highest score.
     bins = bins.reshape(len(pixels), -1)
 
@@ -60,19 +63,19 @@ def resampled(
         return np.cumsum(weights @ np.stack(rows), axis=1)
 
     falling = np.append(edges[::-1], -np.inf)
-    positives, negatives = binned(truth), binned(~truth)
+    positives, negatives = binned(truth.pixels), binned(~truth.pixels)
     by_pixel = Counts(falling, positives, negatives)
-    by_region = Counts(falling, binned(np.stack(region_weights(truth))), negatives)
+    by_region = Counts(falling, binned(truth.regions), negatives)
     scores = image_scores(maps).numpy()
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    found = pictures.anomalous
+    found = truth.images
     by_image = Counts(
         scores[order][last].astype(np.float64),
         np.cumsum((weights * found)[:, order], axis=1)[:, last],
         np.cumsum((weights * ~found)[:, order], axis=1)[:, last],
     )
-    values = metrics_of(by_pixel, by_region, by_image, protocol)
+    values = metrics_of(by_pixel, by_region, by_image, truth.protocol)
     return np.stack([values[name] for name in METRICS])
 
 
@@ -96,15 +99,28 @@ def mean_over_trainings(
         stacked = np.stack(trainings)
         drawn = rng.integers(0, len(trainings), (len(trainings), stacked.shape[-1]))
         places = drawn.reshape(len(trainings), *(1,) * (stacked.ndim - 2), -1)
-        means.append(np.take_along_axis(stacked, places, axis=0).mean(axis=0))
-    mean: FloatArray = np.mean(means, axis=0)
+        means.append(mean_of_known(np.take_along_axis(stacked, places, axis=0), axis=0))
+    return mean_of_known(np.array(means), axis=0)
+
+
+def mean_of_known(values: FloatArray, axis: int | tuple[int, ...]) -> FloatArray:
+    """The mean of what is not NaN; NaN where nothing is left."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(axis=axis)
+    count = known.sum(axis=axis)
+    mean: FloatArray = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return mean
 
 
 def interval(values: FloatArray) -> FloatArray:
-    """The central 95 % of the last axis: (2, ...), low and high."""
+    """The central 95 % of the last axis: (2, ...), low and high.
+
+    Resamples in which a metric is not defined are left out; NaN where all are.
+    """
     tail = (1 - LEVEL) / 2
-    found: FloatArray = np.quantile(values, [tail, 1 - tail], axis=-1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All-NaN slice")
+        found: FloatArray = np.nanquantile(values, [tail, 1 - tail], axis=-1)
     return found
 
 

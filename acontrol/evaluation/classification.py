@@ -21,6 +21,7 @@ from acontrol.evaluation.pictures import Pictures
 from acontrol.evaluation.training import channels_last, fit
 from acontrol.evaluation.trainings import Training, keep
 
+TESTED = "defects"  # Part of the data.
 PART = "last"  # The one group of metrics: those of the last epoch.
 # By what they are called in tables.
 METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
@@ -88,7 +89,7 @@ class Classification:
     def run(self, training: Training, out: Path) -> Training:
         """Train one classifier, test it, and keep what came of it."""
         material = Material(self.folders, training.category)
-        test = defects_of(material.part("test"))
+        test = material.part(TESTED)
         names = sorted(set(test.kinds))
         source = Labelled([material.part(one) for one in training.source.split("+")], names)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -106,7 +107,7 @@ class Classification:
         for _, loss in trained:
             losses.append(loss)
         table = confusion(predicted(classifier, test), test, names)
-        weights = resample_weights(test.anomalous, 0)
+        weights = resample_weights(test.anomalous, training.category)
         result = self.facts(training) | {
             "losses": losses,
             "names": names,
@@ -128,7 +129,7 @@ def names_of(material: Material, sources: Sequence[str]) -> list[str]:
     Raises:
         UserError: If a source has others.
     """
-    names = sorted({*material.part("test").kinds} - {"good"})
+    names = sorted({*material.part(TESTED).kinds})
     for part in sorted({one for source in sources for one in source.split("+")}):
         others = sorted({*material.part(part).kinds} - {*names})
         if others:
@@ -137,23 +138,6 @@ def names_of(material: Material, sources: Sequence[str]) -> list[str]:
                 f"image has; {material.category}'s defects are {', '.join(names)}"
             )
     return names
-
-
-def defects_of(pictures: Pictures) -> Pictures:
-    """Those that are not good."""
-    places = np.flatnonzero(pictures.anomalous)
-
-    def chosen(texts: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(texts[int(place)] for place in places)
-
-    return Pictures(
-        pictures.images[places],
-        pictures.masks[places],
-        pictures.truncated[places],
-        chosen(pictures.kinds),
-        chosen(pictures.files),
-        chosen(pictures.digests),
-    )
 
 
 @torch.no_grad()

@@ -32,26 +32,21 @@ class Counts:
 
 
 def count(
-    scores: npt.NDArray[np.floating],
-    positives: npt.NDArray[np.bool_] | FloatArray,
-    negatives: npt.NDArray[np.bool_] | FloatArray | None = None,
-) -> Counts:
-    """Count exactly, ties together.
+    scores: npt.NDArray[np.floating], *positives: npt.NDArray[np.bool_] | FloatArray
+) -> list[Counts]:
+    """Count exactly, ties together, one or several kinds of positives with a single sort.
 
     Args:
         scores: Any shape, finite; higher is more anomalous.
-        positives: Same shape; which are positive, or with which weight.
-        negatives: The same for negatives; by default all that have no positive weight.
+        positives: Same shape; which are positive, or with which weight. What has no weight is
+            negative.
 
     Raises:
         ValueError: If shapes differ or a score is not finite.
     """
-    if negatives is None:
-        negatives = ~np.asarray(positives, bool)
-    if not scores.shape == positives.shape == negatives.shape:
-        raise ValueError(
-            f"need one shape, got {scores.shape}, {positives.shape} and {negatives.shape}"
-        )
+    for one in positives:
+        if scores.shape != one.shape:
+            raise ValueError(f"need one shape, got {scores.shape} and {one.shape}")
     values = scores.ravel()
     if not np.isfinite(values).all():
         raise ValueError("need finite scores, got NaN or infinity")
@@ -63,7 +58,11 @@ def count(
         kept: FloatArray = np.cumsum(weights.ravel()[order], dtype=np.float64)[last]
         return kept
 
-    return Counts(values[last].astype(np.float64), cumulated(positives), cumulated(negatives))
+    thresholds = values[last].astype(np.float64)
+    return [
+        Counts(thresholds, cumulated(one), cumulated(~np.asarray(one, bool)))
+        for one in positives
+    ]
 
 
 def roc_area(counts: Counts, limit: float = 1.0) -> FloatArray:

@@ -1,4 +1,4 @@
-"""How long a training would take here, from a few of its steps."""
+"""How long a training would take here, from a few of its steps; scoring comes on top."""
 
 import time
 from collections.abc import Callable
@@ -32,15 +32,15 @@ def seconds_a_detector(budget: Budget, test_images: int, looks: int) -> float:
     )
 
 
-def seconds_a_classifier(schedule: Schedule, defects: int, test_images: int) -> float:
+def seconds_a_classifier(schedule: Schedule, classifier: Classifier, test_images: int) -> float:
     """Time one step and one look of a classifier, and count.
 
     Args:
         schedule: Of the training.
-        defects: To tell apart.
+        classifier: Which, with two defects or more.
         test_images: How many are looked at, once.
     """
-    classifier = channels_last(Classifier(defects, None).to(_device()))
+    classifier = channels_last(classifier.to(_device()))
     labels = torch.zeros(_IMAGES, dtype=torch.long, device=_device())
     return _seconds(
         schedule,
@@ -74,6 +74,6 @@ def _seconds(
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    seconds(True)  # The first one sets things up.
+    seconds(True), seconds(False)  # The first ones set things up.
     step = seconds(True) * schedule.batch_size / _IMAGES
     return schedule.steps * step + seconds(False) * looked_at / _IMAGES

@@ -13,7 +13,7 @@ from acontrol.evaluation.budget import Budget
 from acontrol.evaluation.curves import FloatArray, count, precision_recall
 from acontrol.evaluation.material import Folders, Material
 from acontrol.evaluation.pictures import Pictures
-from acontrol.evaluation.protocol import Protocol, chosen_epoch, ground_truth, score
+from acontrol.evaluation.protocol import Protocol, Truth, chosen_epoch, score
 from acontrol.evaluation.sources import MaskMaker
 from acontrol.evaluation.training import anomaly_maps, train_detector
 from acontrol.evaluation.trainings import Training, keep
@@ -61,9 +61,8 @@ class Localization:
         test = material.part("test")
         source = material.source(training.source, self.masks)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        history: dict[Protocol, dict[int, dict[str, float]]] = {
-            one: {} for one in self.protocols
-        }
+        truths = {one: Truth.of(test, one) for one in self.protocols}
+        history: dict[Protocol, dict[int, dict[str, float]]] = {one: {} for one in truths}
         maps: dict[int, torch.Tensor] = {}
         losses = []
         trained = train_detector(
@@ -71,22 +70,23 @@ class Localization:
         )
         for epoch, (detector, loss) in enumerate(trained, start=1):
             losses.append(loss)
-            if epoch < self.budget.epochs and "paper" not in self.protocols:
+            looked_at = [one for one in truths if one == "paper" or epoch == self.budget.epochs]
+            if not looked_at:
                 continue
             maps[epoch] = anomaly_maps(detector, test)
-            for protocol, epochs in history.items():
-                epochs[epoch] = score(maps[epoch], test, protocol)
-            wanted = {chosen_epoch(epochs, protocol) for protocol, epochs in history.items()}
+            for one in looked_at:
+                history[one][epoch] = score(maps[epoch], truths[one])
+            wanted = {chosen_epoch(epochs, one) for one, epochs in history.items() if epochs}
             maps = {one: maps[one] for one in wanted}
         result: dict[str, Any] = self.facts(training) | {"losses": losses}
         arrays: dict[str, Any] = {"shown": np.array(shown(test))}
-        weights = resample_weights(test.anomalous, 0)
+        weights = resample_weights(test.anomalous, training.category)
         for protocol, epochs in history.items():
             best = chosen_epoch(epochs, protocol)
             found = maps[best]
             result[protocol] = {"epoch": best, **epochs[best]}
-            arrays[f"{protocol}_resamples"] = resampled(found, test, protocol, weights)
-            arrays[f"{protocol}_curve"] = _curve(found, test, protocol)
+            arrays[f"{protocol}_resamples"] = resampled(found, truths[protocol], weights)
+            arrays[f"{protocol}_curve"] = _curve(found, truths[protocol])
             arrays[f"{protocol}_maps"] = (found[arrays["shown"]] * 255).to(torch.uint8).numpy()
         keep(training.file(out), result, arrays)
         return training
@@ -103,10 +103,10 @@ def shown(test: Pictures) -> list[int]:
     return turns[:SHOWN]
 
 
-def _curve(maps: torch.Tensor, test: Pictures, protocol: Protocol) -> FloatArray:
+def _curve(maps: torch.Tensor, truth: Truth) -> FloatArray:
     """Pixel precision at evenly spaced recalls, the best at that recall or more."""
-    truth = ground_truth(test, protocol)
-    precision, recall = precision_recall(count(maps.numpy(), truth))
+    (counts,) = count(maps.numpy(), truth.pixels)
+    precision, recall = precision_recall(counts)
     best = np.maximum.accumulate(precision[::-1])[::-1]
     grid = np.linspace(0, 1, _CURVE)
     place = np.minimum(np.searchsorted(recall, grid), len(recall) - 1)

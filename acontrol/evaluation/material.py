@@ -22,6 +22,7 @@ from acontrol.evaluation.sources import (
 )
 
 CONTROLS = ("none", "real", "perlin", "cutpaste")  # Sources that need no generator.
+DETECTOR = ("test", "normals")  # What a detector sees whatever its source.
 _TEXTURES = 12  # Of each drawn material, for Perlin's blobs.
 
 
@@ -56,7 +57,11 @@ class Material:
         self._parts: dict[str, Pictures] = {}
 
     def part(self, name: str) -> Pictures:
-        """The pictures of "normals", "test", "real", or the pairs of a synthetic folder.
+        """The pictures of a part.
+
+        Args:
+            name: "normals", "test" (good ones and "defects"), "defects", "real" (the training
+                third), or a synthetic folder's.
 
         Raises:
             UserError: If an image is bad, or there is none.
@@ -75,21 +80,26 @@ class Material:
             return load(normals, (), size)
         if name == "real":
             return load((), self.real.labelled("train", category), size)
-        if name == "test":
+        if name in ("test", "defects"):
             defects = self.real.labelled("test", category)
-            good = self.real.normals(category, "test")
+            good = self.real.normals(category, "test") if name == "test" else ()
             if not defects:
                 raise UserError(
                     f"{where}: has no images of defects in test/<defect>; they are what a "
-                    "detector is tested on"
+                    "network is tested on"
                 )
-            if not good:
+            if name == "test" and not good:
                 raise UserError(
                     f"{where}: has no images in test/good; image-level metrics need both"
                 )
             return load(good, defects, size)
         folder = open_folder(self.folders.synthetic[name])
-        own = _category_of(folder, category)
+        own = category_in(folder, category, len(self.real.folders) == 1)
+        if own is None:
+            raise UserError(
+                f"{folder.root}: has no category {category!r}; it has "
+                f"{', '.join(folder.categories)}"
+            )
         kinds = folder.defect_types(own)
         pairs = [
             one
@@ -134,8 +144,16 @@ def pictures_of(source: str) -> list[str]:
     return [part for part in source.split("+") if part not in ("none", "perlin", "cutpaste")]
 
 
-def check(folders: Folders, category: str, sources: Sequence[str]) -> dict[str, str]:
+def check(
+    folders: Folders, category: str, sources: Sequence[str], base: Sequence[str] = DETECTOR
+) -> dict[str, str]:
     """Read everything once, and refuse what leaks.
+
+    Args:
+        folders: Where images are.
+        category: Which.
+        sources: What is trained on.
+        base: Parts that all trainings see, of which the first is what they are tested on.
 
     Returns:
         For each source a digest of all the images that its trainings see.
@@ -144,22 +162,28 @@ def check(folders: Folders, category: str, sources: Sequence[str]) -> dict[str, 
         UserError: If an image or a mask is bad or missing, or a test image is trained on.
     """
     material = Material(folders, category)
-    test, normals = material.part("test"), material.part("normals")
+    test, *common = (material.part(name) for name in base)
     names = sorted({part for source in sources for part in pictures_of(source)})
-    refuse_leaks(test, [normals, *(material.part(name) for name in names)])
+    refuse_leaks(test, [*common, *(material.part(name) for name in names)])
     return {
-        source: _digest([test, normals, *(material.part(part) for part in pictures_of(source))])
+        source: _digest([test, *common, *(material.part(part) for part in pictures_of(source))])
         for source in sources
     }
 
 
-def _category_of(folder: MvtecFolder, category: str) -> str:
-    """The folder's category; a folder that is itself one stands for any."""
-    return (
-        category
-        if category in folder.folders or len(folder.folders) > 1
-        else (folder.categories[0])
-    )
+def category_in(folder: MvtecFolder, category: str, alone: bool) -> str | None:
+    """A generated folder's category for a real one, or None.
+
+    Args:
+        folder: The generated folder.
+        category: The real one's name.
+        alone: Whether it is the only one. Then a folder that is itself a category stands for
+            it, whatever its name.
+    """
+    if category in folder.folders:
+        return category
+    itself = [*folder.folders.values()] == [folder.root]
+    return folder.categories[0] if itself and alone else None
 
 
 def _digest(parts: Sequence[Pictures]) -> str:

@@ -6,6 +6,7 @@ strict  ground truth binary; F1-max over all thresholds; the last epoch
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -42,21 +43,35 @@ METRICS = (
 _SELECTED_BY = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro")
 
 
-def ground_truth(pictures: Pictures, protocol: Protocol) -> npt.NDArray[np.bool_]:
-    """The pixels that count as defective, (n, S, S)."""
-    return (pictures.truncated if protocol == "paper" else pictures.masks).numpy()
+@dataclass(frozen=True)
+class Truth:
+    """What counts as defective in test images, by a protocol.
+
+    Attributes:
+        protocol: Which.
+        pixels: (n, S, S), True on the defect.
+        regions: (n, S, S), of `region_weights`.
+        images: (n,), True if the image has a defect.
+    """
+
+    protocol: Protocol
+    pixels: npt.NDArray[np.bool_]
+    regions: FloatArray
+    images: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, pictures: Pictures, protocol: Protocol) -> "Truth":
+        """Take the masks that the protocol counts."""
+        masks = pictures.truncated if protocol == "paper" else pictures.masks
+        pixels = masks.numpy()
+        return cls(protocol, pixels, np.stack(region_weights(pixels)), pictures.anomalous)
 
 
-def score(
-    maps: Float[Tensor, "n side side"], pictures: Pictures, protocol: Protocol
-) -> dict[str, float]:
+def score(maps: Float[Tensor, "n side side"], truth: Truth) -> dict[str, float]:
     """Every metric of a detector's maps; pixel metrics pool all test pixels."""
-    truth = ground_truth(pictures, protocol)
-    pixels = maps.numpy()
-    by_pixel = count(pixels, truth)
-    by_region = count(pixels, np.stack(region_weights(truth)), ~truth)
-    by_image = count(image_scores(maps).numpy(), pictures.anomalous)
-    values = metrics_of(by_pixel, by_region, by_image, protocol)
+    by_pixel, by_region = count(maps.numpy(), truth.pixels, truth.regions)
+    (by_image,) = count(image_scores(maps).numpy(), truth.images)
+    values = metrics_of(by_pixel, by_region, by_image, truth.protocol)
     return {name: float(values[name]) for name in METRICS}
 
 

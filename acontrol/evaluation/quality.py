@@ -7,6 +7,7 @@ categories, as published.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf, isfinite, nan
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from acontrol.evaluation.diversity import (
     kernel_distance,
     members,
 )
+from acontrol.evaluation.material import category_in
 from acontrol.evaluation.pictures import Pictures, load
 from acontrol.evaluation.surroundings import compare
 
@@ -43,6 +45,7 @@ class Kind:
         training: The training third.
         held_out: The rest.
         normals: Good images for training.
+        alone: Whether the data set has no other category.
     """
 
     category: str
@@ -50,6 +53,7 @@ class Kind:
     training: Pictures
     held_out: Pictures
     normals: UInt8[Tensor, "m 3 side side"]
+    alone: bool = True
 
 
 def kinds_of(real: MvtecFolder, categories: Sequence[str]) -> list[Kind]:
@@ -74,6 +78,7 @@ def kinds_of(real: MvtecFolder, categories: Sequence[str]) -> list[Kind]:
                 load((), real.labelled("train", category, defect), SIDE),
                 load((), real.labelled("test", category, defect), SIDE),
                 normals,
+                len(real.folders) == 1,
             )
             for defect in defects
         ]
@@ -82,11 +87,10 @@ def kinds_of(real: MvtecFolder, categories: Sequence[str]) -> list[Kind]:
 
 def synthetic_of(folder: MvtecFolder, kind: Kind, count: int) -> Pictures:
     """The first pairs of a kind in a generated folder; none where it has not got the kind."""
-    one = kind.category if kind.category in folder.folders else folder.categories[0]
-    own = one == kind.category or len(folder.folders) == 1
-    if not own or kind.defect not in folder.defect_types(one):
+    own = category_in(folder, kind.category, kind.alone)
+    if own is None or kind.defect not in folder.defect_types(own):
         return load((), (), SIDE)
-    return load((), folder.labelled("all", one, kind.defect)[:count], SIDE)
+    return load((), folder.labelled("all", own, kind.defect)[:count], SIDE)
 
 
 def column_names(backends: Sequence[Backend]) -> list[str]:
@@ -129,19 +133,18 @@ def measure(
             if defects is None or training_defects is None:
                 defects, training_defects = cut_out(pictures), cut_out(kind.training)
             look = one.layers
-            values.append(_diversity(look, pictures.images, kind.training.images))
-            values.append(_diversity(look, defects, training_defects))
-            copies = is_copy(
-                distances(look, defects, training_defects),
-                distances(look, training_defects, training_defects),
-            )
+            to_training = distances(look, pictures.images, kind.training.images)
+            values.append(_diversity(look, pictures.images, to_training))
+            to_training = distances(look, defects, training_defects)
+            values.append(_diversity(look, defects, to_training))
+            copies = is_copy(to_training, distances(look, training_defects, training_defects))
             known = set(kind.training.digests)
             same = [digest in known for digest in pictures.digests]
             values.append(100 * float(np.mean(np.logical_or(copies, same))))
     if generated is not None and len(kind.normals):
         around = compare(pictures.images, pictures.masks, kind.normals)
         exact = [np.isinf(one.psnr) for one in around]
-        inexact = [one.psnr for one in around if not np.isinf(one.psnr)]
+        inexact = [one.psnr for one in around if np.isfinite(one.psnr)]
         values.append(float(np.mean([one.fill for one in around])))
         values.append(float(np.mean(inexact)) if inexact else float("inf"))
         values.append(100 * float(np.mean(exact)))
@@ -151,7 +154,10 @@ def measure(
 
 
 def mean_of(scores: Mapping[tuple[str, str], Mapping[str, float]]) -> dict[str, float]:
-    """Mean over the defects of each category, then over categories; what is NaN is left out."""
+    """Mean over the defects of each category, then over categories.
+
+    What is NaN is left out, and infinite (a background that is exact) unless all are.
+    """
     names = list(next(iter(scores.values())))
     categories = dict.fromkeys(category for category, _ in scores)
     means = {}
@@ -160,8 +166,9 @@ def mean_of(scores: Mapping[tuple[str, str], Mapping[str, float]]) -> dict[str, 
             [one[name] for (owner, _), one in scores.items() if owner == category]
             for category in categories
         ]
-        kept = [np.mean(known) for row in rows if (known := [v for v in row if v == v])]
-        means[name] = float(np.mean(kept)) if kept else float("nan")
+        kept = [np.mean(known) for row in rows if (known := [v for v in row if isfinite(v)])]
+        exact = any(value == inf for row in rows for value in row)
+        means[name] = float(np.mean(kept)) if kept else inf if exact else nan
     return means
 
 
@@ -181,10 +188,8 @@ def cut_out(pictures: Pictures) -> Images:
 
 
 def _diversity(
-    look: Callable[[Images], Sequence[Tensor]],
-    images: Images,
-    references: UInt8[Tensor, "m 3 side side"],
+    look: Callable[[Images], Sequence[Tensor]], images: Images, to_references: Tensor
 ) -> float:
-    clusters = members(distances(look, images, references))
+    clusters = members(to_references)
     within = [distances(look, images[one], images[one]) for one in clusters if len(one) > 1]
     return cluster_diversity(within)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from acontrol.evaluation.bootstrap import interval, mean_over_trainings
+from acontrol.evaluation.bootstrap import interval, mean_of_known, mean_over_trainings
 from acontrol.evaluation.curves import FloatArray
 from acontrol.evaluation.protocol import METRICS, Protocol
 from acontrol.evaluation.tables import Table
@@ -71,10 +71,10 @@ def summarise(
                 drawn.setdefault(one.category, []).append(arrays[f"{part}_resamples"])
         table = np.array(list(exact.values()))  # (category, seed, metric)
         rows[source] = Row(
-            table.mean(axis=(0, 1)),
+            mean_of_known(table, axis=(0, 1)),
             mean_over_trainings(list(drawn.values())),
-            table.mean(axis=0),
-            {name: np.mean(values, axis=0) for name, values in exact.items()},
+            mean_of_known(table, axis=0),
+            {name: mean_of_known(np.array(values), axis=0) for name, values in exact.items()},
         )
     return rows
 
@@ -180,6 +180,8 @@ def long_rows(
 
 def _cells(values: FloatArray, ends: FloatArray, sign: str = "") -> list[str]:
     return [
-        f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+        "-"  # Not defined: for instance no pixel is left of any defect.
+        if np.isnan(value)
+        else f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
         for value, low, high in zip(values, *ends, strict=True)
     ]

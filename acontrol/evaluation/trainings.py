@@ -8,6 +8,7 @@ A training that is there is not done again.
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +61,14 @@ def is_done(training: Training, work: Work, out: Path) -> bool:
         UserError: If what is there is another training's.
     """
     file = training.file(out)
-    if not file.is_file():
+    arrays = file.with_suffix(".npz")
+    if not file.is_file() or not arrays.is_file():
         return False
     try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: is damaged ({error}); remove it") from error
+        found = dict(json.loads(file.read_text()))
+        zipfile.ZipFile(arrays).close()  # Reads the list of what is in it.
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file}: it or its .npz is damaged ({error}); remove both") from error
     changed = [name for name, value in work.facts(training).items() if found.get(name) != value]
     if changed:
         raise UserError(

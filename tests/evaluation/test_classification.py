@@ -1,6 +1,7 @@
 """The classifier of defects: its network, its draws, its metrics, and that it learns."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -16,10 +17,10 @@ from acontrol.config import UserError
 from acontrol.evaluation.budget import Schedule
 from acontrol.evaluation.classification import (
     PART,
+    TESTED,
     Classification,
     Labelled,
     confusion,
-    defects_of,
     metrics_of,
     names_of,
 )
@@ -107,9 +108,7 @@ def test_metrics_are_scikit_learns() -> None:
 
 
 def test_confusions_are_by_image() -> None:
-    test = defects_of(pictures(["good", "b", "a", "b", "good"]))
-    assert test.kinds == ("b", "a", "b")
-    assert test.images[:, 0, 0, 0].tolist() == [1, 2, 3]
+    test = pictures(["b", "a", "b"])
     table = confusion(torch.tensor([1, 1, 0]), test, ["a", "b"])
     assert table.sum(axis=0).tolist() == [[0, 1], [1, 1]]
     assert table.sum(axis=(1, 2)).tolist() == [1, 1, 1]
@@ -151,14 +150,43 @@ def test_a_folder_gives_all_but_the_last_layer(network: Path, tmp_path: Path) ->
     assert before != weights_digest(network)
     (network / "preprocessor_config.json").unlink()
     assert before == weights_digest(network)
-    (tmp_path / "config.json").write_text("{}")
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="not a ResNet as transformers saves it"):
-            Classifier(3, folder)
+
+
+def test_a_folder_of_something_else_is_refused(network: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(network, other)
+    weights = load_file(network / "model.safetensors")
+
+    def refused(words: str) -> None:
+        with pytest.raises(UserError, match=words):
+            Classifier(3, other)
+
+    # Weights of other names, of other shapes, and too few: transformers would draw them.
+    save_file({f"x.{name}": one for name, one in weights.items()}, other / "model.safetensors")
+    refused("its weights are not those of its config.json .* is missing")
+    name = "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"
+    save_file(weights | {name: torch.zeros(8, 8, 5, 5)}, other / "model.safetensors")
+    refused(f"{name} has another shape, 1 in all")
+    kept = {key: one for key, one in weights.items() if key != name}
+    save_file(kept, other / "model.safetensors")
+    refused(f"{name} is missing, 1 in all")
+    (other / "model.safetensors").unlink()
+    refused("not a ResNet as transformers saves it")
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    refused("model_type 'bert'")
+    (other / "config.json").unlink()
+    refused("has no config.json; give a folder")
+
+
+def test_architectures_are_named(network: Path) -> None:
+    assert Classifier(2, None).architecture == "ResNet-34"
+    assert Classifier(2, network).architecture == "ResNet of 1-1 basic blocks"
 
 
 def test_it_learns_and_continues(network: Path, tmp_path: Path) -> None:
     write(tmp_path / "real", "tin", 6, COLORS)
+    for part in ("train", "test"):  # Good images are not needed.
+        shutil.rmtree(tmp_path / "real" / "tin" / part / "good")
     # In the generated folder two defects are confused: what is learned from it is wrong.
     swapped = {"blue": COLORS["green"], "green": COLORS["blue"], "red": COLORS["red"]}
     write(tmp_path / "made", "tin", 5, swapped)
@@ -169,7 +197,7 @@ def test_it_learns_and_continues(network: Path, tmp_path: Path) -> None:
     sources = ["real", "made"]
     material = Material(folders, "tin")
     assert names_of(material, sources) == ["blue", "green", "red"]
-    data = {"tin": check(folders, "tin", sources)}
+    data = {"tin": check(folders, "tin", sources, [TESTED])}
     work = Classification(folders, schedule, network, weights_digest(network), data)
     found = {}
     for source in sources:

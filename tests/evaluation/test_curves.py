@@ -93,7 +93,7 @@ CASES = [
 @pytest.mark.parametrize("name", CASES)
 def test_metrics_equal_scikit_learns_and_torchmetrics(name: str) -> None:
     scores, truth = case(name)
-    counts = count(scores, truth)
+    (counts,) = count(scores, truth)
     auroc, precision = float(roc_area(counts)), float(average_precision(counts))
     assert auroc == pytest.approx(roc_auc_score(truth, scores), **NEAR)
     assert precision == pytest.approx(average_precision_score(truth, scores), **NEAR)
@@ -110,7 +110,7 @@ def test_the_coarse_f1_is_the_best_of_21_thresholds(name: str) -> None:
     scores, truth = case(name)
     best = max(f1_score(truth, scores >= 0.05 * step, zero_division=0) for step in range(21))
     assert len(COARSE_THRESHOLDS) == 21
-    found = float(f1_max(count(scores, truth), COARSE_THRESHOLDS))
+    found = float(f1_max(count(scores, truth)[0], COARSE_THRESHOLDS))
     assert found == pytest.approx(best, **NEAR)
 
 
@@ -126,7 +126,7 @@ def test_aupro_is_its_definition(levels: int, limit: float) -> None:
     assert weights.sum() == pytest.approx(
         sum(ndimage.label(one, np.ones((3, 3)))[1] for one in truth)
     )
-    found = float(roc_area(count(maps, weights, ~truth), limit))
+    found = float(roc_area(count(maps, weights)[0], limit))
     assert found == pytest.approx(aupro_written_out(maps, truth, limit), **NEAR)
 
 
@@ -144,7 +144,7 @@ def test_regions_that_touch_at_a_corner_are_one() -> None:
 def test_any_ties_agree_with_scikit_learn(rows: list[tuple[int, bool]]) -> None:
     scores = np.array([level / 5 for level, _ in rows])
     truth = np.array([true for _, true in rows])
-    counts = count(scores, truth)
+    (counts,) = count(scores, truth)
     assert float(roc_area(counts)) == pytest.approx(roc_auc_score(truth, scores), **NEAR)
     expected = average_precision_score(truth, scores)
     assert float(average_precision(counts)) == pytest.approx(expected, **NEAR)
@@ -152,13 +152,13 @@ def test_any_ties_agree_with_scikit_learn(rows: list[tuple[int, bool]]) -> None:
 
 def test_what_is_not_defined_is_nan() -> None:
     scores = np.linspace(0, 1, 5)
-    normal = count(scores, np.zeros(5, bool))
+    (normal,) = count(scores, np.zeros(5, bool))
     assert np.isnan([roc_area(normal), average_precision(normal), f1_max(normal)]).all()
     assert np.isnan(f1_max(normal, COARSE_THRESHOLDS))
-    defective = count(scores, np.ones(5, bool))
+    (defective,) = count(scores, np.ones(5, bool))
     assert np.isnan(roc_area(defective))
     assert float(average_precision(defective)) == float(f1_max(defective)) == 1
-    empty = count(np.zeros(0), np.zeros(0, bool))
+    (empty,) = count(np.zeros(0), np.zeros(0, bool))
     assert np.isnan([roc_area(empty), average_precision(empty), f1_max(empty)]).all()
 
 

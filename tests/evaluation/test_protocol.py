@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from acontrol.evaluation.bootstrap import (
     RESAMPLES,
     interval,
+    mean_of_known,
     mean_over_trainings,
     resample_weights,
     resampled,
 )
 from acontrol.evaluation.detector import DetectorUNet, focal_loss, image_scores
 from acontrol.evaluation.pictures import Pictures, truncate
-from acontrol.evaluation.protocol import METRICS, PROTOCOLS, chosen_epoch, score
+from acontrol.evaluation.protocol import METRICS, PROTOCOLS, Truth, chosen_epoch, score
 
 
 def pictures(masks: torch.Tensor, truncated: torch.Tensor | None = None) -> Pictures:
@@ -55,7 +56,7 @@ def test_the_protocols_differ_exactly_in_masks_thresholds_and_epoch() -> None:
     maps = torch.zeros(2, 8, 8)
     maps[masks] = 0.52
     maps[1, 0, :4] = 0.51
-    strict, paper = score(maps, test, "strict"), score(maps, test, "paper")
+    strict, paper = score(maps, Truth.of(test, "strict")), score(maps, Truth.of(test, "paper"))
     assert strict["pixel_f1_max"] == pytest.approx(1)
     # At 0.5: 4 right, 12 of the cut rim and 4 normal ones wrong.
     assert paper["pixel_f1_max"] == pytest.approx(2 * 4 / (2 * 4 + 16))
@@ -64,7 +65,7 @@ def test_the_protocols_differ_exactly_in_masks_thresholds_and_epoch() -> None:
     for name in ("image_auroc", "image_ap", "image_f1_max"):
         assert strict[name] == paper[name]
     same = pictures(masks)
-    both = score(maps, same, "strict"), score(maps, same, "paper")
+    both = score(maps, Truth.of(same, "strict")), score(maps, Truth.of(same, "paper"))
     assert both[0]["pixel_ap"] == both[1]["pixel_ap"]
     assert both[0]["pixel_f1_max"] == pytest.approx(1)
     assert both[1]["pixel_f1_max"] == pytest.approx(2 * 16 / (2 * 16 + 4))
@@ -132,8 +133,8 @@ def test_the_detector_has_draems_size() -> None:
 def test_a_resample_of_everything_once_is_the_metric_itself(noisy, protocol) -> None:
     maps, test = noisy
     maps = torch.round(maps * 64) / 64  # As many levels as bins: nothing is lost.
-    once = resampled(maps, test, protocol, np.ones((1, 10)))[:, 0]
-    exact = score(maps, test, protocol)
+    once = resampled(maps, Truth.of(test, protocol), np.ones((1, 10)))[:, 0]
+    exact = score(maps, Truth.of(test, protocol))
     np.testing.assert_allclose(once, [exact[name] for name in METRICS], atol=1e-9)
 
 
@@ -141,27 +142,27 @@ def test_a_resample_of_everything_once_is_the_metric_itself(noisy, protocol) -> 
 def test_a_resample_equals_scoring_the_images_it_drew(noisy, protocol) -> None:
     maps, test = noisy
     maps = torch.round(maps * 64) / 64
-    weights = resample_weights(test.anomalous, 0)
+    weights = resample_weights(test.anomalous, "wood")
     drawn = np.repeat(np.arange(10), weights[3].astype(int))
     again = pictures(test.masks[drawn])
-    expected = score(maps[drawn], again, protocol)
-    found = resampled(maps, test, protocol, weights[3:4])[:, 0]
+    expected = score(maps[drawn], Truth.of(again, protocol))
+    found = resampled(maps, Truth.of(test, protocol), weights[3:4])[:, 0]
     np.testing.assert_allclose(found, [expected[name] for name in METRICS], atol=1e-9)
 
 
 def test_binning_moves_the_metrics_little(noisy) -> None:
     maps, test = noisy
-    exact = score(maps, test, "strict")
-    once = resampled(maps, test, "strict", np.ones((1, 10)))[:, 0]
+    exact = score(maps, Truth.of(test, "strict"))
+    once = resampled(maps, Truth.of(test, "strict"), np.ones((1, 10)))[:, 0]
     np.testing.assert_allclose(once, [exact[name] for name in METRICS], atol=2e-3)
 
 
 def test_resamples_keep_good_and_defective_apart(noisy) -> None:
-    weights = resample_weights(noisy[1].anomalous, 0)
+    weights = resample_weights(noisy[1].anomalous, "wood")
     assert weights.shape == (RESAMPLES, 10)
     assert (weights[:, :6].sum(1) == 6).all()
     assert (weights[:, 6:].sum(1) == 4).all()
-    assert not np.array_equal(weights, resample_weights(noisy[1].anomalous, 1))
+    assert not np.array_equal(weights, resample_weights(noisy[1].anomalous, "tin"))
 
 
 def test_seeds_are_drawn_again_and_pair_across_sources() -> None:
@@ -177,3 +178,18 @@ def test_seeds_are_drawn_again_and_pair_across_sources() -> None:
     assert means.std() == pytest.approx(np.sqrt(2 / 3 / 6), abs=0.03)
     low, high = interval(means)[:, 0]
     assert 0 < low < 1 < high < 2
+
+
+def test_what_is_not_defined_is_left_out() -> None:
+    values = np.array([[0.2, np.nan, np.nan], [0.4, 0.6, np.nan]])
+    np.testing.assert_allclose(mean_of_known(values, axis=0), [0.3, 0.6, np.nan])
+    np.testing.assert_allclose(mean_of_known(values, axis=(0, 1)), 0.4)
+    many = np.linspace(0, 1, 1001)
+    many[::10] = np.nan
+    low, high = interval(np.stack([many, np.full(1001, np.nan)]))
+    assert low[0] == pytest.approx(0.025, abs=2e-3)
+    assert high[0] == pytest.approx(0.975, abs=2e-3)
+    assert np.isnan([low[1], high[1]]).all()
+    # A category without the metric leaves the mean to the others.
+    one = [[np.full((1, 5), 0.5)], [np.full((1, 5), np.nan)]]
+    np.testing.assert_allclose(mean_over_trainings(one), 0.5)

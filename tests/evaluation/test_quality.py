@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from acontrol.config import UserError
+from acontrol.config import UserError, derive_seed
 from acontrol.evaluation.backend import Backend, distances, in_batches
 from acontrol.evaluation.diversity import (
     COPY_SHARE,
@@ -34,19 +34,20 @@ def images(count: int, side: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_inception_score_is_its_definition() -> None:
-    logits = torch.randn(20, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    # One image a class, sure and even: as many as there are classes in a split.
+    # One image a class, sure and even, four of ten classes in a split.
     sure = 50 * torch.eye(4, dtype=torch.float64).repeat(10, 1)
-    assert inception_score(torch.zeros(12, 5)) == pytest.approx(1, abs=1e-6)
+    assert inception_score(torch.zeros(20, 5)) == pytest.approx(1, abs=1e-9)
     assert 1 < inception_score(sure) <= 4 + 1e-6
-    torch.manual_seed(3)
-    before = torch.random.get_rng_state()
-    found = inception_score(logits, seed=5)
-    assert torch.equal(before, torch.random.get_rng_state())
-    torch.manual_seed(5)
-    p = logits[torch.randperm(20)].softmax(1).numpy()
-    parts = [np.exp((one * np.log(one / one.mean(0))).sum(1).mean()) for one in np.split(p, 10)]
-    assert found == pytest.approx(np.mean(parts), abs=1e-6)
+    for count in (20, 37, 100):
+        generator = torch.Generator().manual_seed(count)
+        logits = 3 * torch.randn(count, 7, dtype=torch.float64, generator=generator)
+        order = np.random.default_rng(derive_seed("inception", 5)).permutation(count)
+        p = logits.softmax(1).numpy()[order]
+        # torch-fidelity's splits.
+        parts = [p[i * count // 10 : (i + 1) * count // 10] for i in range(10)]
+        each = [np.exp((one * np.log(one / one.mean(0))).sum(1).mean()) for one in parts]
+        assert inception_score(logits, seed=5) == pytest.approx(np.mean(each), abs=1e-9)
+    assert math.isnan(inception_score(torch.zeros(19, 5)))
 
 
 def test_kid_is_its_definition() -> None:
@@ -219,6 +220,9 @@ def test_means_go_over_defects_then_categories() -> None:
         ("b", "x"): {"m": 10.0, "n": 4.0},
     }
     assert mean_of(scores) == {"m": 6.0, "n": 4.0}
+    # An exact background has no finite PSNR: it is left out unless all are exact.
+    exact = {("a", "x"): {"m": math.inf, "n": math.inf}, ("a", "y"): {"m": 20.0, "n": math.nan}}
+    assert mean_of(exact) == {"m": 20.0, "n": math.inf}
 
 
 def test_batches_do_not_change_features() -> None:

@@ -1,9 +1,15 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+from acontrol.config import ClusterConfig
 from acontrol.data.procedural import write_dataset
+from acontrol.train.cluster import joined_cluster
+from acontrol.train.mlflow_run import own_database
 from launch import shard
+from launch.evaluate_trainings import package
 from tests.launch import commands
 from tests.launch.runs import TRACED, options
 
@@ -57,3 +63,18 @@ def other_wood(tmp_path_factory: pytest.TempPathFactory) -> Path:
         seed=3,
     )
     return root
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One cluster for all short chains, as a user's would be there already."""
+    with joined_cluster(ClusterConfig(), packages=[package()], show_output=False):
+        yield
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, empty: making them takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    SqlAlchemyStore(own_database(folder), (folder / "artifacts").as_uri())
+    return folder / "mlflow.db"

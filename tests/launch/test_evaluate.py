@@ -5,37 +5,19 @@ import json
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+import ray
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from acontrol.config import ClusterConfig
-from acontrol.train.cluster import joined_cluster
-from acontrol.train.mlflow_run import own_database
+from acontrol.config import UserError
 from launch import evaluate, shard
-from launch.evaluate_trainings import package
+from launch.evaluate_trainings import _results
 from tests.launch import commands
 from tests.launch.test_errors import error_of
 
 SMALLEST = ("--budget", "smallest", "--seeds", "1")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One cluster for all short chains, as a user's would be there already."""
-    with joined_cluster(ClusterConfig(), packages=[package()], show_output=False):
-        yield
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, empty: making them takes seconds."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    SqlAlchemyStore(own_database(folder), (folder / "artifacts").as_uri())
-    return folder / "mlflow.db"
 
 
 @pytest.fixture
@@ -84,7 +66,7 @@ def test_localization_compares_sources_and_continues(
 ) -> None:
     args = [
         *("localization", "--real", str(wood), "--synthetic", f"ours={other_wood}", *SMALLEST),
-        *("--sources", "real,ours", "--out", str(out)),
+        *("--sources", "real,ours,real+ours", "--out", str(out)),
     ]
     evaluate.run(args)
     said = capsys.readouterr().out
@@ -152,6 +134,15 @@ def test_a_dry_run_trains_nothing(wood: Path, tmp_path: Path, capsys) -> None:
     said = capsys.readouterr().out
     assert "1 trainings: 1 categories x 1 sources (real) x 1 seeds" in said
     assert re.search(r"About [\d.]+ min a training on this machine, [\d.]+ min for all", said)
+
+
+def test_what_fails_in_a_task_is_said_as_it_was_there(cluster: None) -> None:
+    @ray.remote
+    def fails() -> None:
+        raise UserError("x.png: is no image")
+
+    with pytest.raises(UserError, match=r"^x.png: is no image$"):
+        _results([fails.remote()])
 
 
 def test_a_dry_ablation_counts(wood: Path, tmp_path: Path, capsys) -> None:

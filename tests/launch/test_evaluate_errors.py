@@ -73,6 +73,13 @@ def test_the_training_third_is_no_leak(wood: Path, tmp_path: Path) -> None:
         (["localization", "--real", "ROOT", "--synthetic", "real=ROOT"], "source of its own"),
         (["localization", "--synthetic", "a", "--synthetic", "b"], "give --synthetic once"),
         (["localization", "--real", "ROOT", "--synthetic", "a=/nowhere"], "/nowhere"),
+        (["localization", "--real", "ROOT", "--synthetic", "a="], "names no folder; write a="),
+        (["localization", "--real", "ROOT", "--synthetic", "a(1)=ROOT"], "'a(1)' is no name"),
+        (
+            ["localization", "--real", "ROOT", "--category", "wood", "wood"],
+            "wood is named twice",
+        ),
+        (["quality", "--category", "a", "--category", "b"], "give --category once"),
         (["classification", "--real", "ROOT", "--sources", "perlin"], "no source 'perlin'"),
         (["classification", "--real", "ROOT"], "--out DIR is needed"),
         (
@@ -128,6 +135,56 @@ def test_bad_data_is_one_line(wood: Path, tmp_path: Path) -> None:
     shutil.rmtree(root / "wood" / "train")
     shutil.copytree(wood / "wood" / "test" / "good", root / "wood" / "test" / "good")
     assert "has no images in train/good" in localization_error(root, tmp_path)
+
+
+def test_a_folder_of_another_category_is_refused(
+    wood: Path, other_wood: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    shutil.copytree(other_wood / "wood", made / "metal")
+    message = localization_error(wood, tmp_path, "--synthetic", made)
+    assert "made: has no category 'wood'; it has metal" in message
+    quality = ("quality", "--real", wood, "--synthetic", made, "--out", tmp_path / "out")
+    assert "made: has none of the real data's defects" in error_of(evaluate.run, *quality)
+    # A folder that is itself a category stands for the only one there is.
+    dry = ["localization", "--real", str(wood), *SMALLEST, "--dry-run"]
+    evaluate.run([*dry, "--synthetic", str(made / "metal")])
+    two = changed(wood, tmp_path)
+    shutil.copytree(two / "wood", two / "tin")
+    message = localization_error(two, tmp_path, "--synthetic", made / "metal")
+    assert "has no category 'tin'" in message
+
+
+def test_results_are_not_mixed(wood: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("")
+    args = ("classification", "--real", wood, *SMALLEST, "--out", out)
+    assert f"--out {out}: is no folder" in error_of(evaluate.run, *args)
+    out.unlink()
+    out.mkdir()
+    (out / "command.txt").write_text("quality\n")
+    message = error_of(evaluate.run, *args)
+    assert "holds the results of launch.evaluate quality; name another folder" in message
+    assert [one.name for one in out.iterdir()] == ["command.txt"]
+
+
+@pytest.mark.parametrize("damage", ["list", "cut", "array"])
+def test_damaged_results_are_one_line(
+    wood: Path, database: Path, tmp_path: Path, damage: str
+) -> None:
+    shutil.copy(database, tmp_path)
+    file = tmp_path / "trainings" / "wood" / "real" / "seed-0.json"
+    file.parent.mkdir(parents=True)
+    np.savez(file.with_suffix(".npz"), a=np.zeros(3))
+    file.write_text({"list": "[1]", "cut": '{"a":', "array": "{}"}[damage])
+    if damage == "array":
+        whole = file.with_suffix(".npz").read_bytes()
+        file.with_suffix(".npz").write_bytes(whole[: len(whole) // 2])
+    message = error_of(
+        evaluate.run,
+        *("localization", "--real", wood, *SMALLEST, "--sources", "real", "--out", tmp_path),
+    )
+    assert "seed-0.json: it or its .npz is damaged" in message
 
 
 def test_a_single_defect_is_nothing_to_tell_apart(wood: Path, tmp_path: Path, capsys) -> None:
