@@ -31,6 +31,7 @@ def load_backend(name: Name, weights: Path, model: str | None) -> Backend:
         UserError: If its weights are missing or others.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.allow_tf32 = False  # It costs published networks three digits.
     if name == "vlm":
         if model is None:
             config = BaseConfig()

@@ -57,7 +57,7 @@ BUDGETS = {
     ),
     # For trying commands out; its figures mean nothing.
     "smallest": Budget(
-        size=32, width=4, epochs=2, samples=80, batch_size=4, learning_rate=1e-2, pairs=10
+        size=32, width=4, epochs=2, samples=160, batch_size=4, learning_rate=1e-2, pairs=10
     ),
 }
 

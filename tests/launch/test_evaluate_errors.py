@@ -84,7 +84,7 @@ def test_the_training_third_is_no_leak(wood: Path, tmp_path: Path) -> None:
         (["classification", "--real", "ROOT"], "--out DIR is needed"),
         (
             ["classification", "--real", "ROOT", "--network", "/nowhere"],
-            "--network /nowhere: not",
+            "--network /nowhere: has no config",
         ),
         (["ablation", "tiny", "--out", "x"], "--real ROOT is needed"),
         (["ablation", "tiny", "--real", "x"], "--out DIR is needed"),
