@@ -16,7 +16,7 @@ from acontrol.config import UserError, derive_seed
 from acontrol.evaluation.bootstrap import resample_weights
 from acontrol.evaluation.budget import Schedule
 from acontrol.evaluation.classifier import Classifier
-from acontrol.evaluation.material import Folders, Material
+from acontrol.evaluation.material import Folders, Material, kept_material
 from acontrol.evaluation.pictures import Pictures
 from acontrol.evaluation.training import channels_last, fit
 from acontrol.evaluation.trainings import Training, keep
@@ -88,7 +88,7 @@ class Classification:
 
     def run(self, training: Training, out: Path) -> Training:
         """Train one classifier, test it, and keep what came of it."""
-        material = Material(self.folders, training.category)
+        material = kept_material(self.folders, training.category, self.data[training.category])
         test = material.part(TESTED)
         names = sorted(set(test.kinds))
         source = Labelled([material.part(one) for one in training.source.split("+")], names)

@@ -11,7 +11,7 @@ import torch
 from acontrol.evaluation.bootstrap import resample_weights, resampled
 from acontrol.evaluation.budget import Budget
 from acontrol.evaluation.curves import FloatArray, count, precision_recall
-from acontrol.evaluation.material import Folders, Material
+from acontrol.evaluation.material import Folders, kept_material
 from acontrol.evaluation.pictures import Pictures
 from acontrol.evaluation.protocol import Protocol, Truth, chosen_epoch, score
 from acontrol.evaluation.sources import MaskMaker
@@ -57,7 +57,7 @@ class Localization:
 
     def run(self, training: Training, out: Path) -> Training:
         """Train one detector, test it, and keep what came of it."""
-        material = Material(self.folders, training.category)
+        material = kept_material(self.folders, training.category, self.data[training.category])
         test = material.part("test")
         source = material.source(training.source, self.masks)
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -139,6 +139,26 @@ class Material:
         ]
 
 
+_kept: dict[str, Material] = {}
+
+
+def kept_material(folders: Folders, category: str, data: Mapping[str, str]) -> Material:
+    """A category's images, which this process keeps until it is asked for another's.
+
+    Decoding takes minutes at full size, and the trainings of a category follow each other.
+
+    Args:
+        folders: Where images are.
+        category: Which.
+        data: Digests of `check`: if these change, images are read again.
+    """
+    key = json.dumps([str(folders), category, sorted(data.items())])
+    if key not in _kept:
+        _kept.clear()
+        _kept[key] = Material(folders, category)
+    return _kept[key]
+
+
 def pictures_of(source: str) -> list[str]:
     """The parts of the data that a source trains on, besides normal images."""
     return [part for part in source.split("+") if part not in ("none", "perlin", "cutpaste")]

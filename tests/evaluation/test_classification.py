@@ -25,7 +25,7 @@ from acontrol.evaluation.classification import (
     names_of,
 )
 from acontrol.evaluation.classifier import Classifier, weights_digest
-from acontrol.evaluation.material import Folders, Material, check
+from acontrol.evaluation.material import Folders, Material, check, kept_material
 from acontrol.evaluation.pictures import Pictures
 from acontrol.evaluation.trainings import Training, is_done
 
@@ -226,3 +226,20 @@ def test_a_defect_without_test_images_is_refused(tmp_path: Path) -> None:
     folders = Folders(tmp_path / "real", {"made": tmp_path / "made"}, 32, 5)
     with pytest.raises(UserError, match="made: has the defect 'green' of tin, which no test"):
         names_of(Material(folders, "tin"), ["real", "made"])
+
+
+def test_a_process_decodes_a_category_once(tmp_path: Path) -> None:
+    write(tmp_path / "real", "tin", 3, {"blue": COLORS["blue"], "red": COLORS["red"]})
+    folders = Folders(tmp_path / "real", {}, 32, 5)
+    data = check(folders, "tin", ["real"], [TESTED])
+    first = kept_material(folders, "tin", data).part("real")
+    assert kept_material(folders, "tin", data).part("real") is first
+    # An image that is another now is another's digest, and read again.
+    shutil.copy(
+        tmp_path / "real" / "tin" / "test" / "red" / "000.png",
+        tmp_path / "real" / "tin" / "test" / "blue" / "000.png",
+    )
+    changed = check(folders, "tin", ["real"], [TESTED])
+    assert changed != data
+    again = kept_material(folders, "tin", changed).part("real")
+    assert not torch.equal(again.images, first.images)
