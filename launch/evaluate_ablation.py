@@ -68,7 +68,12 @@ def run(args: Sequence[str]) -> None:
     from launch.evaluate_ablation_report import report
     from launch.evaluate_features import load_backend
     from launch.evaluate_tracking import results_in
-    from launch.evaluate_trainings import package, say_how_long, train_missing
+    from launch.evaluate_trainings import (
+        package,
+        said_of_likeness,
+        say_how_long,
+        train_missing,
+    )
 
     quieten()
     assert command.real is not None
@@ -80,8 +85,7 @@ def run(args: Sequence[str]) -> None:
     real = command.real.resolve()
     sets = {row: out / "rows" / row / "images" for row in rows}
     folders = Folders(real, sets, budget.size, budget.pairs)
-    for category in folder.categories:
-        check(folders, category, ["real"])
+    alike = said_of_likeness({one: check(folders, one, ["real"]) for one in folder.categories})
     for name in command.features:
         if name != "vlm":  # What is missing at the end of it all had better be known now.
             load_backend(name, command.weights, None)
@@ -123,10 +127,10 @@ def run(args: Sequence[str]) -> None:
                     *("--guidance-scale", str(base.samples.guidance_scale)),
                 ]
             )
-        data = {one: check(folders, one, ["real", *rows]) for one in folder.categories}
+        data = {one: check(folders, one, ["real", *rows]).data for one in folder.categories}
         work = Localization(folders, budget, PROTOCOLS, data, perlin_blobs)
         train_missing(trainings, work, out, None)
-        report(command, work, trainings, count, tracker)
+        report(command, work, trainings, count, alike, tracker)
 
 
 def _trained(row: str) -> str:

@@ -23,6 +23,7 @@ def report(
     work: Localization,
     trainings: Sequence[Training],
     count: int,
+    alike: str,
     tracker: Tracker,
 ) -> None:
     """Score the generated sets, gather the detectors, and write tables, plot and page."""
@@ -46,7 +47,7 @@ def report(
     about = (
         f"Budget {command.budget}: {work.budget.describe()}; {count} images drawn of each "
         f"defect, {command.optim.steps} training steps, {command.seeds} seeds of detectors, "
-        f"one of adapters. Data {work.folders.root.name}."
+        f"one of adapters. Data {work.folders.root.name}.{alike}"
     )
     written = Report(out, "What does each part add?")
     found = {

@@ -25,6 +25,7 @@ from launch.evaluate_trainings import (
     check_out,
     folders_of,
     planned,
+    said_of_likeness,
     say_how_long,
     train_all,
 )
@@ -72,10 +73,11 @@ def run(args: Sequence[str]) -> None:
     weights = weights_digest(command.network) if command.network else "random"
     check_out(command)
     trainings = planned(command, schedule, categories, sources)
-    data = {}
+    checked = {}
     for one in categories:
-        data[one] = check(folders, one, sources, [TESTED])
+        checked[one] = check(folders, one, sources, [TESTED])
         names_of(Material(folders, one), sources)
+    alike = said_of_likeness(checked)
     if command.out is None or command.dry_run:
         from acontrol.evaluation.estimate import seconds_a_classifier
 
@@ -86,11 +88,13 @@ def run(args: Sequence[str]) -> None:
 
     out = command.out.resolve()
     network = command.network.resolve() if command.network else None
+    data = {category: found.data for category, found in checked.items()}
     work = Classification(folders, schedule, network, weights, data)
     about = (
         f"Budget {command.budget}: {schedule.describe()}; {classifier.architecture} from "
         f"{f'weights {weights[:8]}' if network else 'random weights'}. Data "
         f"{folders.root.name}, categories: {', '.join(categories)}; seeds: {command.seeds}."
+        f"{alike}"
     )
     with results_in(out, "classification", command.tracking) as tracker:
         train_all(trainings, work, out, command.num_workers)

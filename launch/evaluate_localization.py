@@ -23,6 +23,7 @@ from launch.evaluate_trainings import (
     check_out,
     folders_of,
     planned,
+    said_of_likeness,
     say_how_long,
     train_all,
 )
@@ -68,7 +69,8 @@ def run(args: Sequence[str]) -> None:
     categories = chosen_categories(open_folder(folders.root), command.category)
     check_out(command)
     trainings = planned(command, budget, categories, sources)
-    data = {one: check(folders, one, sources) for one in categories}
+    checked = {one: check(folders, one, sources) for one in categories}
+    alike = said_of_likeness(checked)
     protocols = PROTOCOLS if command.protocol == "both" else (command.protocol,)
     if command.out is None or command.dry_run:
         from acontrol.evaluation.estimate import seconds_a_detector
@@ -80,10 +82,11 @@ def run(args: Sequence[str]) -> None:
     from launch.evaluate_tracking import results_in
 
     out = command.out.resolve()
+    data = {category: found.data for category, found in checked.items()}
     work = Localization(folders, budget, protocols, data, perlin_blobs)
     about = (
         f"Budget {command.budget}: {budget.describe()}. Data {folders.root.name}, categories: "
-        f"{', '.join(categories)}; seeds: {command.seeds}."
+        f"{', '.join(categories)}; seeds: {command.seeds}.{alike}"
     )
     with results_in(out, "localization", command.tracking) as tracker:
         train_all(trainings, work, out, command.num_workers)

@@ -1,6 +1,6 @@
 """Trainings of launch.evaluate, as tasks on Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from acontrol.config import ClusterConfig, Settings, TrackingConfig, UserError
 
 if TYPE_CHECKING:
     from acontrol.evaluation.budget import Schedule
-    from acontrol.evaluation.material import Folders
+    from acontrol.evaluation.material import Checked, Folders
     from acontrol.evaluation.trainings import Training, Work
 
 
@@ -84,6 +84,21 @@ def check_out(command: ComparisonCommand) -> None:
     """
     if command.out is None and not command.dry_run:
         raise UserError("--out DIR is needed: where results go")
+
+
+def said_of_likeness(found: "Mapping[str, Checked]") -> str:
+    """Say which test images are no new pieces to a network: a sentence, if there are any."""
+    said = ""
+    for category, one in found.items():
+        if one.alike:
+            own = (
+                f" Of {category}'s {one.tested} test images {len(one.alike)} look like other "
+                "photographs of pieces that are trained on: too good a result for new pieces."
+            )
+            test, known = next(iter(one.alike.items()))
+            print(f"Note:{own} For instance {test} and {known}", flush=True)
+            said += own
+    return said
 
 
 def say_how_long(each: float, count: int) -> None:

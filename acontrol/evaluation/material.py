@@ -11,6 +11,7 @@ from PIL import Image
 from acontrol.config import UserError
 from acontrol.data import procedural
 from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.evaluation.likeness import other_photographs
 from acontrol.evaluation.pictures import Pictures, load, refuse_leaks
 from acontrol.evaluation.sources import (
     CutPaste,
@@ -164,9 +165,25 @@ def pictures_of(source: str) -> list[str]:
     return [part for part in source.split("+") if part not in ("none", "perlin", "cutpaste")]
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What `check` finds.
+
+    Attributes:
+        data: For each source a digest of all the images that its trainings see.
+        tested: How many images are tested on.
+        alike: Those that look like another photograph of a piece that is trained on, each
+            with an image of it.
+    """
+
+    data: dict[str, str]
+    tested: int
+    alike: dict[Path, Path]
+
+
 def check(
     folders: Folders, category: str, sources: Sequence[str], base: Sequence[str] = DETECTOR
-) -> dict[str, str]:
+) -> Checked:
     """Read everything once, and refuse what leaks.
 
     Args:
@@ -175,9 +192,6 @@ def check(
         sources: What is trained on.
         base: Parts that all trainings see, of which the first is what they are tested on.
 
-    Returns:
-        For each source a digest of all the images that its trainings see.
-
     Raises:
         UserError: If an image or a mask is bad or missing, or a test image is trained on.
     """
@@ -185,10 +199,17 @@ def check(
     test, *common = (material.part(name) for name in base)
     names = sorted({part for source in sources for part in pictures_of(source)})
     refuse_leaks(test, [*common, *(material.part(name) for name in names)])
-    return {
-        source: _digest([test, *common, *(material.part(part) for part in pictures_of(source))])
+    photographs = [*common, *(material.part("real") for name in names if name == "real")]
+    alike = {
+        found: known
+        for one in photographs
+        for found, known in other_photographs(test, one, photographs[0])
+    }
+    data = {
+        source: _digest([test, *common, *(material.part(one) for one in pictures_of(source))])
         for source in sources
     }
+    return Checked(data, len(test), alike)
 
 
 def category_in(folder: MvtecFolder, category: str, alone: bool) -> str | None:

@@ -197,7 +197,7 @@ def test_it_learns_and_continues(network: Path, tmp_path: Path) -> None:
     sources = ["real", "made"]
     material = Material(folders, "tin")
     assert names_of(material, sources) == ["blue", "green", "red"]
-    data = {"tin": check(folders, "tin", sources, [TESTED])}
+    data = {"tin": check(folders, "tin", sources, [TESTED]).data}
     work = Classification(folders, schedule, network, weights_digest(network), data)
     found = {}
     for source in sources:
@@ -231,7 +231,7 @@ def test_a_defect_without_test_images_is_refused(tmp_path: Path) -> None:
 def test_a_process_decodes_a_category_once(tmp_path: Path) -> None:
     write(tmp_path / "real", "tin", 3, {"blue": COLORS["blue"], "red": COLORS["red"]})
     folders = Folders(tmp_path / "real", {}, 32, 5)
-    data = check(folders, "tin", ["real"], [TESTED])
+    data = check(folders, "tin", ["real"], [TESTED]).data
     first = kept_material(folders, "tin", data).part("real")
     assert kept_material(folders, "tin", data).part("real") is first
     # An image that is another now is another's digest, and read again.
@@ -239,7 +239,7 @@ def test_a_process_decodes_a_category_once(tmp_path: Path) -> None:
         tmp_path / "real" / "tin" / "test" / "red" / "000.png",
         tmp_path / "real" / "tin" / "test" / "blue" / "000.png",
     )
-    changed = check(folders, "tin", ["real"], [TESTED])
+    changed = check(folders, "tin", ["real"], [TESTED]).data
     assert changed != data
     again = kept_material(folders, "tin", changed).part("real")
     assert not torch.equal(again.images, first.images)
