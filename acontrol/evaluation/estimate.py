@@ -12,6 +12,7 @@ from acontrol.evaluation.classifier import Classifier
 from acontrol.evaluation.detector import DetectorUNet, focal_loss
 from acontrol.evaluation.training import channels_last
 
+_REPEATS = 3  # The first one sets things up.
 _IMAGES = 2  # Of a batch that is timed: full ones are heavy at the paper's size.
 
 
@@ -74,6 +75,10 @@ def _seconds(
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    seconds(True), seconds(False)  # The first ones set things up.
-    step = seconds(True) * schedule.batch_size / _IMAGES
-    return schedule.steps * step + seconds(False) * looked_at / _IMAGES
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # As many as a task on Ray has.
+    try:
+        step, look = (min(seconds(train) for _ in range(_REPEATS)) for train in (True, False))
+    finally:
+        torch.set_num_threads(threads)
+    return (schedule.steps * schedule.batch_size * step + looked_at * look) / _IMAGES
