@@ -23,9 +23,9 @@ from launch.evaluate_sources import chosen_categories, named_folders, source_nam
 from launch.evaluate_trainings import (
     ComparisonCommand,
     check_out,
+    checked_data,
     folders_of,
     planned,
-    said_of_likeness,
     say_how_long,
     train_all,
 )
@@ -60,7 +60,7 @@ def run(args: Sequence[str]) -> None:
     from acontrol.evaluation.budget import CLASSIFIER_BUDGETS
     from acontrol.evaluation.classification import TESTED, Classification, names_of
     from acontrol.evaluation.classifier import Classifier, weights_digest
-    from acontrol.evaluation.material import Material, check
+    from acontrol.evaluation.material import Material
 
     synthetic = named_folders(command.synthetic)
     schedule = CLASSIFIER_BUDGETS[command.budget]
@@ -73,11 +73,9 @@ def run(args: Sequence[str]) -> None:
     weights = weights_digest(command.network) if command.network else "random"
     check_out(command)
     trainings = planned(command, schedule, categories, sources)
-    checked = {}
+    folders, data, alike = checked_data(command, folders, categories, sources, [TESTED])
     for one in categories:
-        checked[one] = check(folders, one, sources, [TESTED])
         names_of(Material(folders, one), sources)
-    alike = said_of_likeness(checked)
     if command.out is None or command.dry_run:
         from acontrol.evaluation.estimate import seconds_a_classifier
 
@@ -88,7 +86,6 @@ def run(args: Sequence[str]) -> None:
 
     out = command.out.resolve()
     network = command.network.resolve() if command.network else None
-    data = {category: found.data for category, found in checked.items()}
     work = Classification(folders, schedule, network, weights, data)
     about = (
         f"Budget {command.budget}: {schedule.describe()}; {classifier.architecture} from "

@@ -21,9 +21,9 @@ from launch.evaluate_sources import chosen_categories, named_folders, source_nam
 from launch.evaluate_trainings import (
     ComparisonCommand,
     check_out,
+    checked_data,
     folders_of,
     planned,
-    said_of_likeness,
     say_how_long,
     train_all,
 )
@@ -56,7 +56,7 @@ def run(args: Sequence[str]) -> None:
     command = parse(LocalizationCommand, args, prog=PROG, description=__doc__)
     from acontrol.evaluation.budget import BUDGETS
     from acontrol.evaluation.localization import Localization
-    from acontrol.evaluation.material import CONTROLS, Material, check
+    from acontrol.evaluation.material import CONTROLS, DETECTOR, Material
     from acontrol.evaluation.protocol import PROTOCOLS
     from acontrol.masks.perlin import perlin_blobs
 
@@ -69,8 +69,7 @@ def run(args: Sequence[str]) -> None:
     categories = chosen_categories(open_folder(folders.root), command.category)
     check_out(command)
     trainings = planned(command, budget, categories, sources)
-    checked = {one: check(folders, one, sources) for one in categories}
-    alike = said_of_likeness(checked)
+    folders, data, alike = checked_data(command, folders, categories, sources, DETECTOR)
     protocols = PROTOCOLS if command.protocol == "both" else (command.protocol,)
     if command.out is None or command.dry_run:
         from acontrol.evaluation.estimate import seconds_a_detector
@@ -82,7 +81,6 @@ def run(args: Sequence[str]) -> None:
     from launch.evaluate_tracking import results_in
 
     out = command.out.resolve()
-    data = {category: found.data for category, found in checked.items()}
     work = Localization(folders, budget, protocols, data, perlin_blobs)
     about = (
         f"Budget {command.budget}: {budget.describe()}. Data {folders.root.name}, categories: "

@@ -1,5 +1,6 @@
 """Trainings of launch.evaluate, as tasks on Ray."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,11 @@ class ComparisonCommand(Settings):
         None,
         ge=1,
         description="Trainings at a time; by default as many as the cluster has room for.",
+    )
+    new_pieces: bool = Field(
+        False,
+        description="Test on pieces alone that are not trained on: test images that look like "
+        "another photograph of one are left out.",
     )
     tracking: TrackingConfig = TrackingConfig()
     dry_run: bool = Field(False, description="Only say what would be trained, and how long.")
@@ -86,6 +92,39 @@ def check_out(command: ComparisonCommand) -> None:
         raise UserError("--out DIR is needed: where results go")
 
 
+def checked_data(
+    command: ComparisonCommand,
+    folders: "Folders",
+    categories: Sequence[str],
+    sources: Sequence[str],
+    base: Sequence[str],
+) -> "tuple[Folders, dict[str, dict[str, str]], str]":
+    """Read all images, refuse what leaks, and say what shows a trained piece again.
+
+    Args:
+        command: Says whether that is left out.
+        folders: Where images are.
+        categories: Which.
+        sources: What is trained on.
+        base: Parts that all trainings see.
+
+    Returns:
+        The folders, without what is left out; for each category and source a digest of its
+        images; sentences on what shows a trained piece again.
+    """
+    from acontrol.evaluation.material import check
+
+    found = {one: check(folders, one, sources, base) for one in categories}
+    said = said_of_likeness(found)
+    if said and command.new_pieces:
+        alike = frozenset(file for one in found.values() for file in one.alike)
+        folders = dataclasses.replace(folders, left_out=alike)
+        found = {one: check(folders, one, sources, base) for one in categories}
+        said = f" {len(alike)} test images that show a trained piece again are left out."
+        print(f"Left out: these, {len(alike)} in all", flush=True)
+    return folders, {name: one.data for name, one in found.items()}, said
+
+
 def said_of_likeness(found: "Mapping[str, Checked]") -> str:
     """Say which test images are no new pieces to a network: a sentence, if there are any."""
     said = ""
@@ -93,7 +132,8 @@ def said_of_likeness(found: "Mapping[str, Checked]") -> str:
         if one.alike:
             own = (
                 f" Of {category}'s {one.tested} test images {len(one.alike)} look like other "
-                "photographs of pieces that are trained on: too good a result for new pieces."
+                "photographs of pieces that are trained on: too good a result for new pieces "
+                "(--new-pieces leaves them out)."
             )
             test, known = next(iter(one.alike.items()))
             print(f"Note:{own} For instance {test} and {known}", flush=True)

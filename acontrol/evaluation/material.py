@@ -36,12 +36,14 @@ class Folders:
         synthetic: Folders of generated pairs, by name.
         size: Side that images are brought to, in pixels.
         pairs: Synthetic pairs taken of each defect, at most.
+        left_out: Real images that are not tested on.
     """
 
     root: Path
     synthetic: Mapping[str, Path]
     size: int
     pairs: int
+    left_out: frozenset[Path] = frozenset()
 
 
 class Material:
@@ -82,8 +84,13 @@ class Material:
         if name == "real":
             return load((), self.real.labelled("train", category), size)
         if name in ("test", "defects"):
-            defects = self.real.labelled("test", category)
+            left_out = self.folders.left_out
+            found = self.real.labelled("test", category)
+            defects = [one for one in found if one.image not in left_out]
+            if found and not defects:
+                raise UserError(f"{where}: has no test image of a defect that is a new piece")
             good = self.real.normals(category, "test") if name == "test" else ()
+            good = tuple(one for one in good if one not in left_out)
             if not defects:
                 raise UserError(
                     f"{where}: has no images of defects in test/<defect>; they are what a "

@@ -155,6 +155,28 @@ def test_a_folder_of_another_category_is_refused(
     assert "has no category 'tin'" in message
 
 
+def test_other_photographs_are_said_and_left_out(wood: Path, tmp_path: Path, capsys) -> None:
+    """One tested defect again as a brighter photograph in the training third."""
+    root = changed(wood, tmp_path)
+    rng = np.random.default_rng(0)
+    for part in ("train/good", "test/good", "test/crack", "test/stain"):
+        for file in (root / "wood" / part).glob("*.png"):  # Surfaces that are each their own.
+            grain = rng.integers(40, 160, (96, 96, 3), dtype=np.uint8)
+            Image.fromarray(grain).save(file)
+    for file in (root / "wood" / "ground_truth").rglob("*.png"):
+        Image.open(file).resize((96, 96), Image.Resampling.NEAREST).save(file)
+    with Image.open(root / "wood" / "test" / "crack" / "003.png") as image:
+        brighter = np.asarray(image) + np.uint8(60)
+    Image.fromarray(brighter).save(root / "wood" / "test" / "crack" / "000.png")
+    args = ["localization", "--real", str(root), "--budget", "small", "--sources", "real"]
+    evaluate.run([*args, "--dry-run"])
+    said = capsys.readouterr().out
+    assert "Of wood's 11 test images 1 look like other photographs of pieces" in said
+    assert "crack/003.png and" in said and "crack/000.png" in said
+    evaluate.run([*args, "--dry-run", "--new-pieces"])
+    assert "Left out: these, 1 in all" in capsys.readouterr().out
+
+
 def test_results_are_not_mixed(wood: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.write_text("")
