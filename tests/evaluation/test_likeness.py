@@ -23,9 +23,9 @@ def piece(seed: int) -> np.ndarray:
 def photograph(surface: np.ndarray, seed: int) -> np.ndarray:
     """Of a surface, at an exposure of its own, lit from a side of its own, with noise."""
     rng = np.random.default_rng(1000 + seed)
-    light = np.linspace(*rng.uniform(-30, 30, 2), SIDE)[None]
-    noise = rng.normal(scale=2, size=surface.shape)
-    made = rng.uniform(70, 150) + rng.uniform(20, 50) * surface + light + noise
+    light = np.linspace(*rng.uniform(-60, 60, 2), SIDE)[None]
+    noise = rng.normal(scale=1, size=surface.shape)
+    made = rng.uniform(100, 150) + rng.uniform(15, 30) * surface + light + noise
     return made.clip(0, 255).astype(np.uint8)
 
 
