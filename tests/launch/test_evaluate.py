@@ -42,8 +42,7 @@ def page_is_whole(out: Path) -> None:
     )
 
 
-def test_quality_scores_a_folder(wood: Path, other_wood: Path, tmp_path: Path, capsys) -> None:
-    out = tmp_path / "out"
+def test_quality_scores_a_folder(wood: Path, other_wood: Path, out: Path, capsys) -> None:
     args = ["quality", "--real", str(wood), "--synthetic", f"again={other_wood}"]
     evaluate.run([*args, "--out", str(out)])
     assert capsys.readouterr().out.splitlines()[-1] == f"Results: {out / 'report.md'}"
@@ -58,7 +57,9 @@ def test_quality_scores_a_folder(wood: Path, other_wood: Path, tmp_path: Path, c
     assert all(re.search(r"\(vlm [0-9a-f]{8}\)$", name) for name in names)
     assert all(0 <= float(one[names[3]]) <= 100 for one in rows)
     page_is_whole(out)
-    assert (out / "mlflow.db").is_file()
+    query = "select distinct key from metrics"
+    logged = sqlite3.connect(out / "mlflow.db").execute(query).fetchall()
+    assert {one.split("/")[0] for (one,) in logged} == {"real", "again"}
 
 
 def test_localization_compares_sources_and_continues(
