@@ -19,7 +19,10 @@ class ComparisonCommand(Settings):
     """Options of what compares sources by training on them."""
 
     real: Path = Field(description="Folder of real images, in MVTec AD's layout.")
-    out: Path | None = Field(None, description="Folder for results; the same one continues.")
+    out: Path | None = Field(
+        None,
+        description="Folder for results, needed without --dry-run; the same one continues.",
+    )
     synthetic: tuple[str, ...] = Field(
         (), description="Folders of generated pairs in the same layout: DIR or NAME=DIR."
     )
