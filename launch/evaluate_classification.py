@@ -19,12 +19,12 @@ from pydantic import Field
 from acontrol.config import UserError
 from acontrol.data.mvtec import open_folder
 from launch.entry import parse
-from launch.evaluate_sources import chosen_categories, named_folders, source_names
+from launch.evaluate_sources import chosen_categories
 from launch.evaluate_trainings import (
     ComparisonCommand,
     check_out,
     checked_data,
-    folders_of,
+    compared,
     planned,
     say_how_long,
     train_all,
@@ -62,12 +62,8 @@ def run(args: Sequence[str]) -> None:
     from acontrol.evaluation.classifier import Classifier, weights_digest
     from acontrol.evaluation.material import Material
 
-    synthetic = named_folders(command.synthetic)
-    schedule = CLASSIFIER_BUDGETS[command.budget]
-    if command.pairs is not None:
-        schedule = schedule.model_copy(update={"pairs": command.pairs})
-    sources = source_names(command.sources, CONTROLS, list(synthetic))
-    folders = folders_of(command, synthetic, schedule)
+    budget = CLASSIFIER_BUDGETS[command.budget]
+    schedule, folders, sources = compared(command, budget, CONTROLS)
     categories = _several_defects(folders.root, command.category)
     classifier = Classifier(2, command.network)
     weights = weights_digest(command.network) if command.network else "random"

@@ -17,12 +17,12 @@ from pydantic import Field
 
 from acontrol.data.mvtec import open_folder
 from launch.entry import parse
-from launch.evaluate_sources import chosen_categories, named_folders, source_names
+from launch.evaluate_sources import chosen_categories
 from launch.evaluate_trainings import (
     ComparisonCommand,
     check_out,
     checked_data,
-    folders_of,
+    compared,
     planned,
     say_how_long,
     train_all,
@@ -60,12 +60,7 @@ def run(args: Sequence[str]) -> None:
     from acontrol.evaluation.protocol import PROTOCOLS
     from acontrol.masks.perlin import perlin_blobs
 
-    synthetic = named_folders(command.synthetic)
-    budget = BUDGETS[command.budget]
-    if command.pairs is not None:
-        budget = budget.model_copy(update={"pairs": command.pairs})
-    sources = source_names(command.sources, CONTROLS, list(synthetic))
-    folders = folders_of(command, synthetic, budget)
+    budget, folders, sources = compared(command, BUDGETS[command.budget], CONTROLS)
     categories = chosen_categories(open_folder(folders.root), command.category)
     check_out(command)
     trainings = planned(command, budget, categories, sources)

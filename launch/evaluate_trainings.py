@@ -3,16 +3,19 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field
 
 from acontrol.config import ClusterConfig, Settings, TrackingConfig, UserError
+from launch.evaluate_sources import named_folders, source_names
 
 if TYPE_CHECKING:
     from acontrol.evaluation.budget import Schedule
     from acontrol.evaluation.material import Checked, Folders
     from acontrol.evaluation.trainings import Training, Work
+
+Length = TypeVar("Length", bound="Schedule")
 
 
 class ComparisonCommand(Settings):
@@ -76,13 +79,30 @@ def planned(
     return trainings
 
 
-def folders_of(
-    command: ComparisonCommand, synthetic: "dict[str, Path]", schedule: "Schedule"
-) -> "Folders":
-    """Where the command's images are."""
+def compared(
+    command: ComparisonCommand, budget: Length, controls: Sequence[str]
+) -> "tuple[Length, Folders, list[str]]":
+    """What a command compares.
+
+    Args:
+        command: As it was given.
+        budget: How much to train, before --pairs.
+        controls: Sources that need no generator.
+
+    Returns:
+        The budget with --pairs, where images are, and the sources' names.
+
+    Raises:
+        UserError: If a folder does not exist, or a name is unknown or given twice.
+    """
     from acontrol.evaluation.material import Folders
 
-    return Folders(command.real.resolve(), synthetic, schedule.size, schedule.pairs)
+    synthetic = named_folders(command.synthetic)
+    if command.pairs is not None:
+        budget = budget.model_copy(update={"pairs": command.pairs})
+    sources = source_names(command.sources, controls, list(synthetic))
+    root = command.real.resolve()
+    return budget, Folders(root, synthetic, budget.size, budget.pairs), sources
 
 
 def check_out(command: ComparisonCommand) -> None:
