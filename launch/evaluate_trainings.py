@@ -145,6 +145,12 @@ def checked_data(
         found = {one: check(folders, one, sources, base) for one in categories}
         said = f" {len(alike)} test images that show a trained piece again are left out."
         print(f"Left out: these, {len(alike)} in all", flush=True)
+    elif command.new_pieces:
+        print(
+            "Left out: nothing; no test image looks like another photograph of a trained "
+            "piece, or none can be compared (under 64 px, or where all pieces look alike)",
+            flush=True,
+        )
     return folders, {name: one.data for name, one in found.items()}, said
 
 
