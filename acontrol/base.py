@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from acontrol import hub
-from acontrol.config import BUILT_IN, BaseConfig, UserError
+from acontrol.config import BUILT_IN, BaseConfig
+from acontrol.errors import UserError
 from acontrol.inpainting import is_inpainting
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")

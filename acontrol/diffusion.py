@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from acontrol.config import DropoutConfig, LossWeighting, derive_seed
+from acontrol.config import DropoutConfig, LossWeighting
+from acontrol.seeding import derive_seed
 
 
 @dataclass(frozen=True)

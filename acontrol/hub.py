@@ -11,7 +11,8 @@ from pathlib import Path
 from huggingface_hub import is_offline_mode, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 
-from acontrol.config import BaseConfig, UserError
+from acontrol.config import BaseConfig
+from acontrol.errors import UserError
 from acontrol.shapes import parameters, shapes_of
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"

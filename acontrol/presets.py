@@ -7,8 +7,8 @@ from acontrol.config import (
     OptimConfig,
     RunConfig,
     SamplesConfig,
-    UserError,
 )
+from acontrol.errors import UserError
 
 # Commits of the public checkpoints. The inpainting one has safetensors in float16 alone.
 SD15 = BaseConfig(

@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from acontrol.config import RunConfig, Settings, UserError
+from acontrol.config import RunConfig, Settings
+from acontrol.errors import UserError
 from acontrol.train.worker import Launch, run_worker
 
 Kind = Literal["kill", "stall", "hang", "corrupt", "full"]

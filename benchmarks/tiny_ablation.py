@@ -32,7 +32,6 @@ from acontrol.config import (
     OptimConfig,
     RunConfig,
     SgaConfig,
-    derive_seed,
 )
 from acontrol.data.features import NAMES, FeatureBatch, Features, joined
 from acontrol.data.framing import fit, region
@@ -46,6 +45,7 @@ from acontrol.pretrain.judge import Judge, as_tensor, train_judge
 from acontrol.pretrain.pool import built_in_vocabulary, draw_pool
 from acontrol.pretrain.settings import HELD_OUT
 from acontrol.pretrain.stage import Desk
+from acontrol.seeding import derive_seed
 from acontrol.sga import SemanticAdapter
 from acontrol.train.tracking import Tracker
 

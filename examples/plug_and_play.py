@@ -34,7 +34,7 @@ from acontrol.data.prompts import target_text
 from acontrol.generation.model import load_pipeline
 from acontrol.interop.install import image_embeds
 from acontrol.pipeline import AnomalyControlPipeline
-from acontrol.sheet import contact_sheet, outlined
+from acontrol.reporting import contact_sheet, outlined
 
 ADAPTER = Path(acontrol.__file__).parent / "assets" / "tiny-adapter"
 REFERENCES = [draw("wood", "stain", seed=3), draw("metal", "crack", seed=5)]

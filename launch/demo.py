@@ -18,9 +18,11 @@ from typing import Literal
 from PIL import Image
 from pydantic import Field
 
-from acontrol.config import Settings, UserError, derive_seed
+from acontrol.config import Settings
 from acontrol.data.mvtec import open_folder
 from acontrol.data.procedural import ATTRIBUTES, write_dataset
+from acontrol.errors import UserError
+from acontrol.seeding import derive_seed
 from launch import generate, shard, train
 from launch.entry import main, parse
 
@@ -164,7 +166,7 @@ def _draw(data: Path, model: Path | None, drawn: Path, seed: int) -> None:
 def _sheet(data: Path, drawn: Path) -> Image.Image:
     """Two images a row: what was shown, where, on what, and what came."""
     from acontrol.generation.job import MANIFEST_NAME
-    from acontrol.sheet import contact_sheet, outlined
+    from acontrol.reporting import contact_sheet, outlined
 
     rows, captions = [], []
     for line in map(json.loads, (drawn / MANIFEST_NAME).read_text().splitlines()):

@@ -12,7 +12,7 @@ from typing import NoReturn, TypeVar
 import tyro
 from pydantic import BaseModel
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 
 Command = TypeVar("Command", bound=BaseModel)
 

@@ -12,7 +12,7 @@ continues. Each leaves tables as Markdown, CSV and one HTML page that needs no o
 import sys
 from collections.abc import Sequence
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from launch.entry import main
 
 COMMANDS = ("quality", "localization", "classification", "ablation")

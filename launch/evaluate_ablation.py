@@ -15,8 +15,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
 from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.errors import UserError
 from launch.train import read_config_of
 
 PROG = "python -m launch.evaluate ablation"

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from acontrol.config import UserError
 from acontrol.data.mvtec import open_folder
+from acontrol.errors import UserError
 from launch.entry import parse
 from launch.evaluate_sources import chosen_categories
 from launch.evaluate_trainings import (

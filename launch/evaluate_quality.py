@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from acontrol.config import Settings, TrackingConfig, UserError
+from acontrol.config import Settings, TrackingConfig
 from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.errors import UserError
 from launch.entry import parse
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from acontrol.config import UserError
 from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.errors import UserError
 
 
 def named_folders(given: Sequence[str]) -> dict[str, Path]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from acontrol.config import TrackingConfig, UserError
+from acontrol.config import TrackingConfig
+from acontrol.errors import UserError
 from acontrol.train.driver import only_launch
 from acontrol.train.mlflow_run import describe, own_database
 from acontrol.train.tracking import Tracker

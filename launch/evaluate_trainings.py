@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field
 
-from acontrol.config import ClusterConfig, Settings, TrackingConfig, UserError
+from acontrol.config import ClusterConfig, Settings, TrackingConfig
+from acontrol.errors import UserError
 from launch.evaluate_sources import named_folders, source_names
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
-from acontrol.config import Settings, UserError
+from acontrol.config import Settings
+from acontrol.errors import UserError
 from launch.entry import main, parse
 
 PROG = "python -m launch.export"

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 from tqdm import tqdm
 
-from acontrol.config import Settings, UserError
+from acontrol.config import Settings
 from acontrol.data.mvtec import open_folder
+from acontrol.errors import UserError
 from acontrol.generation.settings import Finish, Gate, Sampling, SourceName
 from acontrol.train.paths import full_path, in_ray_job
 from acontrol.train.storage import place

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.pretrain.settings import PretrainConfig
 from launch.entry import main, parse
 

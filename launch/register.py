@@ -14,7 +14,8 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
-from acontrol.config import Settings, UserError
+from acontrol.config import Settings
+from acontrol.errors import UserError
 from acontrol.train import storage
 from launch.entry import main, parse
 

@@ -16,11 +16,12 @@ import tyro
 from pydantic import Field
 from tqdm import tqdm
 
-from acontrol.config import Settings, UserError
+from acontrol.config import Settings
 from acontrol.data.mvtec import LabelledImage, open_folder
 from acontrol.data.shards import check_replaceable, write_shards
 from acontrol.data.train_list import read_train_list
 from acontrol.data.validation import check, empty_defects
+from acontrol.errors import UserError
 from launch.entry import main, parse
 
 PROG = "python -m launch.shard"

@@ -19,7 +19,8 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from acontrol.config import RunConfig, UserError, explain
+from acontrol.config import RunConfig
+from acontrol.errors import UserError, explain
 from acontrol.presets import PRESETS, preset
 from acontrol.registry.card import check_model_name
 from launch.entry import main, parse

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from acontrol.base import PARTS, BaseModels, built_in_base, digest, load_base, resolve
-from acontrol.config import BaseConfig, UserError
+from acontrol.config import BaseConfig
+from acontrol.errors import UserError
 
 
 @pytest.fixture

@@ -7,17 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from acontrol.config import (
-    AdapterCard,
-    AseaConfig,
-    DropoutConfig,
-    OptimConfig,
-    RunConfig,
-    UserError,
-    derive_seed,
-    explain,
-)
+from acontrol.config import AdapterCard, AseaConfig, DropoutConfig, OptimConfig, RunConfig
+from acontrol.errors import UserError, explain
 from acontrol.presets import PRESETS, preset
+from acontrol.seeding import derive_seed
 
 
 def refusal(entries: dict[str, Any], prefix: tuple[str, ...] = ()) -> str:

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from acontrol import hub
 from acontrol.base import BaseModels, built_in_base, load_base
-from acontrol.config import BaseConfig, UserError
+from acontrol.config import BaseConfig
+from acontrol.errors import UserError
 from acontrol.presets import preset
 
 COMMIT, OTHER = "a1" * 20, "b2" * 20

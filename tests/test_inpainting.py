@@ -19,11 +19,11 @@ from acontrol.config import (
     DataConfig,
     DropoutConfig,
     RunConfig,
-    UserError,
 )
 from acontrol.data.features import FeatureBatch
 from acontrol.data.stream import Batch
 from acontrol.diffusion import draw
+from acontrol.errors import UserError
 from acontrol.generation.model import load_pipeline
 from acontrol.inpainting import beside, emptied, is_inpainting
 from acontrol.interop.begin import begin_from

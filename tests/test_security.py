@@ -19,13 +19,13 @@ import webdataset
 from packaging.requirements import Requirement
 from PIL import EpsImagePlugin, Image
 
-from acontrol.config import UserError
 from acontrol.data import decoding
 from acontrol.data.index import INDEX_NAME
 from acontrol.data.mvtec import open_folder
 from acontrol.data.pixels import read_image
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
+from acontrol.errors import UserError
 from launch import shard, train
 from tests.data.damaging import EPS
 

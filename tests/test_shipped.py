@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from acontrol.base import BaseModels, built_in_adapter, built_in_base
-from acontrol.config import AseaConfig, CsmConfig, derive_seed
+from acontrol.config import AseaConfig, CsmConfig
 from acontrol.csm import CrossModalEncoder
 from acontrol.data.drawing import PAINTS
 from acontrol.data.framing import fit
@@ -22,6 +22,7 @@ from acontrol.pipeline import AnomalyControlPipeline
 from acontrol.pretrain.pool import draw_pool
 from acontrol.pretrain.vae import psnr
 from acontrol.pretrain.vlm import retrieval
+from acontrol.seeding import derive_seed
 
 CASES = 120
 MEGABYTES = 10

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from tune.space import Space
 
 Name = Literal["validation_loss", "validation_energy", "guided_agreement"]

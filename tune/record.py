@@ -16,7 +16,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from acontrol.config import RunConfig, Settings, UserError, explain
+from acontrol.config import RunConfig, Settings
+from acontrol.errors import UserError, explain
 from acontrol.train.continuing import changed_settings
 from tune.objective import OBJECTIVES, Name
 from tune.space import Space, Value, in_words, with_values

@@ -5,7 +5,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
+from acontrol.errors import UserError
 from acontrol.train.tracking import Tracker
 from tune.objective import OBJECTIVES
 from tune.plots import parallel_coordinates, parameter_importance

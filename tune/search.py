@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
+from acontrol.errors import UserError
 from launch.entry import main
 from launch.train import read_config_of
 from tune import space as spaces

@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
-from acontrol.config import RunConfig, Settings, UserError, explain
+from acontrol.config import RunConfig, Settings
+from acontrol.errors import UserError, explain
 
 Value = bool | int | float | str | None
 # What a run needs in order to be a trial, or where and how it runs: no hyperparameters.

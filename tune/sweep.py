@@ -12,8 +12,9 @@ from ray.tune.search import BasicVariantGenerator, create_searcher
 
 import tune
 from acontrol import base as base_models
-from acontrol.config import ClusterConfig, UserError
+from acontrol.config import ClusterConfig
 from acontrol.data.reader import ShardReader
+from acontrol.errors import UserError
 from acontrol.train.cluster import joined_cluster, uses_gpus, worker_resources
 from acontrol.train.driver import only_launch
 from acontrol.train.mlflow_run import describe, named_uri, tracking_uri

@@ -14,9 +14,10 @@ import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from acontrol import base as base_models
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
+from acontrol.errors import UserError
 from acontrol.train.driver import TrainingStoppedError, run_training
 from acontrol.train.mlflow_run import last_values
 from acontrol.train.precompute import precompute

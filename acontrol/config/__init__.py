@@ -5,11 +5,16 @@ carry, and the checks on the way back in. Validation never changes a value; what
 other settings is a property or a function.
 """
 
-from acontrol.config.inputs import BUILT_IN, BaseConfig, DataConfig, check_scheme
 from acontrol.config.method import AseaConfig, CsmConfig, DropoutConfig, SgaConfig
-from acontrol.config.run import AdapterCard, RunConfig
-from acontrol.config.seeds import derive_seed
-from acontrol.config.settings import Settings, UserError, explain, unit_interval
+from acontrol.config.run import (
+    BUILT_IN,
+    AdapterCard,
+    BaseConfig,
+    DataConfig,
+    RunConfig,
+    check_scheme,
+)
+from acontrol.config.settings import Settings, unit_interval
 from acontrol.config.training import (
     CheckpointConfig,
     ClusterConfig,
@@ -40,11 +45,8 @@ __all__ = [
     "Settings",
     "SgaConfig",
     "TrackingConfig",
-    "UserError",
     "ValidationConfig",
     "ZeroConfig",
     "check_scheme",
-    "derive_seed",
-    "explain",
     "unit_interval",
 ]

@@ -14,9 +14,10 @@ from PIL import Image
 from pydantic import ValidationError
 from webdataset.autodecode import Decoder, DecodingError, handle_extension
 
-from acontrol.config import Settings, UserError, explain
+from acontrol.config import Settings
 from acontrol.data.index import IndexedSample
 from acontrol.data.pixels import opened
+from acontrol.errors import UserError, explain
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
 from acontrol.data.reader import ShardReader
+from acontrol.errors import UserError
 
 FORMAT = "acontrol-features-1"
 ABOUT = "about.json"

@@ -13,7 +13,8 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from acontrol.config import Settings, UserError, explain
+from acontrol.config import Settings
+from acontrol.errors import UserError, explain
 
 INDEX_NAME = "index.json"
 KINDS = ("json", "mask.png", "png")  # A sample's members; in this order they lie in the tar.

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from acontrol.config import UserError
 from acontrol.data import prompts
 from acontrol.data.listing import by_id, image_files, only, subfolders
+from acontrol.errors import UserError
 
 _LAYOUT = (
     "<category>/train/good/*, <category>/test/<defect>/<id>.png and "

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 
 # Whatever a file is called, no other reader of Pillow's gets it: one starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")

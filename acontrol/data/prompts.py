@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 
 A_DEFECT = "a defect"
 SEVERAL_DEFECTS = "several defects"

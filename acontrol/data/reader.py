@@ -10,10 +10,11 @@ from pathlib import Path
 import fsspec
 import numpy as np
 
-from acontrol.config import UserError, check_scheme
+from acontrol.config import check_scheme
 from acontrol.data.damage import Damaged, damage_of, is_intact
 from acontrol.data.decoding import Decoded, decode
 from acontrol.data.index import INDEX_NAME, IndexedSample, Shard, ShardIndex, parse_index
+from acontrol.errors import UserError
 
 
 class ShardReader:

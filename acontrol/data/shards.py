@@ -18,7 +18,6 @@ from typing import Literal
 import webdataset
 from PIL import Image
 
-from acontrol.config import UserError
 from acontrol.data.framing import shrink_mask
 from acontrol.data.index import (
     INDEX_NAME,
@@ -30,6 +29,7 @@ from acontrol.data.index import (
 )
 from acontrol.data.mvtec import LabelledImage
 from acontrol.data.pixels import read_image, read_mask
+from acontrol.errors import UserError
 
 
 def webdataset_key(image: LabelledImage) -> str:

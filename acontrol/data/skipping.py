@@ -13,9 +13,10 @@ from itertools import groupby
 
 from torch import distributed
 
-from acontrol.config import DataConfig, UserError
+from acontrol.config import DataConfig
 from acontrol.data.damage import Damaged
 from acontrol.data.reader import ShardReader
+from acontrol.errors import UserError
 
 THREADS = 8  # Hashing lets go of the interpreter.
 log = logging.getLogger(__name__)

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from acontrol.config import DataConfig, UserError, derive_seed
+from acontrol.config import DataConfig
 from acontrol.data.features import OF_REFERENCE, FeatureBatch, FeatureFolder
 from acontrol.data.framing import fit, region
 from acontrol.data.index import ShardIndex
 from acontrol.data.reader import ShardReader
+from acontrol.errors import UserError
+from acontrol.seeding import derive_seed
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from acontrol.config import UserError
 from acontrol.data import prompts
 from acontrol.data.mvtec import LabelledImage
+from acontrol.errors import UserError
 
 NEEDED = ("image_file", "mask_file", "text")
 

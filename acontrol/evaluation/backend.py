@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 
 Images = UInt8[Tensor, "n 3 side side"]
 BATCH = 16

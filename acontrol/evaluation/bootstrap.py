@@ -13,7 +13,6 @@ import numpy.typing as npt
 from jaxtyping import Float
 from torch import Tensor
 
-from acontrol.config import derive_seed
 from acontrol.evaluation.curves import (
     COARSE_THRESHOLDS,
     Counts,
@@ -21,6 +20,7 @@ from acontrol.evaluation.curves import (
 )
 from acontrol.evaluation.detector import image_scores
 from acontrol.evaluation.protocol import METRICS, Truth, metrics_of
+from acontrol.seeding import derive_seed
 
 RESAMPLES = 1000
 LEVEL = 0.95

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from acontrol.config import UserError, derive_seed
+from acontrol.errors import UserError
 from acontrol.evaluation.bootstrap import resample_weights
 from acontrol.evaluation.budget import Schedule
 from acontrol.evaluation.classifier import Classifier
@@ -20,6 +20,7 @@ from acontrol.evaluation.material import Folders, Material, kept_material
 from acontrol.evaluation.pictures import Pictures
 from acontrol.evaluation.training import channels_last, fit
 from acontrol.evaluation.trainings import Training, keep
+from acontrol.seeding import derive_seed
 
 TESTED = "defects"  # Part of the data.
 PART = "last"  # The one group of metrics: those of the last epoch.

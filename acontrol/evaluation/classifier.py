@@ -11,7 +11,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 
 _WIDTHS, _DEPTHS = [64, 128, 256, 512], [3, 4, 6, 3]  # ResNet-34.
 _READ = (".safetensors", ".json")

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
-from acontrol.config import derive_seed
+from acontrol.seeding import derive_seed
 
 SPLITS = 10
 MEMBERS = 50  # Of a cluster, at random, as in the published script.

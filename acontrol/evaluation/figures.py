@@ -13,7 +13,7 @@ from acontrol.evaluation.protocol import METRICS, Protocol
 from acontrol.evaluation.quality import Kind, synthetic_of
 from acontrol.evaluation.summary import NAMES, Row
 from acontrol.evaluation.trainings import Training
-from acontrol.sheet import contact_sheet, outlined
+from acontrol.reporting import contact_sheet, outlined
 
 
 def precision_recall_plot(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from acontrol.config import UserError
 from acontrol.data import procedural
 from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.errors import UserError
 from acontrol.evaluation.likeness import other_photographs
 from acontrol.evaluation.pictures import Pictures, load, refuse_leaks
 from acontrol.evaluation.sources import (

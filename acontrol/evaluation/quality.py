@@ -15,9 +15,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from acontrol.config import UserError
 from acontrol.data.framing import region
 from acontrol.data.mvtec import MvtecFolder
+from acontrol.errors import UserError
 from acontrol.evaluation.backend import Backend, Images, distances, in_batches
 from acontrol.evaluation.diversity import (
     cluster_diversity,

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from acontrol import page
+from acontrol import reporting
 from acontrol.evaluation.tables import Table, csv_text
 
 
@@ -42,6 +42,6 @@ class Report:
         body = "".join(one.html() for one in self.tables)
         for name, file in self._pictures:
             with Image.open(file) as opened:
-                body += f"<h2>{html.escape(name)}</h2>{page.picture(opened, name)}"
-        files[2].write_text(page.page(self.title, body), encoding="utf-8")
+                body += f"<h2>{html.escape(name)}</h2>{reporting.picture(opened, name)}"
+        files[2].write_text(reporting.page(self.title, body), encoding="utf-8")
         return [*files, *(file for _, file in self._pictures)]

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from acontrol import page
+from acontrol import reporting
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Table:
     def html(self) -> str:
         """With its heading and note."""
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
-        return f"<h2>{html.escape(self.title)}</h2>{note}{page.table(self.head, self.rows)}"
+        heading = f"<h2>{html.escape(self.title)}</h2>"
+        return f"{heading}{note}{reporting.table(self.head, self.rows)}"
 
 
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from acontrol.config import derive_seed
 from acontrol.evaluation.budget import Budget, Schedule
 from acontrol.evaluation.detector import DetectorUNet, focal_loss
 from acontrol.evaluation.pictures import Pictures
 from acontrol.evaluation.sources import Sample, Source
+from acontrol.seeding import derive_seed
 
 _BATCH = 32  # Of inference, whose results do not depend on it.
 _FALLS = (0.8, 0.9)  # Shares of the training after which the rate falls.

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from acontrol.config import derive_seed
 from acontrol.data.pixels import read_image
 from acontrol.generation.changes import changed, fidelity, refined
 from acontrol.generation.conditions import ConditionCache
@@ -24,6 +23,7 @@ from acontrol.generation.strokes import Stroke, strokes
 from acontrol.masks.shape import Mask
 from acontrol.pipeline import AnomalyControlPipeline
 from acontrol.pipeline_inputs import Conditions
+from acontrol.seeding import derive_seed
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from acontrol.config import UserError
 from acontrol.data.pixels import read_image, read_mask
+from acontrol.errors import UserError
 from acontrol.generation.draw import Drawer
 from acontrol.generation.planned import Planned
 from acontrol.generation.record import (

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from acontrol import base as base_models
 from acontrol._version import __version__
-from acontrol.config import UserError, derive_seed
 from acontrol.data.mvtec import LabelledImage, open_folder
+from acontrol.errors import UserError
 from acontrol.generation.mask_desk import claim, open_desk
 from acontrol.generation.places import Kind, mask_of
 from acontrol.masks.collection import read_card, write_learned
@@ -28,7 +28,8 @@ from acontrol.masks.limits import Limits
 from acontrol.masks.settings import Inversion, MaskCard, MasksConfig
 from acontrol.masks.shape import Mask
 from acontrol.pretrain.stage import Desk, run_stage
-from acontrol.sheet import contact_sheet
+from acontrol.reporting import contact_sheet
+from acontrol.seeding import derive_seed
 
 _SHOWN = 12  # Masks in a row of the sheet.
 

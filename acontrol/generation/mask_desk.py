@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.masks.collection import CARD
 from acontrol.masks.settings import MasksConfig
 from acontrol.pretrain.stage import Desk

@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from acontrol import base as base_models
-from acontrol.config import AdapterCard, UserError, explain
+from acontrol.config import AdapterCard
+from acontrol.errors import UserError, explain
 from acontrol.pipeline import AnomalyControlPipeline
 from acontrol.sga import SemanticAdapter
 from acontrol.train import storage

@@ -8,10 +8,10 @@ from typing import Literal, Self
 import numpy as np
 from PIL import Image
 
-from acontrol.config import UserError
 from acontrol.data.framing import shrink_mask
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.data.pixels import read_image, read_mask
+from acontrol.errors import UserError
 from acontrol.generation.settings import SourceName
 from acontrol.masks.collection import read_learned
 from acontrol.masks.foreground import corrected, foreground, shared_foreground

@@ -11,15 +11,16 @@ from typing import Literal
 
 import numpy as np
 
-from acontrol.config import UserError, derive_seed
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.data.pixels import read_image, read_mask
 from acontrol.data.prompts import phrase, target_text
+from acontrol.errors import UserError
 from acontrol.generation.places import Kind, Place, Places
 from acontrol.generation.planned import Planned, Reference
 from acontrol.generation.request import Request
 from acontrol.generation.settings import Sampling, SourceName
 from acontrol.masks.placement import NotPlaced
+from acontrol.seeding import derive_seed
 
 
 def every_defect(

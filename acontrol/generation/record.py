@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from acontrol.config import UserError
 from acontrol.data.pixels import read_image, read_mask
+from acontrol.errors import UserError
 from acontrol.generation.draw import Drawing
 from acontrol.generation.places import Place
 from acontrol.generation.planned import Planned, Reference

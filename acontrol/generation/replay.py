@@ -8,7 +8,7 @@ import diffusers
 import torch
 import transformers
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.generation.job import read_job
 from acontrol.generation.planned import Planned
 from acontrol.generation.record import Roots, planned_of

@@ -15,8 +15,7 @@ from acontrol.data.mvtec import LabelledImage
 from acontrol.data.pixels import read_image, read_mask
 from acontrol.data.shards import write_shards
 from acontrol.generation.record import Roots
-from acontrol.page import page, picture, table
-from acontrol.sheet import contact_sheet, outlined
+from acontrol.reporting import contact_sheet, outlined, page, picture, table
 
 ROWS = 12  # Of a contact sheet, evenly over the kind's images.
 EXTREMES = 3  # Best and worst of a kind on the page.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
-from acontrol.config import UserError, explain
+from acontrol.errors import UserError, explain
 from acontrol.generation.settings import Sampling, SourceName
 
 _NAME = r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$"  # A folder of its own, and no other.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.interop import ip_adapter
 from acontrol.sga import SemanticAdapter
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.sga import PooledTokens, SemanticAdapter
 
 Weights = dict[str, Tensor]

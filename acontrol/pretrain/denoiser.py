@@ -13,7 +13,7 @@ from acontrol.pretrain.pool import Kind, Pool
 from acontrol.pretrain.settings import DenoiserStage
 from acontrol.pretrain.stage import Desk, run_stage
 from acontrol.pretrain.vae import encode
-from acontrol.sheet import contact_sheet
+from acontrol.reporting import contact_sheet
 
 SAMPLE_STEPS = 25
 SAMPLE_GUIDANCE = 4.0

@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from acontrol.config import UserError, derive_seed
 from acontrol.data import procedural
 from acontrol.data.framing import fit, region
 from acontrol.data.mvtec import open_folder
 from acontrol.data.pixels import read_image, read_mask
 from acontrol.data.prompts import phrase, target_text
 from acontrol.data.validation import check
+from acontrol.errors import UserError
+from acontrol.seeding import derive_seed
 
 GOOD = procedural.GOOD
 

@@ -14,7 +14,8 @@ import torch
 
 from acontrol._version import __version__
 from acontrol.base import load_base, quieten
-from acontrol.config import BaseConfig, UserError, derive_seed
+from acontrol.config import BaseConfig
+from acontrol.errors import UserError
 from acontrol.pretrain import networks as net
 from acontrol.pretrain.denoiser import draw_images, train_denoiser
 from acontrol.pretrain.judge import Judge, as_tensor, train_judge
@@ -23,6 +24,7 @@ from acontrol.pretrain.settings import HELD_OUT, PretrainConfig
 from acontrol.pretrain.stage import Desk
 from acontrol.pretrain.vae import psnr, train_vae
 from acontrol.pretrain.vlm import retrieval, train_vlm
+from acontrol.seeding import derive_seed
 from acontrol.train.tracking import Tracker
 
 CARD = "card.json"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from acontrol.config import derive_seed
+from acontrol.seeding import derive_seed
 from acontrol.train.tracking import Tracker
 
 WARMUP_STEPS = 100

@@ -9,7 +9,7 @@ from acontrol.data.framing import pictures
 from acontrol.pretrain.pool import Pool
 from acontrol.pretrain.settings import VaeStage
 from acontrol.pretrain.stage import Desk, run_stage
-from acontrol.sheet import contact_sheet
+from acontrol.reporting import contact_sheet
 
 KL_WEIGHT = 1e-4
 SHOWN = 6

@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from acontrol.config import AdapterCard, Settings, UserError
+from acontrol.config import AdapterCard, Settings
+from acontrol.errors import UserError
 
 LOADER = "acontrol.registry.serving"
 CONFIG, WEIGHTS = "adapter/config.json", "adapter/diffusion_pytorch_model.safetensors"

@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from acontrol.config import Settings, UserError, explain
+from acontrol.config import Settings
+from acontrol.errors import UserError, explain
 from acontrol.registry.card import (
     ALLOWED,
     CARD,

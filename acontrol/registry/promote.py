@@ -7,7 +7,7 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.registry.card import check_model_name
 from acontrol.registry.server import (
     BASE_TAG,

@@ -15,7 +15,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.registry.card import (
     ALLOWED,
     CARD,

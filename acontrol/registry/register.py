@@ -12,7 +12,8 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
-from acontrol.config import RunConfig, UserError, explain
+from acontrol.config import RunConfig
+from acontrol.errors import UserError, explain
 from acontrol.registry.card import WEIGHTS, AdapterFile, ModelCard, check_model_name
 from acontrol.registry.folder import read_json, sha256
 from acontrol.registry.package import package

@@ -15,7 +15,7 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 # Tags of a model version.

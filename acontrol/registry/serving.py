@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from acontrol.base import quieten
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.generation.model import load_pipeline
 from acontrol.pipeline import AnomalyControlPipeline
 from acontrol.registry.folder import check_model

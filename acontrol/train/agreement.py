@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acontrol.base import BaseModels
-from acontrol.config import RunConfig, derive_seed
+from acontrol.config import RunConfig
 from acontrol.data.stream import TrainingStream
 from acontrol.defect_features import defect_features
+from acontrol.seeding import derive_seed
 from acontrol.sga import SemanticAdapter
 from acontrol.train.samples import sampler
 

@@ -2,7 +2,8 @@
 
 import torch.distributed as dist
 
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
+from acontrol.errors import UserError
 from acontrol.train.engine import AdapterEngine
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pydantic import Field, ValidationError
 from safetensors.torch import load, save
 
-from acontrol.config import RunConfig, Settings, UserError, explain
+from acontrol.config import RunConfig, Settings
+from acontrol.errors import UserError, explain
 from acontrol.sga import SemanticAdapter
 from acontrol.train import storage
 from acontrol.train.engine import AdapterState

@@ -12,7 +12,8 @@ from typing import Any
 import ray
 
 import acontrol
-from acontrol.config import ClusterConfig, UserError
+from acontrol.config import ClusterConfig
+from acontrol.errors import UserError
 from acontrol.train.paths import in_ray_job
 
 # `ray start` notes its cluster here, and Ray's own commands look here for it.

@@ -4,7 +4,8 @@ import json
 
 from pydantic import ValidationError
 
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
+from acontrol.errors import UserError
 from acontrol.train.checkpoint import Bundle
 from acontrol.train.mlflow_run import named_uri
 from acontrol.train.retention import newest_bundle

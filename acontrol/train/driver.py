@@ -22,9 +22,10 @@ from ray.train import UserCallback
 
 from acontrol import base as base_models
 from acontrol import hub
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
+from acontrol.errors import UserError
 from acontrol.interop.begin import check_beginning
 from acontrol.train import storage
 from acontrol.train.checkpoint import export_adapter

@@ -3,7 +3,7 @@
 import ray.train
 from ray.train import UserCallback
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 
 
 class StopOnUserError(UserCallback):

@@ -21,7 +21,8 @@ from mlflow.protos.databricks_pb2 import (
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from acontrol._version import __version__
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
+from acontrol.errors import UserError
 from acontrol.train.storage import Place
 
 log = logging.getLogger(__name__)

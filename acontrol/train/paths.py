@@ -5,7 +5,8 @@ import os
 import re
 from pathlib import Path
 
-from acontrol.config import BUILT_IN, RunConfig, UserError
+from acontrol.config import BUILT_IN, RunConfig
+from acontrol.errors import UserError
 
 
 def in_ray_job() -> bool:

@@ -9,11 +9,12 @@ import torch
 from tqdm import tqdm
 
 from acontrol import base as base_models
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
 from acontrol.data.features import CHUNK, FeatureFolder, feature_folder, joined
 from acontrol.data.reader import ShardReader
 from acontrol.data.stream import Batch, TrainingStream, collate
 from acontrol.encoder import FrozenEncoder
+from acontrol.errors import UserError
 from acontrol.train.cluster import (
     joined_cluster,
     uses_gpus,

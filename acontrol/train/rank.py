@@ -13,7 +13,7 @@ import torch
 
 from acontrol import base as base_models
 from acontrol._version import __version__
-from acontrol.config import AdapterCard, RunConfig, derive_seed
+from acontrol.config import AdapterCard, RunConfig
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.skipping import agree_on_damage, refuse_other_skips
@@ -21,6 +21,7 @@ from acontrol.data.stream import TrainingStream, held_out
 from acontrol.inpainting import is_inpainting
 from acontrol.interop.begin import begin_from
 from acontrol.model import AnomalyControl
+from acontrol.seeding import derive_seed
 from acontrol.sga import SemanticAdapter
 from acontrol.train import storage
 from acontrol.train.checkpoint import Bundle, open_bundle

@@ -2,7 +2,7 @@
 
 import logging
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.train.checkpoint import MANIFEST, Bundle, discard, read_bundle
 from acontrol.train.storage import Place
 

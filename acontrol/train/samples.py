@@ -8,12 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 from acontrol.base import BaseModels
-from acontrol.config import RunConfig, derive_seed
+from acontrol.config import RunConfig
 from acontrol.data.framing import pictures
 from acontrol.data.stream import Batch, TrainingStream, collate
 from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.reporting import contact_sheet, outlined
+from acontrol.seeding import derive_seed
 from acontrol.sga import SemanticAdapter
-from acontrol.sheet import contact_sheet, outlined
 
 
 def sample_grid(

@@ -16,7 +16,7 @@ from typing import Any
 
 from upath import UPath
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 
 Place = Path | UPath
 # What a full disk or a used-up quota says.

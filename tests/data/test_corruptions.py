@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acontrol.config import DataConfig, UserError
+from acontrol.config import DataConfig
 from acontrol.data.index import INDEX_NAME
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
 from acontrol.data.skipping import find_damage, report, skip_damaged
 from acontrol.data.stream import TrainingStream
+from acontrol.errors import UserError
 from tests.data import damaging
 from tests.data.damaging import HURT, INDEX, MEMBERS, SAMPLE, TAR, UNSEEN
 

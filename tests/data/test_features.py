@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from acontrol.config import AseaConfig, CsmConfig, RunConfig, RuntimeConfig, UserError
+from acontrol.config import AseaConfig, CsmConfig, RunConfig, RuntimeConfig
 from acontrol.data.features import (
     ABOUT,
     CHUNK,
@@ -17,6 +17,7 @@ from acontrol.data.features import (
     identity,
     joined,
 )
+from acontrol.errors import UserError
 
 KEYS = [f"wood/crack/{number:03d}" for number in range(CHUNK + 6)]
 BASE = RunConfig()

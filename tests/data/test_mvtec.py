@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acontrol.config import UserError
 from acontrol.data.mvtec import (
     MvtecFolder,
     open_folder,
     training_third,
 )
 from acontrol.data.validation import check
+from acontrol.errors import UserError
 
 HEIGHT, WIDTH = 6, 9
 REAL = Path(os.environ.get("ACONTROL_TEST_DATA") or Path(__file__).parents[3] / "shared/data")

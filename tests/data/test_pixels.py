@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from acontrol.config import UserError
 from acontrol.data.pixels import read_image, read_mask
+from acontrol.errors import UserError
 
 HEIGHT, WIDTH = 6, 9
 SIZE = (WIDTH, HEIGHT)

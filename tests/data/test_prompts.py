@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from acontrol.config import UserError
 from acontrol.data.prompts import (
     Captions,
     load_phrases,
@@ -13,6 +12,7 @@ from acontrol.data.prompts import (
     reference_text,
     target_text,
 )
+from acontrol.errors import UserError
 
 IDS = ("000", "001", "002")
 

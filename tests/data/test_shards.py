@@ -9,11 +9,11 @@ import pytest
 import webdataset
 from PIL import Image
 
-from acontrol.config import UserError
 from acontrol.data.framing import shrink_mask
 from acontrol.data.index import INDEX_NAME, parse_index
 from acontrol.data.mvtec import open_folder
 from acontrol.data.shards import webdataset_key, write_shards
+from acontrol.errors import UserError
 
 
 @pytest.fixture(scope="module")

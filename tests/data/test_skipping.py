@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from acontrol.config import DataConfig, UserError
+from acontrol.config import DataConfig
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
@@ -20,6 +20,7 @@ from acontrol.data.skipping import (
     skip_damaged,
 )
 from acontrol.data.stream import TrainingStream, held_out
+from acontrol.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from acontrol.config import DataConfig, UserError
+from acontrol.config import DataConfig
 from acontrol.data.features import NAMES, FeatureFolder, Features
 from acontrol.data.framing import fit, region
 from acontrol.data.index import IndexedSample, Shard, ShardIndex
@@ -15,6 +15,7 @@ from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
 from acontrol.data.stream import TrainingStream, epoch_order, held_out
+from acontrol.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from acontrol.config import UserError
 from acontrol.data.reader import ShardReader
 from acontrol.data.train_list import read_train_list
+from acontrol.errors import UserError
 from launch import shard
 
 ENTRY = {

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acontrol.config import UserError
 from acontrol.data.index import INDEX_NAME, parse_index
 from acontrol.data.mvtec import open_folder
 from acontrol.data.pixels import read_image
 from acontrol.data.validation import check, token_share
+from acontrol.errors import UserError
 from launch import shard
 from tests.data.damaging import EPS, bomb, png, text_bomb
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.evaluation.budget import Schedule
 from acontrol.evaluation.classification import (
     PART,

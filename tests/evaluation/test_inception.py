@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.evaluation.inception import CLASSES, WIDTH, Inception, resize
 from launch.evaluate_features import load_backend
 

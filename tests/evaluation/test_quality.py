@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from acontrol.config import UserError, derive_seed
+from acontrol.errors import UserError
 from acontrol.evaluation.backend import Backend, distances, in_batches
 from acontrol.evaluation.diversity import (
     COPY_SHARE,
@@ -26,6 +26,7 @@ from acontrol.evaluation.perceptual import _SLICES, LpipsVgg
 from acontrol.evaluation.pictures import Pictures
 from acontrol.evaluation.quality import Kind, column_names, cut_out, mean_of, measure
 from acontrol.evaluation.surroundings import compare
+from acontrol.seeding import derive_seed
 
 
 def images(count: int, side: int, seed: int = 0) -> torch.Tensor:

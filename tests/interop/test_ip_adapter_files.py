@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.interop.begin import begin_from, check_beginning
 from acontrol.interop.ip_adapter import export, read, start_from
 from acontrol.sga import SemanticAdapter

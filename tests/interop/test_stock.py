@@ -10,7 +10,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttn
 
 import acontrol
 from acontrol.base import BaseModels
-from acontrol.config import SgaConfig, UserError
+from acontrol.config import SgaConfig
+from acontrol.errors import UserError
 from acontrol.interop import ip_adapter
 from acontrol.interop.install import image_embeds
 from tests.interop.conftest import draw_ours, draw_stock, furthest, reference, stock

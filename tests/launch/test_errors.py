@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
+from acontrol.errors import UserError
 from launch import demo, generate, shard, train
 from tests.launch import commands
 

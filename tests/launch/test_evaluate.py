@@ -11,7 +11,7 @@ import pytest
 import ray
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from launch import evaluate, shard
 from launch.evaluate_trainings import _results
 from tests.launch import commands

@@ -14,9 +14,9 @@ from PIL import Image
 from scipy import ndimage
 
 from acontrol.base import built_in_adapter
-from acontrol.config import UserError
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
+from acontrol.errors import UserError
 from launch import generate
 from tests.launch import commands
 

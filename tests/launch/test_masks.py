@@ -12,9 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from acontrol.base import built_in_adapter, digest
-from acontrol.config import BaseConfig, UserError
+from acontrol.config import BaseConfig
 from acontrol.data.mvtec import open_folder
 from acontrol.data.procedural import write_dataset
+from acontrol.errors import UserError
 from acontrol.generation import learn_masks
 from acontrol.generation.places import mask_of
 from acontrol.masks.collection import read_learned

@@ -9,11 +9,11 @@ import torch
 
 from acontrol.base import BaseModels
 from acontrol.base import digest as base_digest
-from acontrol.config import UserError
 from acontrol.data.features import NAMES, FeatureFolder, feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.stream import Batch, TrainingStream, collate
 from acontrol.encoder import FrozenEncoder
+from acontrol.errors import UserError
 from acontrol.train.driver import has_features
 from launch import precompute
 from launch.train import read_config

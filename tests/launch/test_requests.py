@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acontrol.config import UserError
 from acontrol.data.mvtec import open_folder
+from acontrol.errors import UserError
 from tests.launch.test_generate import generate_into, lines_of
 
 GOOD = {"category": "wood", "defect": "crack"}

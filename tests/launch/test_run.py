@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from scipy import ndimage
 
 from acontrol.base import built_in_base, load_base
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.stream import TrainingStream
 from acontrol.data.validation import check
+from acontrol.errors import UserError
 from acontrol.model import AnomalyControl
 from acontrol.sga import SemanticAdapter
 from acontrol.train.engine import AdapterEngine

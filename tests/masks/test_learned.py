@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from acontrol.config import UserError
 from acontrol.data.mvtec import open_folder
 from acontrol.encoder import embed_text
+from acontrol.errors import UserError
 from acontrol.generation.places import mask_of
 from acontrol.masks.learned import MaskObjective, MaskWords, draw_masks, embed_vectors
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from acontrol.config import UserError
 from acontrol.data import procedural
+from acontrol.errors import UserError
 from acontrol.pretrain.pool import built_in_vocabulary, draw_pool, folder_pool
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from acontrol.base import load_base
-from acontrol.config import BaseConfig, UserError
+from acontrol.config import BaseConfig
+from acontrol.errors import UserError
 from launch import pretrain
 
 SMALL = [

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 from PIL import Image
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.registry.promote import promote
 from acontrol.registry.pull import pull
 from acontrol.registry.register import register_run

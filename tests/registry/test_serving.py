@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.generation.model import load_pipeline
 from acontrol.registry.register import register_run
 from acontrol.registry.requests import IMAGES, MAX_BASE64, MAX_PIXELS, MAX_ROWS, encode

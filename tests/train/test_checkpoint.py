@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from acontrol.config import BaseConfig, OptimConfig, RunConfig, UserError
+from acontrol.config import BaseConfig, OptimConfig, RunConfig
+from acontrol.errors import UserError
 from acontrol.sga import SemanticAdapter
 from acontrol.train.checkpoint import (
     MANIFEST,

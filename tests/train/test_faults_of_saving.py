@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.sga import SemanticAdapter
 from acontrol.train.checkpoint import export_adapter
 from acontrol.train.retention import newest_bundle, prune

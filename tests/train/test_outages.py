@@ -9,7 +9,8 @@ import mlflow
 import pytest
 from PIL import Image
 
-from acontrol.config import RunConfig, UserError
+from acontrol.config import RunConfig
+from acontrol.errors import UserError
 from acontrol.train import spool
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import StepReport, train

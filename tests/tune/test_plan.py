@@ -2,7 +2,7 @@
 
 import pytest
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.presets import preset
 from launch.train import read_config_of
 from tune import search

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.presets import preset
 from launch.train import read_config
 from tune.plots import importance, parallel_coordinates

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from acontrol.config import UserError
+from acontrol.errors import UserError
 from acontrol.presets import preset
 from tune.space import Choice, Range, check, default_space, in_words, read_file, read_words
 
