@@ -12,16 +12,16 @@ from acontrol._version import __version__
 if TYPE_CHECKING:
     from acontrol.config import RunConfig
     from acontrol.interop.install import install
-    from acontrol.model import AnomalyControl
-    from acontrol.pipeline import AnomalyControlPipeline
+    from acontrol.method.model import AnomalyControl
+    from acontrol.method.sga import SemanticAdapter
+    from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
     from acontrol.presets import preset
-    from acontrol.sga import SemanticAdapter
 
 _HOMES = {
-    "AnomalyControl": "acontrol.model",
-    "AnomalyControlPipeline": "acontrol.pipeline",
+    "AnomalyControl": "acontrol.method.model",
+    "AnomalyControlPipeline": "acontrol.pipelines.anomaly_control",
     "RunConfig": "acontrol.config",
-    "SemanticAdapter": "acontrol.sga",
+    "SemanticAdapter": "acontrol.method.sga",
     "install": "acontrol.interop.install",
     "preset": "acontrol.presets",
 }

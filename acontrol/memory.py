@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from acontrol.sga import SemanticAdapter, cross_attention_layers, install_processors
+from acontrol.method.sga import SemanticAdapter, cross_attention_layers, install_processors
 
 
 def adapter_bytes(count: int, stage: int, workers: int, low: int) -> int:

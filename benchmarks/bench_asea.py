@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval
 
-from acontrol import asea
-from acontrol.anomaly_map import ReferenceText
 from acontrol.config import AseaConfig
-from acontrol.qformer import QFormerPass
-from acontrol.shapes import blip2_itm_config
+from acontrol.method import asea
+from acontrol.method.anomaly_map import ReferenceText
+from acontrol.method.qformer import QFormerPass
+from acontrol.networks.shapes import blip2_itm_config
 from benchmarks import naive_asea
 from benchmarks.report import interleaved, write_report
 

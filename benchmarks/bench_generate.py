@@ -20,10 +20,10 @@ from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from PIL import Image
 from torch import Tensor, nn
 
-from acontrol.base import BaseModels, load_base, quieten
 from acontrol.config import AdapterCard, AseaConfig, BaseConfig, CsmConfig, SgaConfig
-from acontrol.pipeline import AnomalyControlPipeline
-from acontrol.sga import SemanticAdapter, cross_attention_layers
+from acontrol.method.sga import SemanticAdapter, cross_attention_layers
+from acontrol.networks.load import BaseModels, load_base, quieten
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from benchmarks.full_size import random_sd15
 from benchmarks.report import interleaved, write_report
 

@@ -23,11 +23,11 @@ from pathlib import Path
 import mlflow
 import torch
 
-from acontrol.base import load_base, quieten
 from acontrol.config import BaseConfig, DataConfig, RunConfig
 from acontrol.data.stream import Batch
-from acontrol.model import AnomalyControl
-from acontrol.sga import SemanticAdapter
+from acontrol.method.model import AnomalyControl
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.load import load_base, quieten
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import StepReport, Validation, train
 from acontrol.train.tracking import Tracker

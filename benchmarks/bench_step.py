@@ -29,8 +29,6 @@ from accelerate import Accelerator
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from torch import Tensor, nn
 
-from acontrol.anomaly_map import region_on_grid
-from acontrol.base import BaseModels, load_base, quieten
 from acontrol.config import (
     BaseConfig,
     DataConfig,
@@ -42,10 +40,12 @@ from acontrol.config import (
 )
 from acontrol.data.features import NAMES, FeatureBatch, Features
 from acontrol.data.stream import Batch
-from acontrol.diffusion import draw, dropped_conditions
-from acontrol.encoder import embed_text
-from acontrol.model import AnomalyControl
-from acontrol.sga import SemanticAdapter, cross_attention_layers
+from acontrol.method.anomaly_map import region_on_grid
+from acontrol.method.diffusion import draw, dropped_conditions
+from acontrol.method.encoder import embed_text
+from acontrol.method.model import AnomalyControl
+from acontrol.method.sga import SemanticAdapter, cross_attention_layers
+from acontrol.networks.load import BaseModels, load_base, quieten
 from acontrol.train.engine import AdapterEngine
 from benchmarks import naive_asea
 from benchmarks.full_size import random_sd15

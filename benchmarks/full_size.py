@@ -6,9 +6,9 @@ Times and memory are those of the real ones; what they draw is noise.
 import torch
 from diffusers import DDPMScheduler
 
-from acontrol.base import BaseModels, load_base
 from acontrol.config import BaseConfig
-from acontrol.shapes import BLIP2_ITM, SD15, shapes_of
+from acontrol.networks.load import BaseModels, load_base
+from acontrol.networks.shapes import BLIP2_ITM, SD15, shapes_of
 
 
 def random_sd15(device: str, dtype: torch.dtype) -> BaseModels:

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from acontrol.base import BaseModels, load_base, quieten
 from acontrol.config import BaseConfig
+from acontrol.networks.load import BaseModels, load_base, quieten
 from benchmarks import gpu_drawing, gpu_training
 from benchmarks.bench_step import join_alone
 from benchmarks.full_size import random_sd15

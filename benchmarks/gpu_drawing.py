@@ -14,9 +14,8 @@ import acontrol
 from acontrol.config import AdapterCard, AseaConfig, BaseConfig, CsmConfig, SgaConfig
 from acontrol.data.features import CHUNK, FeatureFolder, Features
 from acontrol.interop.install import image_embeds
-from acontrol.pipeline import AnomalyControlPipeline
-from acontrol.pipeline_inputs import Conditions
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, Conditions
 from benchmarks.gpu_training import medians
 
 # An image of 30 guided steps with its decoding, counted layer by layer.

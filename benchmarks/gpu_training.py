@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acontrol import asea
-from acontrol.anomaly_map import region_on_grid
-from acontrol.base import BaseModels
 from acontrol.config import (
     AseaConfig,
     DataConfig,
@@ -21,9 +18,12 @@ from acontrol.config import (
     RuntimeConfig,
     ZeroConfig,
 )
-from acontrol.model import AnomalyControl
-from acontrol.qformer import QFormerPass
-from acontrol.sga import SemanticAdapter
+from acontrol.method import asea
+from acontrol.method.anomaly_map import region_on_grid
+from acontrol.method.model import AnomalyControl
+from acontrol.method.qformer import QFormerPass
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.load import BaseModels
 from benchmarks.bench_step import Bench as StepBench
 from benchmarks.bench_step import random_batch
 from benchmarks.report import interleaved

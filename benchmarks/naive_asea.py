@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2ForImageTextRetrieval
 
-from acontrol import asea
-from acontrol.anomaly_map import ReferenceText
 from acontrol.config import AseaConfig
+from acontrol.method import asea
+from acontrol.method.anomaly_map import ReferenceText
 
 
 class Recorder:

@@ -21,15 +21,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from acontrol import asea
-from acontrol.base import load_base
 from acontrol.config import AseaConfig, BaseConfig, CsmConfig
-from acontrol.csm import CrossModalEncoder
 from acontrol.data.framing import fit
 from acontrol.data.mvtec import open_folder
 from acontrol.data.pixels import read_image, read_mask
 from acontrol.data.procedural import write_dataset
-from acontrol.qformer import QFormerPass
+from acontrol.method import asea
+from acontrol.method.csm import CrossModalEncoder
+from acontrol.method.qformer import QFormerPass
+from acontrol.networks.load import load_base
 from benchmarks.report import write_report
 
 matplotlib.use("Agg")

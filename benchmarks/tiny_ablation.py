@@ -22,7 +22,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from acontrol.base import BaseModels, digest, load_base, quieten
 from acontrol.config import (
     AdapterCard,
     AseaConfig,
@@ -38,15 +37,17 @@ from acontrol.data.framing import fit, region
 from acontrol.data.procedural import ATTRIBUTES, CATEGORIES, DEFECT_TYPES, Specimen, draw
 from acontrol.data.prompts import target_text
 from acontrol.data.stream import Batch
-from acontrol.encoder import FrozenEncoder
-from acontrol.model import AnomalyControl
-from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.method.encoder import FrozenEncoder
+from acontrol.method.model import AnomalyControl
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.load import BaseModels, load_base, quieten
+from acontrol.networks.locate import digest
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pretrain.judge import Judge, as_tensor, train_judge
 from acontrol.pretrain.pool import built_in_vocabulary, draw_pool
 from acontrol.pretrain.settings import HELD_OUT
 from acontrol.pretrain.stage import Desk
 from acontrol.seeding import derive_seed
-from acontrol.sga import SemanticAdapter
 from acontrol.train.tracking import Tracker
 
 SEEDS = (0, 1, 2)

@@ -28,12 +28,12 @@ from peft.utils import get_peft_model_state_dict
 from PIL import Image
 
 import acontrol
-from acontrol.base import BaseModels, quieten
 from acontrol.data.procedural import Specimen, draw
 from acontrol.data.prompts import target_text
-from acontrol.generation.model import load_pipeline
 from acontrol.interop.install import image_embeds
-from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.networks.load import BaseModels, quieten
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
+from acontrol.pipelines.loading import load_pipeline
 from acontrol.reporting import contact_sheet, outlined
 
 ADAPTER = Path(acontrol.__file__).parent / "assets" / "tiny-adapter"

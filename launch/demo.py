@@ -129,7 +129,7 @@ def _clear(out: Path) -> None:
 
 def _draw(data: Path, model: Path | None, drawn: Path, seed: int) -> None:
     """What launch.generate does with a requests file: references from another product."""
-    from acontrol.base import built_in_adapter
+    from acontrol.networks.locate import built_in_adapter
 
     folder = open_folder(data)
     lines = []

@@ -54,13 +54,13 @@ def run(args: Sequence[str]) -> None:
     """Train, draw, measure, and write the table."""
     command = read_config_of(AblationCommand, args, PROG, __doc__)
     rows, out = _check(command)
-    from acontrol.base import quieten
     from acontrol.evaluation.budget import BUDGETS
     from acontrol.evaluation.localization import Localization
     from acontrol.evaluation.material import Folders, Material, check
     from acontrol.evaluation.protocol import PROTOCOLS
     from acontrol.evaluation.trainings import Training
     from acontrol.masks.perlin import perlin_blobs
+    from acontrol.networks.load import quieten
     from acontrol.train.cluster import joined_cluster
     from acontrol.train.driver import run_training
     from acontrol.train.mlflow_run import tracking_uri

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acontrol import base as base_models
 from acontrol.config import BaseConfig
-from acontrol.csm import see
 from acontrol.evaluation.backend import Backend, Images
 from acontrol.evaluation.inception import Inception
 from acontrol.evaluation.perceptual import LpipsVgg
-from acontrol.generation.model import load_pipeline
+from acontrol.method.csm import see
+from acontrol.networks import locate
+from acontrol.networks.load import load_base
+from acontrol.pipelines.loading import load_pipeline
 
 Name = Literal["inception", "lpips-vgg", "vlm"]
 
@@ -35,11 +36,11 @@ def load_backend(name: Name, weights: Path, model: str | None) -> Backend:
     if name == "vlm":
         if model is None:
             config = BaseConfig()
-            vlm = base_models.load_base(config, device).vlm
+            vlm = load_base(config, device).vlm
         else:
             pipeline, _ = load_pipeline(model, device=device)
             config, vlm = pipeline.card.base, pipeline.vlm
-        return vision_tower(vlm, base_models.digest(config))
+        return vision_tower(vlm, locate.digest(config))
     file = weights / f"{name}.safetensors"
     if name == "inception":
         inception = Inception.load(file).to(device)

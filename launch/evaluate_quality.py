@@ -58,9 +58,9 @@ def run(args: Sequence[str]) -> None:
     command = parse(QualityCommand, args, prog=PROG, description=__doc__)
     from tqdm import tqdm
 
-    from acontrol.base import quieten
     from acontrol.evaluation import figures, quality, quoted
     from acontrol.evaluation.report import Report
+    from acontrol.networks.load import quieten
     from launch.evaluate_features import load_backend
     from launch.evaluate_sources import chosen_categories, named_folders
     from launch.evaluate_tracking import log, results_in

@@ -190,8 +190,8 @@ def train_all(
         out: The comparison's folder.
         at_once: Trainings at a time; by default as many as there is room for.
     """
-    from acontrol.base import quieten
     from acontrol.evaluation.trainings import is_done
+    from acontrol.networks.load import quieten
     from acontrol.train.cluster import joined_cluster
 
     for one in trainings:  # What is wrong there had better be said before a cluster starts.

@@ -35,8 +35,8 @@ def run(args: Sequence[str]) -> None:
     command = parse(ExportCommand, args, prog=PROG, description=__doc__)
     if command.out is None:
         raise UserError("--out FILE.safetensors is needed: the file to write")
-    from acontrol.generation.model import load_adapter
     from acontrol.interop.ip_adapter import export
+    from acontrol.pipelines.loading import load_adapter
 
     adapter, _, _ = load_adapter(command.model)
     command.out.parent.mkdir(parents=True, exist_ok=True)

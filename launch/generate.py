@@ -110,7 +110,6 @@ def _generate(command: GenerateCommand, model: str) -> None:
     # Imported only once the arguments are known to be good.
     import torch
 
-    from acontrol.base import quieten
     from acontrol.generation.draw import Drawer
     from acontrol.generation.job import (
         JOB_NAME,
@@ -121,10 +120,11 @@ def _generate(command: GenerateCommand, model: str) -> None:
         run_local,
     )
     from acontrol.generation.judge import Judge
-    from acontrol.generation.model import load_pipeline
     from acontrol.generation.plan import Planner
     from acontrol.generation.replay import machine, replayed
     from acontrol.generation.report import write_as_shards, write_report
+    from acontrol.networks.load import quieten
+    from acontrol.pipelines.loading import load_pipeline
 
     quieten()
     if not (command.out / JOB_NAME).exists():

@@ -36,7 +36,7 @@ def run(args: Sequence[str]) -> None:
     """Learn, and say what came and where it is."""
     command = parse(MasksCommand, args, prog=PROG, description=__doc__)
     # The models are imported only once the arguments are known to be good.
-    from acontrol.base import quieten
+    from acontrol.networks.load import quieten
 
     quieten()
     from acontrol.generation.learn_masks import learn_masks

@@ -20,20 +20,19 @@ from jaxtyping import install_import_hook
 # Shapes and types are checked while testing, and cost nothing in production.
 install_import_hook(
     [
-        "acontrol.anomaly_map",
-        "acontrol.asea",
-        "acontrol.csm",
-        "acontrol.diffusion",
+        "acontrol.method.anomaly_map",
+        "acontrol.method.asea",
+        "acontrol.method.csm",
+        "acontrol.method.diffusion",
         "acontrol.evaluation",
-        "acontrol.inpainting",
-        "acontrol.model",
-        "acontrol.qformer",
-        "acontrol.sga",
+        "acontrol.networks.inpainting",
+        "acontrol.method.model",
+        "acontrol.method.qformer",
+        "acontrol.method.sga",
     ],
     "beartype.beartype",
 )
 
-from acontrol.base import BaseModels, load_base  # noqa: E402
 from acontrol.config import (  # noqa: E402
     AdapterCard,
     AseaConfig,
@@ -43,7 +42,8 @@ from acontrol.config import (  # noqa: E402
 )
 from acontrol.data.procedural import write_dataset  # noqa: E402
 from acontrol.data.stream import Batch  # noqa: E402
-from acontrol.sga import SemanticAdapter  # noqa: E402
+from acontrol.method.sga import SemanticAdapter  # noqa: E402
+from acontrol.networks.load import BaseModels, load_base  # noqa: E402
 
 torch.set_num_threads(1)
 # A time limit an example fails at random on a busy machine.

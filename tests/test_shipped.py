@@ -10,15 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from acontrol.base import BaseModels, built_in_adapter, built_in_base
 from acontrol.config import AseaConfig, CsmConfig
-from acontrol.csm import CrossModalEncoder
 from acontrol.data.drawing import PAINTS
 from acontrol.data.framing import fit
 from acontrol.data.procedural import CATEGORIES, Specimen, draw
 from acontrol.data.prompts import target_text
-from acontrol.generation.model import load_pipeline
-from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.method.csm import CrossModalEncoder
+from acontrol.networks.load import BaseModels
+from acontrol.networks.locate import built_in_adapter, built_in_base
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
+from acontrol.pipelines.loading import load_pipeline
 from acontrol.pretrain.pool import draw_pool
 from acontrol.pretrain.vae import psnr
 from acontrol.pretrain.vlm import retrieval

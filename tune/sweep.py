@@ -11,10 +11,11 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, create_searcher
 
 import tune
-from acontrol import base as base_models
 from acontrol.config import ClusterConfig
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
+from acontrol.networks import locate
+from acontrol.networks.load import quieten
 from acontrol.train.cluster import joined_cluster, uses_gpus, worker_resources
 from acontrol.train.driver import only_launch
 from acontrol.train.mlflow_run import describe, named_uri, tracking_uri
@@ -39,12 +40,12 @@ def run_sweep(plan: Plan) -> tuple[Path, bool]:
         UserError: If something about the config, the data or the base must be put right, or no
             trial finished.
     """
-    base_models.quieten()
+    quieten()
     run = absolute(plan.run)
     if run.output is None or run.data.shards is None:
         raise UserError("--data.shards DIR and --output SWEEP are needed")
     ShardReader(run.data.shards, run.data.cache_dir)
-    base_models.resolve(run.base)
+    locate.resolve(run.base)
     folder = Path(run.output)
     _check_searcher(plan)
     if (folder / "run.json").is_file():

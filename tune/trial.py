@@ -13,11 +13,11 @@ import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from acontrol import base as base_models
 from acontrol.config import RunConfig
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
+from acontrol.networks import locate
 from acontrol.train.driver import TrainingStoppedError, run_training
 from acontrol.train.mlflow_run import last_values
 from acontrol.train.precompute import precompute
@@ -82,7 +82,7 @@ def run_trial(values: Mapping[str, Value], sweep: Sweep) -> None:
 def share_features(config: RunConfig) -> None:
     """Precompute what this trial needs, unless another one has or does."""
     reader = ShardReader(config.data.shards or "", config.data.cache_dir)
-    features = feature_folder(config, reader, base_models.digest(config.base))
+    features = feature_folder(config, reader, locate.digest(config.base))
     if features.why_not() is None:
         return
     features.root.mkdir(parents=True, exist_ok=True)

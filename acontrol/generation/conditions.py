@@ -10,8 +10,7 @@ from torch import Tensor
 from acontrol.data.pixels import read_image, read_mask
 from acontrol.generation.planned import Planned, Reference
 from acontrol.generation.settings import Sampling
-from acontrol.pipeline import AnomalyControlPipeline
-from acontrol.pipeline_inputs import Conditions
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, Conditions
 
 LIMIT = 512  # References kept, each 1.6 MB at full size in half precision.
 

@@ -21,8 +21,7 @@ from acontrol.generation.planned import Planned
 from acontrol.generation.settings import Finish, Gate
 from acontrol.generation.strokes import Stroke, strokes
 from acontrol.masks.shape import Mask
-from acontrol.pipeline import AnomalyControlPipeline
-from acontrol.pipeline_inputs import Conditions
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, Conditions
 from acontrol.seeding import derive_seed
 
 Pixels = npt.NDArray[np.uint8]

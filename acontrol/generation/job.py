@@ -30,7 +30,7 @@ from acontrol.generation.record import (
     mask_picture,
     paths_of,
 )
-from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
 MANIFEST_NAME = "manifest.jsonl"
 JOB_NAME = "job.json"

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from acontrol.data.mvtec import LabelledImage
 from acontrol.data.pixels import read_image
-from acontrol.defect_features import defect_features
 from acontrol.generation.places import Kind, mask_of
 from acontrol.generation.planned import Planned
-from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.networks.defect_features import defect_features
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
 BATCH = 8
 

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from acontrol import base as base_models
 from acontrol._version import __version__
 from acontrol.data.mvtec import LabelledImage, open_folder
 from acontrol.errors import UserError
@@ -27,6 +26,8 @@ from acontrol.masks.learned import (
 from acontrol.masks.limits import Limits
 from acontrol.masks.settings import Inversion, MaskCard, MasksConfig
 from acontrol.masks.shape import Mask
+from acontrol.networks import locate
+from acontrol.networks.load import BaseModels, load_base
 from acontrol.pretrain.stage import Desk, run_stage
 from acontrol.reporting import contact_sheet
 from acontrol.seeding import derive_seed
@@ -57,14 +58,14 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
     if not kinds:
         raise UserError(f"{root}: no masks of defects in split {config.split}")
     masks = {kind: _read(images) for kind, images in kinds.items()}
-    digest = base_models.digest(config.base_config)
+    digest = locate.digest(config.base_config)
     known = claim(config, root, digest)
     done = {kind: read_card(config.output, *kind) for kind in kinds}
     missing = [kind for kind in kinds if done[kind] is None]
     if not missing:
         return [card for card in done.values() if card is not None]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = base_models.load_base(config.base_config, device)
+    base = load_base(config.base_config, device)
     desk = open_desk(config, known, torch.device(device))
     inversion = Inversion.model_validate(config.model_dump(include=set(Inversion.model_fields)))
     failed = []
@@ -118,7 +119,7 @@ def _read(images: Sequence[LabelledImage]) -> dict[str, Mask]:
 
 
 def _learn(
-    base: base_models.BaseModels,
+    base: BaseModels,
     masks: Mapping[str, Mask],
     caption: str,
     name: str,
@@ -146,7 +147,7 @@ def _learn(
 
 
 def _draw(
-    base: base_models.BaseModels,
+    base: BaseModels,
     vectors: Tensor,
     kind: Kind,
     limits: Limits,

@@ -12,7 +12,7 @@ from acontrol.errors import UserError
 from acontrol.generation.job import read_job
 from acontrol.generation.planned import Planned
 from acontrol.generation.record import Roots, planned_of
-from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
 
 def machine(pipeline: AnomalyControlPipeline, threads: int) -> dict[str, Any]:

@@ -13,17 +13,17 @@ import ray
 import torch
 from ray.util import ActorPool
 
-from acontrol.base import quieten
 from acontrol.config import ClusterConfig
 from acontrol.data.mvtec import open_folder
 from acontrol.generation.draw import Drawer
 from acontrol.generation.job import BatchResult, Job, draw_batch
 from acontrol.generation.judge import Judge
-from acontrol.generation.model import load_pipeline
 from acontrol.generation.plan import Planner
 from acontrol.generation.planned import Planned
 from acontrol.generation.record import Roots
 from acontrol.generation.settings import Finish, Gate
+from acontrol.networks.load import quieten
+from acontrol.pipelines.loading import load_pipeline
 from acontrol.train.cluster import joined_cluster, uses_gpus
 
 _RESTARTS = 3  # Of a worker that died, as for want of memory; then the job ends.

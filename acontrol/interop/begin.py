@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 
 from acontrol.errors import UserError
 from acontrol.interop import ip_adapter
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
 
 
 def check_beginning(init: str) -> None:

@@ -15,9 +15,9 @@ from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProj
 from torch import Tensor, nn
 
 from acontrol.config import AdapterCard
-from acontrol.inpainting import check_kind
 from acontrol.interop.ip_adapter import folded
-from acontrol.sga import SLICING, PooledTokens, SemanticAdapter, cross_attention_layers
+from acontrol.method.sga import SLICING, PooledTokens, SemanticAdapter, cross_attention_layers
+from acontrol.networks.inpainting import check_kind
 
 
 def install(pipe: DiffusionPipeline, adapter: SemanticAdapter) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from acontrol.errors import UserError
-from acontrol.sga import PooledTokens, SemanticAdapter
+from acontrol.method.sga import PooledTokens, SemanticAdapter
 
 Weights = dict[str, Tensor]
 FILES = (".safetensors", ".bin")

@@ -18,13 +18,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from acontrol.base import BaseModels
-from acontrol.diffusion import denoising_loss, draw, timestep_weights
-from acontrol.encoder import embed_text
 from acontrol.errors import UserError
 from acontrol.masks.placement import Placed, Rules, place
 from acontrol.masks.real import RealMasks
 from acontrol.masks.shape import Mask
+from acontrol.method.diffusion import denoising_loss, draw, timestep_weights
+from acontrol.method.encoder import embed_text
+from acontrol.networks.load import BaseModels
 from acontrol.seeding import derive_seed
 
 # Levels of a mask's picture in [-1, 1], outside and inside.

@@ -6,8 +6,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from acontrol.diffusion import timestep_weights
-from acontrol.encoder import embed_text
+from acontrol.method.diffusion import timestep_weights
+from acontrol.method.encoder import embed_text
 from acontrol.pretrain.networks import Networks
 from acontrol.pretrain.pool import Kind, Pool
 from acontrol.pretrain.settings import DenoiserStage

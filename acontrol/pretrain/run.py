@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from acontrol._version import __version__
-from acontrol.base import load_base, quieten
 from acontrol.config import BaseConfig
 from acontrol.errors import UserError
+from acontrol.networks.load import load_base, quieten
 from acontrol.pretrain import networks as net
 from acontrol.pretrain.denoiser import draw_images, train_denoiser
 from acontrol.pretrain.judge import Judge, as_tensor, train_judge

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertTokenizer, Blip2ForImageTextRetrieval
 
-from acontrol.csm import see
+from acontrol.method.csm import see
 from acontrol.pretrain.pool import Kind, Pool
 from acontrol.pretrain.settings import VlmStage
 from acontrol.pretrain.stage import Desk, run_stage

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from acontrol.config import Settings
 from acontrol.errors import UserError, explain
+from acontrol.method.sga import SemanticAdapter
 from acontrol.registry.card import (
     ALLOWED,
     CARD,
@@ -29,7 +30,6 @@ from acontrol.registry.card import (
     MlmodelFile,
     ModelCard,
 )
-from acontrol.sga import SemanticAdapter
 
 Checked = TypeVar("Checked", bound=Settings)
 

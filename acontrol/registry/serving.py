@@ -15,10 +15,10 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from acontrol.base import quieten
 from acontrol.errors import UserError
-from acontrol.generation.model import load_pipeline
-from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.networks.load import quieten
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
+from acontrol.pipelines.loading import load_pipeline
 from acontrol.registry.folder import check_model
 from acontrol.registry.requests import Drawing, Sampling, encode, read_params, read_rows
 

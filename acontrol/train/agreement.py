@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acontrol.base import BaseModels
 from acontrol.config import RunConfig
 from acontrol.data.stream import TrainingStream
-from acontrol.defect_features import defect_features
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.defect_features import defect_features
+from acontrol.networks.load import BaseModels
 from acontrol.seeding import derive_seed
-from acontrol.sga import SemanticAdapter
 from acontrol.train.samples import sampler
 
 BATCH = 8  # Drawings at a time.

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 
 from acontrol.config import RunConfig, Settings
 from acontrol.errors import UserError, explain
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
 from acontrol.train import storage
 from acontrol.train.engine import AdapterState
 from acontrol.train.storage import Place

@@ -20,13 +20,13 @@ from pathlib import Path
 import ray.train
 from ray.train import UserCallback
 
-from acontrol import base as base_models
-from acontrol import hub
 from acontrol.config import RunConfig
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
 from acontrol.interop.begin import check_beginning
+from acontrol.networks import hub, locate
+from acontrol.networks.load import quieten
 from acontrol.train import storage
 from acontrol.train.checkpoint import export_adapter
 from acontrol.train.cluster import joined_cluster
@@ -73,7 +73,7 @@ def run_training(
         UserError: If something about the config, the data or the base must be put right.
         TrainingStoppedError: If it ended early: interrupted, or a worker failed.
     """
-    base_models.quieten()
+    quieten()
     config = absolute(config)
     if unnamed(config):
         raise UserError("; ".join(unmet(config)))
@@ -83,7 +83,7 @@ def run_training(
         raise UserError("sga.scale is 0: the adapter would not be used, so it cannot learn")
     if config.init is not None:
         check_beginning(config.init)
-    digest = base_models.digest(config.base)
+    digest = locate.digest(config.base)
     hub.fetch(config.base)
     with only_launch(run):
         bundle = newest_bundle(run)

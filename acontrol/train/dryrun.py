@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from acontrol import base as base_models
 from acontrol.config import BaseConfig, RunConfig
 from acontrol.data.reader import ShardReader
 from acontrol.memory import activation_bytes, adapter_bytes
-from acontrol.sga import PooledTokens, cross_attention_layers
-from acontrol.shapes import Shapes, parameters, shapes_of
+from acontrol.method.sga import PooledTokens, cross_attention_layers
+from acontrol.networks import locate
+from acontrol.networks.shapes import Shapes, parameters, shapes_of
 from acontrol.train.needs import unmet
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -75,7 +75,7 @@ def _places(config: BaseConfig) -> tuple[str, str]:
             "vlm_revision": config.vlm_revision or "unpinned",
         }
     )
-    path, vlm_path, folder = base_models.resolve(pinned)
+    path, vlm_path, folder = locate.resolve(pinned)
     return path, str(Path(vlm_path, folder)) if folder else vlm_path
 
 

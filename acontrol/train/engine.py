@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from acontrol.config import RunConfig
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
 from acontrol.train.deepspeed_config import deepspeed_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

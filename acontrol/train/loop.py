@@ -11,7 +11,7 @@ import torch
 from acontrol.config import DropoutConfig, RunConfig
 from acontrol.data.features import FeatureBatch
 from acontrol.data.stream import Batch, TrainingStream
-from acontrol.model import AnomalyControl
+from acontrol.method.model import AnomalyControl
 from acontrol.train.bad_numbers import BadNumbers
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.timing import StepTimer

@@ -1,7 +1,7 @@
 """What a run still needs before it can start: the same list with and without --dry-run."""
 
-from acontrol import hub
 from acontrol.config import RunConfig
+from acontrol.networks import hub
 
 
 def unnamed(config: RunConfig) -> list[str]:

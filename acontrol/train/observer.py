@@ -11,9 +11,9 @@ import ray.train
 import torch
 from ray.train import CheckpointUploadMode
 
-from acontrol import base as base_models
 from acontrol.data.stream import TrainingStream
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.load import BaseModels
 from acontrol.train import storage
 from acontrol.train.agreement import guided_agreement
 from acontrol.train.checkpoint import Bundle, TrainState, export_adapter, write_bundle
@@ -46,7 +46,7 @@ class RunObserver:
     def __init__(
         self,
         launch: Launch,
-        base: base_models.BaseModels,
+        base: BaseModels,
         adapter: SemanticAdapter,
         stream: TrainingStream,
         engine: AdapterEngine,

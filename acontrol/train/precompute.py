@@ -8,13 +8,14 @@ import ray
 import torch
 from tqdm import tqdm
 
-from acontrol import base as base_models
 from acontrol.config import RunConfig
 from acontrol.data.features import CHUNK, FeatureFolder, feature_folder, joined
 from acontrol.data.reader import ShardReader
 from acontrol.data.stream import Batch, TrainingStream, collate
-from acontrol.encoder import FrozenEncoder
 from acontrol.errors import UserError
+from acontrol.method.encoder import FrozenEncoder
+from acontrol.networks import locate
+from acontrol.networks.load import load_base, quieten
 from acontrol.train.cluster import (
     joined_cluster,
     uses_gpus,
@@ -33,12 +34,12 @@ def precompute(config: RunConfig) -> Path:
     Raises:
         UserError: If something about the config, the data or the base must be put right.
     """
-    base_models.quieten()
+    quieten()
     config = absolute(config)
     if config.data.shards is None or config.data.features is None:
         raise UserError("--data.shards DIR and --data.features DIR are needed")
     reader = ShardReader(config.data.shards, config.data.cache_dir)
-    digest = base_models.digest(config.base)
+    digest = locate.digest(config.base)
     folder = feature_folder(config, reader, digest)
     missing = folder.missing()
     if missing:
@@ -96,11 +97,11 @@ def write_chunk(config: RunConfig, base_digest: str, first: int) -> int:
 @lru_cache(maxsize=1)
 def _opened(config_json: str) -> tuple[FrozenEncoder, TrainingStream]:
     """Networks and samples, once a process."""
-    base_models.quieten()
+    quieten()
     config = RunConfig.model_validate_json(config_json)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = getattr(torch, config.runtime.precision)
-    base = base_models.load_base(config.base, device, precision)
+    base = load_base(config.base, device, precision)
     encoder = FrozenEncoder(base, config.csm, config.asea)
     reader = ShardReader(config.data.shards or "", config.data.cache_dir)
     alone = config.data.model_copy(update={"reference": "self", "features": None})

@@ -11,18 +11,18 @@ from pathlib import Path
 import ray.train
 import torch
 
-from acontrol import base as base_models
 from acontrol._version import __version__
 from acontrol.config import AdapterCard, RunConfig
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.skipping import agree_on_damage, refuse_other_skips
 from acontrol.data.stream import TrainingStream, held_out
-from acontrol.inpainting import is_inpainting
 from acontrol.interop.begin import begin_from
-from acontrol.model import AnomalyControl
+from acontrol.method.model import AnomalyControl
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.inpainting import is_inpainting
+from acontrol.networks.load import BaseModels, load_base, quieten
 from acontrol.seeding import derive_seed
-from acontrol.sga import SemanticAdapter
 from acontrol.train import storage
 from acontrol.train.checkpoint import Bundle, open_bundle
 from acontrol.train.engine import AdapterEngine
@@ -41,7 +41,7 @@ def train_rank(launch: Launch) -> None:
     _quieten()
     device = ray.train.torch.get_device()
     precision = getattr(torch, config.runtime.precision)
-    base = base_models.load_base(config.base, device, precision)
+    base = load_base(config.base, device, precision)
     bundle = _agreed_bundle(launch.run)
     reader = ShardReader(config.data.shards or "", config.data.cache_dir)
     agree_on_damage(reader, config.data)
@@ -136,9 +136,7 @@ def _profiler(config: RunConfig, folder: Place) -> torch.profiler.profile:
     )
 
 
-def new_adapter(
-    base: base_models.BaseModels, launch: Launch, reader: ShardReader
-) -> SemanticAdapter:
+def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> SemanticAdapter:
     """The adapter that training starts from, with its card."""
     config = launch.config
     card = AdapterCard(
@@ -171,7 +169,7 @@ def new_adapter(
 
 def _quieten() -> None:
     """Loading bars and informational lines of the libraries are no news of training."""
-    base_models.quieten()
+    quieten()
     for name in ("aiobotocore", "botocore"):  # Where it found its credentials.
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in list(logging.root.manager.loggerDict):

@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from acontrol.base import BaseModels
 from acontrol.config import RunConfig
 from acontrol.data.framing import pictures
 from acontrol.data.stream import Batch, TrainingStream, collate
-from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.load import BaseModels
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.reporting import contact_sheet, outlined
 from acontrol.seeding import derive_seed
-from acontrol.sga import SemanticAdapter
 
 
 def sample_grid(

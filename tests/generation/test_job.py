@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from acontrol.base import built_in_adapter
 from acontrol.data.mvtec import open_folder
 from acontrol.generation.draw import Drawer
 from acontrol.generation.job import batches_of, draw_batch
 from acontrol.generation.judge import Judge
-from acontrol.generation.model import load_pipeline
 from acontrol.generation.plan import Planner, every_defect
 from acontrol.generation.settings import Finish, Gate, Sampling
+from acontrol.networks.locate import built_in_adapter
+from acontrol.pipelines.loading import load_pipeline
 
 
 class Setup:

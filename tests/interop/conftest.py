@@ -9,11 +9,11 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
-from acontrol.base import BaseModels
 from acontrol.config import AdapterCard, AseaConfig, CsmConfig
 from acontrol.interop.install import image_embeds
-from acontrol.pipeline import AnomalyControlPipeline
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.load import BaseModels
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
 PROMPTS = ["a wood with a crack", "dark metal"]
 STEPS = 2

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from acontrol.errors import UserError
 from acontrol.interop.begin import begin_from, check_beginning
 from acontrol.interop.ip_adapter import export, read, start_from
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
 from launch import export as command
 
 WIDTHS = [48, 48, 48, 96]  # In the order of attn_processors.

@@ -23,8 +23,8 @@ from peft.utils import get_peft_model_state_dict
 from PIL import Image
 
 import acontrol
-from acontrol.base import BaseModels
-from acontrol.pipeline import AnomalyControlPipeline
+from acontrol.networks.load import BaseModels
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from tests.interop.conftest import draw_ours, draw_stock, furthest, quiet, reference, stock
 
 pytestmark = pytest.mark.parametrize("mode", ["queries"], indirect=True)

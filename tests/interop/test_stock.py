@@ -9,11 +9,11 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 
 import acontrol
-from acontrol.base import BaseModels
 from acontrol.config import SgaConfig
 from acontrol.errors import UserError
 from acontrol.interop import ip_adapter
 from acontrol.interop.install import image_embeds
+from acontrol.networks.load import BaseModels
 from tests.interop.conftest import draw_ours, draw_stock, furthest, reference, stock
 
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from acontrol.base import built_in_adapter
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
+from acontrol.networks.locate import built_in_adapter
 from launch import generate
 from tests.launch import commands
 

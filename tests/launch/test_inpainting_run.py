@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from acontrol.base import load_base
 from acontrol.config import AdapterCard, BaseConfig
-from acontrol.generation.model import load_adapter
 from acontrol.interop import ip_adapter
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.load import load_base
+from acontrol.pipelines.loading import load_adapter
 from tests.launch import commands
-from tests.nine_channels import write_inpainting_base
+from tests.networks.nine_channels import write_inpainting_base
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from acontrol.base import built_in_adapter, digest
 from acontrol.config import BaseConfig
 from acontrol.data.mvtec import open_folder
 from acontrol.data.procedural import write_dataset
@@ -23,6 +22,7 @@ from acontrol.masks.perlin import PerlinMasks
 from acontrol.masks.placement import Placed, Rules, place
 from acontrol.masks.shape import Mask
 from acontrol.masks.statistics import distance
+from acontrol.networks.locate import built_in_adapter, digest
 from launch import generate, masks
 
 KIND = ("--category", "wood", "--defect", "crack")

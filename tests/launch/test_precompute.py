@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from acontrol.base import BaseModels
-from acontrol.base import digest as base_digest
 from acontrol.data.features import NAMES, FeatureFolder, feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.stream import Batch, TrainingStream, collate
-from acontrol.encoder import FrozenEncoder
 from acontrol.errors import UserError
+from acontrol.method.encoder import FrozenEncoder
+from acontrol.networks.load import BaseModels
+from acontrol.networks.locate import digest as base_digest
 from acontrol.train.driver import has_features
 from launch import precompute
 from launch.train import read_config

@@ -13,15 +13,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy import ndimage
 
-from acontrol.base import built_in_base, load_base
 from acontrol.config import RunConfig
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.stream import TrainingStream
 from acontrol.data.validation import check
 from acontrol.errors import UserError
-from acontrol.model import AnomalyControl
-from acontrol.sga import SemanticAdapter
+from acontrol.method.model import AnomalyControl
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.load import load_base
+from acontrol.networks.locate import built_in_base
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import StepReport, train
 from launch import generate

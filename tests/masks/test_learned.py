@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from acontrol.data.mvtec import open_folder
-from acontrol.encoder import embed_text
 from acontrol.errors import UserError
 from acontrol.generation.places import mask_of
 from acontrol.masks.learned import MaskObjective, MaskWords, draw_masks, embed_vectors
+from acontrol.method.encoder import embed_text
 
 CAPTION = "a photo of wood with a crack"
 

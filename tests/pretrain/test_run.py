@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from acontrol.base import load_base
 from acontrol.config import BaseConfig
 from acontrol.errors import UserError
+from acontrol.networks.load import load_base
 from launch import pretrain
 
 SMALL = [

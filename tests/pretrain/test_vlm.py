@@ -1,6 +1,6 @@
 import torch
 
-from acontrol.base import BaseModels
+from acontrol.networks.load import BaseModels
 from acontrol.pretrain.pool import built_in_vocabulary
 from acontrol.pretrain.vlm import Texts, _contrastive, matching_logits, similarities
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from acontrol import base as base_models
-from acontrol.base import BaseModels
 from acontrol.config import AdapterCard, BaseConfig, RunConfig
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks import locate
+from acontrol.networks.load import BaseModels
 from acontrol.presets import preset
-from acontrol.sga import SemanticAdapter
 from acontrol.train.mlflow_run import named_uri
 from acontrol.train.tracking import Tracker
 from acontrol.train.worker import RunRecord
@@ -88,7 +88,7 @@ def finished_run(tmp_path: Path, tiny_base: BaseModels) -> Callable[..., Path]:
 
 
 def run_maker(home: Path, base: BaseModels) -> Callable[..., Path]:
-    digest = base_models.digest(BaseConfig())
+    digest = locate.digest(BaseConfig())
 
     def make(
         name: str = "run",

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from acontrol.errors import UserError
-from acontrol.generation.model import load_pipeline
+from acontrol.pipelines.loading import load_pipeline
 from acontrol.registry.register import register_run
 from acontrol.registry.requests import IMAGES, MAX_BASE64, MAX_PIXELS, MAX_ROWS, encode
 from acontrol.registry.serving import _load_pyfunc

@@ -3,7 +3,7 @@
 import torch
 
 from acontrol.config import RunConfig
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
 from acontrol.train.checkpoint import TrainState, write_bundle
 from acontrol.train.engine import AdapterState
 from acontrol.train.storage import Place

@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from acontrol.base import BaseModels, built_in_adapter, load_base
 from acontrol.config import BaseConfig, DataConfig
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
 from acontrol.data.stream import TrainingStream, held_out
-from acontrol.defect_features import defect_features
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.defect_features import defect_features
+from acontrol.networks.load import BaseModels, load_base
+from acontrol.networks.locate import built_in_adapter
 from acontrol.presets import preset
-from acontrol.sga import SemanticAdapter
 from acontrol.train.agreement import guided_agreement
 
 

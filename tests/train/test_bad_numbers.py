@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from acontrol.config import RunConfig
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
 from acontrol.train.bad_numbers import BadNumbers
 from acontrol.train.engine import AdapterEngine
 from tests.train.ranks import run_ranks

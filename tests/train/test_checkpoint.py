@@ -8,7 +8,7 @@ from safetensors.torch import load
 
 from acontrol.config import BaseConfig, OptimConfig, RunConfig
 from acontrol.errors import UserError
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
 from acontrol.train.checkpoint import (
     MANIFEST,
     TrainState,

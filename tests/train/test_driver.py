@@ -5,9 +5,9 @@ import json
 import pytest
 from ray.train import ControllerError, FailureConfig, WorkerGroupError
 
-from acontrol.base import BaseModels
 from acontrol.config import ClusterConfig, CsmConfig, OptimConfig, RunConfig
 from acontrol.errors import UserError
+from acontrol.networks.load import BaseModels
 from acontrol.train import driver
 from acontrol.train.continuing import known_mlflow_run
 from acontrol.train.failures import StopOnUserError, root_cause

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from acontrol.config import OptimConfig, RunConfig
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
 from acontrol.train.engine import AdapterEngine, AdapterState
 from tests.train.ranks import run_ranks
 

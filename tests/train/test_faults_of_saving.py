@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from acontrol.errors import UserError
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
 from acontrol.train.checkpoint import export_adapter
 from acontrol.train.retention import newest_bundle, prune
 from tests.train.bundles import bundle_at, files_of, small_adapter

@@ -8,15 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from acontrol.base import load_base
 from acontrol.config import DataConfig, OptimConfig, RunConfig, ValidationConfig
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
 from acontrol.data.stream import TrainingStream, held_out
-from acontrol.diffusion import draw, dropped_conditions
-from acontrol.model import AnomalyControl
-from acontrol.sga import SemanticAdapter
+from acontrol.method.diffusion import draw, dropped_conditions
+from acontrol.method.model import AnomalyControl
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.load import load_base
 from acontrol.train.bad_numbers import NonFiniteLossError
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import NO_DROPOUT, StepReport, Validation, train, validate

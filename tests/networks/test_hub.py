@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from acontrol import hub
-from acontrol.base import BaseModels, built_in_base, load_base
 from acontrol.config import BaseConfig
 from acontrol.errors import UserError
+from acontrol.networks import hub
+from acontrol.networks.load import BaseModels, load_base
+from acontrol.networks.locate import built_in_base
 from acontrol.presets import preset
 
 COMMIT, OTHER = "a1" * 20, "b2" * 20

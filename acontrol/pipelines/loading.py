@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from acontrol import base as base_models
 from acontrol.config import AdapterCard
 from acontrol.errors import UserError, explain
-from acontrol.pipeline import AnomalyControlPipeline
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks import locate
+from acontrol.networks.load import load_base
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.train import storage
 
 # What may lie in a model's folder: a run's, or an adapter's own.
@@ -37,13 +38,13 @@ def load_pipeline(
     config = card.base
     if base_path is not None:
         config = config.model_copy(update={"path": base_path})
-    found = base_models.digest(config)
+    found = locate.digest(config)
     if found != card.base_digest:
         raise UserError(
             f"the base at {config.path} is not the one that {model} was trained on "
             "(its files have another digest): name the right one with --base-path"
         )
-    pipeline = AnomalyControlPipeline.from_base(base_models.load_base(config), adapter.eval())
+    pipeline = AnomalyControlPipeline.from_base(load_base(config), adapter.eval())
     return pipeline.to(device), hashlib.sha256(weights + found.encode()).hexdigest()
 
 

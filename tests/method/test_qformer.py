@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
-from acontrol import asea
-from acontrol.anomaly_map import ReferenceText
 from acontrol.config import AseaConfig
+from acontrol.method import asea
+from acontrol.method.anomaly_map import ReferenceText
+from acontrol.method.qformer import QFormerPass
 from acontrol.pretrain.networks import vlm_config
 from acontrol.pretrain.settings import Sizes
-from acontrol.qformer import QFormerPass
 from benchmarks import naive_asea
 
 BATCH, PATCHES = 3, 64

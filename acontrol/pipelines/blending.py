@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from acontrol.data.framing import fit
-from acontrol.inpainting import beside, emptied
+from acontrol.networks.inpainting import beside, emptied
 
 
 @dataclass(frozen=True)
@@ -98,3 +98,14 @@ def _latents(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """The mean of what the VAE makes of images in [-1, 1], in float32."""
     mean: Tensor = vae.encode(pixels).latent_dist.mean
     return mean.float() * vae.config.scaling_factor
+
+
+def put_back(drawn: Image.Image, normal: Image.Image, mask: Image.Image | None) -> Image.Image:
+    """Bring a drawing to its normal image's size; with a mask, keep the pixels outside it."""
+    if drawn.size != normal.size:
+        drawn = drawn.resize(normal.size, Image.Resampling.BICUBIC)
+    if mask is None:
+        return drawn
+    result = normal.convert("RGB")
+    result.paste(drawn, mask=mask)
+    return result

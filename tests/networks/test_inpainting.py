@@ -11,7 +11,6 @@ from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, StableDiffu
 from PIL import Image, ImageDraw
 
 import acontrol
-from acontrol.base import BaseModels, digest, load_base
 from acontrol.config import (
     AdapterCard,
     AseaConfig,
@@ -22,16 +21,18 @@ from acontrol.config import (
 )
 from acontrol.data.features import FeatureBatch
 from acontrol.data.stream import Batch
-from acontrol.diffusion import draw
 from acontrol.errors import UserError
-from acontrol.generation.model import load_pipeline
-from acontrol.inpainting import beside, emptied, is_inpainting
 from acontrol.interop.begin import begin_from
 from acontrol.interop.install import image_embeds
-from acontrol.model import AnomalyControl
-from acontrol.pipeline import AnomalyControlPipeline
-from acontrol.sga import SemanticAdapter
-from tests.nine_channels import write_inpainting_base
+from acontrol.method.diffusion import draw
+from acontrol.method.model import AnomalyControl
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.inpainting import beside, emptied, is_inpainting
+from acontrol.networks.load import BaseModels, load_base
+from acontrol.networks.locate import digest
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
+from acontrol.pipelines.loading import load_pipeline
+from tests.networks.nine_channels import write_inpainting_base
 
 MakeCard = Callable[..., AdapterCard]
 

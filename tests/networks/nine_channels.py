@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from acontrol.base import built_in_base
+from acontrol.networks.locate import built_in_base
 
 
 def write_inpainting_base(folder: Path) -> Path:

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from acontrol.anomaly_map import (
+from acontrol.config import AseaConfig
+from acontrol.method.anomaly_map import (
     anomaly_attention,
     at_least_float32,
     energy,
@@ -31,7 +32,6 @@ from acontrol.anomaly_map import (
     region_on_grid,
     rollout,
 )
-from acontrol.config import AseaConfig
 
 __all__ = [
     "AseaFunction",

@@ -7,7 +7,7 @@
 BLIP-2's image-text matching road is used: queries and text go through the Q-Former together,
 and the queries attend to the image's patches. In transformers 5 the retrieval model's own
 ``forward`` does not pass attention maps on, and its Q-Former cannot be entered half-way, so
-``acontrol.qformer`` walks its layers.
+``acontrol.method.qformer`` walks its layers.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from acontrol import asea
-from acontrol.anomaly_map import ReferenceText
 from acontrol.config import AseaConfig, CsmConfig
-from acontrol.qformer import QFormerPass
+from acontrol.method import asea
+from acontrol.method.anomaly_map import ReferenceText
+from acontrol.method.qformer import QFormerPass
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttn
 from safetensors.torch import load_file
 from torch import Tensor
 
-from acontrol.base import BaseModels
 from acontrol.config import AdapterCard
-from acontrol.sga import (
+from acontrol.method.sga import (
     KeyValue,
     SemanticAdapter,
     SemanticAttnProcessor,
@@ -21,6 +20,7 @@ from acontrol.sga import (
     decoupled_attention,
     install_processors,
 )
+from acontrol.networks.load import BaseModels
 
 # In the order of attn_processors, which is not the order of the forward pass.
 LAYERS = [

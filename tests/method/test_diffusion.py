@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acontrol.config import DropoutConfig
-from acontrol.diffusion import (
+from acontrol.method.diffusion import (
     Draw,
     denoising_loss,
     draw,

@@ -8,9 +8,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval
 
-from acontrol.anomaly_map import region_on_grid
-from acontrol.csm import see
 from acontrol.data.framing import fit, region
+from acontrol.method.anomaly_map import region_on_grid
+from acontrol.method.csm import see
 
 
 @torch.no_grad()

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
@@ -17,21 +19,71 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from acontrol import canvas
-from acontrol.base import BaseModels
 from acontrol.config import AdapterCard, AseaConfig
-from acontrol.csm import CrossModalEncoder
-from acontrol.data.framing import pictures
-from acontrol.encoder import embed_text
-from acontrol.inpainting import check_kind
-from acontrol.pipeline_inputs import (
-    Conditions,
-    bits,
-    check_lists,
-    put_back,
-    seen_by_vlm,
-)
-from acontrol.sga import SLICING, SemanticAdapter, check_processors, install_processors
+from acontrol.data.framing import fit, pictures, region
+from acontrol.method.csm import CrossModalEncoder
+from acontrol.method.encoder import embed_text
+from acontrol.method.sga import SLICING, SemanticAdapter, check_processors, install_processors
+from acontrol.networks.inpainting import check_kind
+from acontrol.networks.load import BaseModels
+from acontrol.pipelines import blending
+from acontrol.pipelines.blending import put_back
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What guides a batch, made once for all its steps.
+
+    Attributes:
+        text: (batch, token, dim) embeddings of the target texts.
+        semantic: (batch, query, fused) what the adapter makes of C': K' and V' of all layers.
+        empty_text: (1, token, dim) of the empty text, for the unconditional branch.
+        empty_semantic: (1, query, fused) of C' = 0, as condition dropout trained.
+    """
+
+    text: Tensor
+    semantic: Tensor
+    empty_text: Tensor
+    empty_semantic: Tensor
+
+
+def check_lists(lists: dict[str, Any]) -> None:
+    """Raise ValueError unless every list has one entry a prompt and every mask fits."""
+    count = len(lists["prompt"])
+    if count == 0:
+        raise ValueError("need at least one prompt, got an empty list")
+    for name, values in lists.items():
+        if isinstance(values, str) or (values is not None and len(values) != count):
+            raise ValueError(f"need a list of {count} {name}, one a prompt, got {values!r}")
+    if (lists["image"] is None) != (lists["mask_image"] is None):
+        raise ValueError("image and mask_image go together: give both or neither")
+    for one, mask in [
+        *zip(lists["reference_image"], lists["reference_mask"], strict=True),
+        *zip(lists["image"] or [], lists["mask_image"] or [], strict=True),
+    ]:
+        if one.size != mask.size:
+            raise ValueError(f"an image of {one.size} has a mask of {mask.size}")
+        if mask.getbbox() is None:
+            raise ValueError("a mask is empty: it must be non-zero where the defect is")
+
+
+def bits(masks: Sequence[Image.Image]) -> list[Image.Image]:
+    """Masks of any mode as 1-bit images: set where any colour channel is above zero."""
+    return [Image.fromarray(np.asarray(mask.convert("RGB")).any(axis=2)) for mask in masks]
+
+
+def seen_by_vlm(
+    image: Sequence[Image.Image], mask: Sequence[Image.Image], size: int, card: AdapterCard
+) -> tuple[Tensor, Tensor]:
+    """References and their masks as the vision tower takes them, in the card's view."""
+    pairs = [
+        region(one.convert("RGB"), where)
+        if card.reference_view == "region"
+        else (one.convert("RGB"), where)
+        for one, where in zip(image, mask, strict=True)
+    ]
+    fitted = [fit(*pair, size) for pair in pairs]
+    return torch.stack([one for one, _ in fitted]), torch.stack([where for _, where in fitted])
 
 
 @dataclass
@@ -256,7 +308,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         size, side = self.card.resolution, self.latent_side
         shape = (count, self.vae.config.latent_channels, side, side)
         noise = randn_tensor(shape, list(generator) if generator else None, device)
-        drawn_on = canvas.prepare(
+        drawn_on = blending.prepare(
             self.vae, image, mask_image, count, size, device, self.card.inpainting
         )
         self.scheduler.set_timesteps(num_inference_steps, device=device)

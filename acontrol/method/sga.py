@@ -136,7 +136,8 @@ def check_processors(unet: Any) -> None:
         if not isinstance(one, SemanticAttnProcessor):
             raise ValueError(
                 f"{name} is a {type(one).__name__}, which ignores C': something has replaced "
-                "the adapter's processors; acontrol.sga.install_processors(unet) puts them back"
+                "the adapter's processors; acontrol.method.sga.install_processors(unet) puts "
+                "them back"
             )
 
 

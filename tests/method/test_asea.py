@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from acontrol.asea import (
+from acontrol.config import AseaConfig
+from acontrol.method.asea import (
     AseaFunction,
     anomaly_attention,
     energy,
@@ -19,7 +20,6 @@ from acontrol.asea import (
     region_on_grid,
     rollout,
 )
-from acontrol.config import AseaConfig
 
 # Small attention whose gradient can be written by hand: patch p is token p + 1, and
 # a_p = exp(<v_{p+1}, w_p>). Token 0 stands for the class token, which no patch reads.

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from acontrol.base import BaseModels
 from acontrol.config import (
     AseaConfig,
     CsmConfig,
@@ -20,10 +19,11 @@ from acontrol.config import (
 )
 from acontrol.data.features import NAMES, FeatureBatch
 from acontrol.data.stream import Batch
-from acontrol.diffusion import draw, dropped_conditions, timestep_weights
-from acontrol.encoder import embed_text
-from acontrol.model import AnomalyControl
-from acontrol.sga import SemanticAdapter
+from acontrol.method.diffusion import draw, dropped_conditions, timestep_weights
+from acontrol.method.encoder import embed_text
+from acontrol.method.model import AnomalyControl
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.load import BaseModels
 
 MakeBatch = Callable[..., Batch]
 MIXED = DropoutConfig(text=0.25, semantic=0.25, both=0.25)

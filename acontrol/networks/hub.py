@@ -1,6 +1,6 @@
 """Base models by hub id: which files they are, whether the hub's cache has them, how large.
 
-Sizes are computed from the architectures' shapes (``acontrol.shapes``), not looked up.
+Sizes are computed from the architectures' shapes (``acontrol.networks.shapes``), not looked up.
 """
 
 import json
@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from acontrol.config import BaseConfig
 from acontrol.errors import UserError
-from acontrol.shapes import parameters, shapes_of
+from acontrol.networks.shapes import parameters, shapes_of
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 

@@ -3,11 +3,11 @@ import contextlib
 import pytest
 import torch
 
-from acontrol.anomaly_map import ReferenceText
 from acontrol.memory import activation_bytes, adapter_bytes
-from acontrol.qformer import QFormerPass
-from acontrol.sga import SemanticAdapter, cross_attention_layers
-from acontrol.shapes import (
+from acontrol.method.anomaly_map import ReferenceText
+from acontrol.method.qformer import QFormerPass
+from acontrol.method.sga import SemanticAdapter, cross_attention_layers
+from acontrol.networks.shapes import (
     BLIP2_ITM,
     SD15,
     SD15_INPAINTING,
@@ -83,7 +83,7 @@ def test_activations_grow_with_latents_and_shrink_with_precision(sd15: Shapes) -
 
 def test_activations_are_what_autograd_keeps(base, adapter) -> None:
     # The same count on real tensors, whose attention is fused too.
-    from acontrol.sga import install_processors
+    from acontrol.method.sga import install_processors
 
     install_processors(base.unet)
     weights = {

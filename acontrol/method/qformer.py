@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from acontrol import anomaly_map
-from acontrol import qformer_layers as parts
-from acontrol.anomaly_map import ReferenceText
+from acontrol.method import anomaly_map
+from acontrol.method import qformer_layers as parts
+from acontrol.method.anomaly_map import ReferenceText
 
 
 @dataclass

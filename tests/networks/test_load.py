@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from acontrol.base import PARTS, BaseModels, built_in_base, digest, load_base, resolve
 from acontrol.config import BaseConfig
 from acontrol.errors import UserError
+from acontrol.networks.load import BaseModels, load_base
+from acontrol.networks.locate import PARTS, built_in_base, digest, resolve
 
 
 @pytest.fixture

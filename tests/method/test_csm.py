@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from acontrol import asea
-from acontrol.anomaly_map import ReferenceText
-from acontrol.base import BaseModels
 from acontrol.config import AseaConfig, CsmConfig
-from acontrol.csm import CrossModalEncoder
+from acontrol.method import asea
+from acontrol.method.anomaly_map import ReferenceText
+from acontrol.method.csm import CrossModalEncoder
+from acontrol.networks.load import BaseModels
 from benchmarks import naive_asea
 from benchmarks.naive_asea import Recorder
 

@@ -8,20 +8,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from acontrol.base import BaseModels
 from acontrol.config import DropoutConfig, RunConfig
 from acontrol.data.features import FeatureBatch, Features
 from acontrol.data.stream import Batch
-from acontrol.diffusion import (
+from acontrol.method.diffusion import (
     Draw,
     denoising_loss,
     draw,
     dropped_conditions,
     timestep_weights,
 )
-from acontrol.encoder import FrozenEncoder, embed_text
-from acontrol.inpainting import beside, is_inpainting
-from acontrol.sga import SemanticAdapter, install_processors
+from acontrol.method.encoder import FrozenEncoder, embed_text
+from acontrol.method.sga import SemanticAdapter, install_processors
+from acontrol.networks.inpainting import beside, is_inpainting
+from acontrol.networks.load import BaseModels
 
 
 @dataclass(frozen=True)

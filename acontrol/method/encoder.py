@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from acontrol.base import BaseModels
 from acontrol.config import AseaConfig, CsmConfig
-from acontrol.csm import CrossModalEncoder
 from acontrol.data.features import Features
 from acontrol.data.stream import Batch
-from acontrol.inpainting import emptied, is_inpainting
+from acontrol.method.csm import CrossModalEncoder
+from acontrol.networks.inpainting import emptied, is_inpainting
+from acontrol.networks.load import BaseModels
 
 
 class FrozenEncoder:

@@ -9,10 +9,10 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image, ImageDraw
 
-from acontrol.base import BaseModels
 from acontrol.config import AdapterCard, AseaConfig, CsmConfig, SgaConfig
-from acontrol.pipeline import AnomalyControlPipeline
-from acontrol.sga import SemanticAdapter
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.load import BaseModels
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
 SIZES = [(64, 64), (90, 50), (40, 72)]  # width, height: the card's own, wider and higher
 
@@ -348,7 +348,7 @@ def test_a_pipeline_survives_its_folder(
     pipeline.save_pretrained(tmp_path)
     assert not list(tmp_path.rglob("*.bin"))
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["adapter"] == ["acontrol.sga", "SemanticAdapter"]
+    assert index["adapter"] == ["acontrol.method.sga", "SemanticAdapter"]
     back = AnomalyControlPipeline.from_pretrained(tmp_path)
     back.set_progress_bar_config(disable=True)
     assert back.card == pipeline.card

@@ -1,0 +1,85 @@
+"""Where the base models are, folders or pinned hub ids, and the digest that names them.
+
+Nothing here imports diffusers or transformers: the driver resolves a run without them.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from acontrol.config import BUILT_IN, BaseConfig
+from acontrol.errors import UserError
+from acontrol.networks import hub
+
+PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+
+
+def resolve(config: BaseConfig) -> tuple[str, str, str]:
+    """Say where the models are: (base, vision-language model, its subfolder or "").
+
+    Raises:
+        UserError: As ``load_base``.
+    """
+    path = str(built_in_base()) if config.path == BUILT_IN else config.path
+    if os.path.isdir(path):
+        missing = [part for part in PARTS if not os.path.isdir(os.path.join(path, part))]
+        if missing:
+            raise UserError(
+                f"base.path {path}: no folder {', '.join(missing)}; a Stable Diffusion 1.5 in "
+                f"diffusers' layout holds {', '.join(PARTS)}"
+            )
+    else:
+        _require_pinned("base.path", path, config.revision)
+    if config.vlm_path is None:
+        if os.path.isdir(path) and not os.path.isdir(os.path.join(path, "vlm")):
+            raise UserError(
+                f"base.path {path} has no folder vlm: name a BLIP-2 with --base.vlm-path"
+            )
+        return path, path, "vlm"
+    if not os.path.isdir(config.vlm_path):
+        _require_pinned("base.vlm-path", config.vlm_path, config.vlm_revision)
+    return path, config.vlm_path, ""
+
+
+def _require_pinned(option: str, path: str, revision: str | None) -> None:
+    if not hub.is_hub_id(path):
+        raise UserError(f"{option} {path}: no such folder")
+    if revision is None:
+        name = option.replace("path", "revision")
+        raise UserError(
+            f"{option} {path}: no such folder, and as a hub id it needs a pinned commit: "
+            f"add --{name} COMMIT, or name a local folder"
+        )
+
+
+def digest(config: BaseConfig) -> str:
+    """Sha256 that names the base models: by their files' contents, or by hub id and commit."""
+    path, vlm_path, vlm_folder = resolve(config)
+    total = hashlib.sha256()
+    if config.variant is not None:
+        total.update(f"variant {config.variant}\n".encode())
+    folders = [(part, Path(path, part)) for part in PARTS]
+    folders.append(("vlm", Path(vlm_path, vlm_folder)))
+    for part, folder in folders:
+        if not folder.is_dir():
+            total.update(
+                f"{part}\0{path}@{config.revision} {vlm_path}@{config.vlm_revision}\n".encode()
+            )
+            continue
+        for file in sorted(folder.rglob("*")):
+            if file.suffix in (".safetensors", ".json", ".txt"):
+                name = f"{part}/{file.relative_to(folder).as_posix()}"
+                with file.open("rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256").hexdigest()
+                total.update(f"{name}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def built_in_base() -> Path:
+    """The folder of the built-in tiny base, which ships with the package."""
+    return Path(__file__).parents[1] / "assets" / "tiny-base"
+
+
+def built_in_adapter() -> Path:
+    """The folder of the adapter that ships with the built-in base."""
+    return Path(__file__).parents[1] / "assets" / "tiny-adapter"
