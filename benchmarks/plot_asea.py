@@ -22,10 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from acontrol.config import AseaConfig, BaseConfig, CsmConfig
-from acontrol.data.framing import fit
+from acontrol.data.builtin.dataset import write_dataset
+from acontrol.data.images import fit, read_image, read_mask
 from acontrol.data.mvtec import open_folder
-from acontrol.data.pixels import read_image, read_mask
-from acontrol.data.procedural import write_dataset
 from acontrol.method import asea
 from acontrol.method.csm import CrossModalEncoder
 from acontrol.method.qformer import QFormerPass

@@ -32,9 +32,9 @@ from acontrol.config import (
     RunConfig,
     SgaConfig,
 )
+from acontrol.data.builtin.dataset import ATTRIBUTES, CATEGORIES, DEFECT_TYPES, Specimen, draw
 from acontrol.data.features import NAMES, FeatureBatch, Features, joined
-from acontrol.data.framing import fit, region
-from acontrol.data.procedural import ATTRIBUTES, CATEGORIES, DEFECT_TYPES, Specimen, draw
+from acontrol.data.images import fit, region
 from acontrol.data.prompts import target_text
 from acontrol.data.stream import Batch
 from acontrol.method.encoder import FrozenEncoder

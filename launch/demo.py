@@ -19,8 +19,8 @@ from PIL import Image
 from pydantic import Field
 
 from acontrol.config import Settings
+from acontrol.data.builtin.dataset import ATTRIBUTES, write_dataset
 from acontrol.data.mvtec import open_folder
-from acontrol.data.procedural import ATTRIBUTES, write_dataset
 from acontrol.errors import UserError
 from acontrol.seeding import derive_seed
 from launch import generate, shard, train

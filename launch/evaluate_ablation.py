@@ -176,7 +176,7 @@ def _check_shards(base: RunConfig, folder: MvtecFolder) -> None:
     """Refuse shards with an image that detectors are tested on."""
     import numpy as np
 
-    from acontrol.data.pixels import read_image
+    from acontrol.data.images import read_image
     from acontrol.data.reader import ShardReader
     from acontrol.evaluation.pictures import digest
 

@@ -19,10 +19,10 @@ import webdataset
 from packaging.requirements import Requirement
 from PIL import EpsImagePlugin, Image
 
-from acontrol.data import decoding
+from acontrol.data import reader
+from acontrol.data.images import read_image
 from acontrol.data.index import INDEX_NAME
 from acontrol.data.mvtec import open_folder
-from acontrol.data.pixels import read_image
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
 from acontrol.errors import UserError
@@ -176,7 +176,7 @@ def test_webdatasets_decoders_execute_a_member_and_ours_do_not(
         stock({"__key__": "a", kind: content})
     assert proof.exists(), "the payload is dead, so this proves nothing"
     proof.unlink()
-    assert decoding._decoder()({"__key__": "a", kind: content})[kind] == content
+    assert reader._decoder()({"__key__": "a", kind: content})[kind] == content
     assert not proof.exists()
 
 
@@ -256,7 +256,7 @@ def test_no_image_starts_ghostscript(
     with pytest.raises(UserError, match="is not a PNG"):
         read_image(path)
     with pytest.raises(webdataset.autodecode.DecodingError):
-        decoding._decoder()({"png": EPS})
+        reader._decoder()({"png": EPS})
     assert len(started) == 1
 
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from acontrol.config import AseaConfig, CsmConfig
-from acontrol.data.drawing import PAINTS
-from acontrol.data.framing import fit
-from acontrol.data.procedural import CATEGORIES, Specimen, draw
+from acontrol.data.builtin.dataset import CATEGORIES, Specimen, draw
+from acontrol.data.builtin.rendering import PAINTS
+from acontrol.data.images import fit
 from acontrol.data.prompts import target_text
 from acontrol.method.csm import CrossModalEncoder
 from acontrol.networks.load import BaseModels

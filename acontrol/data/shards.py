@@ -18,7 +18,7 @@ from typing import Literal
 import webdataset
 from PIL import Image
 
-from acontrol.data.framing import shrink_mask
+from acontrol.data.images import read_image, read_mask, shrink_mask
 from acontrol.data.index import (
     INDEX_NAME,
     IndexedSample,
@@ -28,7 +28,6 @@ from acontrol.data.index import (
     parse_index,
 )
 from acontrol.data.mvtec import LabelledImage
-from acontrol.data.pixels import read_image, read_mask
 from acontrol.errors import UserError
 
 

@@ -14,7 +14,7 @@ from itertools import groupby
 from torch import distributed
 
 from acontrol.config import DataConfig
-from acontrol.data.damage import Damaged
+from acontrol.data.integrity import Damaged
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
 

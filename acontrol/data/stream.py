@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from acontrol.config import DataConfig
 from acontrol.data.features import OF_REFERENCE, FeatureBatch, FeatureFolder
-from acontrol.data.framing import fit, region
+from acontrol.data.images import fit, region
 from acontrol.data.index import ShardIndex
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError

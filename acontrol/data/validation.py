@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from acontrol.data.listing import image_files
-from acontrol.data.mvtec import LabelledImage, MvtecFolder
-from acontrol.data.pixels import check_image, read_mask
+from acontrol.data.images import check_image, read_mask
+from acontrol.data.mvtec import LabelledImage, MvtecFolder, image_files
 from acontrol.errors import UserError
 
 TOKENS = 16  # A side of BLIP-2's grid: 224 px in patches of 14.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from acontrol.data import procedural
+from acontrol.data.builtin import dataset
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.errors import UserError
 from acontrol.evaluation.likeness import other_photographs
@@ -139,9 +139,9 @@ class Material:
         """Drawn materials, none of the product's name: DRAEM's are photographs (DTD)."""
         return [
             Image.fromarray(
-                procedural.draw(name, "good", seed=seed, resolution=self.folders.size).image
+                dataset.draw(name, "good", seed=seed, resolution=self.folders.size).image
             )
-            for name in procedural.CATEGORIES
+            for name in dataset.CATEGORIES
             if name != self.category
             for seed in range(_TEXTURES)
         ]

@@ -13,9 +13,8 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from acontrol.data.framing import fit
+from acontrol.data.images import fit, read_image, read_mask
 from acontrol.data.mvtec import LabelledImage
-from acontrol.data.pixels import read_image, read_mask
 from acontrol.errors import UserError
 
 _WHOLE = 1 - 1e-6  # Bilinear weights add up to 1 within rounding.

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from acontrol.data.framing import region
+from acontrol.data.images import region
 from acontrol.data.mvtec import MvtecFolder
 from acontrol.errors import UserError
 from acontrol.evaluation.backend import Backend, Images, distances, in_batches

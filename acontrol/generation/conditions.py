@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from acontrol.data.pixels import read_image, read_mask
+from acontrol.data.images import read_image, read_mask
 from acontrol.generation.planned import Planned, Reference
 from acontrol.generation.settings import Sampling
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, Conditions

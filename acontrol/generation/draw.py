@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from acontrol.data.pixels import read_image
+from acontrol.data.images import read_image
 from acontrol.generation.changes import changed, fidelity, refined
 from acontrol.generation.conditions import ConditionCache
 from acontrol.generation.judge import Judge

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from acontrol.data.pixels import read_image, read_mask
+from acontrol.data.images import read_image, read_mask
 from acontrol.errors import UserError
 from acontrol.generation.draw import Drawer
 from acontrol.generation.planned import Planned

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from acontrol.data.images import read_image
 from acontrol.data.mvtec import LabelledImage
-from acontrol.data.pixels import read_image
 from acontrol.generation.places import Kind, mask_of
 from acontrol.generation.planned import Planned
 from acontrol.networks.defect_features import defect_features

@@ -8,9 +8,8 @@ from typing import Literal, Self
 import numpy as np
 from PIL import Image
 
-from acontrol.data.framing import shrink_mask
+from acontrol.data.images import read_image, read_mask, shrink_mask
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
-from acontrol.data.pixels import read_image, read_mask
 from acontrol.errors import UserError
 from acontrol.generation.settings import SourceName
 from acontrol.masks.collection import read_learned

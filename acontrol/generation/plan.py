@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from acontrol.data.images import read_image, read_mask
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
-from acontrol.data.pixels import read_image, read_mask
 from acontrol.data.prompts import phrase, target_text
 from acontrol.errors import UserError
 from acontrol.generation.places import Kind, Place, Places

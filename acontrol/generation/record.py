@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from acontrol.data.pixels import read_image, read_mask
+from acontrol.data.images import read_image, read_mask
 from acontrol.errors import UserError
 from acontrol.generation.draw import Drawing
 from acontrol.generation.places import Place

@@ -10,9 +10,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from acontrol.data.framing import region
+from acontrol.data.images import read_image, read_mask, region
 from acontrol.data.mvtec import LabelledImage
-from acontrol.data.pixels import read_image, read_mask
 from acontrol.data.shards import write_shards
 from acontrol.generation.record import Roots
 from acontrol.reporting import contact_sheet, outlined, page, picture, table

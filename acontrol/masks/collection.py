@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from acontrol.data.pixels import read_mask
+from acontrol.data.images import read_mask
 from acontrol.errors import UserError, explain
 from acontrol.masks.settings import MaskCard
 from acontrol.masks.shape import Mask

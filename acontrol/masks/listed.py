@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from acontrol.data.framing import shrink_mask
+from acontrol.data.images import shrink_mask
 from acontrol.masks.shape import Mask, Shape, cut_out, sides_of
 
 _SMOOTH = Image.Resampling.BICUBIC

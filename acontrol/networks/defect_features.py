@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval
 
-from acontrol.data.framing import fit, region
+from acontrol.data.images import fit, region
 from acontrol.method.anomaly_map import region_on_grid
 from acontrol.method.csm import see
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from acontrol.config import AdapterCard, AseaConfig
-from acontrol.data.framing import fit, pictures, region
+from acontrol.data.images import fit, pictures, region
 from acontrol.method.csm import CrossModalEncoder
 from acontrol.method.encoder import embed_text
 from acontrol.method.sga import SLICING, SemanticAdapter, check_processors, install_processors

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, SchedulerMixin
 from PIL import Image
 from torch import Tensor
 
-from acontrol.data.framing import fit
+from acontrol.data.images import fit
 from acontrol.networks.inpainting import beside, emptied
 
 

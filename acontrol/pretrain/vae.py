@@ -5,7 +5,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from acontrol.data.framing import pictures
+from acontrol.data.images import pictures
 from acontrol.pretrain.pool import Pool
 from acontrol.pretrain.settings import VaeStage
 from acontrol.pretrain.stage import Desk, run_stage

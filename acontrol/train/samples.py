@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from acontrol.config import RunConfig
-from acontrol.data.framing import pictures
+from acontrol.data.images import pictures
 from acontrol.data.stream import Batch, TrainingStream, collate
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.load import BaseModels

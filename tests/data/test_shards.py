@@ -9,7 +9,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from acontrol.data.framing import shrink_mask
+from acontrol.data.images import shrink_mask
 from acontrol.data.index import INDEX_NAME, parse_index
 from acontrol.data.mvtec import open_folder
 from acontrol.data.shards import webdataset_key, write_shards

@@ -9,7 +9,7 @@ from PIL import Image
 
 from acontrol.config import DataConfig
 from acontrol.data.features import NAMES, FeatureFolder, Features
-from acontrol.data.framing import fit, region
+from acontrol.data.images import fit, region
 from acontrol.data.index import IndexedSample, Shard, ShardIndex
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from acontrol.data.images import read_image
 from acontrol.data.index import INDEX_NAME, parse_index
 from acontrol.data.mvtec import open_folder
-from acontrol.data.pixels import read_image
 from acontrol.data.validation import check, token_share
 from acontrol.errors import UserError
 from launch import shard
@@ -199,7 +199,7 @@ def test_what_may_not_be_read_says_so(root: Path, monkeypatch: pytest.MonkeyPatc
     def locked(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied", str(args[0]))
 
-    monkeypatch.setattr("acontrol.data.pixels.Image.open", locked)
+    monkeypatch.setattr("acontrol.data.images.Image.open", locked)
     expected = "cannot be decoded (Permission denied); check its permissions"
     assert refusal(root, "--dry-run").endswith(f"crack/000.png: {expected}")
 

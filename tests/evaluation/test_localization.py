@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acontrol.data.procedural import write_dataset
+from acontrol.data.builtin.dataset import write_dataset
 from acontrol.evaluation.budget import BUDGETS
 from acontrol.evaluation.localization import Localization
 from acontrol.evaluation.material import DETECTOR, Folders, check

@@ -5,7 +5,7 @@ import pytest
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from acontrol.config import ClusterConfig
-from acontrol.data.procedural import write_dataset
+from acontrol.data.builtin.dataset import write_dataset
 from acontrol.train.cluster import joined_cluster
 from acontrol.train.mlflow_run import own_database
 from launch import shard

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from acontrol.config import BaseConfig
+from acontrol.data.builtin.dataset import write_dataset
 from acontrol.data.mvtec import open_folder
-from acontrol.data.procedural import write_dataset
 from acontrol.errors import UserError
 from acontrol.generation import learn_masks
 from acontrol.generation.places import mask_of

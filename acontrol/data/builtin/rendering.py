@@ -11,8 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from acontrol.data.drawing.canvas import FloatArray, Surface, grid, mix, step
-from acontrol.data.drawing.defects import (
+from acontrol.data.builtin.defects import (
     PAINTS,
     Painted,
     crack,
@@ -22,8 +21,8 @@ from acontrol.data.drawing.defects import (
     spots,
     stain,
 )
-from acontrol.data.drawing.objects import button
-from acontrol.data.drawing.textures import fabric, leather, metal, tile, wood
+from acontrol.data.builtin.products import button, fabric, leather, metal, tile, wood
+from acontrol.data.builtin.surface import FloatArray, Surface, grid, mix, step
 
 __all__ = ["DEFECTS", "PAINTS", "PRODUCTS", "render"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from acontrol.data.pixels import read_image, read_mask
+from acontrol.data.images import read_image, read_mask
 from acontrol.errors import UserError
 
 HEIGHT, WIDTH = 6, 9

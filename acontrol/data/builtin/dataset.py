@@ -17,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from acontrol.data import drawing
+from acontrol.data.builtin import rendering
 
-CATEGORIES: tuple[str, ...] = tuple(drawing.PRODUCTS)
-DEFECT_TYPES: tuple[str, ...] = tuple(drawing.DEFECTS)
+CATEGORIES: tuple[str, ...] = tuple(rendering.PRODUCTS)
+DEFECT_TYPES: tuple[str, ...] = tuple(rendering.DEFECTS)
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "scratch": ("light", "dark"),
     "hole": ("",),
-    "stain": tuple(drawing.PAINTS),
+    "stain": tuple(rendering.PAINTS),
     "crack": ("",),
     "dent": ("",),
-    "spots": tuple(drawing.PAINTS),
+    "spots": tuple(rendering.PAINTS),
 }
 GOOD = "good"
 
@@ -111,7 +111,7 @@ def draw(
         attribute = allowed[int(rng.integers(len(allowed)))]
     else:
         _check(f"attribute of {defect}", attribute, allowed)
-    image, normal, mask = drawing.render(
+    image, normal, mask = rendering.render(
         category,
         None if defect == GOOD else defect,
         attribute,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acontrol.data import procedural
-from acontrol.data.procedural import (
+from acontrol.data.builtin import dataset
+from acontrol.data.builtin.dataset import (
     ATTRIBUTES,
     CATEGORIES,
     DEFECT_TYPES,
@@ -338,7 +338,7 @@ def test_a_failure_half_way_leaves_nothing_behind(tmp_path, monkeypatch):
             raise OSError("disk full")
         return draw(*args, **kwargs)
 
-    monkeypatch.setattr(procedural, "draw", fail_late)
+    monkeypatch.setattr(dataset, "draw", fail_late)
     with pytest.raises(OSError, match="disk full"):
         write_dataset(tmp_path / "set", num_good=9)
     assert len(calls) == 4
