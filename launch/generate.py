@@ -22,7 +22,8 @@ from tqdm import tqdm
 from acontrol.config import Settings
 from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
-from acontrol.generation.settings import Finish, Gate, Sampling, SourceName
+from acontrol.generation.settings import Finish, Gate, Sampling
+from acontrol.masks.settings import SourceName
 from acontrol.train.paths import full_path, in_ray_job
 from acontrol.train.storage import place
 from launch.entry import main, parse

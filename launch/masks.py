@@ -39,7 +39,7 @@ def run(args: Sequence[str]) -> None:
     from acontrol.networks.load import quieten
 
     quieten()
-    from acontrol.generation.learn_masks import learn_masks
+    from acontrol.masks.inversion_run import learn_masks
 
     config = MasksConfig.model_validate(command.model_dump(exclude={"root"}))
     for card in learn_masks(config, command.root):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from acontrol.data.images import read_image
 from acontrol.data.mvtec import LabelledImage
-from acontrol.generation.places import Kind, mask_of
 from acontrol.generation.planned import Planned
+from acontrol.masks.sampler import Kind, mask_of
 from acontrol.networks.defect_features import defect_features
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 

@@ -15,11 +15,12 @@ from acontrol.data.images import read_image, read_mask
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.data.prompts import phrase, target_text
 from acontrol.errors import UserError
-from acontrol.generation.places import Kind, Place, Places
 from acontrol.generation.planned import Planned, Reference
 from acontrol.generation.request import Request
-from acontrol.generation.settings import Sampling, SourceName
+from acontrol.generation.settings import Sampling
 from acontrol.masks.placement import NotPlaced
+from acontrol.masks.sampler import Kind, Place, Places
+from acontrol.masks.settings import SourceName
 from acontrol.seeding import derive_seed
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from acontrol.generation.places import Kind, Place
 from acontrol.generation.settings import Sampling
+from acontrol.masks.sampler import Kind, Place
 
 
 @dataclass(frozen=True)

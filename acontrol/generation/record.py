@@ -11,9 +11,9 @@ from PIL import Image
 from acontrol.data.images import read_image, read_mask
 from acontrol.errors import UserError
 from acontrol.generation.draw import Drawing
-from acontrol.generation.places import Place
 from acontrol.generation.planned import Planned, Reference
 from acontrol.generation.settings import Sampling
+from acontrol.masks.sampler import Place
 
 Roots = Mapping[str, Path]  # "data" and "normal": what the manifest's paths start at.
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError, model_validator
 
 from acontrol.errors import UserError, explain
-from acontrol.generation.settings import Sampling, SourceName
+from acontrol.generation.settings import Sampling
+from acontrol.masks.settings import SourceName
 
 _NAME = r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$"  # A folder of its own, and no other.
 

@@ -6,8 +6,6 @@ from pydantic import Field
 
 from acontrol.config import Settings
 
-SourceName = Literal["real", "same", "learned", "perlin", "file"]  # Of masks.
-
 
 class Sampling(Settings):
     """How one image is drawn. A request may ask for each of these itself."""

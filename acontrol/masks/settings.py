@@ -7,6 +7,8 @@ from pydantic import Field
 
 from acontrol.config import BUILT_IN, BaseConfig, Settings
 
+SourceName = Literal["real", "same", "learned", "perlin", "file"]  # Of masks.
+
 
 class Inversion(Settings):
     """How a mask embedding is learned and drawn from."""

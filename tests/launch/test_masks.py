@@ -15,13 +15,13 @@ from acontrol.config import BaseConfig
 from acontrol.data.builtin.dataset import write_dataset
 from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
-from acontrol.generation import learn_masks
-from acontrol.generation.places import mask_of
-from acontrol.masks.collection import read_learned
+from acontrol.masks import inversion_run
 from acontrol.masks.perlin import PerlinMasks
 from acontrol.masks.placement import Placed, Rules, place
+from acontrol.masks.sampler import mask_of
 from acontrol.masks.shape import Mask
 from acontrol.masks.statistics import distance
+from acontrol.masks.store import read_learned
 from acontrol.networks.locate import built_in_adapter, digest
 from launch import generate, masks
 
@@ -83,14 +83,14 @@ def test_a_killed_run_goes_on_to_the_same_masks(
     out = tmp_path / "masks"
     steps = []
 
-    class Stopped(learn_masks.MaskObjective):
+    class Stopped(inversion_run.MaskObjective):
         def __call__(self, words, seed, positions):
             steps.append(positions.start // len(positions))
             if steps == [0, 1, 2]:
                 raise KeyboardInterrupt
             return super().__call__(words, seed, positions)
 
-    monkeypatch.setattr(learn_masks, "MaskObjective", Stopped)
+    monkeypatch.setattr(inversion_run, "MaskObjective", Stopped)
     with pytest.raises(KeyboardInterrupt):
         learn(built_in_data, out, database, *KIND)
     assert not (out / "wood").exists()
@@ -170,7 +170,7 @@ def test_drawings_that_are_no_masks_end_in_a_line(
     built_in_data, database, tmp_path, monkeypatch
 ) -> None:
     white = np.ones((64, 64), bool)
-    monkeypatch.setattr(learn_masks, "draw_masks", lambda *a, **b: [white] * 8)
+    monkeypatch.setattr(inversion_run, "draw_masks", lambda *a, **b: [white] * 8)
     with pytest.raises(UserError, match=r"none of 16 drawings is like a mask \(along"):
         learn(built_in_data, tmp_path / "masks", database, *KIND)
 

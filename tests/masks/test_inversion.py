@@ -8,8 +8,8 @@ import torch
 
 from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
-from acontrol.generation.places import mask_of
-from acontrol.masks.learned import MaskObjective, MaskWords, draw_masks, embed_vectors
+from acontrol.masks.inversion import MaskObjective, MaskWords, draw_masks, embed_vectors
+from acontrol.masks.sampler import mask_of
 from acontrol.method.encoder import embed_text
 
 CAPTION = "a photo of wood with a crack"

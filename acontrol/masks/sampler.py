@@ -11,14 +11,14 @@ from PIL import Image
 from acontrol.data.images import read_image, read_mask, shrink_mask
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.errors import UserError
-from acontrol.generation.settings import SourceName
-from acontrol.masks.collection import read_learned
 from acontrol.masks.foreground import corrected, foreground, shared_foreground
 from acontrol.masks.listed import LearnedMasks, ListedMasks
 from acontrol.masks.perlin import PerlinMasks
 from acontrol.masks.placement import NotPlaced, Rules, learn_rules, place
 from acontrol.masks.real import RealMasks
+from acontrol.masks.settings import SourceName
 from acontrol.masks.shape import Mask, MaskSource
+from acontrol.masks.store import read_learned
 
 Kind = tuple[str, str]  # Category and defect.
 _NORMALS = 16  # Good images of a category that tell whether its product keeps its place.

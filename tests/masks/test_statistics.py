@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from acontrol.masks.limits import Limits
 from acontrol.masks.listed import LearnedMasks
 from acontrol.masks.shape import Mask
-from acontrol.masks.statistics import measure
+from acontrol.masks.statistics import Limits, measure
 
 SIDE = 60
 
