@@ -28,9 +28,9 @@ from acontrol.data.stream import Batch
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.load import load_base, quieten
+from acontrol.runs.tracking import Tracker
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import StepReport, Validation, train
-from acontrol.train.tracking import Tracker
 from benchmarks.bench_step import join_alone, random_batch
 from benchmarks.mlflow_proxy import Proxy, Server
 from benchmarks.report import write_report

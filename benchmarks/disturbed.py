@@ -23,7 +23,8 @@ from pydantic import Field
 
 from acontrol.config import RunConfig, Settings
 from acontrol.errors import UserError
-from acontrol.train.worker import Launch, run_worker
+from acontrol.runs.record import Launch
+from acontrol.train.fit import run_worker
 
 Kind = Literal["kill", "stall", "hang", "corrupt", "full"]
 
@@ -120,9 +121,9 @@ def disturbed_worker(plan: str, settings: dict[str, Launch]) -> None:
     import ray.train
 
     from acontrol.data.stream import TrainingStream
-    from acontrol.train import storage
+    from acontrol.runs import storage
+    from acontrol.train.callbacks import RunObserver
     from acontrol.train.loop import StepReport
-    from acontrol.train.observer import RunObserver
 
     rank = ray.train.get_context().get_world_rank()
     disturber = Disturber(Plan.model_validate_json(plan), settings["launch"], rank)

@@ -9,10 +9,10 @@ is assumed are speeds: of one GPU, and of the links, as their data sheets or les
 import argparse
 from collections.abc import Iterator
 
-from acontrol.memory import adapter_bytes
 from acontrol.method.sga import cross_attention_layers
 from acontrol.networks.shapes import shapes_of
 from acontrol.presets import SD15
+from acontrol.train.dry_run import adapter_bytes
 
 GPUS_A_NODE = 8
 # Bytes a second that a ring reaches, assumed: within a node for each GPU, between nodes for

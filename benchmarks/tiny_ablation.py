@@ -46,9 +46,9 @@ from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pretrain.judge import Judge, as_tensor, train_judge
 from acontrol.pretrain.pool import built_in_vocabulary, draw_pool
 from acontrol.pretrain.settings import HELD_OUT
-from acontrol.pretrain.stage import Desk
+from acontrol.runs.stage import Desk
+from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
-from acontrol.train.tracking import Tracker
 
 SEEDS = (0, 1, 2)
 STEPS, BATCH, RATE = 500, 16, 2e-3

@@ -15,8 +15,8 @@ import mlflow
 import psutil
 
 from acontrol.config import RunConfig
-from acontrol.train.retention import newest_bundle
-from acontrol.train.worker import RunRecord
+from acontrol.runs.record import RunRecord
+from acontrol.train.checkpoint import newest_bundle
 from benchmarks.disturbed import Fault, Plan
 from launch.train import read_config
 

@@ -61,14 +61,14 @@ def run(args: Sequence[str]) -> None:
     from acontrol.evaluation.trainings import Training
     from acontrol.masks.perlin import perlin_blobs
     from acontrol.networks.load import quieten
-    from acontrol.train.cluster import joined_cluster
+    from acontrol.runs.cluster import joined_cluster
+    from acontrol.runs.mlflow_client import tracking_uri
+    from acontrol.runs.paths import absolute
+    from acontrol.runs.results import results_in
     from acontrol.train.driver import run_training
-    from acontrol.train.mlflow_run import tracking_uri
-    from acontrol.train.paths import absolute
     from launch import generate
     from launch.evaluate_ablation_report import report
     from launch.evaluate_features import load_backend
-    from launch.evaluate_tracking import results_in
     from launch.evaluate_trainings import (
         package,
         said_of_likeness,

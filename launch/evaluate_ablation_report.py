@@ -10,10 +10,10 @@ from acontrol.evaluation.protocol import METRICS
 from acontrol.evaluation.report import Report
 from acontrol.evaluation.tables import Table
 from acontrol.evaluation.trainings import Training
-from acontrol.train.tracking import Tracker
+from acontrol.runs.results import log
+from acontrol.runs.tracking import Tracker
 from launch.evaluate_ablation import AblationCommand
 from launch.evaluate_features import load_backend
-from launch.evaluate_tracking import log
 
 TITLES = {"nothing": "nothing", "sga": "SGA", "csm": "SGA + CSM"}
 

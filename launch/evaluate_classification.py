@@ -33,7 +33,7 @@ from launch.evaluate_trainings import (
 if TYPE_CHECKING:
     from acontrol.evaluation.classification import Classification
     from acontrol.evaluation.trainings import Training
-    from acontrol.train.tracking import Tracker
+    from acontrol.runs.tracking import Tracker
 
 PROG = "python -m launch.evaluate classification"
 CONTROLS = ("real",)  # The others know no defect by its name.
@@ -78,7 +78,7 @@ def run(args: Sequence[str]) -> None:
         test = Material(folders, categories[0]).part(TESTED)
         say_how_long(seconds_a_classifier(schedule, classifier, len(test)), len(trainings))
         return
-    from launch.evaluate_tracking import results_in
+    from acontrol.runs.results import results_in
 
     out = command.out.resolve()
     network = command.network.resolve() if command.network else None
@@ -105,7 +105,7 @@ def report(
     from acontrol.evaluation import figures, summary
     from acontrol.evaluation.classification import METRICS, PART
     from acontrol.evaluation.report import Report
-    from launch.evaluate_tracking import log
+    from acontrol.runs.results import log
 
     written = Report(out, "Does synthetic data help to tell defects apart?")
     rows = summary.summarise(trainings, out, PART, list(METRICS))

@@ -31,7 +31,7 @@ from launch.evaluate_trainings import (
 if TYPE_CHECKING:
     from acontrol.evaluation.localization import Localization
     from acontrol.evaluation.trainings import Training
-    from acontrol.train.tracking import Tracker
+    from acontrol.runs.tracking import Tracker
 
 PROG = "python -m launch.evaluate localization"
 
@@ -73,7 +73,7 @@ def run(args: Sequence[str]) -> None:
         looks = 1 if protocols == ("strict",) else budget.epochs
         say_how_long(seconds_a_detector(budget, len(test), looks), len(trainings))
         return
-    from launch.evaluate_tracking import results_in
+    from acontrol.runs.results import results_in
 
     out = command.out.resolve()
     work = Localization(folders, budget, protocols, data, perlin_blobs)
@@ -98,7 +98,7 @@ def report(
     from acontrol.evaluation.material import Material
     from acontrol.evaluation.protocol import METRICS
     from acontrol.evaluation.report import Report
-    from launch.evaluate_tracking import log
+    from acontrol.runs.results import log
 
     written = Report(out, "Does synthetic data help?")
     metrics = {}

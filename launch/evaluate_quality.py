@@ -61,9 +61,9 @@ def run(args: Sequence[str]) -> None:
     from acontrol.evaluation import figures, quality, quoted
     from acontrol.evaluation.report import Report
     from acontrol.networks.load import quieten
+    from acontrol.runs.results import log, results_in
     from launch.evaluate_features import load_backend
     from launch.evaluate_sources import chosen_categories, named_folders
-    from launch.evaluate_tracking import log, results_in
 
     quieten()
     folders = {

@@ -192,7 +192,7 @@ def train_all(
     """
     from acontrol.evaluation.trainings import is_done
     from acontrol.networks.load import quieten
-    from acontrol.train.cluster import joined_cluster
+    from acontrol.runs.cluster import joined_cluster
 
     for one in trainings:  # What is wrong there had better be said before a cluster starts.
         is_done(one, work, out)

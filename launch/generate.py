@@ -24,8 +24,8 @@ from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
 from acontrol.generation.settings import Finish, Gate, Sampling
 from acontrol.masks.settings import SourceName
-from acontrol.train.paths import full_path, in_ray_job
-from acontrol.train.storage import place
+from acontrol.runs.paths import full_path, in_ray_job
+from acontrol.runs.storage import place
 from launch.entry import main, parse
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def run(args: Sequence[str]) -> None:
         _generate(command, command.model)
         return
     from acontrol.registry.pull import pull
-    from acontrol.registry.server import server_uri
+    from acontrol.runs.mlflow_client import server_uri
 
     with tempfile.TemporaryDirectory(prefix="acontrol-model-") as scratch:
         model = os.path.join(scratch, "adapter")

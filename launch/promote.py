@@ -44,7 +44,7 @@ def run(args: Sequence[str]) -> None:
     command = parse(PromoteCommand, args, prog=PROG, description=__doc__)
 
     from acontrol.registry.promote import promote
-    from acontrol.registry.server import server_uri
+    from acontrol.runs.mlflow_client import server_uri
 
     decision = promote(
         command.name,

@@ -36,7 +36,7 @@ def run(args: Sequence[str]) -> None:
 
     from acontrol.generation.job import check_empty
     from acontrol.registry.pull import pull
-    from acontrol.registry.server import server_uri
+    from acontrol.runs.mlflow_client import server_uri
 
     check_empty(command.out)
     card = pull(command.model, command.out, server_uri(command.tracking.uri))

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from acontrol.config import Settings
 from acontrol.errors import UserError
-from acontrol.train import storage
+from acontrol.runs import storage
 from launch.entry import main, parse
 
 PROG = "python -m launch.register"

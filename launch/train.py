@@ -89,15 +89,15 @@ def run(args: Sequence[str]) -> None:
     rest, name = _take_register(rest)
     config = read_config(rest)
     if is_dry:
-        from acontrol.train.dryrun import describe
+        from acontrol.train.dry_run import describe
 
         for line in describe(config):
             print(line)
         return
     # Ray and the models are imported only once the arguments are known to be good.
+    from acontrol.runs.mlflow_client import tracking_uri
+    from acontrol.runs.storage import local_copy
     from acontrol.train.driver import TrainingStoppedError, run_training
-    from acontrol.train.mlflow_run import tracking_uri
-    from acontrol.train.storage import local_copy
 
     try:
         folder = run_training(config)

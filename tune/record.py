@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from acontrol.config import RunConfig, Settings
 from acontrol.errors import UserError, explain
-from acontrol.train.continuing import changed_settings
+from acontrol.train.resume import changed_settings
 from tune.objective import OBJECTIVES, Name
 from tune.space import Space, Value, in_words, with_values
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
-from acontrol.train.tracking import Tracker
+from acontrol.runs.tracking import Tracker
 from tune.objective import OBJECTIVES
 from tune.plots import parallel_coordinates, parameter_importance
 from tune.record import METRICS, Outcome, Sweep, replace, run_name

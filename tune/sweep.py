@@ -16,11 +16,11 @@ from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
 from acontrol.networks import locate
 from acontrol.networks.load import quieten
-from acontrol.train.cluster import joined_cluster, uses_gpus, worker_resources
-from acontrol.train.driver import only_launch
-from acontrol.train.mlflow_run import describe, named_uri, tracking_uri
-from acontrol.train.paths import absolute
-from acontrol.train.tracking import Tracker
+from acontrol.runs.cluster import joined_cluster, uses_gpus, worker_resources
+from acontrol.runs.lock import only_launch
+from acontrol.runs.mlflow_client import describe, named_uri, tracking_uri
+from acontrol.runs.paths import absolute
+from acontrol.runs.tracking import Tracker
 from tune.objective import OBJECTIVES
 from tune.record import Sweep
 from tune.report import write_report

@@ -18,10 +18,10 @@ from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
 from acontrol.networks import locate
+from acontrol.runs.mlflow_client import last_values
+from acontrol.runs.record import RunRecord
 from acontrol.train.driver import TrainingStoppedError, run_training
-from acontrol.train.mlflow_run import last_values
 from acontrol.train.precompute import precompute
-from acontrol.train.worker import RunRecord
 from tune.record import METRICS, Outcome, Sweep
 from tune.space import Value
 

@@ -9,7 +9,7 @@ import ray.tune
 from ray.tune.experiment import Trial
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from acontrol.train.mlflow_run import close_nested
+from acontrol.runs.mlflow_client import close_nested
 from tune.record import METRICS, Outcome, Sweep, run_name
 from tune.trial import FAILURE
 

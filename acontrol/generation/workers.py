@@ -24,7 +24,7 @@ from acontrol.generation.record import Roots
 from acontrol.generation.settings import Finish, Gate
 from acontrol.networks.load import quieten
 from acontrol.pipelines.loading import load_pipeline
-from acontrol.train.cluster import joined_cluster, uses_gpus
+from acontrol.runs.cluster import joined_cluster, uses_gpus
 
 _RESTARTS = 3  # Of a worker that died, as for want of memory; then the job ends.
 

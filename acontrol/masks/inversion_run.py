@@ -33,11 +33,11 @@ from acontrol.masks.statistics import Limits
 from acontrol.masks.store import CARD, read_card, write_learned
 from acontrol.networks import locate
 from acontrol.networks.load import BaseModels, load_base
-from acontrol.pretrain.stage import Desk, run_stage
 from acontrol.reporting import contact_sheet
+from acontrol.runs import storage
+from acontrol.runs.stage import Desk, run_stage
+from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
-from acontrol.train import storage
-from acontrol.train.tracking import Tracker
 
 RUN, TRAINING = "run.json", "training"
 

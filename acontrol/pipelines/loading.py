@@ -12,7 +12,7 @@ from acontrol.method.sga import SemanticAdapter
 from acontrol.networks import locate
 from acontrol.networks.load import load_base
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
-from acontrol.train import storage
+from acontrol.runs import storage
 
 # What may lie in a model's folder: a run's, or an adapter's own.
 ADAPTER_FILES = ("adapter", "run.json", "config.json", "diffusion_pytorch_model.safetensors")

@@ -11,9 +11,9 @@ from acontrol.method.encoder import embed_text
 from acontrol.pretrain.networks import Networks
 from acontrol.pretrain.pool import Kind, Pool
 from acontrol.pretrain.settings import DenoiserStage
-from acontrol.pretrain.stage import Desk, run_stage
 from acontrol.pretrain.vae import encode
 from acontrol.reporting import contact_sheet
+from acontrol.runs.stage import Desk, run_stage
 
 SAMPLE_STEPS = 25
 SAMPLE_GUIDANCE = 4.0

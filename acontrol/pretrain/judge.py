@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from acontrol.pretrain.pool import Kind, Pool
-from acontrol.pretrain.stage import Desk, run_stage
+from acontrol.runs.stage import Desk, run_stage
 
 BATCH = 64
 

@@ -21,11 +21,11 @@ from acontrol.pretrain.denoiser import draw_images, train_denoiser
 from acontrol.pretrain.judge import Judge, as_tensor, train_judge
 from acontrol.pretrain.pool import Pool, draw_pool, folder_pool
 from acontrol.pretrain.settings import HELD_OUT, PretrainConfig
-from acontrol.pretrain.stage import Desk
 from acontrol.pretrain.vae import psnr, train_vae
 from acontrol.pretrain.vlm import retrieval, train_vlm
+from acontrol.runs.stage import Desk
+from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
-from acontrol.train.tracking import Tracker
 
 CARD = "card.json"
 SAMPLES_A_KIND = 6

@@ -8,8 +8,8 @@ from torch import Tensor
 from acontrol.data.images import pictures
 from acontrol.pretrain.pool import Pool
 from acontrol.pretrain.settings import VaeStage
-from acontrol.pretrain.stage import Desk, run_stage
 from acontrol.reporting import contact_sheet
+from acontrol.runs.stage import Desk, run_stage
 
 KL_WEIGHT = 1e-4
 SHOWN = 6

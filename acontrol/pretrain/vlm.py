@@ -10,7 +10,7 @@ from transformers import BertTokenizer, Blip2ForImageTextRetrieval
 from acontrol.method.csm import see
 from acontrol.pretrain.pool import Kind, Pool
 from acontrol.pretrain.settings import VlmStage
-from acontrol.pretrain.stage import Desk, run_stage
+from acontrol.runs.stage import Desk, run_stage
 
 ANOMALY_TEXT = "This is an image with"  # config.CsmConfig's template.
 

@@ -9,7 +9,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from acontrol.errors import UserError
 from acontrol.registry.card import check_model_name
-from acontrol.registry.server import (
+from acontrol.runs.mlflow_client import (
     BASE_TAG,
     CANDIDATE,
     CHAMPION,

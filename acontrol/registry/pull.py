@@ -28,12 +28,7 @@ from acontrol.registry.card import (
     check_model_name,
 )
 from acontrol.registry.folder import check_model, check_names
-from acontrol.registry.server import (
-    MANIFEST_TAG,
-    client_of,
-    reaching,
-    version_of,
-)
+from acontrol.runs.mlflow_client import MANIFEST_TAG, client_of, reaching, version_of
 
 # Stores that only hold files; others that MLflow knows go through code of their own.
 STORES = ("", "file", "mlflow-artifacts", "s3", "gs", "wasbs", "abfss", "r2", "b2")

@@ -18,17 +18,19 @@ from acontrol.registry.card import WEIGHTS, AdapterFile, ModelCard, check_model_
 from acontrol.registry.folder import read_json, sha256
 from acontrol.registry.package import package
 from acontrol.registry.readme import licence_notes
-from acontrol.registry.server import (
+from acontrol.runs.mlflow_client import (
     BASE_TAG,
     CANDIDATE,
     DATA_TAG,
     MANIFEST_TAG,
     WEIGHTS_TAG,
     client_of,
+    describe,
+    open_run,
+    own_database,
     reaching,
 )
-from acontrol.train.mlflow_run import describe, open_run, own_database
-from acontrol.train.worker import RunRecord
+from acontrol.runs.record import RunRecord
 
 COMMIT_TAG = "mlflow.source.git.commit"
 

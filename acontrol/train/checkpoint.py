@@ -10,18 +10,23 @@ No manifest, no checkpoint. Nothing in a bundle is pickled.
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from acontrol.config import RunConfig, Settings
 from acontrol.errors import UserError, explain
-from acontrol.method.sga import SemanticAdapter
-from acontrol.train import storage
-from acontrol.train.engine import AdapterState
-from acontrol.train.storage import Place
+from acontrol.runs import storage
+from acontrol.runs.storage import Place
 
+if TYPE_CHECKING:  # diffusers is not for a driver that reads checkpoints.
+    from acontrol.method.sga import SemanticAdapter
+
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 MOMENTS_NAME = "moments.safetensors"
 STATE_NAME = "state.json"
@@ -56,6 +61,24 @@ class TrainState(Settings):
 
 
 @dataclass(frozen=True)
+class AdapterState:
+    """What a resume needs of the adapter and its optimizer, as whole fp32 tensors on the CPU.
+
+    Attributes:
+        weights: By parameter name.
+        moments: By "exp_avg.<parameter>" and "exp_avg_sq.<parameter>"; "step" holds how many
+            updates AdamW has made, fewer than ``steps`` if some were skipped.
+        steps: Optimizer steps behind them, with those that were skipped.
+        averages: Moving averages of the weights, where the run keeps them.
+    """
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    steps: int
+    averages: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle whose manifest and state were read and agree."""
 
@@ -82,7 +105,7 @@ class Bundle:
 
 
 def write_bundle(
-    folder: Place, adapter: SemanticAdapter, state: AdapterState, train_state: TrainState
+    folder: Place, adapter: "SemanticAdapter", state: AdapterState, train_state: TrainState
 ) -> Place:
     """Write a bundle under ``folder``; returns its path.
 
@@ -119,7 +142,7 @@ def write_bundle(
 
 
 def _contents(
-    adapter: SemanticAdapter, state: AdapterState, train_state: TrainState
+    adapter: "SemanticAdapter", state: AdapterState, train_state: TrainState
 ) -> dict[str, bytes]:
     """The files of a bundle, in the order in which they are written."""
     moments = dict(state.moments)
@@ -198,3 +221,57 @@ def _vouched(path: Place, manifest: Manifest, name: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != manifest.files[name].sha256:
         raise ValueError(f"{name} is damaged")
     return content
+
+
+def newest_bundle(run: Place) -> Bundle | None:
+    """The furthest bundle of a run that verifies, over all launches; None before the first.
+
+    Raises:
+        UserError: If there are finished bundles but none verifies: starting again from step 0
+            must be somebody's decision.
+    """
+    refused = []
+    for path in _furthest_first(run):
+        try:
+            return read_bundle(path)
+        except ValueError as error:
+            if (path / MANIFEST).exists():
+                refused.append(f"{path.name}: {error}")
+                log.warning("bundle %s is not used: %s", path, error)
+    if refused:
+        raise UserError(
+            f"{run}: no bundle verifies ({'; '.join(refused)}); restore one, or start anew "
+            "with another --output"
+        )
+    return None
+
+
+def prune(run: Place, keep: int, newest: Place) -> None:
+    """Delete all but ``newest`` and the ``keep - 1`` good bundles before it.
+
+    What does not verify does not count as kept. A bundle of another launch that claims to be
+    further was refused when this launch started, and goes.
+    """
+    kept = 1
+    for path in _furthest_first(run):
+        if path == newest:
+            continue
+        if path.name <= newest.name and kept < keep and _is_good(path):
+            kept += 1
+        else:
+            discard(path)
+
+
+def _is_good(path: Place) -> bool:
+    try:
+        read_bundle(path)
+    except ValueError:
+        return False
+    except OSError:  # It cannot be read now: no reason to delete it.
+        pass
+    return True
+
+
+def _furthest_first(run: Place) -> list[Place]:
+    found = run.glob("launches/*/bundle-*")
+    return sorted(found, key=lambda path: (path.name, path.parent.name), reverse=True)

@@ -9,13 +9,10 @@ RUN/
   mlflow.db        MLflow, unless a server was named; artifacts/ beside it
 """
 
-import contextlib
-import fcntl
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import ray.train
 from ray.train import UserCallback
@@ -27,19 +24,18 @@ from acontrol.errors import UserError
 from acontrol.interop.begin import check_beginning
 from acontrol.networks import hub, locate
 from acontrol.networks.load import quieten
-from acontrol.train import storage
-from acontrol.train.checkpoint import export_adapter
-from acontrol.train.cluster import joined_cluster
-from acontrol.train.continuing import check_continues, how_to_resume, known_mlflow_run
-from acontrol.train.failures import root_cause
-from acontrol.train.fit import fit
-from acontrol.train.mlflow_run import named_uri, tracking_uri
-from acontrol.train.needs import unmet, unnamed
-from acontrol.train.paths import absolute
-from acontrol.train.retention import newest_bundle
-from acontrol.train.storage import Place
-from acontrol.train.tracking import Tracker
-from acontrol.train.worker import Launch, RunRecord, run_worker
+from acontrol.runs import storage
+from acontrol.runs.cluster import joined_cluster
+from acontrol.runs.lock import only_launch
+from acontrol.runs.mlflow_client import named_uri, tracking_uri
+from acontrol.runs.paths import absolute
+from acontrol.runs.record import Launch, RunRecord
+from acontrol.runs.storage import Place
+from acontrol.runs.tracking import Tracker
+from acontrol.train.checkpoint import export_adapter, newest_bundle
+from acontrol.train.fit import fit, root_cause, run_worker
+from acontrol.train.plan import unmet, unnamed
+from acontrol.train.resume import check_continues, how_to_resume, known_mlflow_run
 
 LAUNCHES = "launches"
 
@@ -150,25 +146,3 @@ def _train(
         if isinstance(cause, UserError):
             raise UserError(message) from error
         raise TrainingStoppedError(message) from error
-
-
-@contextlib.contextmanager
-def only_launch(run: Place) -> Iterator[None]:
-    """Keep a second launch out of the run's folder for as long as this one is in it.
-
-    An object store has no locks: there the later launch takes the run over, and the earlier
-    one ends before it writes its next bundle.
-
-    Raises:
-        UserError: If there is one already.
-    """
-    if not isinstance(run, Path):
-        yield
-        return
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{run}: another launch is running there") from None
-        yield

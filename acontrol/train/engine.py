@@ -8,7 +8,7 @@ ZeRO stage and any number of ranks, and a checkpoint needs no pickle.
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,27 +16,46 @@ from torch import Tensor, nn
 
 from acontrol.config import RunConfig
 from acontrol.method.sga import SemanticAdapter
-from acontrol.train.deepspeed_config import deepspeed_config
+from acontrol.train.checkpoint import AdapterState
+
+
+def deepspeed_config(config: RunConfig) -> dict[str, Any]:
+    """Say our settings in DeepSpeed's words."""
+    zero: dict[str, Any] = {
+        "stage": config.zero.stage,
+        # 19 million parameters fit one bucket; the default is sized for billions.
+        "reduce_bucket_size": 50_000_000,
+        # One weight whose gradient comes last: there is no backward left to overlap with.
+        "overlap_comm": False,
+        # Stage 3 would replace torch's linear in the whole process, the frozen networks'
+        # too, by one that rounds otherwise: the stages would drift apart.
+        "memory_efficient_linear": False,
+    }
+    if config.zero.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    said: dict[str, Any] = {
+        "train_batch_size": config.optim.batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": config.optim.accumulation,
+        # 0 is DeepSpeed's word for none.
+        "gradient_clipping": config.optim.max_grad_norm or 0.0,
+        # The optimizer is torch's own AdamW, which needs no compiled operator.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }
+    if config.runtime.precision == "bfloat16":
+        said["bf16"] = {"enabled": True}
+        # Gradients of several passes are summed in full precision.
+        said["data_types"] = {"grad_accum_dtype": "fp32"}
+    elif config.runtime.precision == "float16":
+        said["fp16"] = {"enabled": True}
+    return said
+
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class AdapterState:
-    """What a resume needs of the adapter and its optimizer, as whole fp32 tensors on the CPU.
-
-    Attributes:
-        weights: By parameter name.
-        moments: By "exp_avg.<parameter>" and "exp_avg_sq.<parameter>"; "step" holds how many
-            updates AdamW has made, fewer than ``steps`` if some were skipped.
-        steps: Optimizer steps behind them, with those that were skipped.
-        averages: Moving averages of the weights, where the run keeps them.
-    """
-
-    weights: dict[str, Tensor]
-    moments: dict[str, Tensor]
-    steps: int
-    averages: dict[str, Tensor] | None = None
 
 
 class AdapterEngine:

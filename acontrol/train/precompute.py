@@ -16,13 +16,13 @@ from acontrol.errors import UserError
 from acontrol.method.encoder import FrozenEncoder
 from acontrol.networks import locate
 from acontrol.networks.load import load_base, quieten
-from acontrol.train.cluster import (
+from acontrol.runs.cluster import (
     joined_cluster,
     uses_gpus,
     worker_environment,
     worker_resources,
 )
-from acontrol.train.paths import absolute
+from acontrol.runs.paths import absolute
 
 
 def precompute(config: RunConfig) -> Path:

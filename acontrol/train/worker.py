@@ -1,74 +1,177 @@
-"""What goes to the workers.
+"""One rank: what a worker process does, with everything heavy that it needs."""
 
-Kept light: Ray's controller process imports this module too, and has no use for models.
-"""
+import contextlib
+import json
+import logging
+import tempfile
+import warnings
+from functools import partial
+from pathlib import Path
 
-from dataclasses import dataclass
+import ray.train
+import torch
 
-from pydantic import ValidationError
-
-from acontrol.config import RunConfig, Settings
-from acontrol.train import storage
-from acontrol.train.storage import Place
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the driver hands to every worker."""
-
-    config: RunConfig
-    folder: Place
-    tracking_uri: str
-    mlflow_run: str
-    base_digest: str
-    show_progress: bool
-    features: bool = False  # Whether config.data.features holds what fits this run.
-
-    @property
-    def run(self) -> Place:
-        """The run's folder."""
-        return self.folder.parent.parent
-
-    @property
-    def stop_file(self) -> Place:
-        """Its presence asks the workers to stop after a bundle."""
-        return self.folder / "stop"
-
-    @property
-    def reserved_file(self) -> Place:
-        """Holds the id of Ray's placement group, in which the workers are."""
-        return self.folder / "placement-group"
+from acontrol._version import __version__
+from acontrol.config import AdapterCard, RunConfig
+from acontrol.data.features import feature_folder
+from acontrol.data.reader import ShardReader
+from acontrol.data.skipping import agree_on_damage, refuse_other_skips
+from acontrol.data.stream import TrainingStream, held_out
+from acontrol.interop.begin import begin_from
+from acontrol.method.model import AnomalyControl
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.inpainting import is_inpainting
+from acontrol.networks.load import BaseModels, load_base, quieten
+from acontrol.runs import storage
+from acontrol.runs.record import Launch
+from acontrol.runs.storage import Place
+from acontrol.runs.tracking import SystemMetrics, Tracker
+from acontrol.seeding import derive_seed
+from acontrol.train.callbacks import RunObserver
+from acontrol.train.checkpoint import Bundle, newest_bundle, open_bundle
+from acontrol.train.engine import AdapterEngine
+from acontrol.train.loop import train
 
 
-class RunRecord(Settings):
-    """RUN/run.json: who is at work here, and where MLflow has the run.
+def train_rank(launch: Launch) -> None:
+    """Train this rank's share. Ray has set up the process group."""
+    config = launch.config
+    _quieten()
+    device = ray.train.torch.get_device()
+    precision = getattr(torch, config.runtime.precision)
+    base = load_base(config.base, device, precision)
+    bundle = _agreed_bundle(launch.run)
+    reader = ShardReader(config.data.shards or "", config.data.cache_dir)
+    agree_on_damage(reader, config.data)
+    if bundle is not None:
+        refuse_other_skips(bundle.state.skipped_digest, reader)
+    adapter = new_adapter(base, launch, reader).to(device)
+    model = AnomalyControl(base, adapter, config)
+    held, stream = _streams(reader, config, model.encoder.semantics.image_px, launch)
+    engine = AdapterEngine(adapter, config, bundle.adapter_state() if bundle else None)
+    start = bundle.state.step if bundle else 0
+    batches = stream.batches(
+        start * config.optim.batch_size,
+        config.micro_batch_size,
+        engine.rank,
+        engine.world_size,
+        (config.optim.steps - start) * config.optim.accumulation,
+    )
+    # Only a launch's first workers find no note of the reservation.
+    is_restart = engine.rank == 0 and launch.reserved_file.exists()
+    if engine.rank == 0:
+        _note_reservation(launch)
+    observer = RunObserver(launch, base, adapter, stream, engine, start, held)
+    with contextlib.ExitStack() as around:
+        around.callback(observer.close)
+        if is_restart:
+            observer.on_restart(bundle)
+        if config.tracking.system_metrics and ray.train.get_context().get_local_rank() == 0:
+            tracker = observer.tracker or Tracker(
+                launch.tracking_uri, launch.mlflow_run, launch.run
+            )
+            node = f"node-{ray.train.get_context().get_node_rank()}"
+            monitor = SystemMetrics(tracker, node)
+            monitor.start()
+            around.callback(monitor.finish)
+        if config.profile and engine.rank == 0:
+            observer.profiler = around.enter_context(_profiler(config, launch.folder))
+        train(model, batches, engine, config, observer, start=start, validation=held)
 
-    Attributes:
-        launch: Name of the last launch's folder.
-        mlflow_run: Id of the MLflow run.
-        mlflow_uri: Where, if it was named; null for the run's own database, so that a run's
-            folder can be moved.
+
+def _note_reservation(launch: Launch) -> None:
+    """Write down what is reserved for the workers, since Ray may leave it behind."""
+    group = ray.util.get_current_placement_group()
+    if group is not None:
+        storage.write(launch.reserved_file, group.id.hex().encode())
+
+
+def _agreed_bundle(run: Place) -> Bundle | None:
+    """The bundle that rank 0 finds newest: storage may show other ranks another one.
+
+    Rank 0 has checked all of it; each rank checks again what it loads.
     """
-
-    launch: str
-    mlflow_run: str
-    mlflow_uri: str | None
-
-    @classmethod
-    def read(cls, run: Place) -> "RunRecord | None":
-        """The record of a run's folder; None if there is none that can be read."""
-        try:
-            return cls.model_validate_json((run / "run.json").read_bytes())
-        except (OSError, ValidationError):
-            return None
-
-    def write(self, run: Place) -> None:
-        """Replace the record in one step."""
-        storage.write(run / "run.json", self.model_dump_json().encode())
+    chosen: list[Place | None] = [None]
+    if torch.distributed.get_rank() == 0:
+        newest = newest_bundle(run)
+        chosen = [newest.path if newest else None]
+    torch.distributed.broadcast_object_list(chosen)
+    return open_bundle(chosen[0]) if chosen[0] is not None else None
 
 
-def run_worker(settings: dict[str, Launch]) -> None:
-    """Ray Train's entry into a worker."""
-    from acontrol.train.rank import train_rank
+def _streams(
+    reader: ShardReader, config: RunConfig, reference_px: int, launch: Launch
+) -> tuple[TrainingStream | None, TrainingStream]:
+    """The held-out samples, if any, and those to train on."""
+    features = feature_folder(config, reader, launch.base_digest) if launch.features else None
+    made = partial(
+        TrainingStream, reader, config.data, reference_px=reference_px, features=features
+    )
+    if not config.validation.every:
+        return None, made(seed=config.seed)
+    held = held_out(reader.index, config.validation.share)
+    # The held-out samples keep one order and one noise whatever the run's seed, so that
+    # runs compare.
+    return made(seed=0, used=held), made(seed=config.seed, used=~held)
 
-    train_rank(settings["launch"])
+
+def _profiler(config: RunConfig, folder: Place) -> torch.profiler.profile:
+    """Trace rank 0 for some steps after two others; the file opens in Perfetto."""
+
+    def keep(trace: torch.profiler.profile) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch, "trace.json")
+            trace.export_chrome_trace(str(file))
+            storage.write(folder / file.name, file.read_bytes())
+
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    return torch.profiler.profile(
+        activities=kinds,
+        schedule=torch.profiler.schedule(wait=1, warmup=1, active=config.profile, repeat=1),
+        on_trace_ready=keep,
+    )
+
+
+def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> SemanticAdapter:
+    """The adapter that training starts from, with its card."""
+    config = launch.config
+    card = AdapterCard(
+        acontrol_version=__version__,
+        base=config.base,
+        base_digest=launch.base_digest,
+        csm=config.csm,
+        asea=config.asea,
+        sga=config.sga,
+        inpainting=is_inpainting(base.unet),
+        resolution=config.data.resolution,
+        reference_view=config.data.reference_view,
+        split=reader.index.split,
+        data_digest=reader.index.digest,
+        seed=config.seed,
+        steps=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "adapter"))  # The pooling starts at random.
+        adapter = SemanticAdapter.from_unet(
+            base.unet,
+            base.vlm.config.qformer_config.hidden_size,
+            mode=config.csm.mode,
+            card=json.loads(card.model_dump_json()),
+        )
+    if config.init is not None:
+        begin_from(adapter, config.init)
+    return adapter
+
+
+def _quieten() -> None:
+    """Loading bars and informational lines of the libraries are no news of training."""
+    quieten()
+    for name in ("aiobotocore", "botocore"):  # Where it found its credentials.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in list(logging.root.manager.loggerDict):
+        if "/ray/train/" in name:  # Its report calls log under their file's path.
+            logging.getLogger(name).setLevel(logging.WARNING)
+    # DeepSpeed calls torch's collectives by their old names.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

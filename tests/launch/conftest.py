@@ -6,8 +6,8 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from acontrol.config import ClusterConfig
 from acontrol.data.builtin.dataset import write_dataset
-from acontrol.train.cluster import joined_cluster
-from acontrol.train.mlflow_run import own_database
+from acontrol.runs.cluster import joined_cluster
+from acontrol.runs.mlflow_client import own_database
 from launch import shard
 from launch.evaluate_trainings import package
 from tests.launch import commands

@@ -195,7 +195,7 @@ FROM_ANOTHER_NODE = """
 import shutil
 import ray
 from acontrol.config import ClusterConfig
-from acontrol.train.cluster import joined_cluster
+from acontrol.runs.cluster import joined_cluster
 
 @ray.remote
 def place():

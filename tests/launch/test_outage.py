@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from acontrol.train.worker import RunRecord
+from acontrol.runs.record import RunRecord
 from benchmarks.mlflow_proxy import Server
 from tests.launch import commands
 from tests.launch.runs import STEPS, losses_of, options

@@ -3,7 +3,6 @@ import contextlib
 import pytest
 import torch
 
-from acontrol.memory import activation_bytes, adapter_bytes
 from acontrol.method.anomaly_map import ReferenceText
 from acontrol.method.qformer import QFormerPass
 from acontrol.method.sga import SemanticAdapter, cross_attention_layers
@@ -15,6 +14,7 @@ from acontrol.networks.shapes import (
     parameters,
     shapes_of,
 )
+from acontrol.train.dry_run import activation_bytes, adapter_bytes
 
 
 def shapes(path: str) -> Shapes:

@@ -19,9 +19,9 @@ from acontrol.method.sga import SemanticAdapter
 from acontrol.networks import locate
 from acontrol.networks.load import BaseModels
 from acontrol.presets import preset
-from acontrol.train.mlflow_run import named_uri
-from acontrol.train.tracking import Tracker
-from acontrol.train.worker import RunRecord
+from acontrol.runs.mlflow_client import named_uri
+from acontrol.runs.record import RunRecord
+from acontrol.runs.tracking import Tracker
 from tests.launch.commands import kill_with_children
 
 STEPS = 10

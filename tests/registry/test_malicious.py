@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from acontrol.registry.card import CARD, CONFIG, MANIFEST, MLMODEL, WEIGHTS, Manifest
 from acontrol.registry.folder import sha256
 from acontrol.registry.register import register_run
-from acontrol.registry.server import MANIFEST_TAG
+from acontrol.runs.mlflow_client import MANIFEST_TAG
 from launch import pull
 from tests.launch.test_errors import error_of
 

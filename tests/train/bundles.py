@@ -4,9 +4,8 @@ import torch
 
 from acontrol.config import RunConfig
 from acontrol.method.sga import SemanticAdapter
-from acontrol.train.checkpoint import TrainState, write_bundle
-from acontrol.train.engine import AdapterState
-from acontrol.train.storage import Place
+from acontrol.runs.storage import Place
+from acontrol.train.checkpoint import AdapterState, TrainState, write_bundle
 
 
 def small_adapter(card: dict[str, object], step: int = 1) -> SemanticAdapter:

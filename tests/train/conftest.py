@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from acontrol.train import storage
-from acontrol.train.storage import Place
+from acontrol.runs import storage
+from acontrol.runs.storage import Place
 from tests.train import object_store
 
 

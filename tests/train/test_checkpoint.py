@@ -11,14 +11,15 @@ from acontrol.errors import UserError
 from acontrol.method.sga import SemanticAdapter
 from acontrol.train.checkpoint import (
     MANIFEST,
+    AdapterState,
     TrainState,
     export_adapter,
+    newest_bundle,
+    prune,
     read_bundle,
     write_bundle,
 )
-from acontrol.train.continuing import changed_settings
-from acontrol.train.engine import AdapterState
-from acontrol.train.retention import newest_bundle, prune
+from acontrol.train.resume import changed_settings
 from tests.train.bundles import bundle_at, files_of, small_adapter
 
 

@@ -8,13 +8,12 @@ from ray.train import ControllerError, FailureConfig, WorkerGroupError
 from acontrol.config import ClusterConfig, CsmConfig, OptimConfig, RunConfig
 from acontrol.errors import UserError
 from acontrol.networks.load import BaseModels
+from acontrol.runs.paths import absolute
+from acontrol.runs.record import Launch, RunRecord
+from acontrol.runs.tracking import Tracker
 from acontrol.train import driver
-from acontrol.train.continuing import known_mlflow_run
-from acontrol.train.failures import StopOnUserError, root_cause
-from acontrol.train.fit import scaling
-from acontrol.train.paths import absolute
-from acontrol.train.tracking import Tracker
-from acontrol.train.worker import Launch, RunRecord
+from acontrol.train.fit import StopOnUserError, root_cause, scaling
+from acontrol.train.resume import known_mlflow_run
 from launch.train import read_config
 
 
@@ -153,7 +152,7 @@ def test_an_mlflow_that_is_no_address_is_one_line(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["queries", "pooled"])
 def test_the_seed_decides_the_new_adapter(tiny_base: BaseModels, tmp_path, name) -> None:
-    from acontrol.train.rank import new_adapter
+    from acontrol.train.worker import new_adapter
 
     class Reader:
         index = type("Index", (), {"split": "all", "digest": "d"})
@@ -194,7 +193,7 @@ def test_relative_paths_are_refused_in_a_ray_job_alone(monkeypatch, tmp_path) ->
 
 
 def test_some_gpus_but_too_few_are_not_passed_over(monkeypatch) -> None:
-    from acontrol.train import cluster
+    from acontrol.runs import cluster
 
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"GPU": 2.0, "CPU": 8.0})
     assert cluster.uses_gpus(ClusterConfig(num_workers=2))
@@ -204,7 +203,7 @@ def test_some_gpus_but_too_few_are_not_passed_over(monkeypatch) -> None:
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch) -> None:
-    from acontrol.train import cluster
+    from acontrol.runs import cluster
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     answers = cluster.joined_cluster(ClusterConfig())

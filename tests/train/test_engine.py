@@ -5,7 +5,8 @@ import torch
 
 from acontrol.config import OptimConfig, RunConfig
 from acontrol.method.sga import SemanticAdapter
-from acontrol.train.engine import AdapterEngine, AdapterState
+from acontrol.train.checkpoint import AdapterState
+from acontrol.train.engine import AdapterEngine
 from tests.train.ranks import run_ranks
 
 STEPS, HALF, BATCH = 6, 3, 8

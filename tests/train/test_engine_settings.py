@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from acontrol.config import RunConfig
-from acontrol.train.deepspeed_config import deepspeed_config
+from acontrol.train.engine import deepspeed_config
 from tests.train.test_engine import config_of
 
 

@@ -17,8 +17,7 @@ import torch
 
 from acontrol.errors import UserError
 from acontrol.method.sga import SemanticAdapter
-from acontrol.train.checkpoint import export_adapter
-from acontrol.train.retention import newest_bundle, prune
+from acontrol.train.checkpoint import export_adapter, newest_bundle, prune
 from tests.train.bundles import bundle_at, files_of, small_adapter
 
 # Calls that change the disk, beside opening and writing; and those that take room.

@@ -17,9 +17,9 @@ from acontrol.method.diffusion import draw, dropped_conditions
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.load import load_base
-from acontrol.train.bad_numbers import NonFiniteLossError
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import NO_DROPOUT, StepReport, Validation, train, validate
+from acontrol.train.nonfinite import NonFiniteLossError
 from tests.train.ranks import run_ranks
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
-from acontrol.train import spool
+from acontrol.runs import outbox
+from acontrol.runs.outbox import Spool
+from acontrol.runs.tracking import Tracker
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import StepReport, train
-from acontrol.train.spool import Spool
-from acontrol.train.tracking import Tracker
 from benchmarks.mlflow_proxy import Proxy, Server
 from tests.train.ranks import run_ranks
 from tests.train.test_loop import Notes, setting, shards  # noqa: F401
@@ -34,8 +34,8 @@ def server(tmp_path_factory) -> Iterator[Server]:
 @pytest.fixture
 def proxy(server, monkeypatch) -> Iterator[Proxy]:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(spool, "PAUSES_S", (0.1, 0.2))
-    monkeypatch.setattr(spool, "EVERY_S", 0.1)
+    monkeypatch.setattr(outbox, "PAUSES_S", (0.1, 0.2))
+    monkeypatch.setattr(outbox, "EVERY_S", 0.1)
     proxy = Proxy(server.port)
     proxy.set("pass")
     yield proxy
@@ -107,7 +107,7 @@ def test_nothing_is_lost_and_nobody_waits(
 def trainings(shards: str, port: int, folder: str) -> dict[str, list[list[float]]]:  # noqa: F811
     """The same training with every outage from its second step to its last: losses, twice."""
     os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-    spool.EVERY_S, found = 0.05, {}
+    outbox.EVERY_S, found = 0.05, {}
     for how in ("pass", *OUTAGES):
         proxy = Proxy(port)
         proxy.set("pass")
@@ -212,7 +212,7 @@ def test_half_lines_and_damaged_lines_are_passed_over(tmp_path: Path, caplog) ->
 def test_a_full_disk_loses_an_event_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
     one = Spool(tmp_path / "a.jsonl")
     one.append({"n": 1})
-    write, full = spool.os.write, iter([5, OSError(28, "No space left on device")])
+    write, full = outbox.os.write, iter([5, OSError(28, "No space left on device")])
 
     def short(descriptor: int, line: bytes) -> int:
         how = next(full, len(line))
@@ -220,7 +220,7 @@ def test_a_full_disk_loses_an_event_and_nothing_else(tmp_path: Path, monkeypatch
             raise how
         return int(write(descriptor, line[:how]))
 
-    monkeypatch.setattr(spool.os, "write", short)
+    monkeypatch.setattr(outbox.os, "write", short)
     for number in (2, 3, 4):
         one.append({"n": number})
     one.close()
@@ -229,17 +229,17 @@ def test_a_full_disk_loses_an_event_and_nothing_else(tmp_path: Path, monkeypatch
 
 def test_events_are_sent_in_order_and_again_from_the_first_unsent(tmp_path: Path) -> None:
     queue = Spool(tmp_path / "a.jsonl")
-    for number in range(2 * spool.BATCH + 3):
+    for number in range(2 * outbox.BATCH + 3):
         queue.append({"n": number})
     queue.close()
     seen: list[int] = []
 
-    def fails_once(events: list[spool.Event]) -> None:
+    def fails_once(events: list[outbox.Event]) -> None:
         seen.extend(event["n"] for event in events)
-        if len(seen) == 2 * spool.BATCH:
+        if len(seen) == 2 * outbox.BATCH:
             raise ConnectionError
 
-    assert spool.Sender([queue], fails_once).stop(LIMIT_S)
-    repeated = list(range(spool.BATCH, 2 * spool.BATCH))
-    last = list(range(2 * spool.BATCH, 2 * spool.BATCH + 3))
-    assert seen == [*range(spool.BATCH), *repeated, *repeated, *last]
+    assert outbox.Sender([queue], fails_once).stop(LIMIT_S)
+    repeated = list(range(outbox.BATCH, 2 * outbox.BATCH))
+    last = list(range(2 * outbox.BATCH, 2 * outbox.BATCH + 3))
+    assert seen == [*range(outbox.BATCH), *repeated, *repeated, *last]

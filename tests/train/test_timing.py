@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from acontrol.train.timing import StepTimer
+from acontrol.train.loop import StepTimer
 
 
 def step_of(timer: StepTimer) -> None:

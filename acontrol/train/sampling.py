@@ -1,9 +1,10 @@
-"""The grid of sample images that shows how training goes."""
+"""How training goes, by what it draws: the sample grid, and agreement with held-out defects."""
 
 from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from acontrol.config import RunConfig
 from acontrol.data.images import pictures
 from acontrol.data.stream import Batch, TrainingStream, collate
 from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.defect_features import defect_features
 from acontrol.networks.load import BaseModels
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.reporting import contact_sheet, outlined
@@ -74,3 +76,61 @@ def sampler(
 
 def _settings(adapter: SemanticAdapter) -> list[str]:
     return [name for name in adapter.config if not name.startswith("_")]
+
+
+# A denoising loss is of conditioned samples, so it cannot judge what makes guidance work, the
+# condition dropout. The agreement can: it samples as a user does, with guidance.
+BATCH = 8  # Drawings at a time.
+
+
+@torch.no_grad()
+def guided_agreement(
+    base: BaseModels,
+    adapter: SemanticAdapter,
+    weights: Mapping[str, Tensor],
+    held: TrainingStream,
+    config: RunConfig,
+) -> float:
+    """Draw held-out defects anew in their place; mean cosine with the real ones, in [-1, 1].
+
+    Each of the first ``validation.drawings`` held-out images is its own reference and its own
+    normal image: all but the defect's mask is kept, and the defect is drawn from noise there.
+    Drawing and image are then cut to the region around the mask, and the vision tower's patch
+    features inside the mask are averaged and compared. Choice and noise depend on neither seed
+    nor settings, so runs compare. What surrounds a defect is the same on both sides and part
+    of what a patch sees: differences between runs mean something, the height does not.
+
+    Args:
+        base: The frozen networks.
+        adapter: Gives shape and card; its own weights are not touched.
+        weights: Whole weights to draw with.
+        held: The held-out samples.
+        config: The run, of which samples.steps and samples.guidance_scale are used.
+    """
+    pipeline = sampler(base, adapter, weights)
+    samples = [
+        held.reader.read(held.pair(place)[0])
+        for place in range(min(config.validation.drawings, len(held)))
+    ]
+    cosines: list[float] = []
+    for first in range(0, len(samples), BATCH):
+        some = samples[first : first + BATCH]
+        images, masks = [one.image for one in some], [one.mask for one in some]
+        drawn = pipeline(
+            [one.caption for one in some],
+            images,
+            masks,
+            [one.phrase for one in some],
+            images,
+            masks,
+            num_inference_steps=config.samples.steps,
+            guidance_scale=config.samples.guidance_scale,
+            generator=[
+                torch.Generator().manual_seed(derive_seed(0, "agreement", first + row))
+                for row in range(len(some))
+            ],
+        ).images
+        cosines += F.cosine_similarity(
+            defect_features(base.vlm, drawn, masks), defect_features(base.vlm, images, masks)
+        ).tolist()
+    return sum(cosines) / len(cosines)

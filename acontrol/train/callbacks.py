@@ -1,5 +1,6 @@
 """What one rank does around the steps: bundles, pictures, metrics, progress."""
 
+import faulthandler
 import logging
 import math
 import sys
@@ -14,17 +15,21 @@ from ray.train import CheckpointUploadMode
 from acontrol.data.stream import TrainingStream
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.load import BaseModels
-from acontrol.train import storage
-from acontrol.train.agreement import guided_agreement
-from acontrol.train.checkpoint import Bundle, TrainState, export_adapter, write_bundle
-from acontrol.train.engine import AdapterEngine, AdapterState
+from acontrol.runs import storage
+from acontrol.runs.record import Launch, RunRecord
+from acontrol.runs.storage import Place
+from acontrol.runs.tracking import Tracker
+from acontrol.train.checkpoint import (
+    AdapterState,
+    Bundle,
+    TrainState,
+    export_adapter,
+    prune,
+    write_bundle,
+)
+from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import StepReport, Validation
-from acontrol.train.retention import prune
-from acontrol.train.samples import sample_grid
-from acontrol.train.storage import Place
-from acontrol.train.tracking import Tracker
-from acontrol.train.watchdog import Watchdog
-from acontrol.train.worker import Launch, RunRecord
+from acontrol.train.sampling import guided_agreement, sample_grid
 
 log = logging.getLogger(__name__)
 # The loop's phases, by the names that MLflow shows.
@@ -223,3 +228,27 @@ def _memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return psutil.Process().memory_info().rss / 2**30
+
+
+class Watchdog:
+    """Ends this process when nothing was done for too long.
+
+    A hung worker holds all others up at their next collective, and Ray, which asks its actors
+    from another thread, does not see it. The watch is the interpreter's own and needs no
+    Python code to run, so it also ends a process that hangs inside a library; the traceback
+    of every thread goes to standard error. A process that was halted altogether cannot end
+    itself: the others do, and with them Ray takes it down.
+    """
+
+    def __init__(self, seconds: float):
+        """Begin to watch; ``seconds`` without progress are too long."""
+        self.seconds = seconds
+        self.progress()
+
+    def progress(self) -> None:
+        """Something was done."""
+        faulthandler.dump_traceback_later(self.seconds, exit=True)
+
+    def close(self) -> None:
+        """Stop watching."""
+        faulthandler.cancel_dump_traceback_later()

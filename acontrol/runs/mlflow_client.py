@@ -1,17 +1,20 @@
 """The MLflow run of a training run: where it is, making it, what it is told once."""
 
+import contextlib
 import logging
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.entities import Param, RunTag
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import (
     INVALID_PARAMETER_VALUE,
@@ -23,7 +26,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from acontrol._version import __version__
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
-from acontrol.train.storage import Place
+from acontrol.runs.storage import Place
 
 log = logging.getLogger(__name__)
 # By default it takes a server that hangs a quarter of an hour to become an error.
@@ -200,3 +203,60 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()
+
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+# Tags of a model version.
+MANIFEST_TAG, WEIGHTS_TAG = "manifest_sha256", "weights_sha256"
+DATA_TAG, BASE_TAG = "data_digest", "base_digest"
+
+
+def server_uri(said: str | None) -> str:
+    """The server or database named by an option, else by the environment.
+
+    Raises:
+        UserError: If neither is.
+    """
+    uri = said or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise UserError(
+            "name the MLflow server or database with --tracking.uri or MLFLOW_TRACKING_URI "
+            "(a run without one keeps its own: sqlite:///RUN/mlflow.db)"
+        )
+    return uri
+
+
+def client_of(uri: str) -> mlflow.MlflowClient:
+    """A client whose models are where its runs are."""
+    # Seven attempts with growing pauses, the default, are minutes of silence.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextlib.contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into one line that names the server, without its password."""
+    try:
+        yield
+    except MlflowException as error:
+        message = f"MLflow at {uri}: {' '.join(str(error).split())}"
+        raise UserError(re.sub(r"//[^/@\s]*@", "//", message)[:400]) from error
+
+
+def version_of(
+    client: mlflow.MlflowClient, name: str, alias: str | None = None, version: str | None = None
+) -> ModelVersion | None:
+    """A model's version by its alias or number; None if there is none."""
+    try:
+        if version is not None:
+            return client.get_model_version(name, version)
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        # MLflow calls a missing alias an invalid parameter.
+        absent = error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+        invalid = error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE)
+        if absent or (invalid and "not found" in str(error)):
+            return None
+        raise

@@ -5,8 +5,8 @@ import torch
 
 from acontrol.config import RunConfig
 from acontrol.method.sga import SemanticAdapter
-from acontrol.train.bad_numbers import BadNumbers
 from acontrol.train.engine import AdapterEngine
+from acontrol.train.nonfinite import BadNumbers
 from tests.train.ranks import run_ranks
 from tests.train.test_engine import batch_of, new_adapter
 

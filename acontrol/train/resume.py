@@ -6,11 +6,10 @@ from pydantic import ValidationError
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
-from acontrol.train.checkpoint import Bundle
-from acontrol.train.mlflow_run import named_uri
-from acontrol.train.retention import newest_bundle
-from acontrol.train.storage import Place
-from acontrol.train.worker import RunRecord
+from acontrol.runs.mlflow_client import named_uri
+from acontrol.runs.record import RunRecord
+from acontrol.runs.storage import Place
+from acontrol.train.checkpoint import Bundle, newest_bundle
 
 
 def check_continues(

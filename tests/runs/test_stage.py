@@ -3,8 +3,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from acontrol.pretrain.stage import Desk, run_stage
-from acontrol.train.tracking import Tracker
+from acontrol.runs.stage import Desk, run_stage
+from acontrol.runs.tracking import Tracker
 
 
 def desk(folder: Path, known: str | None = None) -> Desk:

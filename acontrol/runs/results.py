@@ -8,9 +8,9 @@ from typing import Any
 
 from acontrol.config import TrackingConfig
 from acontrol.errors import UserError
-from acontrol.train.driver import only_launch
-from acontrol.train.mlflow_run import describe, own_database
-from acontrol.train.tracking import Tracker
+from acontrol.runs.lock import only_launch
+from acontrol.runs.mlflow_client import describe, own_database
+from acontrol.runs.tracking import Tracker
 
 RUN_NAME = "mlflow_run.txt"
 _COMMAND_NAME = "command.txt"

@@ -14,7 +14,7 @@ import ray
 import acontrol
 from acontrol.config import ClusterConfig
 from acontrol.errors import UserError
-from acontrol.train.paths import in_ray_job
+from acontrol.runs.paths import in_ray_job
 
 # `ray start` notes its cluster here, and Ray's own commands look here for it.
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")

@@ -15,7 +15,7 @@ from acontrol.networks.defect_features import defect_features
 from acontrol.networks.load import BaseModels, load_base
 from acontrol.networks.locate import built_in_adapter
 from acontrol.presets import preset
-from acontrol.train.agreement import guided_agreement
+from acontrol.train.sampling import guided_agreement
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
-from acontrol.train.tracking import Tracker
 
 WARMUP_STEPS = 100
 GRADIENT_NORM = 1.0

@@ -18,13 +18,14 @@ from typing import Any
 import mlflow
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.multimedia import compress_image_size
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from PIL import Image
 
 from acontrol.config import RunConfig
-from acontrol.train import storage
-from acontrol.train.mlflow_run import (
+from acontrol.runs import storage
+from acontrol.runs.mlflow_client import (
     describe,
     is_refusal,
     last_steps,
@@ -34,8 +35,8 @@ from acontrol.train.mlflow_run import (
     tracking_uri,
     without_password,
 )
-from acontrol.train.spool import Event, RefusedError, Sender, Spool
-from acontrol.train.storage import Place
+from acontrol.runs.outbox import Event, RefusedError, Sender, Spool
+from acontrol.runs.storage import Place
 
 log = logging.getLogger(__name__)
 METRICS_A_REQUEST = 1000  # MLflow takes no more.
@@ -274,3 +275,33 @@ class Tracker:
                 self.client.update_run(self.run_id, status="RUNNING")
             case "status":
                 self.client.set_terminated(self.run_id, event["status"], event["time"])
+
+
+class SystemMetrics(SystemMetricsMonitor):
+    """Processor, memory, disk and GPU use of a node, by MLflow's monitor, to a tracker.
+
+    MLflow's own loop asks the server before each measurement, and ends where it is away.
+    """
+
+    def __init__(self, tracker: Tracker, node: str):
+        """Take the tracker and the node's name; ``start`` and ``finish`` it."""
+        super().__init__(tracker.run_id, node_id=node, tracking_uri=tracker.uri)
+        self.tracker = tracker
+
+    def monitor(self) -> None:
+        """Measure until ``finish``."""
+        while not self._shutdown_event.is_set():
+            for _ in range(self.samples_before_logging):
+                self.collect_metrics()
+                self._shutdown_event.wait(self.sampling_interval)
+            self.publish_metrics(self.aggregate_metrics())
+
+    def publish_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log under the node's name."""
+        found = {
+            f"{self._metrics_prefix}{self.node_id}/{key}": one for key, one in metrics.items()
+        }
+        if found:
+            self.tracker.log_next(found)
+        for one in self.monitors:
+            one.clear_metrics()

@@ -1,0 +1,64 @@
+"""What a launch is: what the driver hands to its workers, and RUN/run.json."""
+
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from acontrol.config import RunConfig, Settings
+from acontrol.runs import storage
+from acontrol.runs.storage import Place
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the driver hands to every worker."""
+
+    config: RunConfig
+    folder: Place
+    tracking_uri: str
+    mlflow_run: str
+    base_digest: str
+    show_progress: bool
+    features: bool = False  # Whether config.data.features holds what fits this run.
+
+    @property
+    def run(self) -> Place:
+        """The run's folder."""
+        return self.folder.parent.parent
+
+    @property
+    def stop_file(self) -> Place:
+        """Its presence asks the workers to stop after a bundle."""
+        return self.folder / "stop"
+
+    @property
+    def reserved_file(self) -> Place:
+        """Holds the id of Ray's placement group, in which the workers are."""
+        return self.folder / "placement-group"
+
+
+class RunRecord(Settings):
+    """RUN/run.json: who is at work here, and where MLflow has the run.
+
+    Attributes:
+        launch: Name of the last launch's folder.
+        mlflow_run: Id of the MLflow run.
+        mlflow_uri: Where, if it was named; null for the run's own database, so that a run's
+            folder can be moved.
+    """
+
+    launch: str
+    mlflow_run: str
+    mlflow_uri: str | None
+
+    @classmethod
+    def read(cls, run: Place) -> "RunRecord | None":
+        """The record of a run's folder; None if there is none that can be read."""
+        try:
+            return cls.model_validate_json((run / "run.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def write(self, run: Place) -> None:
+        """Replace the record in one step."""
+        storage.write(run / "run.json", self.model_dump_json().encode())
