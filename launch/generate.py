@@ -29,8 +29,7 @@ from acontrol.runs.storage import place
 from launch.entry import main, parse
 
 if TYPE_CHECKING:
-    from acontrol.generation.plan import Planner
-    from acontrol.generation.planned import Planned
+    from acontrol.generation.plan import Planned, Planner
 
 PROG = "python -m launch.generate"
 
@@ -111,7 +110,6 @@ def _generate(command: GenerateCommand, model: str) -> None:
     # Imported only once the arguments are known to be good.
     import torch
 
-    from acontrol.generation.draw import Drawer
     from acontrol.generation.job import (
         JOB_NAME,
         Job,
@@ -120,10 +118,11 @@ def _generate(command: GenerateCommand, model: str) -> None:
         check_inputs,
         run_local,
     )
-    from acontrol.generation.judge import Judge
     from acontrol.generation.plan import Planner
     from acontrol.generation.replay import machine, replayed
     from acontrol.generation.report import write_as_shards, write_report
+    from acontrol.generation.sampler import Drawer
+    from acontrol.generation.scoring import Judge
     from acontrol.networks.load import quieten
     from acontrol.pipelines.loading import load_pipeline
 

@@ -21,15 +21,9 @@ from PIL import Image
 
 from acontrol.data.images import read_image, read_mask
 from acontrol.errors import UserError
-from acontrol.generation.draw import Drawer
-from acontrol.generation.planned import Planned
-from acontrol.generation.record import (
-    Roots,
-    drawn_facts,
-    facts_of,
-    mask_picture,
-    paths_of,
-)
+from acontrol.generation.manifest import Roots, drawn_facts, facts_of, mask_picture, paths_of
+from acontrol.generation.plan import Planned
+from acontrol.generation.sampler import Drawer
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
 MANIFEST_NAME = "manifest.jsonl"

@@ -6,6 +6,7 @@ seed of its own, so what is drawn can be drawn again.
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,13 +16,52 @@ from acontrol.data.images import read_image, read_mask
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.data.prompts import phrase, target_text
 from acontrol.errors import UserError
-from acontrol.generation.planned import Planned, Reference
 from acontrol.generation.request import Request
 from acontrol.generation.settings import Sampling
 from acontrol.masks.placement import NotPlaced
 from acontrol.masks.sampler import Kind, Place, Places
 from acontrol.masks.settings import SourceName
 from acontrol.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Whose defect is drawn.
+
+    Attributes:
+        image: The file.
+        mask: Its mask's.
+        phrase: The anomaly's words: T_a without its template.
+        kind: Category and defect, where it is one of the data set's.
+    """
+
+    image: Path
+    mask: Path
+    phrase: str
+    kind: Kind | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One image to draw.
+
+    Attributes:
+        name: Its place in the data set, without a suffix: (category, defect, number).
+        normal: Image to draw on.
+        reference: Whose defect is drawn.
+        mask: Where it goes.
+        prompt: Target text T_t.
+        seed: Of its own noise.
+        sampling: How it is drawn.
+    """
+
+    name: tuple[str, str, str]
+    normal: Path
+    reference: Reference
+    mask: Place
+    prompt: str
+    seed: int
+    sampling: Sampling
 
 
 def every_defect(

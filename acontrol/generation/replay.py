@@ -10,8 +10,8 @@ import transformers
 
 from acontrol.errors import UserError
 from acontrol.generation.job import read_job
-from acontrol.generation.planned import Planned
-from acontrol.generation.record import Roots, planned_of
+from acontrol.generation.manifest import Roots, planned_of
+from acontrol.generation.plan import Planned
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
 

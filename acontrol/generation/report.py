@@ -13,7 +13,7 @@ from PIL import Image
 from acontrol.data.images import read_image, read_mask, region
 from acontrol.data.mvtec import LabelledImage
 from acontrol.data.shards import write_shards
-from acontrol.generation.record import Roots
+from acontrol.generation.manifest import Roots
 from acontrol.reporting import contact_sheet, outlined, page, picture, table
 
 ROWS = 12  # Of a contact sheet, evenly over the kind's images.

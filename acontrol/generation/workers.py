@@ -15,12 +15,11 @@ from ray.util import ActorPool
 
 from acontrol.config import ClusterConfig
 from acontrol.data.mvtec import open_folder
-from acontrol.generation.draw import Drawer
 from acontrol.generation.job import BatchResult, Job, draw_batch
-from acontrol.generation.judge import Judge
-from acontrol.generation.plan import Planner
-from acontrol.generation.planned import Planned
-from acontrol.generation.record import Roots
+from acontrol.generation.manifest import Roots
+from acontrol.generation.plan import Planned, Planner
+from acontrol.generation.sampler import Drawer
+from acontrol.generation.scoring import Judge
 from acontrol.generation.settings import Finish, Gate
 from acontrol.networks.load import quieten
 from acontrol.pipelines.loading import load_pipeline

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from acontrol.data.mvtec import open_folder
-from acontrol.generation.draw import Drawer
 from acontrol.generation.job import batches_of, draw_batch
-from acontrol.generation.judge import Judge
 from acontrol.generation.plan import Planner, every_defect
+from acontrol.generation.sampler import Drawer
+from acontrol.generation.scoring import Judge
 from acontrol.generation.settings import Finish, Gate, Sampling
 from acontrol.networks.locate import built_in_adapter
 from acontrol.pipelines.loading import load_pipeline

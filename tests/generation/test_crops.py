@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acontrol.generation.strokes import strokes
+from acontrol.generation.crops import strokes
 
 
 def disc(shape, *centres, radius=3):

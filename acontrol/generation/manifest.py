@@ -10,8 +10,8 @@ from PIL import Image
 
 from acontrol.data.images import read_image, read_mask
 from acontrol.errors import UserError
-from acontrol.generation.draw import Drawing
-from acontrol.generation.planned import Planned, Reference
+from acontrol.generation.plan import Planned, Reference
+from acontrol.generation.sampler import Drawing
 from acontrol.generation.settings import Sampling
 from acontrol.masks.sampler import Place
 

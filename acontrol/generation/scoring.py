@@ -10,7 +10,7 @@ from torch import Tensor
 
 from acontrol.data.images import read_image
 from acontrol.data.mvtec import LabelledImage
-from acontrol.generation.planned import Planned
+from acontrol.generation.plan import Planned
 from acontrol.masks.sampler import Kind, mask_of
 from acontrol.networks.defect_features import defect_features
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
