@@ -54,11 +54,17 @@ def run(args: Sequence[str]) -> None:
     """Train, draw, measure, and write the table."""
     command = read_config_of(AblationCommand, args, PROG, __doc__)
     rows, out = _check(command)
+    from acontrol.evaluation.backends import load_backend
     from acontrol.evaluation.budget import BUDGETS
+    from acontrol.evaluation.comparison import (
+        said_of_likeness,
+        say_how_long,
+        train_missing,
+    )
+    from acontrol.evaluation.dataset import Folders, Material, check
     from acontrol.evaluation.localization import Localization
-    from acontrol.evaluation.material import Folders, Material, check
     from acontrol.evaluation.protocol import PROTOCOLS
-    from acontrol.evaluation.trainings import Training
+    from acontrol.evaluation.results import Training
     from acontrol.masks.perlin import perlin_blobs
     from acontrol.networks.load import quieten
     from acontrol.runs.cluster import joined_cluster
@@ -68,13 +74,6 @@ def run(args: Sequence[str]) -> None:
     from acontrol.train.driver import run_training
     from launch import generate
     from launch.evaluate_ablation_report import report
-    from launch.evaluate_features import load_backend
-    from launch.evaluate_trainings import (
-        package,
-        said_of_likeness,
-        say_how_long,
-        train_missing,
-    )
 
     quieten()
     assert command.real is not None
@@ -111,7 +110,9 @@ def run(args: Sequence[str]) -> None:
         return
     with (
         results_in(out, "ablation", base.tracking) as tracker,
-        joined_cluster(base.cluster, packages=[package()]),
+        joined_cluster(
+            base.cluster,
+        ),
     ):
         uri = tracking_uri(base, out)
         for row in rows:
@@ -178,7 +179,7 @@ def _check_shards(base: RunConfig, folder: MvtecFolder) -> None:
 
     from acontrol.data.images import read_image
     from acontrol.data.reader import ShardReader
-    from acontrol.evaluation.pictures import digest
+    from acontrol.evaluation.images import digest
 
     reader = ShardReader(base.data.shards or "", base.data.cache_dir)
     if reader.index.split != "train":

@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from acontrol.data.mvtec import open_folder
-from acontrol.evaluation import figures, quality, quoted, summary
+from acontrol.evaluation import figures, published, quality, summary
+from acontrol.evaluation.backends import load_backend
 from acontrol.evaluation.localization import Localization
 from acontrol.evaluation.protocol import METRICS
-from acontrol.evaluation.report import Report
-from acontrol.evaluation.tables import Table
-from acontrol.evaluation.trainings import Training
+from acontrol.evaluation.report import Report, Table
+from acontrol.evaluation.results import Training
 from acontrol.runs.results import log
 from acontrol.runs.tracking import Tracker
 from launch.evaluate_ablation import AblationCommand
-from launch.evaluate_features import load_backend
 
 TITLES = {"nothing": "nothing", "sga": "SGA", "csm": "SGA + CSM"}
 
@@ -80,7 +79,7 @@ def report(
     for protocol, summed in found.items():
         written.tables += summary.tables(summed, protocol, about)
         written.rows += summary.long_rows(summed, protocol)
-    written.tables.append(quoted.ablation())
+    written.tables.append(published.ablation())
     plot = out / "ablation.png"
     figures.rows_plot({title(row): strict[row] for row in rows}, metrics, strict["real"], plot)
     written.add_picture("Detectors by row", plot)

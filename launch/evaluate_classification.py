@@ -18,21 +18,21 @@ from pydantic import Field
 
 from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
-from launch.entry import parse
-from launch.evaluate_sources import chosen_categories
-from launch.evaluate_trainings import (
+from acontrol.evaluation.comparison import (
     ComparisonCommand,
     check_out,
     checked_data,
+    chosen_categories,
     compared,
     planned,
     say_how_long,
     train_all,
 )
+from launch.entry import parse
 
 if TYPE_CHECKING:
     from acontrol.evaluation.classification import Classification
-    from acontrol.evaluation.trainings import Training
+    from acontrol.evaluation.results import Training
     from acontrol.runs.tracking import Tracker
 
 PROG = "python -m launch.evaluate classification"
@@ -60,7 +60,7 @@ def run(args: Sequence[str]) -> None:
     from acontrol.evaluation.budget import CLASSIFIER_BUDGETS
     from acontrol.evaluation.classification import TESTED, Classification, names_of
     from acontrol.evaluation.classifier import Classifier, weights_digest
-    from acontrol.evaluation.material import Material
+    from acontrol.evaluation.dataset import Material
 
     budget = CLASSIFIER_BUDGETS[command.budget]
     schedule, folders, sources = compared(command, budget, CONTROLS)

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from acontrol.data.mvtec import open_folder
-from launch.entry import parse
-from launch.evaluate_sources import chosen_categories
-from launch.evaluate_trainings import (
+from acontrol.evaluation.comparison import (
     ComparisonCommand,
     check_out,
     checked_data,
+    chosen_categories,
     compared,
     planned,
     say_how_long,
     train_all,
 )
+from launch.entry import parse
 
 if TYPE_CHECKING:
     from acontrol.evaluation.localization import Localization
-    from acontrol.evaluation.trainings import Training
+    from acontrol.evaluation.results import Training
     from acontrol.runs.tracking import Tracker
 
 PROG = "python -m launch.evaluate localization"
@@ -55,8 +55,8 @@ def run(args: Sequence[str]) -> None:
     """Check, train what is missing, and write the tables."""
     command = parse(LocalizationCommand, args, prog=PROG, description=__doc__)
     from acontrol.evaluation.budget import BUDGETS
+    from acontrol.evaluation.dataset import CONTROLS, DETECTOR, Material
     from acontrol.evaluation.localization import Localization
-    from acontrol.evaluation.material import CONTROLS, DETECTOR, Material
     from acontrol.evaluation.protocol import PROTOCOLS
     from acontrol.masks.perlin import perlin_blobs
 
@@ -94,8 +94,8 @@ def report(
     tracker: "Tracker",
 ) -> None:
     """Write tables, curves and maps, and log them."""
-    from acontrol.evaluation import figures, quoted, summary
-    from acontrol.evaluation.material import Material
+    from acontrol.evaluation import figures, published, summary
+    from acontrol.evaluation.dataset import Material
     from acontrol.evaluation.protocol import METRICS
     from acontrol.evaluation.report import Report
     from acontrol.runs.results import log
@@ -113,7 +113,7 @@ def report(
         for source, row in rows.items():
             for name, value in zip(METRICS, row.values, strict=True):
                 metrics[f"{protocol}/{source.replace('+', '_')}/{name}"] = float(value)
-    written.tables.append(quoted.localization())
+    written.tables.append(published.localization())
     protocol = work.protocols[-1]
     for category in dict.fromkeys(one.category for one in trainings):
         first = {

@@ -23,7 +23,7 @@ from launch.entry import parse
 
 if TYPE_CHECKING:
     from acontrol.evaluation.quality import Kind
-    from acontrol.evaluation.tables import Table
+    from acontrol.evaluation.report import Table
 
 PROG = "python -m launch.evaluate quality"
 
@@ -58,12 +58,12 @@ def run(args: Sequence[str]) -> None:
     command = parse(QualityCommand, args, prog=PROG, description=__doc__)
     from tqdm import tqdm
 
-    from acontrol.evaluation import figures, quality, quoted
+    from acontrol.evaluation import figures, published, quality
+    from acontrol.evaluation.backends import load_backend
+    from acontrol.evaluation.comparison import chosen_categories, named_folders
     from acontrol.evaluation.report import Report
     from acontrol.networks.load import quieten
     from acontrol.runs.results import log, results_in
-    from launch.evaluate_features import load_backend
-    from launch.evaluate_sources import chosen_categories, named_folders
 
     quieten()
     folders = {
@@ -107,7 +107,7 @@ def run(args: Sequence[str]) -> None:
                 for (category, defect), values in rows.items()
             ]
         if any(one.name != "vlm" for one in backends):
-            written.tables.append(quoted.quality())
+            written.tables.append(published.quality())
         sheet = out / "images.png"
         figures.kinds_sheet(kinds, folders).save(sheet)
         written.add_picture("The first images of each kind", sheet)
@@ -141,7 +141,7 @@ def _tables(
     scores: Mapping[str, Scores], counts: Mapping[str, int], columns: Sequence[str], about: str
 ) -> "list[Table]":
     from acontrol.evaluation import quality
-    from acontrol.evaluation.tables import Table
+    from acontrol.evaluation.report import Table
 
     first = Table(
         "Quality",

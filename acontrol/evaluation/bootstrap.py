@@ -13,12 +13,8 @@ import numpy.typing as npt
 from jaxtyping import Float
 from torch import Tensor
 
-from acontrol.evaluation.curves import (
-    COARSE_THRESHOLDS,
-    Counts,
-    FloatArray,
-)
 from acontrol.evaluation.detector import image_scores
+from acontrol.evaluation.metrics import COARSE_THRESHOLDS, Counts, FloatArray
 from acontrol.evaluation.protocol import METRICS, Truth, metrics_of
 from acontrol.seeding import derive_seed
 

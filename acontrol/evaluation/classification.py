@@ -16,10 +16,10 @@ from acontrol.errors import UserError
 from acontrol.evaluation.bootstrap import resample_weights
 from acontrol.evaluation.budget import Schedule
 from acontrol.evaluation.classifier import Classifier
-from acontrol.evaluation.material import Folders, Material, kept_material
-from acontrol.evaluation.pictures import Pictures
-from acontrol.evaluation.training import channels_last, fit
-from acontrol.evaluation.trainings import Training, keep
+from acontrol.evaluation.dataset import Folders, Material, kept_material
+from acontrol.evaluation.images import Pictures
+from acontrol.evaluation.results import Training, keep
+from acontrol.evaluation.trainer import channels_last, fit
 from acontrol.seeding import derive_seed
 
 TESTED = "defects"  # Part of the data.

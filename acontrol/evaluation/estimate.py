@@ -10,7 +10,7 @@ from torch import Tensor
 from acontrol.evaluation.budget import Budget, Schedule
 from acontrol.evaluation.classifier import Classifier
 from acontrol.evaluation.detector import DetectorUNet, focal_loss
-from acontrol.evaluation.training import channels_last
+from acontrol.evaluation.trainer import channels_last
 
 _REPEATS = 3  # The first one sets things up.
 _IMAGES = 2  # Of a batch that is timed: full ones are heavy at the paper's size.

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from acontrol.data.mvtec import MvtecFolder
-from acontrol.evaluation.pictures import Pictures
+from acontrol.evaluation.images import Pictures
 from acontrol.evaluation.protocol import METRICS, Protocol
 from acontrol.evaluation.quality import Kind, synthetic_of
+from acontrol.evaluation.results import Training
 from acontrol.evaluation.summary import NAMES, Row
-from acontrol.evaluation.trainings import Training
 from acontrol.reporting import contact_sheet, outlined
 
 

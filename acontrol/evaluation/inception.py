@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from acontrol.evaluation.backend import Images, read_weights
+from acontrol.evaluation.features import Images, read_weights
 
 SIDE = 299
 WIDTH = 2048  # Of an image's vector.

@@ -10,13 +10,13 @@ import torch
 
 from acontrol.evaluation.bootstrap import resample_weights, resampled
 from acontrol.evaluation.budget import Budget
-from acontrol.evaluation.curves import FloatArray, count, precision_recall
-from acontrol.evaluation.material import Folders, kept_material
-from acontrol.evaluation.pictures import Pictures
+from acontrol.evaluation.dataset import Folders, kept_material
+from acontrol.evaluation.images import Pictures
+from acontrol.evaluation.metrics import FloatArray, count, precision_recall
 from acontrol.evaluation.protocol import Protocol, Truth, chosen_epoch, score
+from acontrol.evaluation.results import Training, keep
 from acontrol.evaluation.sources import MaskMaker
-from acontrol.evaluation.training import anomaly_maps, train_detector
-from acontrol.evaluation.trainings import Training, keep
+from acontrol.evaluation.trainer import anomaly_maps, train_detector
 
 SHOWN = 4  # Test images whose maps are kept for the report.
 _CURVE = 200  # Points of a kept curve.

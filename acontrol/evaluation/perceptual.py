@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acontrol.evaluation.backend import Images, read_weights
+from acontrol.evaluation.features import Images, read_weights
 
 SIDE = 256
 _SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

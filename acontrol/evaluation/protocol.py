@@ -14,7 +14,9 @@ import numpy.typing as npt
 from jaxtyping import Float
 from torch import Tensor
 
-from acontrol.evaluation.curves import (
+from acontrol.evaluation.detector import image_scores
+from acontrol.evaluation.images import Pictures
+from acontrol.evaluation.metrics import (
     COARSE_THRESHOLDS,
     PRO_LIMIT,
     Counts,
@@ -22,11 +24,9 @@ from acontrol.evaluation.curves import (
     average_precision,
     count,
     f1_max,
+    region_weights,
     roc_area,
 )
-from acontrol.evaluation.detector import image_scores
-from acontrol.evaluation.pictures import Pictures
-from acontrol.evaluation.regions import region_weights
 
 Protocol = Literal["paper", "strict"]
 PROTOCOLS: tuple[Protocol, ...] = ("paper", "strict")

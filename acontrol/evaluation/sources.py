@@ -14,7 +14,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from acontrol.evaluation.pictures import Pictures
+from acontrol.evaluation.images import Pictures
 
 Sample = tuple[UInt8[Tensor, "3 side side"], Bool[Tensor, "side side"]]
 MaskMaker = Callable[[tuple[int, int], np.random.Generator], npt.NDArray[np.bool_]]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from acontrol.evaluation.bootstrap import interval, mean_of_known, mean_over_trainings
-from acontrol.evaluation.curves import FloatArray
+from acontrol.evaluation.metrics import FloatArray
 from acontrol.evaluation.protocol import METRICS, Protocol
-from acontrol.evaluation.tables import Table
-from acontrol.evaluation.trainings import Training
+from acontrol.evaluation.report import Table
+from acontrol.evaluation.results import Training
 
 BASELINE = "real"  # What synthetic data has to beat.
 NAMES = {

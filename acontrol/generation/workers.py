@@ -6,7 +6,6 @@ they draw comes back to the driver, which alone writes.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -91,8 +90,7 @@ def run_on_ray(
     """
     missing = job.missing()
     cluster = ClusterConfig(num_workers=max(1, min(num_workers, len(missing))))
-    packages = [Path(__file__).parents[2] / "launch"]
-    with joined_cluster(cluster, packages=packages):
+    with joined_cluster(cluster):
         on_gpus = uses_gpus(cluster)
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if on_gpus else 0}
         made = ray.remote(_Worker).options(

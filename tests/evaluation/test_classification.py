@@ -25,9 +25,9 @@ from acontrol.evaluation.classification import (
     names_of,
 )
 from acontrol.evaluation.classifier import Classifier, weights_digest
-from acontrol.evaluation.material import Folders, Material, check, kept_material
-from acontrol.evaluation.pictures import Pictures
-from acontrol.evaluation.trainings import Training, is_done
+from acontrol.evaluation.dataset import Folders, Material, check, kept_material
+from acontrol.evaluation.images import Pictures
+from acontrol.evaluation.results import Training, is_done
 
 COLORS = {"blue": (20, 30, 220), "green": (20, 220, 30), "red": (220, 30, 20)}
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from acontrol.errors import UserError
+from acontrol.evaluation.backends import load_backend
 from acontrol.evaluation.inception import CLASSES, WIDTH, Inception, resize
-from launch.evaluate_features import load_backend
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "convert_inception.py"
 # Of `filled` and `pictures`, by torch-fidelity 0.4.0 (test_torch_fidelity_agrees, where it is

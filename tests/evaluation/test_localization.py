@@ -8,10 +8,10 @@ import pytest
 
 from acontrol.data.builtin.dataset import write_dataset
 from acontrol.evaluation.budget import BUDGETS
+from acontrol.evaluation.dataset import DETECTOR, Folders, check
 from acontrol.evaluation.localization import Localization
-from acontrol.evaluation.material import DETECTOR, Folders, check
 from acontrol.evaluation.protocol import METRICS, PROTOCOLS
-from acontrol.evaluation.trainings import Training, is_done
+from acontrol.evaluation.results import Training, is_done
 from acontrol.masks.perlin import perlin_blobs
 
 

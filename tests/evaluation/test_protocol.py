@@ -16,7 +16,7 @@ from acontrol.evaluation.bootstrap import (
     resampled,
 )
 from acontrol.evaluation.detector import DetectorUNet, focal_loss, image_scores
-from acontrol.evaluation.pictures import Pictures, truncate
+from acontrol.evaluation.images import Pictures, truncate
 from acontrol.evaluation.protocol import METRICS, PROTOCOLS, Truth, chosen_epoch, score
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from acontrol.errors import UserError
-from acontrol.evaluation.backend import Backend, distances, in_batches
-from acontrol.evaluation.diversity import (
+from acontrol.evaluation.features import Backend, distances, in_batches
+from acontrol.evaluation.generation_metrics import (
     COPY_SHARE,
     MEMBERS,
     cluster_diversity,
@@ -22,10 +22,9 @@ from acontrol.evaluation.diversity import (
     kernel_distance,
     members,
 )
+from acontrol.evaluation.images import Pictures
 from acontrol.evaluation.perceptual import _SLICES, LpipsVgg
-from acontrol.evaluation.pictures import Pictures
-from acontrol.evaluation.quality import Kind, column_names, cut_out, mean_of, measure
-from acontrol.evaluation.surroundings import compare
+from acontrol.evaluation.quality import Kind, column_names, compare, cut_out, mean_of, measure
 from acontrol.seeding import derive_seed
 
 

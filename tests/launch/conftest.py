@@ -6,10 +6,10 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from acontrol.config import ClusterConfig
 from acontrol.data.builtin.dataset import write_dataset
+from acontrol.evaluation.comparison import package
 from acontrol.runs.cluster import joined_cluster
 from acontrol.runs.mlflow_client import own_database
 from launch import shard
-from launch.evaluate_trainings import package
 from tests.launch import commands
 from tests.launch.runs import TRACED, options
 

@@ -12,8 +12,8 @@ import ray
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from acontrol.errors import UserError
+from acontrol.evaluation.comparison import _results
 from launch import evaluate, shard
-from launch.evaluate_trainings import _results
 from tests.launch import commands
 from tests.launch.test_errors import error_of
 

@@ -1,6 +1,7 @@
-"""Trainings of launch.evaluate, as tasks on Ray."""
+"""A comparison of sources: what is compared, and its trainings as tasks on Ray."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -8,15 +9,93 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import Field
 
 from acontrol.config import ClusterConfig, Settings, TrackingConfig
+from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.errors import UserError
-from launch.evaluate_sources import named_folders, source_names
 
 if TYPE_CHECKING:
     from acontrol.evaluation.budget import Schedule
-    from acontrol.evaluation.material import Checked, Folders
-    from acontrol.evaluation.trainings import Training, Work
+    from acontrol.evaluation.dataset import Checked, Folders
+    from acontrol.evaluation.results import Training, Work
 
 Length = TypeVar("Length", bound="Schedule")
+
+
+def named_folders(given: Sequence[str]) -> dict[str, Path]:
+    """Folders by their names: NAME=DIR, or DIR, which is named after itself.
+
+    Raises:
+        UserError: If one does not exist, or two share a name or have a name of ours.
+    """
+    from acontrol.evaluation.dataset import CONTROLS
+
+    found: dict[str, Path] = {}
+    for text in given:
+        name, divided, rest = text.partition("=")
+        if divided and not rest:
+            raise UserError(f"--synthetic {text}: names no folder; write {name}=DIR")
+        path = Path(rest if divided else text).resolve()
+        name = name if divided else path.name
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+            raise UserError(
+                f"--synthetic {text}: {name!r} is no name of letters, digits, _ . and -; give "
+                "one, NAME=DIR"
+            )
+        if name in CONTROLS:
+            raise UserError(
+                f"--synthetic {text}: {name} is a source of its own; give another name"
+            )
+        if name in found:
+            raise UserError(
+                f"--synthetic {text}: two sources are named {name}; name them apart, NAME=DIR"
+            )
+        open_folder(path)
+        found[name] = path
+    return found
+
+
+def source_names(
+    given: str | None, controls: Sequence[str], synthetic: Sequence[str]
+) -> list[str]:
+    """The sources to compare, each once.
+
+    Args:
+        given: Names divided by commas; by default all.
+        controls: Those that need no generator.
+        synthetic: Names of generated folders; by default each alone and with "real".
+
+    Raises:
+        UserError: If one is unknown or named twice.
+    """
+    if given is None:
+        generated = [one for name in synthetic for one in (name, f"real+{name}")]
+        return [*controls, *generated]
+    names = [one.strip() for one in given.split(",")]
+    known = [*controls, *synthetic]
+    for name in names:
+        parts = name.split("+")
+        for part in parts:
+            if part not in known or (part == "none" and len(parts) > 1):
+                raise UserError(
+                    f"--sources: no source {name!r}; choose from {', '.join(known)} and "
+                    "mixtures such as real+NAME"
+                )
+    if len(set(names)) < len(names):
+        twice = next(one for one in names if names.count(one) > 1)
+        raise UserError(f"--sources: {twice} is named twice")
+    return names
+
+
+def chosen_categories(folder: MvtecFolder, given: Sequence[str]) -> tuple[str, ...]:
+    """The categories to compare on, each once; by default all.
+
+    Raises:
+        UserError: If one is unknown or named twice.
+    """
+    for name in given:
+        folder.defect_types(name)
+        if given.count(name) > 1:
+            raise UserError(f"--category: {name} is named twice")
+    return tuple(given) or folder.categories
 
 
 class ComparisonCommand(Settings):
@@ -63,7 +142,7 @@ def planned(
     sources: Sequence[str],
 ) -> "list[Training]":
     """All trainings, which are announced."""
-    from acontrol.evaluation.trainings import Training
+    from acontrol.evaluation.results import Training
 
     trainings = [
         Training(category, source, seed)
@@ -96,7 +175,7 @@ def compared(
     Raises:
         UserError: If a folder does not exist, or a name is unknown or given twice.
     """
-    from acontrol.evaluation.material import Folders
+    from acontrol.evaluation.dataset import Folders
 
     synthetic = named_folders(command.synthetic)
     if command.pairs is not None:
@@ -136,7 +215,7 @@ def checked_data(
         The folders, without what is left out; for each category and source a digest of its
         images; sentences on what shows a trained piece again.
     """
-    from acontrol.evaluation.material import check
+    from acontrol.evaluation.dataset import check
 
     found = {one: check(folders, one, sources, base) for one in categories}
     said = said_of_likeness(found)
@@ -190,14 +269,14 @@ def train_all(
         out: The comparison's folder.
         at_once: Trainings at a time; by default as many as there is room for.
     """
-    from acontrol.evaluation.trainings import is_done
+    from acontrol.evaluation.results import is_done
     from acontrol.networks.load import quieten
     from acontrol.runs.cluster import joined_cluster
 
     for one in trainings:  # What is wrong there had better be said before a cluster starts.
         is_done(one, work, out)
     quieten()
-    with joined_cluster(ClusterConfig(num_workers=at_once or 1), packages=[package()]):
+    with joined_cluster(ClusterConfig(num_workers=at_once or 1)):
         train_missing(trainings, work, out, at_once)
 
 
@@ -215,7 +294,7 @@ def train_missing(
     import ray
     from tqdm import tqdm
 
-    from acontrol.evaluation.trainings import is_done
+    from acontrol.evaluation.results import is_done
 
     left = [one for one in trainings if not is_done(one, work, out)]
     done = len(trainings) - len(left)
@@ -234,11 +313,6 @@ def train_missing(
             for one in _results(ended):
                 bar.set_postfix_str(f"{one.category} {one.source} {one.seed}")
                 bar.update()
-
-
-def package() -> Path:
-    """The folder that workers on other nodes need besides acontrol."""
-    return Path(__file__).parent
 
 
 def _results(ended: Sequence[Any]) -> "list[Training]":

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from acontrol.evaluation.likeness import other_photographs, textures
-from acontrol.evaluation.pictures import Pictures
+from acontrol.evaluation.images import Pictures
+from acontrol.evaluation.near_duplicates import other_photographs, textures
 
 SIDE = 96
 

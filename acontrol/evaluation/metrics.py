@@ -5,10 +5,12 @@ counts may carry leading axes, one entry a bootstrap resample. All metrics are i
 NaN where they are not defined: the ROC's without both classes, the others without positives.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -141,3 +143,24 @@ def _rate(cumulative: FloatArray) -> FloatArray:
 
 def _precision(true: FloatArray, false: FloatArray) -> FloatArray:
     return true / np.where(true + false > 0, true + false, 1)
+
+
+_EIGHT = np.ones((3, 3), dtype=bool)  # Diagonal neighbours belong together.
+
+
+def region_weights(masks: Iterable[npt.NDArray[np.bool_]]) -> list[FloatArray]:
+    """One over the size of its connected region for each pixel of a mask, 0 outside.
+
+    A weighted sum over detected pixels is then the sum over regions of the share detected.
+
+    Args:
+        masks: (H, W) each.
+    """
+    weights = []
+    for mask in masks:
+        labels, found = ndimage.label(mask, structure=_EIGHT)
+        sizes = np.bincount(labels.ravel(), minlength=found + 1).astype(np.float64)
+        shares = 1 / np.maximum(sizes, 1)
+        shares[0] = 0
+        weights.append(shares[labels])
+    return weights

@@ -11,7 +11,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from acontrol.evaluation.budget import Budget, Schedule
 from acontrol.evaluation.detector import DetectorUNet, focal_loss
-from acontrol.evaluation.pictures import Pictures
+from acontrol.evaluation.images import Pictures
 from acontrol.evaluation.sources import Sample, Source
 from acontrol.seeding import derive_seed
 

@@ -11,8 +11,8 @@ from PIL import Image
 from acontrol.data.builtin import dataset
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.errors import UserError
-from acontrol.evaluation.likeness import other_photographs
-from acontrol.evaluation.pictures import Pictures, load, refuse_leaks
+from acontrol.evaluation.images import Pictures, load, refuse_leaks
+from acontrol.evaluation.near_duplicates import other_photographs
 from acontrol.evaluation.sources import (
     CutPaste,
     MaskMaker,

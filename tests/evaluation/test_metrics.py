@@ -16,15 +16,15 @@ from sklearn.metrics import (
 )
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-from acontrol.evaluation.curves import (
+from acontrol.evaluation.metrics import (
     COARSE_THRESHOLDS,
     PRO_LIMIT,
     average_precision,
     count,
     f1_max,
+    region_weights,
     roc_area,
 )
-from acontrol.evaluation.regions import region_weights
 
 NEAR = {"rel": 0, "abs": 1e-6}
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from acontrol.evaluation.pictures import Pictures
+from acontrol.evaluation.images import Pictures
 
 ALIKE = 0.8  # Correlation of two textures of one piece, or more.
 _SIDE = 128

@@ -4,7 +4,7 @@ He, Liu, Zhao: "AnomalyControl". All on MVTec AD, means over its 15 categories. 
 reproduced them independently so far as we know.
 """
 
-from acontrol.evaluation.tables import Table
+from acontrol.evaluation.report import Table
 
 _NOTE = (
     "Quoted from the paper's {}, not measured here: MVTec AD, {}. Ours compares with it "

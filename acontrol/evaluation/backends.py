@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acontrol.config import BaseConfig
-from acontrol.evaluation.backend import Backend, Images
+from acontrol.evaluation.features import Backend, Images
 from acontrol.evaluation.inception import Inception
 from acontrol.evaluation.perceptual import LpipsVgg
 from acontrol.method.csm import see
