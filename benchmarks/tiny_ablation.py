@@ -43,8 +43,8 @@ from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.load import BaseModels, load_base, quieten
 from acontrol.networks.locate import digest
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
-from acontrol.pretrain.judge import Judge, as_tensor, train_judge
 from acontrol.pretrain.pool import built_in_vocabulary, draw_pool
+from acontrol.pretrain.probe import Judge, as_tensor, train_judge
 from acontrol.pretrain.settings import HELD_OUT
 from acontrol.runs.stage import Desk
 from acontrol.runs.tracking import Tracker

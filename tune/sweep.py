@@ -22,9 +22,9 @@ from acontrol.runs.mlflow_client import describe, named_uri, tracking_uri
 from acontrol.runs.paths import absolute
 from acontrol.runs.tracking import Tracker
 from tune.objective import OBJECTIVES
+from tune.plan import Plan
 from tune.record import Sweep
 from tune.report import write_report
-from tune.search import Plan
 from tune.space import Choice, Domain, in_words
 from tune.trial import run_trial
 from tune.watcher import SweepWatcher, close, release

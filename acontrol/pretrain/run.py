@@ -18,8 +18,8 @@ from acontrol.errors import UserError
 from acontrol.networks.load import load_base, quieten
 from acontrol.pretrain import networks as net
 from acontrol.pretrain.denoiser import draw_images, train_denoiser
-from acontrol.pretrain.judge import Judge, as_tensor, train_judge
 from acontrol.pretrain.pool import Pool, draw_pool, folder_pool
+from acontrol.pretrain.probe import Judge, as_tensor, train_judge
 from acontrol.pretrain.settings import HELD_OUT, PretrainConfig
 from acontrol.pretrain.vae import psnr, train_vae
 from acontrol.pretrain.vlm import retrieval, train_vlm

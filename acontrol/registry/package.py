@@ -9,7 +9,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image, ImageDraw
 
-from acontrol.registry.card import (
+from acontrol.registry.model_files import (
     CARD,
     CONFIG,
     EXAMPLE,
@@ -23,8 +23,9 @@ from acontrol.registry.card import (
     FileSum,
     Manifest,
     ModelCard,
+    check_model,
+    sha256,
 )
-from acontrol.registry.folder import check_model, sha256
 from acontrol.registry.readme import readme
 from acontrol.registry.requests import COLUMNS, IMAGES, Sampling, encode
 

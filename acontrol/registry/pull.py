@@ -16,7 +16,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from acontrol.errors import UserError
-from acontrol.registry.card import (
+from acontrol.registry.model_files import (
     ALLOWED,
     CARD,
     CONFIG,
@@ -25,9 +25,10 @@ from acontrol.registry.card import (
     README,
     WEIGHTS,
     ModelCard,
+    check_model,
     check_model_name,
+    check_names,
 )
-from acontrol.registry.folder import check_model, check_names
 from acontrol.runs.mlflow_client import MANIFEST_TAG, client_of, reaching, version_of
 
 # Stores that only hold files; others that MLflow knows go through code of their own.

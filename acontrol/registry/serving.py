@@ -19,7 +19,7 @@ from acontrol.errors import UserError
 from acontrol.networks.load import quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pipelines.loading import load_pipeline
-from acontrol.registry.folder import check_model
+from acontrol.registry.model_files import check_model
 from acontrol.registry.requests import Drawing, Sampling, encode, read_params, read_rows
 
 BASE_PATH = "ACONTROL_BASE_PATH"  # Where the base is on this machine, if not where it was.

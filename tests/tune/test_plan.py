@@ -6,8 +6,7 @@ from acontrol.errors import UserError
 from acontrol.presets import preset
 from launch.train import read_config_of
 from tune import search
-from tune.search import Plan
-from tune.settings import SweepConfig
+from tune.plan import Plan, SweepConfig
 from tune.space import Choice
 
 

@@ -7,9 +7,8 @@ from PIL import Image
 from acontrol.errors import UserError
 from acontrol.presets import preset
 from launch.train import read_config
-from tune.plots import importance, parallel_coordinates
 from tune.record import Outcome, Sweep, replace
-from tune.report import best_config, best_trial
+from tune.report import best_config, best_trial, importance, parallel_coordinates
 from tune.space import Choice, Range
 
 SPACE = {
