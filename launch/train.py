@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from acontrol.config import RunConfig
 from acontrol.errors import UserError, explain
 from acontrol.presets import PRESETS, preset
-from acontrol.registry.model_files import check_model_name
+from acontrol.registry.card import check_model_name
 from launch.entry import main, parse
 from launch.register import REGISTERED, register
 

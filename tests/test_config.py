@@ -204,7 +204,7 @@ def test_a_derived_seed_is_the_same_for_ever(parts: tuple[str | int, ...], seed:
 
 
 def test_a_derived_seed_is_the_same_in_every_process() -> None:
-    code = "from acontrol.config import derive_seed; print(derive_seed(7, 'draw', 123))"
+    code = "from acontrol.seeding import derive_seed; print(derive_seed(7, 'draw', 123))"
     # Another hash seed: nothing may rest on Python's own hash().
     found = subprocess.run(
         [sys.executable, "-c", code],

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -14,7 +14,7 @@ PACKAGES = ("acontrol", "launch", "tune")
 # The only modules that may import a library, at the top or inside a function.
 HOMES = {
     "ray": (
-        *(f"acontrol.runs.{name}" for name in ("cluster",)),
+        "acontrol.runs.cluster",
         *(f"acontrol.train.{name}" for name in ("driver", "fit", "worker", "callbacks")),
         "acontrol.train.precompute",
         "acontrol.generation.workers",
@@ -32,9 +32,8 @@ HOMES = {
 }
 # Libraries stand on one floor: what one needs of another belongs below both.
 FLOOR = ("train", "generation", "evaluation", "registry", "pretrain")
-# Those that do not: a comparison trains and draws, a trained run is registered.
-ACROSS = {
-}
+# Across it only an ablation goes: each of its rows is trained, drawn and measured.
+ACROSS = ("acontrol.evaluation.ablation",)
 
 
 def name_of(file: Path, root: Path = ROOT) -> str:
@@ -71,14 +70,12 @@ def graph(root: Path = ROOT) -> dict[str, set[str]]:
     return edges
 
 
-def offenders(edges: Mapping[str, Iterable[str]], homes: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Modules that import a heavy library away from its home."""
-    return [
-        f"{module} imports {library}"
-        for module, imported in edges.items()
-        for library in sorted({name.partition(".")[0] for name in imported} & homes.keys())
-        if not any(module == home or module.startswith(f"{home}.") for home in homes[library])
-    ]
+def libraries(file: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(file)} & HOMES.keys()
+
+
+def is_in(module: str, packages: Iterable[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
@@ -89,9 +86,103 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def test_a_planted_circle_is_found(tmp_path: Path) -> None:
-    for name, text in {"a": "from launch import b", "b": "import launch.c", "c": "def f():\n from launch.a import x"}.items():
-        (tmp_path / "launch").mkdir(exist_ok=True)
-        (tmp_path / "launch" / f"{name}.py").write_text(text)
-    (tmp_path / "acontrol").mkdir()
+    planted = {
+        "launch/a.py": "from acontrol import b",
+        "acontrol/b.py": "import tune.c",
+        "tune/c.py": "def late():\n    from launch.a import name",
+    }
+    for name, text in planted.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
     with pytest.raises(CycleError):
         TopologicalSorter(graph(tmp_path)).prepare()
+
+
+def test_heavy_libraries_stay_in_their_homes() -> None:
+    offenders = [
+        f"{name_of(file)} imports {library}"
+        for package in PACKAGES
+        for file in (ROOT / package).rglob("*.py")
+        for library in libraries(file)
+        if not is_in(name_of(file), HOMES[library])
+    ]
+    assert offenders == []
+
+
+def test_the_library_reaches_for_no_command() -> None:
+    offenders = [
+        f"{module} imports {imported}"
+        for module, others in graph().items()
+        for imported in others
+        if is_in(module, ["acontrol"]) and is_in(imported, ["launch", "tune"])
+    ]
+    assert offenders == []
+
+
+def test_packages_of_one_floor_do_not_import_each_other() -> None:
+    floor = {f"acontrol.{name}" for name in FLOOR}
+    offenders = [
+        f"{module} imports {imported}"
+        for module, others in graph().items()
+        for imported in others
+        for own in floor
+        if is_in(module, [own]) and is_in(imported, floor - {own}) and module not in ACROSS
+    ]
+    assert offenders == []
+
+
+@pytest.mark.parametrize(
+    ("package", "below"),
+    [
+        ("acontrol.config", ("errors", "seeding")),
+        ("acontrol.data", ("config", "errors", "seeding")),
+        ("acontrol.runs", ("config", "data", "errors", "seeding", "_version")),
+    ],
+)
+def test_a_package_imports_only_what_stands_below(package: str, below: tuple[str, ...]) -> None:
+    allowed = ["acontrol", package, *(f"acontrol.{name}" for name in below)]
+    offenders = [
+        f"{module} imports {imported}"
+        for module, others in graph().items()
+        for imported in others
+        if is_in(module, [package])
+        and imported != "acontrol"
+        and not is_in(imported, allowed[1:])
+    ]
+    assert offenders == []
+
+
+def test_importing_the_package_is_cheap() -> None:
+    heavy = ["torch", "ray", "deepspeed", "mlflow", "transformers", "diffusers", "pydantic"]
+    assert imported_by("import acontrol", heavy) == []
+
+
+def test_public_names_exist() -> None:
+    import acontrol
+
+    for name in acontrol.__all__:
+        assert getattr(acontrol, name) is not None
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import acontrol.train.driver",
+        "import launch.shard",
+        *(f"import launch.{name}" for name in ("train", "evaluate", "generate", "masks")),
+        *(f"import launch.evaluate_{name}" for name in ("quality", "localization")),
+        "import launch.evaluate_classification, launch.evaluate_ablation",
+        "import tune.search",
+    ],
+)
+def test_the_way_to_a_command_is_free_of_networks(code: str) -> None:
+    assert imported_by(code, ["diffusers", "transformers", "deepspeed"]) == []
+
+
+def imported_by(code: str, names: list[str]) -> list[str]:
+    """Which of these a fresh interpreter has loaded after ``code``."""
+    check = f"import sys; {code}; print(*(name for name in {names} if name in sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return result.stdout.split()

@@ -4,11 +4,11 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from acontrol.config import ClusterConfig, Settings, TrackingConfig
+from acontrol.config import ClusterConfig, RunConfig, Settings, TrackingConfig
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.errors import UserError
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from acontrol.evaluation.results import Training, Work
 
 Length = TypeVar("Length", bound="Schedule")
+# Of an ablation: the base alone (gamma 0), C' of the image alone, image and text, and ASEA.
+ROWS = ("nothing", "sga", "csm", "t1", "t2", "t3", "t4", "t5")
 
 
 def named_folders(given: Sequence[str]) -> dict[str, Path]:
@@ -133,6 +135,32 @@ class ComparisonCommand(Settings):
     )
     tracking: TrackingConfig = TrackingConfig()
     dry_run: bool = Field(False, description="Only say what would be trained, and how long.")
+
+
+class AblationConfig(RunConfig):
+    """An ablation: what its rows' trainings have in common, and how they are measured."""
+
+    real: Path | None = Field(None, description="Folder of real images, in MVTec AD's layout.")
+    out: Path | None = Field(None, description="Folder for results; the same one continues.")
+    rows: str = Field(",".join(ROWS), description="Rows to compare, divided by commas.")
+    budget: Literal["paper", "small", "smallest"] = Field(
+        "paper", description="How much to train detectors."
+    )
+    count: int | None = Field(
+        None, ge=1, description="Images to draw of each defect; by default the budget's pairs."
+    )
+    seeds: int = Field(3, ge=1, description="Detectors of each category and row.")
+    features: tuple[Literal["inception", "lpips-vgg", "vlm"], ...] = Field(
+        ("vlm",), min_length=1, description="Networks that look, as launch.evaluate quality."
+    )
+    weights: Path = Field(Path("weights"), description="Folder of their weights.")
+    dry_run: bool = Field(False, description="Only say what would be trained and drawn.")
+
+    @property
+    def common(self) -> RunConfig:
+        """What the rows' trainings have in common."""
+        own = set(AblationConfig.model_fields) - set(RunConfig.model_fields)
+        return RunConfig.model_validate(self.model_dump(exclude=own))
 
 
 def planned(

@@ -1,10 +1,12 @@
 """How images are drawn and judged; all of it is recorded beside them."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from acontrol.config import Settings
+from acontrol.masks.settings import SourceName
 
 
 class Sampling(Settings):
@@ -71,3 +73,58 @@ class Finish(Settings):
         False,
         description="Also write the mask of what really changed, in ground_truth_refined.",
     )
+
+
+class Selection(Settings):
+    """What to draw, with what, and where to."""
+
+    model: str = Field(
+        description="A run's or adapter's folder or its URI, or models:/NAME@ALIAS of the "
+        "server in MLFLOW_TRACKING_URI."
+    )
+    data: Path = Field(description="Folder of the defects, in MVTec AD's layout.")
+    out: Path = Field(description="Folder to create.")
+    normal: Path | None = Field(
+        None, description="Folder of the good images, if they are not in --data."
+    )
+    category: str | None = Field(None, description="Only this category; by default all.")
+    defect: str = Field("all", description="Only this defect type, or 'all'.")
+    count: int = Field(4, ge=1, description="Images of each category and defect.")
+    requests: Path | None = Field(
+        None, description="What to draw, one JSON object a line (docs/generation.md), instead."
+    )
+    replay: Path | None = Field(
+        None, description="Draw again what an earlier job drew: its folder."
+    )
+    batch: int | None = Field(None, ge=0, description="Of --replay, only this batch.")
+    split: Literal["train", "test", "all"] | None = Field(
+        None, description="Part of --data for references and masks; by default as trained."
+    )
+    reference_category: str | None = Field(
+        None, description="Take references from this category; by default each its own."
+    )
+    masks: SourceName = Field(
+        "real",
+        description="Where defects go. real: training masks of that defect, moved, turned, "
+        "scaled and bent; same: these as they are; learned: what launch.masks drew; perlin: "
+        "blobs, as a control; file: yours.",
+    )
+    masks_path: Path | None = Field(
+        None,
+        description="Masks for --masks file: DIR/DEFECT/*.png, or DIR/*.png for all; for "
+        "--masks learned what launch.masks wrote.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Everything drawn follows from it.")
+    batch_size: int = Field(4, ge=1, description="Images drawn together.")
+    num_workers: int = Field(
+        1, ge=1, description="Processes that draw, each with a GPU where there are; over Ray."
+    )
+    format: Literal["mvtec", "shards"] = Field(
+        "mvtec", description="shards: also write them as WebDataset shards, in DIR/shards."
+    )
+    base_path: str | None = Field(None, description="Where the base is now, if it moved.")
+
+
+# --help lists the last base's options first.
+class GenerationConfig(Finish, Gate, Sampling, Selection):
+    """Every setting of launch.generate."""

@@ -13,7 +13,6 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from acontrol.config import BaseConfig
 from acontrol.errors import UserError
-from acontrol.networks.shapes import parameters, shapes_of
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 
@@ -146,6 +145,8 @@ def missing(config: BaseConfig) -> list[str]:
     absent = [one for one in checkpoints(config) if not one.is_cached()]
     if not absent:
         return []
+    from acontrol.networks.shapes import parameters, shapes_of  # They bring diffusers.
+
     shapes = shapes_of(config.path, config.vlm_path or str(Path(config.path, "vlm")))
     sizes = {}
     if shapes is not None:

@@ -1,148 +1,34 @@
-"""The files of a registered model: what each holds, checked without executing anything.
-
-MLmodel                        MLflow's own description (YAML)
-README.md                      the model card, for people
-card.json                      the model card, for programs
-samples.png                    the run's last sample grid, if it drew one
-input_example.json, serving_input_example.json
-adapter/config.json, adapter/diffusion_pytorch_model.safetensors
-manifest.json                  size and sha256 of every file above
-"""
+"""Check the folder of a registered model, without executing anything in it."""
 
 import hashlib
 import json
 import os
-import re
 import stat
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import yaml
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from acontrol.config import AdapterCard, Settings
+from acontrol.config import Settings
 from acontrol.errors import UserError, explain
-
-LOADER = "acontrol.registry.serving"
-CONFIG, WEIGHTS = "adapter/config.json", "adapter/diffusion_pytorch_model.safetensors"
-CARD, MANIFEST, MLMODEL, README, GRID = (
-    "card.json",
-    "manifest.json",
-    "MLmodel",
-    "README.md",
-    "samples.png",
+from acontrol.registry.card import (
+    ALLOWED,
+    CARD,
+    CONFIG,
+    MANIFEST,
+    MAX_BYTES,
+    MLMODEL,
+    REQUIRED,
+    WEIGHTS,
+    AdapterFile,
+    Manifest,
+    MlmodelFile,
+    ModelCard,
 )
-EXAMPLE, SERVING_EXAMPLE = "input_example.json", "serving_input_example.json"
-REQUIRED = frozenset(
-    {CARD, MANIFEST, MLMODEL, README, EXAMPLE, SERVING_EXAMPLE, CONFIG, WEIGHTS}
-)
-ALLOWED = REQUIRED | {GRID}
-# Stable Diffusion 1.5's adapter is 77 MB; everything else is text and one picture.
-MAX_BYTES = dict.fromkeys(ALLOWED, 2**22) | {WEIGHTS: 2**31, GRID: 2**26}
-
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Text = Annotated[str, StringConstraints(max_length=4000)]
-Width = Annotated[int, Field(ge=1, le=4096)]
-
-
-class ModelCard(Settings):
-    """What a registered model is, where it comes from and how good it is."""
-
-    name: ModelName
-    adapter: AdapterCard
-    weights_sha256: Sha256
-    run: Text = Field(description="Id of the MLflow run.")
-    commit: Text | None = Field(None, description="Commit of the code that trained it.")
-    metrics: dict[Text, float] = Field(description="The run's last value of each metric.")
-    licences: list[Text] = Field(description="What is known of licences, a note each.")
-
-
-class AdapterFile(Settings):
-    """An adapter's config.json, as diffusers writes it."""
-
-    class_name: Literal["SemanticAdapter"] = Field(alias="_class_name")
-    diffusers_version: Text = Field(alias="_diffusers_version")
-    layers: list[tuple[Text, Width]] = Field(min_length=1, max_length=256)
-    semantic_dim: Width
-    mode: Literal["queries", "pooled"]
-    card: AdapterCard
-
-
-class FileSum(Settings):
-    """What a file must be."""
-
-    size: int = Field(ge=0)
-    sha256: Sha256
-
-
-class Manifest(Settings):
-    """Every file of a registered model but the manifest itself."""
-
-    files: dict[str, FileSum]
-
-
-class PyfuncFlavour(Settings):
-    """The only flavour: a loader of the installed package, no code and no environment."""
-
-    loader_module: Literal["acontrol.registry.serving"]
-    python_version: Text
-
-
-class Flavours(Settings):
-    """The flavours of an MLmodel."""
-
-    python_function: PyfuncFlavour
-
-
-class Signature(Settings):
-    """Inputs, outputs and parameters, each JSON in a string."""
-
-    inputs: Text
-    outputs: Text
-    params: Text | None = None
-
-
-class ExampleInfo(Settings):
-    """Where the input example is."""
-
-    artifact_path: Literal["input_example.json"]
-    serving_input_path: Literal["serving_input_example.json"]
-    pandas_orient: Literal["split"]
-    type: Literal["dataframe"]
-
-
-class MlmodelFile(Settings):
-    """An MLmodel as MLflow writes it for us; anything more is refused."""
-
-    flavors: Flavours
-    is_signature_from_type_hint: Literal[False] = False
-    mlflow_version: Text
-    model_id: Text | None = None
-    model_uuid: Text
-    prompts: None = None
-    saved_input_example_info: ExampleInfo
-    signature: Signature
-    type_hint_from_example: Literal[False] = False
-    utc_time_created: Text
-
-
-def check_model_name(name: str) -> None:
-    """Refuse a name that a URI, a folder or MLflow could not take.
-
-    Raises:
-        UserError: If it is one.
-    """
-    if not re.match(NAME_PATTERN, name):
-        raise UserError(
-            f"model name {name!r}: need letters, digits, '.', '_' and '-', the first a letter "
-            "or a digit, at most 100"
-        )
-
 
 Checked = TypeVar("Checked", bound=Settings)
 

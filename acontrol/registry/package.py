@@ -9,7 +9,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image, ImageDraw
 
-from acontrol.registry.model_files import (
+from acontrol.registry.card import (
     CARD,
     CONFIG,
     EXAMPLE,
@@ -23,9 +23,8 @@ from acontrol.registry.model_files import (
     FileSum,
     Manifest,
     ModelCard,
-    check_model,
-    sha256,
 )
+from acontrol.registry.model_files import check_model, sha256
 from acontrol.registry.readme import readme
 from acontrol.registry.requests import COLUMNS, IMAGES, Sampling, encode
 

@@ -8,7 +8,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from acontrol.errors import UserError
-from acontrol.registry.model_files import check_model_name
+from acontrol.registry.card import check_model_name
 from acontrol.runs.mlflow_client import (
     BASE_TAG,
     CANDIDATE,

@@ -16,7 +16,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from acontrol.errors import UserError
-from acontrol.registry.model_files import (
+from acontrol.registry.card import (
     ALLOWED,
     CARD,
     CONFIG,
@@ -25,10 +25,9 @@ from acontrol.registry.model_files import (
     README,
     WEIGHTS,
     ModelCard,
-    check_model,
     check_model_name,
-    check_names,
 )
+from acontrol.registry.model_files import check_model, check_names
 from acontrol.runs.mlflow_client import MANIFEST_TAG, client_of, reaching, version_of
 
 # Stores that only hold files; others that MLflow knows go through code of their own.

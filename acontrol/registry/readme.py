@@ -1,7 +1,7 @@
 """The model card as a page."""
 
 from acontrol.config import BUILT_IN, AdapterCard
-from acontrol.registry.model_files import GRID, ModelCard
+from acontrol.registry.card import GRID, ModelCard
 
 # What the makers of well-known bases say; --licence adds what only the user knows.
 KNOWN_LICENCES = {

@@ -14,14 +14,8 @@ from pydantic import ValidationError
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError, explain
-from acontrol.registry.model_files import (
-    WEIGHTS,
-    AdapterFile,
-    ModelCard,
-    check_model_name,
-    read_json,
-    sha256,
-)
+from acontrol.registry.card import WEIGHTS, AdapterFile, ModelCard, check_model_name
+from acontrol.registry.model_files import read_json, sha256
 from acontrol.registry.package import package
 from acontrol.registry.readme import licence_notes
 from acontrol.runs.mlflow_client import (

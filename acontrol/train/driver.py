@@ -21,9 +21,7 @@ from acontrol.config import RunConfig
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
-from acontrol.interop.begin import check_beginning
 from acontrol.networks import hub, locate
-from acontrol.networks.load import quieten
 from acontrol.runs import storage
 from acontrol.runs.cluster import joined_cluster
 from acontrol.runs.lock import only_launch
@@ -69,7 +67,6 @@ def run_training(
         UserError: If something about the config, the data or the base must be put right.
         TrainingStoppedError: If it ended early: interrupted, or a worker failed.
     """
-    quieten()
     config = absolute(config)
     if unnamed(config):
         raise UserError("; ".join(unmet(config)))
@@ -78,6 +75,8 @@ def run_training(
     if config.sga.scale == 0:
         raise UserError("sga.scale is 0: the adapter would not be used, so it cannot learn")
     if config.init is not None:
+        from acontrol.interop.begin import check_beginning  # It brings diffusers.
+
         check_beginning(config.init)
     digest = locate.digest(config.base)
     hub.fetch(config.base)

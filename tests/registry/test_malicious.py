@@ -16,15 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from acontrol.registry.model_files import (
-    CARD,
-    CONFIG,
-    MANIFEST,
-    MLMODEL,
-    WEIGHTS,
-    Manifest,
-    sha256,
-)
+from acontrol.registry.card import CARD, CONFIG, MANIFEST, MLMODEL, WEIGHTS, Manifest
+from acontrol.registry.model_files import sha256
 from acontrol.registry.register import register_run
 from acontrol.runs.mlflow_client import MANIFEST_TAG
 from launch import pull
