@@ -12,7 +12,7 @@ from acontrol.config import BaseConfig
 from acontrol.evaluation.features import Backend, Images
 from acontrol.evaluation.inception import Inception
 from acontrol.evaluation.perceptual import LpipsVgg
-from acontrol.method.csm import see
+from acontrol.method.csm import embed_patches
 from acontrol.networks import locate
 from acontrol.networks.load import load_base
 from acontrol.pipelines.loading import load_pipeline
@@ -57,7 +57,7 @@ def vision_tower(vlm: Any, digest: str) -> Backend:
         pixels = images.float() / 127.5 - 1
         if pixels.shape[-1] != side:
             pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
-        return see(vlm, pixels.clamp(-1, 1)).float()[:, 1:]
+        return embed_patches(vlm, pixels.clamp(-1, 1)).float()[:, 1:]
 
     @torch.no_grad()
     def layers(images: Images) -> list[Tensor]:

@@ -93,11 +93,11 @@ def anomaly_attention(
     return torch.einsum("bt,btp->bp", weights, attention)
 
 
-def rollout_back(
+def rollout_backward(
     self_maps: Sequence[Float[Tensor, "batch head token token"]],
     cross_maps: Sequence[Float[Tensor, "batch head query patch"] | None],
     span: Bool[Tensor, "batch text"],
-    slope: Float[Tensor, "batch patch"],
+    grad: Float[Tensor, "batch patch"],
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Eq. (2) on a rollout, backwards: the gradients of both kinds of maps, alike in all heads.
 
@@ -110,7 +110,7 @@ def rollout_back(
     """
     own: list[Tensor | None] = [None] * len(self_maps)
     fetched: list[Tensor | None] = [None] * len(self_maps)
-    weight = span.to(slope.dtype)
+    weight = span.to(grad.dtype)
     weight = weight / weight.sum(dim=1, keepdim=True)
     for layer, cross in enumerate(cross_maps[:-1]):
         if cross is None:
@@ -118,23 +118,23 @@ def rollout_back(
         num_heads, num_queries = cross.shape[1:3]
         heads = self_maps[layer + 1].mean(dim=1)
         read = anomaly_attention(heads[:, num_queries:, :num_queries], span)
-        fetched[layer] = read[:, :, None] * slope[:, None] / num_heads
-        rows = weight[:, :, None] * (slope[:, None] @ cross.mean(dim=1).mT) / num_heads
-        beside = heads.shape[-1] - num_queries
-        own[layer + 1] = F.pad(rows, (0, beside, num_queries, 0))[:, None]
+        fetched[layer] = read[:, :, None] * grad[:, None] / num_heads
+        rows = weight[:, :, None] * (grad[:, None] @ cross.mean(dim=1).mT) / num_heads
+        num_text = heads.shape[-1] - num_queries
+        own[layer + 1] = F.pad(rows, (0, num_text, num_queries, 0))[:, None]
     return own, fetched
 
 
-def query_mean_back(
+def query_mean_backward(
     cross_maps: Sequence[Float[Tensor, "batch head query patch"] | None],
-    slope: Float[Tensor, "batch patch"],
+    grad: Float[Tensor, "batch patch"],
 ) -> list[Tensor | None]:
     """``query_mean`` backwards: gradients (batch, query, patch), alike in all heads."""
     count = sum(cross is not None for cross in cross_maps)
     return [
         None
         if cross is None
-        else (slope[:, None] / (count * cross.shape[1] * cross.shape[2])).expand(
+        else (grad[:, None] / (count * cross.shape[1] * cross.shape[2])).expand(
             -1, cross.shape[2], -1
         )
         for cross in cross_maps
@@ -149,7 +149,7 @@ def energy(
     return (1 - inside / attention.sum(dim=1)) ** 2
 
 
-def energy_slope(
+def energy_grad(
     attention: Float[Tensor, "batch patch"], region: Bool[Tensor, "batch patch"]
 ) -> Float[Tensor, "batch patch"]:
     """The gradient of Eq. (3): dE/dA_p = 2 (1 - I/T) (I - T m_p) / T^2.

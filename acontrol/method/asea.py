@@ -27,7 +27,7 @@ from acontrol.method.anomaly_map import (
     anomaly_attention,
     at_least_float32,
     energy,
-    energy_slope,
+    energy_grad,
     query_mean,
     region_on_grid,
     rollout,
@@ -38,7 +38,7 @@ __all__ = [
     "GuidedAttention",
     "anomaly_attention",
     "energy",
-    "energy_slope",
+    "energy_grad",
     "guide",
     "query_mean",
     "region_on_grid",
@@ -66,7 +66,7 @@ class GuidedAttention(Protocol):
         """The attention, and a trace of the way there."""
 
     def backward(
-        self, trace: Any, slope: Float[Tensor, "batch patch"]
+        self, trace: Any, grad: Float[Tensor, "batch patch"]
     ) -> Float[Tensor, "batch token dim"]:
         """The gradient of the embedding, given that of the attention."""
 
@@ -126,9 +126,9 @@ class AseaFunction(torch.autograd.Function):
         return (e_v + e_g).to(visual_embedding.dtype), energies
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, _energies: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _energies: Tensor) -> tuple[Tensor, None, None, None]:
         """Straight through to e_v."""
-        return slope, None, None, None
+        return grad, None, None, None
 
 
 def _all_layers(
@@ -141,14 +141,14 @@ def _all_layers(
     for step in range(1, settings.steps + 1):
         seen, trace = attention.forward(e_v + e_g)
         value = energy(seen, region)
-        slope = attention.backward(trace, energy_slope(seen, region))
+        grad = attention.backward(trace, energy_grad(seen, region))
         if settings.rule == "adam":
-            mean = _ADAM_MEAN * mean + (1 - _ADAM_MEAN) * slope
-            square = _ADAM_SQUARE * square + (1 - _ADAM_SQUARE) * slope**2
+            mean = _ADAM_MEAN * mean + (1 - _ADAM_MEAN) * grad
+            square = _ADAM_SQUARE * square + (1 - _ADAM_SQUARE) * grad**2
             spread = (square / (1 - _ADAM_SQUARE**step)).sqrt() + _ADAM_FLOOR
             moved = e_g - settings.step_size * mean / (1 - _ADAM_MEAN**step) / spread
         else:
-            moved = e_g - _stride(slope, _norm(slope), length, settings)
+            moved = e_g - _stride(grad, _norm(grad), length, settings)
         moved = moved * _shrink(_norm(moved), length, settings)
         e_g = _unless_done(value, moved, e_g, settings)
         energies.append(value)
@@ -180,11 +180,11 @@ def _first_layer(
         probs = (start + shift).softmax(dim=-1)
         seen = (weight.mT @ probs)[:, 0, 1:]  # The class token is no place in the image.
         value = energy(seen, region)
-        outer = F.pad(energy_slope(seen, region), (1, 0))[:, None]
-        slope = weight * probs * (outer - probs @ outer.mT)
-        pull = gram @ slope
-        norm = (slope * pull).sum(dim=(1, 2), keepdim=True).clamp_min(0).sqrt()
-        moved = rows - _stride(slope, norm, length, settings)
+        outer = F.pad(energy_grad(seen, region), (1, 0))[:, None]
+        grad = weight * probs * (outer - probs @ outer.mT)
+        pull = gram @ grad
+        norm = (grad * pull).sum(dim=(1, 2), keepdim=True).clamp_min(0).sqrt()
+        moved = rows - _stride(grad, norm, length, settings)
         moved_shift = shift - _stride(pull, norm, length, settings)
         norm = (moved * moved_shift).sum(dim=(1, 2), keepdim=True).clamp_min(0).sqrt()
         factor = _shrink(norm, length, settings)
@@ -198,13 +198,13 @@ def _norm(embedding: Tensor) -> Tensor:
     return torch.linalg.vector_norm(embedding, dim=(1, 2), keepdim=True)
 
 
-def _stride(slope: Tensor, norm: Tensor, length: Tensor, settings: AseaConfig) -> Tensor:
+def _stride(grad: Tensor, norm: Tensor, length: Tensor, settings: AseaConfig) -> Tensor:
     """What a step takes off, by Eq. (4) or along the gradient by a share of |e_v|."""
     if settings.rule == "gd":
-        return settings.step_size * slope
+        return settings.step_size * grad
     # Where the gradient is zero there is no direction: the offset stays.
     tiny = torch.finfo(norm.dtype).tiny
-    return slope * (settings.step_size * length) / norm.clamp_min(tiny)
+    return grad * (settings.step_size * length) / norm.clamp_min(tiny)
 
 
 def _shrink(norm: Tensor, length: Tensor, settings: AseaConfig) -> Tensor:

@@ -40,7 +40,7 @@ class SemanticFeatures:
     energy_after: Float[Tensor, " batch"]
 
 
-def see(
+def embed_patches(
     vlm: Blip2ForImageTextRetrieval, image: Float[Tensor, "batch 3 size size"]
 ) -> Float[Tensor, "batch token width"]:
     """What the vision tower makes of images in [-1, 1]."""
@@ -114,7 +114,7 @@ class CrossModalEncoder:
     ) -> Float[Tensor, "batch token width"]:
         """The visual embedding e_v: class token, then patches, after the last layer norm."""
         # The Q-Former stays in float32 whatever the vision tower's precision.
-        return see(self.vlm, image).to(self.vlm.query_tokens.dtype)
+        return embed_patches(self.vlm, image).to(self.vlm.query_tokens.dtype)
 
     @torch.no_grad()
     def __call__(

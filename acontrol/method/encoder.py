@@ -15,7 +15,7 @@ from acontrol.config import AseaConfig, CsmConfig
 from acontrol.data.features import Features
 from acontrol.data.stream import Batch
 from acontrol.method.csm import CrossModalEncoder
-from acontrol.networks.inpainting import emptied, is_inpainting
+from acontrol.networks.inpainting import is_inpainting, mask_out
 from acontrol.networks.load import BaseModels
 
 
@@ -39,7 +39,7 @@ class FrozenEncoder:
         posterior = self.vae.encode(image).latent_dist
         mean, std = posterior.mean, posterior.std
         if self.inpainting:
-            around = self.vae.encode(emptied(image, batch.mask.to(image))).latent_dist
+            around = self.vae.encode(mask_out(image, batch.mask.to(image))).latent_dist
             mean, std = torch.cat([mean, around.mean], 1), torch.cat([std, around.std], 1)
         semantic = self.semantics(
             batch.reference_image, batch.reference_phrase, batch.reference_mask

@@ -20,7 +20,7 @@ from acontrol.method.diffusion import (
 )
 from acontrol.method.encoder import FrozenEncoder, embed_text
 from acontrol.method.sga import SemanticAdapter, install_processors
-from acontrol.networks.inpainting import beside, is_inpainting
+from acontrol.networks.inpainting import concat_inpainting_inputs, is_inpainting
 from acontrol.networks.load import BaseModels
 
 
@@ -117,7 +117,9 @@ class AnomalyControl(nn.Module):
             noise, timesteps = drawn.noise.to(device), drawn.timesteps.to(device)
             noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
             if self.inpainting:
-                noisy_latents = beside(noisy_latents, seen.latent_mask.to(device), *around)
+                noisy_latents = concat_inpainting_inputs(
+                    noisy_latents, seen.latent_mask.to(device), *around
+                )
             worded = ~drop_text.to(device)[:, None, None]
             text = torch.where(worded, seen.text.to(device), self._empty_text())
             kept = ~drop_semantic.to(device)[:, None, None]

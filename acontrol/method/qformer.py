@@ -32,7 +32,7 @@ class Trace:
     embedding: Tensor
     self_maps: list[Tensor] = field(default_factory=list)
     cross_maps: list[Tensor | None] = field(default_factory=list)
-    layers: list[parts.LayerTape] = field(default_factory=list)
+    layers: list[parts.SavedLayer] = field(default_factory=list)
 
 
 class QFormerPass:
@@ -163,7 +163,7 @@ class QFormerPass:
             )
             trace.cross_maps.append(None if cross is None else self._patches(cross.probs))
             if ends:
-                trace.layers.append(parts.LayerTape(own, cross))
+                trace.layers.append(parts.SavedLayer(own, cross))
                 return hidden
             query, query_feed = parts.feed(layer.intermediate_query, layer.output_query, query)
             text, text_feed = (
@@ -171,10 +171,12 @@ class QFormerPass:
             )
             hidden = torch.cat([query, text], dim=1)
             if not whole:
-                trace.layers.append(parts.LayerTape(own, cross, query_feed, text_feed))
+                trace.layers.append(parts.SavedLayer(own, cross, query_feed, text_feed))
         return hidden
 
-    def _feed_text(self, layer: Any, attended: Tensor) -> tuple[Tensor, parts.FeedTape | None]:
+    def _feed_text(
+        self, layer: Any, attended: Tensor
+    ) -> tuple[Tensor, parts.SavedFeedForward | None]:
         text = attended[:, self.num_queries :].contiguous()
         if self.padding is None:
             return text, None
@@ -197,22 +199,22 @@ class QFormerPass:
         )
 
     def backward(
-        self, trace: Trace, slope: Float[Tensor, "batch patch"]
+        self, trace: Trace, grad: Float[Tensor, "batch patch"]
     ) -> Float[Tensor, "batch token width"]:
         """The gradient of the embedding, given that of the attention over patches."""
-        found = torch.zeros_like(trace.embedding, dtype=slope.dtype)
-        self_slopes, cross_slopes = self._map_slopes(trace, slope)
+        found = torch.zeros_like(trace.embedding, dtype=grad.dtype)
+        self_grads, cross_grads = self._map_grads(trace, grad)
         hidden: Tensor | None = None
         for place in reversed(range(self.last + 1)):
-            layer, tape = self.layers[place], trace.layers[place]
-            attended = None if hidden is None else self._feed_back(layer, tape, hidden)
-            if tape.cross is not None:
+            layer, saved = self.layers[place], trace.layers[place]
+            attended = None if hidden is None else self._feed_backward(layer, saved, hidden)
+            if saved.cross is not None:
                 query = None if attended is None else attended[:, : self.num_queries]
-                query = parts.attend_image_back(
+                query = parts.attend_image_backward(
                     layer.crossattention,
-                    tape.cross,
+                    saved.cross,
                     query,
-                    cross_slopes[place],
+                    cross_grads[place],
                     found,
                     to_rows=place > 0,
                 )
@@ -225,35 +227,35 @@ class QFormerPass:
                     else attended[:, self.num_queries :]
                 )
                 attended = torch.cat([query, text], dim=1)
-            assert tape.own is not None
-            hidden = parts.attend_self_back(
-                layer.attention, tape.own, attended, self_slopes[place]
+            assert saved.own is not None
+            hidden = parts.attend_self_backward(
+                layer.attention, saved.own, attended, self_grads[place]
             )
         return found
 
-    def _feed_back(self, layer: Any, tape: parts.LayerTape, hidden: Tensor) -> Tensor:
+    def _feed_backward(self, layer: Any, saved: parts.SavedLayer, hidden: Tensor) -> Tensor:
         """Through both feed-forwards; not for the first layer's text, which leads nowhere."""
         # Products of strided rows with weights would go sample by sample.
         query = hidden[:, : self.num_queries].contiguous()
         text = hidden[:, self.num_queries :].contiguous()
-        assert tape.query_feed is not None
-        query = parts.feed_back(
-            layer.intermediate_query, layer.output_query, tape.query_feed, query
+        assert saved.query_feed is not None
+        query = parts.feed_backward(
+            layer.intermediate_query, layer.output_query, saved.query_feed, query
         )
-        if tape.text_feed is not None:
-            text = parts.feed_back(layer.intermediate, layer.output, tape.text_feed, text)
+        if saved.text_feed is not None:
+            text = parts.feed_backward(layer.intermediate, layer.output, saved.text_feed, text)
         return torch.cat([query, text], dim=1)
 
-    def _map_slopes(
-        self, trace: Trace, slope: Tensor
+    def _map_grads(
+        self, trace: Trace, grad: Tensor
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Gradients of each layer's self and cross probabilities."""
         own: list[Tensor | None] = [None] * len(trace.self_maps)
         if self.span is None:
-            cross = anomaly_map.query_mean_back(trace.cross_maps, slope)
+            cross = anomaly_map.query_mean_backward(trace.cross_maps, grad)
         else:
-            own, cross = anomaly_map.rollout_back(
-                trace.self_maps, trace.cross_maps, self.span, slope
+            own, cross = anomaly_map.rollout_backward(
+                trace.self_maps, trace.cross_maps, self.span, grad
             )
         return (
             [None if one is None else one.to(self.dtype) for one in own],

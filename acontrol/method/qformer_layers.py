@@ -1,6 +1,6 @@
 """The parts of a frozen Q-Former layer, each with its way back: rows in, gradient of rows out.
 
-Weights are frozen, so a way back gives gradients of inputs alone. ``map_slope`` is the gradient
+Weights are frozen, so a way back gives gradients of inputs alone. ``map_grad`` is the gradient
 that reaches attention probabilities directly, from Eq. (2)'s map.
 
 The embedding's gradient is dS^T Q W_k + P^T dO W_v in every head, for logits S, probabilities P
@@ -25,7 +25,7 @@ class Norm(NamedTuple):
     inverse_std: Tensor
 
 
-class SelfTape(NamedTuple):
+class SavedSelfAttention(NamedTuple):
     """Self-attention; value and norm are None where only the probabilities were wanted."""
 
     query: Tensor
@@ -35,7 +35,7 @@ class SelfTape(NamedTuple):
     norm: Norm | None
 
 
-class CrossTape(NamedTuple):
+class SavedCrossAttention(NamedTuple):
     """Cross-attention; value and norm as above."""
 
     query: Tensor
@@ -45,20 +45,20 @@ class CrossTape(NamedTuple):
     norm: Norm | None
 
 
-class FeedTape(NamedTuple):
+class SavedFeedForward(NamedTuple):
     """Feed-forward: the activation's input."""
 
     inner: Tensor
     norm: Norm
 
 
-class LayerTape(NamedTuple):
+class SavedLayer(NamedTuple):
     """What the way back needs of a layer; None for what the pass did not do there."""
 
-    own: SelfTape | None
-    cross: CrossTape | None
-    query_feed: FeedTape | None = None
-    text_feed: FeedTape | None = None
+    own: SavedSelfAttention | None
+    cross: SavedCrossAttention | None
+    query_feed: SavedFeedForward | None = None
+    text_feed: SavedFeedForward | None = None
 
 
 def normalize(rows: Tensor, layer_norm: Any) -> tuple[Tensor, Norm]:
@@ -69,34 +69,36 @@ def normalize(rows: Tensor, layer_norm: Any) -> tuple[Tensor, Norm]:
     return out, Norm(rows, mean, inverse_std)
 
 
-def normalize_back(slope: Tensor, tape: Norm, layer_norm: Any) -> Tensor:
+def normalize_backward(grad: Tensor, saved: Norm, layer_norm: Any) -> Tensor:
     """Gradient of a layer norm's input."""
-    inputs, mean, inverse_std = tape
+    inputs, mean, inverse_std = saved
     weight, bias = layer_norm.weight, layer_norm.bias
     found: tuple[Tensor, ...] = aten.native_layer_norm_backward(
-        slope, inputs, inputs.shape[-1:], mean, inverse_std, weight, bias, [True, False, False]
+        grad, inputs, inputs.shape[-1:], mean, inverse_std, weight, bias, [True, False, False]
     )
     return found[0]
 
 
-def feed(intermediate: Any, output: Any, rows: Tensor) -> tuple[Tensor, FeedTape]:
+def feed(intermediate: Any, output: Any, rows: Tensor) -> tuple[Tensor, SavedFeedForward]:
     """LN(W_2 gelu(W_1 x) + x)."""
     inner = intermediate.dense(rows)
     outer = output.dense(torch.nn.functional.gelu(inner)) + rows
     out, norm = normalize(outer, output.LayerNorm)
-    return out, FeedTape(inner, norm)
+    return out, SavedFeedForward(inner, norm)
 
 
-def feed_back(intermediate: Any, output: Any, tape: FeedTape, slope: Tensor) -> Tensor:
+def feed_backward(
+    intermediate: Any, output: Any, saved: SavedFeedForward, grad: Tensor
+) -> Tensor:
     """Gradient of a feed-forward's input."""
-    slope = normalize_back(slope, tape.norm, output.LayerNorm)
-    inner = aten.gelu_backward(slope @ output.dense.weight, tape.inner)
-    return slope + inner @ intermediate.dense.weight
+    grad = normalize_backward(grad, saved.norm, output.LayerNorm)
+    inner = aten.gelu_backward(grad @ output.dense.weight, saved.inner)
+    return grad + inner @ intermediate.dense.weight
 
 
 def attend_self(
     block: Any, rows: Tensor, padding: Tensor | None, *, map_only: bool = False
-) -> tuple[Tensor, SelfTape]:
+) -> tuple[Tensor, SavedSelfAttention]:
     """LN(W_o softmax(Q K^T / sqrt(d)) V + x) on queries and text; x if ``map_only``."""
     attention = block.attention
     query = _split(attention.query(rows), attention)
@@ -104,31 +106,33 @@ def attend_self(
     logits = (query @ key.mT) * attention.scaling
     probs = (logits if padding is None else logits + padding).softmax(dim=-1)
     if map_only:
-        return rows, SelfTape(query, key, probs, None, None)
+        return rows, SavedSelfAttention(query, key, probs, None, None)
     value = _split(attention.value(rows), attention)
     out, norm = normalize(
         block.output.dense(_join(probs @ value)) + rows, block.output.LayerNorm
     )
-    return out, SelfTape(query, key, probs, value, norm)
+    return out, SavedSelfAttention(query, key, probs, value, norm)
 
 
-def attend_self_back(
-    block: Any, tape: SelfTape, slope: Tensor | None, map_slope: Tensor | None
+def attend_self_backward(
+    block: Any, saved: SavedSelfAttention, grad: Tensor | None, map_grad: Tensor | None
 ) -> Tensor:
     """Gradient of the rows, given that of the output, of the probabilities, or both."""
     attention = block.attention
     rows: Tensor | None = None
-    probs_slope = map_slope
-    if slope is not None and tape.norm is not None and tape.value is not None:
-        rows = normalize_back(slope, tape.norm, block.output.LayerNorm)
+    probs_grad = map_grad
+    if grad is not None and saved.norm is not None and saved.value is not None:
+        rows = normalize_backward(grad, saved.norm, block.output.LayerNorm)
         read = _split(rows @ block.output.dense.weight, attention)
-        through = read @ tape.value.mT
-        probs_slope = through if map_slope is None else through + map_slope
-        rows = rows + _join(tape.probs.mT @ read) @ attention.value.weight
-    assert probs_slope is not None
-    logits = _softmax_back(probs_slope.expand_as(tape.probs), tape.probs) * attention.scaling
-    found = _join(logits @ tape.key) @ attention.query.weight
-    found = found + _join(logits.mT @ tape.query) @ attention.key.weight
+        through = read @ saved.value.mT
+        probs_grad = through if map_grad is None else through + map_grad
+        rows = rows + _join(saved.probs.mT @ read) @ attention.value.weight
+    assert probs_grad is not None
+    logits = (
+        _softmax_backward(probs_grad.expand_as(saved.probs), saved.probs) * attention.scaling
+    )
+    found = _join(logits @ saved.key) @ attention.query.weight
+    found = found + _join(logits.mT @ saved.query) @ attention.key.weight
     return found if rows is None else found + rows
 
 
@@ -145,26 +149,26 @@ def key_queries(block: Any, rows: Tensor) -> Tensor:
 
 def attend_image(
     block: Any, rows: Tensor, embedding: Tensor, *, map_only: bool
-) -> tuple[Tensor, CrossTape]:
+) -> tuple[Tensor, SavedCrossAttention]:
     """LN(W_o softmax(Q K^T / sqrt(d)) V + x) for the queries; x itself if ``map_only``."""
     attention = block.attention
     query = _split(attention.query(rows), attention) * attention.scaling
     key = _split(attention.key(embedding), attention)
     probs = (query @ key.mT).softmax(dim=-1)
     if map_only:
-        return rows, CrossTape(query, key, probs, None, None)
+        return rows, SavedCrossAttention(query, key, probs, None, None)
     value = _split(attention.value(embedding), attention)
     out, norm = normalize(
         block.output.dense(_join(probs @ value)) + rows, block.output.LayerNorm
     )
-    return out, CrossTape(query, key, probs, value, norm)
+    return out, SavedCrossAttention(query, key, probs, value, norm)
 
 
-def attend_image_back(
+def attend_image_backward(
     block: Any,
-    tape: CrossTape,
-    slope: Tensor | None,
-    map_slope: Tensor | None,
+    saved: SavedCrossAttention,
+    grad: Tensor | None,
+    map_grad: Tensor | None,
     found: Tensor,
     *,
     to_rows: bool,
@@ -173,31 +177,31 @@ def attend_image_back(
 
     Args:
         block: The cross-attention.
-        tape: Of the way there.
-        slope: Of the output rows.
-        map_slope: Of the probabilities.
+        saved: Of the way there.
+        grad: Of the output rows.
+        map_grad: Of the probabilities.
         found: (batch, token, width), added to in place.
         to_rows: Whether the rows' gradient is asked for.
     """
     attention = block.attention
-    beside, probs_slope = None, map_slope
-    if slope is not None and tape.norm is not None and tape.value is not None:
-        beside = normalize_back(slope, tape.norm, block.output.LayerNorm)
-        read = _split(beside @ block.output.dense.weight, attention)
-        through = read @ tape.value.mT
-        probs_slope = through if map_slope is None else through + map_slope
-        _add_product(found, tape.probs.flatten(1, 2).mT, _to_image(read, attention.value))
-    assert probs_slope is not None
-    logits = _softmax_back(probs_slope.expand_as(tape.probs), tape.probs)
-    _add_product(found, logits.flatten(1, 2).mT, _to_image(tape.query, attention.key))
+    residual, probs_grad = None, map_grad
+    if grad is not None and saved.norm is not None and saved.value is not None:
+        residual = normalize_backward(grad, saved.norm, block.output.LayerNorm)
+        read = _split(residual @ block.output.dense.weight, attention)
+        through = read @ saved.value.mT
+        probs_grad = through if map_grad is None else through + map_grad
+        _add_product(found, saved.probs.flatten(1, 2).mT, _to_image(read, attention.value))
+    assert probs_grad is not None
+    logits = _softmax_backward(probs_grad.expand_as(saved.probs), saved.probs)
+    _add_product(found, logits.flatten(1, 2).mT, _to_image(saved.query, attention.key))
     if not to_rows:
         return None
-    rows = _join(logits @ tape.key) @ (attention.query.weight * attention.scaling)
-    return rows if beside is None else rows + beside
+    rows = _join(logits @ saved.key) @ (attention.query.weight * attention.scaling)
+    return rows if residual is None else rows + residual
 
 
-def _softmax_back(slope: Tensor, probs: Tensor) -> Tensor:
-    found: Tensor = aten._softmax_backward_data(slope, probs, -1, probs.dtype)
+def _softmax_backward(grad: Tensor, probs: Tensor) -> Tensor:
+    found: Tensor = aten._softmax_backward_data(grad, probs, -1, probs.dtype)
     return found
 
 

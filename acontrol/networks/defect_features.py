@@ -10,7 +10,7 @@ from transformers import Blip2ForImageTextRetrieval
 
 from acontrol.data.images import fit, region
 from acontrol.method.anomaly_map import region_on_grid
-from acontrol.method.csm import see
+from acontrol.method.csm import embed_patches
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def defect_features(
         fit(*region(image.convert("RGB"), mask), vision.image_size)
         for image, mask in zip(images, masks, strict=True)
     ]
-    patches = see(vlm, torch.stack([pixels for pixels, _ in views])).float()[:, 1:]
+    patches = embed_patches(vlm, torch.stack([pixels for pixels, _ in views])).float()[:, 1:]
     inside = region_on_grid(
         torch.stack([mask for _, mask in views]).to(patches.device),
         vision.image_size // vision.patch_size,

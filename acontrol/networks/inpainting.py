@@ -44,7 +44,7 @@ def check_kind(card: AdapterCard, unet: UNet2DConditionModel) -> None:
         )
 
 
-def emptied(
+def mask_out(
     image: Float[Tensor, "batch channel height width"],
     mask: Float[Tensor, "batch 1 height width"],
 ) -> Float[Tensor, "batch channel height width"]:
@@ -52,10 +52,10 @@ def emptied(
     return image * (mask < 0.5)
 
 
-def beside(
+def concat_inpainting_inputs(
     latents: Float[Tensor, "batch channel height width"],
     mask: Float[Tensor, "batch 1 height width"],
     surroundings: Float[Tensor, "batch channel height width"],
 ) -> Float[Tensor, "batch nine height width"]:
-    """What the U-Net takes: noisy latents, mask, latents of the emptied images."""
+    """What the U-Net takes: noisy latents, mask, latents of the masked-out images."""
     return torch.cat([latents, mask.to(latents.dtype), surroundings.to(latents.dtype)], dim=1)

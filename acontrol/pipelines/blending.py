@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from acontrol.data.images import fit
-from acontrol.networks.inpainting import beside, emptied
+from acontrol.networks.inpainting import concat_inpainting_inputs, mask_out
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Canvas:
         if self.around is None or self.inside is None:
             return latents
         again = len(latents) // len(self.around)
-        return beside(
+        return concat_inpainting_inputs(
             latents, torch.cat([self.inside] * again), torch.cat([self.around] * again)
         )
 
@@ -85,7 +85,7 @@ def prepare(
     kept = _latents(vae, pixels)
     # Any touched latent may change; the pixels outside are put back afterwards.
     inside = F.adaptive_max_pool2d(masks, kept.shape[-1])
-    return Canvas(kept, inside, _latents(vae, emptied(pixels, masks)) if inpainting else None)
+    return Canvas(kept, inside, _latents(vae, mask_out(pixels, masks)) if inpainting else None)
 
 
 def _blank(vae: AutoencoderKL, count: int, size: int, device: torch.device) -> Canvas:

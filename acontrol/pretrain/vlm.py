@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertTokenizer, Blip2ForImageTextRetrieval
 
-from acontrol.method.csm import see
+from acontrol.method.csm import embed_patches
 from acontrol.pretrain.pool import Kind, Pool
 from acontrol.pretrain.settings import VlmStage
 from acontrol.runs.stage import Desk, run_stage
@@ -27,7 +27,7 @@ def train_vlm(
     if stage.vision_steps:
         _train_vision(vlm, pool, stage, desk)
     vlm.vision_model.eval().requires_grad_(False)
-    seen = see_all(vlm, pool, desk.device)
+    seen = embed_all_patches(vlm, pool, desk.device)
     texts = Texts.of(pool.vocabulary, tokenizer)
     kinds = pool.kinds
 
@@ -92,11 +92,13 @@ class Texts:
 
 
 @torch.no_grad()
-def see_all(vlm: Blip2ForImageTextRetrieval, pool: Pool, device: torch.device) -> Tensor:
+def embed_all_patches(
+    vlm: Blip2ForImageTextRetrieval, pool: Pool, device: torch.device
+) -> Tensor:
     """e_v of every image, (N, 1 + patch, width), in bfloat16 to save memory."""
     return torch.cat(
         [
-            see(vlm, pool.pixels(chosen).to(device)).to("cpu", torch.bfloat16)
+            embed_patches(vlm, pool.pixels(chosen).to(device)).to("cpu", torch.bfloat16)
             for chosen in torch.arange(len(pool)).split(128)
         ]
     )
@@ -143,7 +145,7 @@ def retrieval(
     best = torch.cat(
         [
             similarities(vlm, part.to(device).float(), ids, real).argmax(dim=1).cpu()
-            for part in see_all(vlm, pool, device).split(128)
+            for part in embed_all_patches(vlm, pool, device).split(128)
         ]
     )
     shown = [pool.vocabulary[place] for place in pool.kinds.tolist()]
@@ -184,7 +186,7 @@ def _train_vision(
 
     def loss(step: int) -> dict[str, Tensor]:
         chosen = desk.chosen("vision", step, stage.batch_size, len(pool))
-        seen = see(vlm, pool.pixels(chosen).to(desk.device))
+        seen = embed_patches(vlm, pool.pixels(chosen).to(desk.device))
         patch = F.cross_entropy(
             heads["patch"](seen[:, 1:]).flatten(0, 1),
             labels[chosen].flatten().to(desk.device),

@@ -14,7 +14,7 @@ from acontrol.method.asea import (
     AseaFunction,
     anomaly_attention,
     energy,
-    energy_slope,
+    energy_grad,
     guide,
     query_mean,
     region_on_grid,
@@ -47,8 +47,8 @@ class Toy:
         seen = attend(embedding)
         return seen, seen
 
-    def backward(self, trace: Tensor, slope: Tensor) -> Tensor:
-        rows = (slope * trace)[:, :, None] * directions().to(slope.dtype)
+    def backward(self, trace: Tensor, grad: Tensor) -> Tensor:
+        rows = (grad * trace)[:, :, None] * directions().to(grad.dtype)
         return torch.nn.functional.pad(rows, (0, 0, 1, 0))
 
     def first(self, embedding: Tensor) -> Tensor:
@@ -203,11 +203,11 @@ def test_lengths_differ_between_samples(visual: Tensor, region: Tensor) -> None:
     torch.testing.assert_close(found, 0.1 * scaled.flatten(1).norm(dim=1))
 
 
-def test_energy_slope_is_eq_3s_gradient(region: Tensor) -> None:
+def test_energy_grad_is_eq_3s_gradient(region: Tensor) -> None:
     attention = torch.rand(3, 5, generator=torch.Generator().manual_seed(1)).double()
     attention.requires_grad_(True)
     (expected,) = torch.autograd.grad(energy(attention, region).sum(), attention)
-    found = energy_slope(attention.detach(), region)
+    found = energy_grad(attention.detach(), region)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
     assert expected.abs().min() > 1e-3
 
@@ -224,10 +224,10 @@ def test_first_in_closed_form_is_autograd_on_the_embedding(
         offset = offset.detach().requires_grad_(True)
         value = energy(toy.first(visual + offset), region)
         energies.append(value.detach())
-        (slope,) = torch.autograd.grad(value.sum(), offset)
+        (grad,) = torch.autograd.grad(value.sum(), offset)
         if rule == "normalized":
-            slope = slope * length / slope.flatten(1).norm(dim=1)[:, None, None]
-        offset = offset.detach() - settings["step_size"] * slope
+            grad = grad * length / grad.flatten(1).norm(dim=1)[:, None, None]
+        offset = offset.detach() - settings["step_size"] * grad
         if bound is not None:
             norm = offset.flatten(1).norm(dim=1)[:, None, None]
             offset = torch.where(norm > bound * length, offset * bound * length / norm, offset)

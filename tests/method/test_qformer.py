@@ -134,7 +134,7 @@ def test_the_energys_gradient_is_autograds(
     value = asea.energy(theirs(embedding)[1], region)
     (expected,) = torch.autograd.grad(value.sum(), embedding)
     seen, trace = ours.forward(visual)
-    found = ours.backward(trace, asea.energy_slope(seen, region))
+    found = ours.backward(trace, asea.energy_grad(seen, region))
     assert expected.abs().max() > 1e-5
     assert difference(found, expected) < EXACT * expected.abs().max().item()
 

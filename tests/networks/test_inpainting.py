@@ -27,7 +27,7 @@ from acontrol.interop.install import image_embeds
 from acontrol.method.diffusion import draw
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter
-from acontrol.networks.inpainting import beside, emptied, is_inpainting
+from acontrol.networks.inpainting import concat_inpainting_inputs, is_inpainting, mask_out
 from acontrol.networks.load import BaseModels, load_base
 from acontrol.networks.locate import digest
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
@@ -124,10 +124,12 @@ def test_the_masked_pixels_are_grey() -> None:
     image = torch.randn(2, 3, 4, 5)
     mask = torch.zeros(2, 1, 4, 5)
     mask[0, :, 1, 2] = 1
-    found = emptied(image, mask)
+    found = mask_out(image, mask)
     assert (found[0, :, 1, 2] == 0).all()
     assert torch.equal(found[1], image[1])
-    stacked = beside(torch.ones(2, 4, 4, 5), mask, torch.full((2, 4, 4, 5), 2.0))
+    stacked = concat_inpainting_inputs(
+        torch.ones(2, 4, 4, 5), mask, torch.full((2, 4, 4, 5), 2.0)
+    )
     assert stacked.shape == (2, 9, 4, 5)
     assert torch.equal(stacked[:, 4:5], mask)
 
