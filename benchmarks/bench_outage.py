@@ -61,7 +61,7 @@ class Watch:
         self.begun = now
 
     def on_checkpoint(self, report: StepReport) -> None:
-        """As before a bundle."""
+        """As before a checkpoint."""
         self.tracker.flush()
 
     def on_validation(self, step: int, found: Validation) -> None:
@@ -74,7 +74,7 @@ class Watch:
         """Never."""
         return False
 
-    def wants_bundle(self, step: int) -> bool:
+    def wants_checkpoint(self, step: int) -> bool:
         """Never."""
         return False
 

@@ -26,7 +26,7 @@ from acontrol.errors import UserError
 from acontrol.runs.record import Launch
 from acontrol.train.fit import run_worker
 
-Kind = Literal["kill", "stall", "hang", "corrupt", "full"]
+DefectType = Literal["kill", "stall", "hang", "corrupt", "full"]
 
 
 class Fault(Settings):
@@ -34,13 +34,13 @@ class Fault(Settings):
 
     Attributes:
         kind: "kill" (SIGKILL), "stall" (SIGSTOP), "hang" (waits for ever), "corrupt" (a byte
-            of the newest bundle is turned, then SIGKILL) or "full" (no room on the disk).
+            of the newest checkpoint is turned, then SIGKILL) or "full" (no room on the disk).
         rank: Of the worker.
         step: Once it has taken this optimizer step.
-        phase: After the step, in the middle of saving, or at the report of the bundle.
+        phase: After the step, in the middle of saving, or at the report of the checkpoint.
     """
 
-    kind: Kind
+    kind: DefectType
     rank: int = Field(ge=0)
     step: int = Field(ge=1)
     phase: Literal["step", "save", "report"] = "step"
@@ -104,13 +104,13 @@ class Disturber:
 
 
 def turn_a_byte(run: Path) -> None:
-    """Damage the newest finished bundle of a run, if it has two."""
-    bundles = sorted(
+    """Damage the newest finished checkpoint of a run, if it has two."""
+    checkpoints = sorted(
         (path.parent for path in run.glob("launches/*/bundle-*/manifest.json")),
         key=lambda path: path.name,
     )
-    if len(bundles) > 1:
-        file = bundles[-1] / "moments.safetensors"
+    if len(checkpoints) > 1:
+        file = checkpoints[-1] / "moments.safetensors"
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)

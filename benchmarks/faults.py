@@ -4,7 +4,7 @@
 
 Two workers on the built-in base, DeepSpeed's ZeRO 1 or 2, Ray Train, MLflow on a real server.
 Each trial suffers a few of: a worker killed (after a step, in a save, at a report), a worker
-halted (SIGSTOP), the newest bundle damaged and a worker killed, a disk that is full in a
+halted (SIGSTOP), the newest checkpoint damaged and a worker killed, a disk that is full in a
 save, the driver killed with all its processes, and MLflow away for some seconds (refusing,
 hanging, answering 500). The same command is given until the run is done; then its weights,
 moments, losses, sample keys and MLflow's history are compared with those of a run that

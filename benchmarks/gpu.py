@@ -56,7 +56,7 @@ class Bench:
     rounds: int
     deadline: float
     rows: list[dict[str, Any]] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     times: dict[tuple[int, str], float] = field(default_factory=dict)
 
     @property
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> Path:
         "precision": str(dtype).removeprefix("torch."),
         "took_s": round(time.monotonic() - begun),
         "left_out": skipped,
-        **bench.facts,
+        **bench.metadata,
     }
     return write_report("gpu", bench.rows, settings, __doc__.splitlines()[0], given.out)
 

@@ -107,11 +107,11 @@ def training(bench: Any, batch: int) -> None:
     steps = _steps(bench, batch)
     cases = steps.cases()
     losses = {name: float(step()) for name, step in cases.items()}
-    bench.facts[f"losses_b{batch}"] = {name: round(one, 5) for name, one in losses.items()}
+    bench.metadata[f"losses_b{batch}"] = {name: round(one, 5) for name, one in losses.items()}
     middle = medians(bench, cases)
     for name, value in middle.items():
         bench.times[batch, name] = value
-    bench.facts[f"step_ms_b{batch}"] = {
+    bench.metadata[f"step_ms_b{batch}"] = {
         name: round(1000 * value, 2) for name, value in middle.items()
     }
     ours, tuned, online = middle["ours, features"], middle["P1t"], middle["ours, online"]
@@ -161,7 +161,7 @@ def profile(bench: Any) -> None:
     on = "self_device_time_total" if bench.device == "cuda" else "self_cpu_time_total"
     events = sorted(trace.key_averages(), key=lambda one: -getattr(one, on))
     total = sum(getattr(one, on) for one in events) or 1
-    bench.facts["profile"] = [
+    bench.metadata["profile"] = [
         {
             "what": one.key[:90],
             "ms": round(getattr(one, on) / 1000, 2),
@@ -234,7 +234,7 @@ def compiled(bench: Any) -> None:
         begun = time.monotonic()
         for _ in range(2):
             fast()
-        bench.facts[f"compile_s_b{batch}"] = round(time.monotonic() - begun, 1)
+        bench.metadata[f"compile_s_b{batch}"] = round(time.monotonic() - begun, 1)
         middle = medians(bench, {"plain": plain, "compiled": fast})
         ratio = middle["compiled"] / middle["plain"]
         bench.row(f"compiled, channels last / plain, batch {batch}", ratio)

@@ -88,8 +88,8 @@ def guided(
         fewest = min(fewest, int(region.sum(dim=1).min()))
         visual = encoder.embed_image(image)
 
-        judge = QFormerPass(encoder.vlm, len(image), words, method="rollout", first=False)
-        tokens, seen = judge.finish(visual)
+        scorer = QFormerPass(encoder.vlm, len(image), words, method="rollout", first=False)
+        tokens, seen = scorer.finish(visual)
         for case, rows in zip(cases, found, strict=True):
             first = case.solver == "first"
             attention = QFormerPass(
@@ -101,7 +101,7 @@ def guided(
             embedding, _ = asea.guide(
                 attention, visual, region, case.model_copy(update={"steps": steps})
             )
-            moved, after = judge.finish(embedding)
+            moved, after = scorer.finish(embedding)
             rows.append(
                 {
                     "energies": energies,

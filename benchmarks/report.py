@@ -68,7 +68,7 @@ def write_report(
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    facts = {
+    metadata = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": hardware(),
         "commit": commit,
@@ -85,11 +85,11 @@ def write_report(
     lines += [" | ".join(str(row[column]) for column in columns) for row in rows]
     table = "\n".join(f"| {line} |" for line in lines)
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    stem = f"{facts['date']}_{name}_{kind}"
+    stem = f"{metadata['date']}_{name}_{kind}"
     folder.mkdir(exist_ok=True)
-    report = {**facts, "rows": list(rows)}
+    report = {**metadata, "rows": list(rows)}
     (folder / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
-    told = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    told = "\n".join(f"- {key}: {value}" for key, value in metadata.items())
     (folder / f"{stem}.md").write_text(f"# {title}\n\n{told}\n\n{table}\n")
     path = folder / f"{stem}.md"
     print(f"{table}\n{path}")

@@ -36,7 +36,7 @@ def sizes() -> dict[str, int]:
         + 2 * 77 * width
         + 4 * queries * width
         + 8,
-        "bundle": 3 * 4 * trainable,
+        "checkpoint": 3 * 4 * trainable,
         "state, ZeRO 1, alone": adapter_bytes(trainable, 1, 1, 2),
         "state, ZeRO 1, of 64": adapter_bytes(trainable, 1, 64, 2),
     }

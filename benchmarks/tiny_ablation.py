@@ -44,7 +44,7 @@ from acontrol.networks.load import BaseModels, load_base, quieten
 from acontrol.networks.locate import digest
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pretrain.pool import built_in_vocabulary, draw_pool
-from acontrol.pretrain.probe import Judge, as_tensor, train_judge
+from acontrol.pretrain.probe import DefectScorer, as_tensor, train_probe
 from acontrol.pretrain.settings import HELD_OUT
 from acontrol.runs.stage import Desk
 from acontrol.runs.tracking import Tracker
@@ -213,7 +213,7 @@ def cases(seed: int) -> list[Case]:
 
 
 def judged(
-    base: BaseModels, adapter: SemanticAdapter, row: Row, judge: Judge, seed: int
+    base: BaseModels, adapter: SemanticAdapter, row: Row, scorer: DefectScorer, seed: int
 ) -> list[dict[str, object]]:
     """Draw every case, and say of each whether type and colour came out right."""
     pipeline = AnomalyControlPipeline.from_base(base, adapter)
@@ -241,7 +241,7 @@ def judged(
                 for number in range(len(part))
             ],
         ).images
-        for case, (_, phrase) in zip(part, judge.read(as_tensor(images)), strict=True):
+        for case, (_, phrase) in zip(part, scorer.read(as_tensor(images)), strict=True):
             wanted, defect = case.reference, case.reference.defect
             pair = f"{case.product}/{defect}"
             results.append(
@@ -249,7 +249,7 @@ def judged(
                     "group": "new type"
                     if defect in HELD_OUT
                     else ("new pair" if pair in HELD_OUT else "seen"),
-                    "type": judge.defect_of[phrase] == defect,
+                    "type": scorer.defect_of[phrase] == defect,
                     # Stain and spots come in four colours; a wrong type may still have it.
                     "colour": wanted.attribute in phrase.split()
                     if defect in ("stain", "spots")
@@ -259,15 +259,15 @@ def judged(
     return results
 
 
-def make_judge(folder: Path) -> Judge:
+def make_judge(folder: Path) -> DefectScorer:
     """Train the classifier on images that nothing else here has seen, and test it."""
-    tracker = Tracker.open(f"sqlite:///{folder / 'judge.db'}", "judge", "judge", None, folder)
+    tracker = Tracker.open(f"sqlite:///{folder / 'scorer.db'}", "judge", "judge", None, folder)
     desk = Desk(folder, tracker, 99, torch.device("cpu"), 10_000, 10_000)
-    judge = train_judge(draw_pool(16_000, derive_seed(99, "judge"), 64), 1_500, desk)
+    scorer = train_probe(draw_pool(16_000, derive_seed(99, "judge"), 64), 1_500, desk)
     test = draw_pool(1_000, derive_seed(99, "test"), 64)
     shown = [built_in_vocabulary()[place] for place in test.kinds.tolist()]
-    print("judge on real images:", judge.score(test.pixels(torch.arange(len(test))), shown))
-    return judge
+    print("judge on real images:", scorer.score(test.pixels(torch.arange(len(test))), shown))
+    return scorer
 
 
 def main() -> None:
@@ -281,7 +281,7 @@ def main() -> None:
     done = json.loads(options.out.read_text()) if options.out.exists() else {}
     base_config = BaseConfig(path=options.base)
     with tempfile.TemporaryDirectory() as scratch:
-        judge = make_judge(Path(scratch))
+        scorer = make_judge(Path(scratch))
     for seed in SEEDS:
         for row in rows():
             key = f"{row.name}|{seed}"
@@ -290,7 +290,7 @@ def main() -> None:
             begun = time.monotonic()
             base = load_base(base_config)
             adapter = train(base, row, base_config, seed)
-            results = judged(base, adapter, row, judge, seed)
+            results = judged(base, adapter, row, scorer, seed)
             done[key] = {"seconds": round(time.monotonic() - begun), "cases": results}
             partial = options.out.with_suffix(".partial")
             partial.write_text(json.dumps(done))

@@ -16,7 +16,7 @@ import psutil
 
 from acontrol.config import RunConfig
 from acontrol.runs.record import RunRecord
-from acontrol.train.checkpoint import newest_bundle
+from acontrol.train.checkpoint import newest_checkpoint
 from benchmarks.disturbed import Fault, Plan
 from launch.train import read_config
 
@@ -143,12 +143,13 @@ def steps_redone(notes: Path) -> list[tuple[float, int]]:
 
 
 def bytes_wrong(run: Path, reference: Path) -> int:
-    """Bytes in which the last bundles' weights and moments differ."""
-    bundles = [newest_bundle(one) for one in (run, reference)]
+    """Bytes in which the last checkpoints' weights and moments differ."""
+    checkpoints = [newest_checkpoint(one) for one in (run, reference)]
     wrong = 0
     for name in ("adapter/diffusion_pytorch_model.safetensors", "moments.safetensors"):
         ours, theirs = (
-            (bundle.path / name).read_bytes() if bundle else b"" for bundle in bundles
+            (checkpoint.path / name).read_bytes() if checkpoint else b""
+            for checkpoint in checkpoints
         )
         wrong += sum(a != b for a, b in zip(ours, theirs, strict=False))
         wrong += abs(len(ours) - len(theirs))

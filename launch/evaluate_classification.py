@@ -32,7 +32,7 @@ from launch.entry import parse
 
 if TYPE_CHECKING:
     from acontrol.evaluation.classification import Classification
-    from acontrol.evaluation.results import Training
+    from acontrol.evaluation.results import TrainingJob
     from acontrol.runs.tracking import Tracker
 
 PROG = "python -m launch.evaluate classification"
@@ -60,7 +60,7 @@ def run(args: Sequence[str]) -> None:
     from acontrol.evaluation.budget import CLASSIFIER_BUDGETS
     from acontrol.evaluation.classification import TESTED, Classification, names_of
     from acontrol.evaluation.classifier import Classifier, weights_digest
-    from acontrol.evaluation.dataset import Material
+    from acontrol.evaluation.dataset import CategoryDataset
 
     budget = CLASSIFIER_BUDGETS[command.budget]
     schedule, folders, sources = compared(command, budget, CONTROLS)
@@ -71,11 +71,11 @@ def run(args: Sequence[str]) -> None:
     trainings = planned(command, schedule, categories, sources)
     folders, data, alike = checked_data(command, folders, categories, sources, [TESTED])
     for one in categories:
-        names_of(Material(folders, one), sources)
+        names_of(CategoryDataset(folders, one), sources)
     if command.out is None or command.dry_run:
         from acontrol.evaluation.estimate import seconds_a_classifier
 
-        test = Material(folders, categories[0]).part(TESTED)
+        test = CategoryDataset(folders, categories[0]).part(TESTED)
         say_how_long(seconds_a_classifier(schedule, classifier, len(test)), len(trainings))
         return
     from acontrol.runs.results import results_in
@@ -95,7 +95,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def report(
-    trainings: "Sequence[Training]",
+    trainings: "Sequence[TrainingJob]",
     work: "Classification",
     out: Path,
     about: str,

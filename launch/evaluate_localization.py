@@ -30,7 +30,7 @@ from launch.entry import parse
 
 if TYPE_CHECKING:
     from acontrol.evaluation.localization import Localization
-    from acontrol.evaluation.results import Training
+    from acontrol.evaluation.results import TrainingJob
     from acontrol.runs.tracking import Tracker
 
 PROG = "python -m launch.evaluate localization"
@@ -55,7 +55,7 @@ def run(args: Sequence[str]) -> None:
     """Check, train what is missing, and write the tables."""
     command = parse(LocalizationCommand, args, prog=PROG, description=__doc__)
     from acontrol.evaluation.budget import BUDGETS
-    from acontrol.evaluation.dataset import CONTROLS, DETECTOR, Material
+    from acontrol.evaluation.dataset import CONTROLS, DETECTOR, CategoryDataset
     from acontrol.evaluation.localization import Localization
     from acontrol.evaluation.protocol import PROTOCOLS
     from acontrol.masks.perlin import perlin_blobs
@@ -69,7 +69,7 @@ def run(args: Sequence[str]) -> None:
     if command.out is None or command.dry_run:
         from acontrol.evaluation.estimate import seconds_a_detector
 
-        test = Material(folders, categories[0]).part("test")
+        test = CategoryDataset(folders, categories[0]).part("test")
         looks = 1 if protocols == ("strict",) else budget.epochs
         say_how_long(seconds_a_detector(budget, len(test), looks), len(trainings))
         return
@@ -87,7 +87,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def report(
-    trainings: "Sequence[Training]",
+    trainings: "Sequence[TrainingJob]",
     work: "Localization",
     out: Path,
     about: str,
@@ -95,7 +95,7 @@ def report(
 ) -> None:
     """Write tables, curves and maps, and log them."""
     from acontrol.evaluation import figures, published, summary
-    from acontrol.evaluation.dataset import Material
+    from acontrol.evaluation.dataset import CategoryDataset
     from acontrol.evaluation.protocol import METRICS
     from acontrol.evaluation.report import Report
     from acontrol.runs.results import log
@@ -121,7 +121,7 @@ def report(
             for one in trainings
             if one.category == category and one.seed == trainings[0].seed
         }
-        test = Material(work.folders, category).part("test")
+        test = CategoryDataset(work.folders, category).part("test")
         file = out / f"maps-{category}.png"
         figures.map_sheet(test, first, out, protocol).save(file)
         written.add_picture(f"{category}: anomaly maps of the first seed", file)

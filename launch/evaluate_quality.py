@@ -22,7 +22,7 @@ from acontrol.errors import UserError
 from launch.entry import parse
 
 if TYPE_CHECKING:
-    from acontrol.evaluation.quality import Kind
+    from acontrol.evaluation.quality import DefectType
     from acontrol.evaluation.report import Table
 
 PROG = "python -m launch.evaluate quality"
@@ -125,7 +125,7 @@ def run(args: Sequence[str]) -> None:
     print(f"Results: {out / 'report.md'}")
 
 
-def _check_kinds(folders: Mapping[str, MvtecFolder], kinds: "Sequence[Kind]") -> None:
+def _check_kinds(folders: Mapping[str, MvtecFolder], kinds: "Sequence[DefectType]") -> None:
     """Refuse a generated folder that has nothing to look at."""
     from acontrol.evaluation import quality
 

@@ -20,7 +20,7 @@ from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
 from acontrol.generation.settings import GenerationConfig
 from acontrol.runs.paths import full_path, in_ray_job
-from acontrol.runs.storage import place
+from acontrol.runs.storage import storage_path
 from launch.entry import main, parse
 
 PROG = "python -m launch.generate"
@@ -67,7 +67,7 @@ def _absolute(command: GenerationConfig) -> GenerationConfig:
 
 def _check(command: GenerationConfig) -> None:
     """What needs no model to be seen as wrong."""
-    if not command.model.startswith("models:") and not place(command.model).is_dir():
+    if not command.model.startswith("models:") and not storage_path(command.model).is_dir():
         raise UserError(f"--model {command.model}: no such folder")
     named = command.masks in ("file", "learned")
     if named != (command.masks_path is not None):

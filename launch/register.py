@@ -52,10 +52,10 @@ class RegisterCommand(Settings):
 def run(args: Sequence[str]) -> None:
     """Register and say what is next."""
     command = parse(RegisterCommand, args, prog=PROG, description=__doc__)
-    run_place = storage.place(command.run)
-    if not run_place.is_dir():
+    run_path = storage.storage_path(command.run)
+    if not run_path.is_dir():
         raise UserError(f"{command.run}: no such folder")
-    with storage.local_copy(run_place, REGISTERED) as folder:
+    with storage.local_copy(run_path, REGISTERED) as folder:
         register(folder, command.name, command.tracking.uri, command.licence)
 
 

@@ -135,7 +135,7 @@ def _grid_size(space: Space, asked: int | None) -> int:
 
 
 def _validated(run: RunConfig, config: SweepConfig) -> RunConfig:
-    """The run, validated as often as the scheduler looks, with a bundle and a report each."""
+    """The run, validated as often as the scheduler looks, with a checkpoint each time."""
     parts = VALIDATIONS if config.scheduler == "asha" else 1
     every = run.validation.every or -(-run.optim.steps // parts)
     validation = run.validation.model_copy(

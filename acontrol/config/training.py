@@ -1,4 +1,4 @@
-"""How training goes: optimizer, ZeRO, precision, workers, bundles, grids, tracking."""
+"""How training goes: optimizer, ZeRO, precision, workers, checkpoints, grids, tracking."""
 
 import math
 from typing import Annotated, Literal
@@ -141,7 +141,7 @@ class ClusterConfig(Settings):
     hang_s: float = Field(
         1800,
         gt=0,
-        description="Seconds without a finished step, bundle or grid after which a worker "
+        description="Seconds without a finished step, checkpoint or grid after which a worker "
         "counts as hung: it ends with a traceback, as a failed one.",
     )
 
@@ -156,10 +156,10 @@ class ClusterConfig(Settings):
 
 
 class CheckpointConfig(Settings):
-    """Bundles from which the same command continues."""
+    """Checkpoints from which the same command continues."""
 
-    every: int = Field(500, ge=1, description="Steps between bundles; one more at the end.")
-    keep: int = Field(2, ge=1, description="Good bundles that are kept.")
+    every: int = Field(500, ge=1, description="Steps between checkpoints; one more at the end.")
+    keep: int = Field(2, ge=1, description="Good checkpoints that are kept.")
 
 
 class SamplesConfig(Settings):

@@ -37,7 +37,7 @@ class Decoded:
     phrase: str
 
 
-class Facts(Settings):
+class SampleMetadata(Settings):
     """A sample's JSON."""
 
     category: str
@@ -73,17 +73,17 @@ def decode(sample: IndexedSample, contents: dict[str, bytes], where: str) -> Dec
         raise refusal(error.k, " ".join(str(error.__cause__).split())) from error
     image, mask = decoded["png"], decoded["mask.png"]
     try:
-        facts = Facts.model_validate(decoded["json"])
+        metadata = SampleMetadata.model_validate(decoded["json"])
     except ValidationError as error:
         raise refusal("json", explain(error)) from error
-    if (facts.category, facts.defect) != (sample.category, sample.defect):
-        raise refusal("json", f"it is of {facts.category}/{facts.defect}")
+    if (metadata.category, metadata.defect) != (sample.category, sample.defect):
+        raise refusal("json", f"it is of {metadata.category}/{metadata.defect}")
     if mask.size != image.size:
         raise refusal("mask.png", f"it is {mask.size} and its image {image.size} pixels")
     levels = mask.convert("L").getcolors(2) or []
     if {level for _, level in levels} not in ({0, 255}, {255}):
         raise refusal("mask.png", "it needs 255 on the defect, 0 elsewhere and nothing else")
-    return Decoded(image.convert("RGB"), mask.convert("1"), facts.caption, facts.phrase)
+    return Decoded(image.convert("RGB"), mask.convert("1"), metadata.caption, metadata.phrase)
 
 
 @lru_cache(maxsize=1)

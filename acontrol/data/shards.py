@@ -168,7 +168,7 @@ def _encode(image: LabelledImage, resolution: int | None) -> dict[str, bytes | s
         width, height = (max(1, round(side * scale)) for side in pixels.size)
         pixels = pixels.resize((width, height), Image.Resampling.LANCZOS)
         mask = shrink_mask(mask, (width, height))
-    facts = {
+    metadata = {
         "category": image.category,
         "defect": image.defect,
         "id": image.id,
@@ -179,7 +179,7 @@ def _encode(image: LabelledImage, resolution: int | None) -> dict[str, bytes | s
         "__key__": webdataset_key(image),
         "png": _png(pixels),
         "mask.png": _png(mask.convert("L")),
-        "json": json.dumps(facts, sort_keys=True, ensure_ascii=False).encode(),
+        "json": json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode(),
     }
 
 

@@ -2,7 +2,7 @@
 
 The order of an epoch is a function of seed and index, from which the skipped samples are then
 struck out: what is left keeps its order, and is a pure function of (seed, usable samples).
-Positions shift, though, so a run can go on from a bundle only with the same samples.
+Positions shift, though, so a run can go on from a checkpoint only with the same samples.
 """
 
 import logging
@@ -96,10 +96,10 @@ def report(reader: ShardReader, found: Sequence[Damaged]) -> str:
 
 
 def refuse_other_skips(remembered: str, reader: ShardReader) -> None:
-    """Keep a run from going on with other samples than its bundle's.
+    """Keep a run from going on with other samples than its checkpoint's.
 
     Args:
-        remembered: The bundle's ``skipped_digest``.
+        remembered: The checkpoint's ``skipped_digest``.
         reader: Of the set, after ``agree_on_damage``.
 
     Raises:

@@ -20,13 +20,13 @@ from acontrol.evaluation.comparison import (
     say_how_long,
     train_missing,
 )
-from acontrol.evaluation.dataset import Folders, Material, check
+from acontrol.evaluation.dataset import CategoryDataset, Folders, check
 from acontrol.evaluation.estimate import seconds_a_detector
 from acontrol.evaluation.images import digest
 from acontrol.evaluation.localization import Localization
 from acontrol.evaluation.protocol import METRICS, PROTOCOLS
 from acontrol.evaluation.report import Report, Table
-from acontrol.evaluation.results import Training
+from acontrol.evaluation.results import TrainingJob
 from acontrol.generation.run import generate
 from acontrol.generation.settings import GenerationConfig
 from acontrol.masks.perlin import perlin_blobs
@@ -61,7 +61,7 @@ def run_ablation(command: AblationConfig) -> None:
         if name != "vlm":  # What is missing at the end of it all had better be known now.
             load_backend(name, command.weights, None)
     trainings = [
-        Training(category, source, seed)
+        TrainingJob(category, source, seed)
         for category in folder.categories
         for seed in range(command.seeds)
         for source in ("real", *rows)
@@ -74,7 +74,7 @@ def run_ablation(command: AblationConfig) -> None:
         flush=True,
     )
     if command.dry_run:
-        test = Material(folders, folder.categories[0]).part("test")
+        test = CategoryDataset(folders, folder.categories[0]).part("test")
         say_how_long(seconds_a_detector(budget, len(test), budget.epochs), len(trainings))
         return
     with (
@@ -166,7 +166,7 @@ def _check_shards(base: RunConfig, folder: MvtecFolder) -> None:
 def _report(
     command: AblationConfig,
     work: Localization,
-    trainings: Sequence[Training],
+    trainings: Sequence[TrainingJob],
     count: int,
     alike: str,
     tracker: Tracker,

@@ -16,9 +16,9 @@ from acontrol.errors import UserError
 from acontrol.evaluation.bootstrap import resample_weights
 from acontrol.evaluation.budget import Schedule
 from acontrol.evaluation.classifier import Classifier
-from acontrol.evaluation.dataset import Folders, Material, kept_material
-from acontrol.evaluation.images import Pictures
-from acontrol.evaluation.results import Training, keep
+from acontrol.evaluation.dataset import CategoryDataset, Folders, kept_dataset
+from acontrol.evaluation.images import ImageSet
+from acontrol.evaluation.results import TrainingJob, keep
 from acontrol.evaluation.trainer import channels_last, fit
 from acontrol.seeding import derive_seed
 
@@ -34,7 +34,7 @@ IntArray = npt.NDArray[np.int64]
 class Labelled:
     """Draws images of several folders: each as often, then each defect, then each image."""
 
-    def __init__(self, parts: Sequence[Pictures], names: Sequence[str]):
+    def __init__(self, parts: Sequence[ImageSet], names: Sequence[str]):
         """Take the images and the defects' names, in the order of their labels."""
         self.names = names
         self.parts = [
@@ -62,7 +62,7 @@ class Classification:
         schedule: How long to train.
         network: Folder of weights to begin with; random ones without.
         weights: Digest of these, or "random".
-        data: For each category and source a digest of the images, of `material.check`.
+        data: For each category and source a digest of the images, of `dataset.check`.
     """
 
     folders: Folders
@@ -76,7 +76,7 @@ class Classification:
         """One group of metrics."""
         return (PART,)
 
-    def facts(self, training: Training) -> dict[str, Any]:
+    def facts(self, training: TrainingJob) -> dict[str, Any]:
         """What a training's result depends on."""
         return {
             "category": training.category,
@@ -87,12 +87,12 @@ class Classification:
             "data": self.data[training.category][training.source],
         }
 
-    def run(self, training: Training, out: Path) -> Training:
+    def run(self, training: TrainingJob, out: Path) -> TrainingJob:
         """Train one classifier, test it, and keep what came of it."""
-        material = kept_material(self.folders, training.category, self.data[training.category])
-        test = material.part(TESTED)
+        dataset = kept_dataset(self.folders, training.category, self.data[training.category])
+        test = dataset.part(TESTED)
         names = sorted(set(test.kinds))
-        source = Labelled([material.part(one) for one in training.source.split("+")], names)
+        source = Labelled([dataset.part(one) for one in training.source.split("+")], names)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("classifier", training.seed))
@@ -124,25 +124,25 @@ class Classification:
         return training
 
 
-def names_of(material: Material, sources: Sequence[str]) -> list[str]:
+def names_of(dataset: CategoryDataset, sources: Sequence[str]) -> list[str]:
     """The defects to tell apart, in the order of their labels: those of the test images.
 
     Raises:
         UserError: If a source has others.
     """
-    names = sorted({*material.part(TESTED).kinds})
+    names = sorted({*dataset.part(TESTED).kinds})
     for part in sorted({one for source in sources for one in source.split("+")}):
-        others = sorted({*material.part(part).kinds} - {*names})
+        others = sorted({*dataset.part(part).kinds} - {*names})
         if others:
             raise UserError(
-                f"{part}: has the defect {others[0]!r} of {material.category}, which no test "
-                f"image has; {material.category}'s defects are {', '.join(names)}"
+                f"{part}: has the defect {others[0]!r} of {dataset.category}, which no test "
+                f"image has; {dataset.category}'s defects are {', '.join(names)}"
             )
     return names
 
 
 @torch.no_grad()
-def predicted(classifier: Classifier, pictures: Pictures) -> Int[Tensor, " n"]:
+def predicted(classifier: Classifier, pictures: ImageSet) -> Int[Tensor, " n"]:
     """The likeliest defect of each image."""
     device = classifier.get_buffer("mean").device
     parts = [
@@ -152,7 +152,7 @@ def predicted(classifier: Classifier, pictures: Pictures) -> Int[Tensor, " n"]:
     return torch.cat(parts)
 
 
-def confusion(found: Int[Tensor, " n"], pictures: Pictures, names: Sequence[str]) -> IntArray:
+def confusion(found: Int[Tensor, " n"], pictures: ImageSet, names: Sequence[str]) -> IntArray:
     """For each image a table with a single 1, at its defect and what it was taken for."""
     table = np.zeros((len(pictures), len(names), len(names)), dtype=np.int64)
     truth = [names.index(kind) for kind in pictures.kinds]

@@ -15,7 +15,7 @@ from acontrol.errors import UserError
 if TYPE_CHECKING:
     from acontrol.evaluation.budget import Schedule
     from acontrol.evaluation.dataset import Checked, Folders
-    from acontrol.evaluation.results import Training, Work
+    from acontrol.evaluation.results import Experiment, TrainingJob
 
 Length = TypeVar("Length", bound="Schedule")
 # Of an ablation: the base alone (gamma 0), C' of the image alone, image and text, and ASEA.
@@ -168,12 +168,12 @@ def planned(
     schedule: "Schedule",
     categories: Sequence[str],
     sources: Sequence[str],
-) -> "list[Training]":
+) -> "list[TrainingJob]":
     """All trainings, which are announced."""
-    from acontrol.evaluation.results import Training
+    from acontrol.evaluation.results import TrainingJob
 
     trainings = [
-        Training(category, source, seed)
+        TrainingJob(category, source, seed)
         for category in categories
         for seed in range(command.seeds)
         for source in sources
@@ -287,7 +287,7 @@ def say_how_long(each: float, count: int) -> None:
 
 
 def train_all(
-    trainings: "Sequence[Training]", work: "Work", out: Path, at_once: int | None
+    trainings: "Sequence[TrainingJob]", work: "Experiment", out: Path, at_once: int | None
 ) -> None:
     """Join a cluster, or start one, and train what is not there.
 
@@ -309,7 +309,7 @@ def train_all(
 
 
 def train_missing(
-    trainings: "Sequence[Training]", work: "Work", out: Path, at_once: int | None
+    trainings: "Sequence[TrainingJob]", work: "Experiment", out: Path, at_once: int | None
 ) -> None:
     """Train what is not there, each as a task of the joined cluster, on a GPU if it has one.
 
@@ -343,7 +343,7 @@ def train_missing(
                 bar.update()
 
 
-def _results(ended: Sequence[Any]) -> "list[Training]":
+def _results(ended: Sequence[Any]) -> "list[TrainingJob]":
     """What ended tasks return; what the user can put right is raised as it was there."""
     import ray
     from ray.exceptions import RayTaskError
@@ -356,7 +356,7 @@ def _results(ended: Sequence[Any]) -> "list[Training]":
         raise
 
 
-def _train(work: "Work", training: "Training", out: Path) -> "Training":
+def _train(work: "Experiment", training: "TrainingJob", out: Path) -> "TrainingJob":
     return work.run(training, out)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from acontrol.data.builtin import dataset
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.errors import UserError
-from acontrol.evaluation.images import Pictures, load, refuse_leaks
+from acontrol.evaluation.images import ImageSet, load, refuse_leaks
 from acontrol.evaluation.near_duplicates import other_photographs
 from acontrol.evaluation.sources import (
     CutPaste,
@@ -46,7 +46,7 @@ class Folders:
     left_out: frozenset[Path] = frozenset()
 
 
-class Material:
+class CategoryDataset:
     """The images of one category, read when they are first needed."""
 
     def __init__(self, folders: Folders, category: str):
@@ -57,9 +57,9 @@ class Material:
         """
         self.folders, self.category = folders, category
         self.real = open_folder(folders.root)
-        self._parts: dict[str, Pictures] = {}
+        self._parts: dict[str, ImageSet] = {}
 
-    def part(self, name: str) -> Pictures:
+    def part(self, name: str) -> ImageSet:
         """The pictures of a part.
 
         Args:
@@ -73,7 +73,7 @@ class Material:
             self._parts[name] = self._load(name)
         return self._parts[name]
 
-    def _load(self, name: str) -> Pictures:
+    def _load(self, name: str) -> ImageSet:
         size, category = self.folders.size, self.category
         where = self.real.folders.get(category, self.real.root)
         if name == "normals":
@@ -147,10 +147,10 @@ class Material:
         ]
 
 
-_kept: dict[str, Material] = {}
+_kept: dict[str, CategoryDataset] = {}
 
 
-def kept_material(folders: Folders, category: str, data: Mapping[str, str]) -> Material:
+def kept_dataset(folders: Folders, category: str, data: Mapping[str, str]) -> CategoryDataset:
     """A category's images, which this process keeps until it is asked for another's.
 
     Decoding takes minutes at full size, and the trainings of a category follow each other.
@@ -163,7 +163,7 @@ def kept_material(folders: Folders, category: str, data: Mapping[str, str]) -> M
     key = json.dumps([str(folders), category, sorted(data.items())])
     if key not in _kept:
         _kept.clear()
-        _kept[key] = Material(folders, category)
+        _kept[key] = CategoryDataset(folders, category)
     return _kept[key]
 
 
@@ -202,18 +202,18 @@ def check(
     Raises:
         UserError: If an image or a mask is bad or missing, or a test image is trained on.
     """
-    material = Material(folders, category)
-    test, *common = (material.part(name) for name in base)
+    dataset = CategoryDataset(folders, category)
+    test, *common = (dataset.part(name) for name in base)
     names = sorted({part for source in sources for part in pictures_of(source)})
-    refuse_leaks(test, [*common, *(material.part(name) for name in names)])
-    photographs = [*common, *(material.part("real") for name in names if name == "real")]
+    refuse_leaks(test, [*common, *(dataset.part(name) for name in names)])
+    photographs = [*common, *(dataset.part("real") for name in names if name == "real")]
     alike = {
         found: known
         for one in photographs
         for found, known in other_photographs(test, one, photographs[0])
     }
     data = {
-        source: _digest([test, *common, *(material.part(one) for one in pictures_of(source))])
+        source: _digest([test, *common, *(dataset.part(one) for one in pictures_of(source))])
         for source in sources
     }
     return Checked(data, len(test), alike)
@@ -234,7 +234,7 @@ def category_in(folder: MvtecFolder, category: str, alone: bool) -> str | None:
     return folder.categories[0] if itself and alone else None
 
 
-def _digest(parts: Sequence[Pictures]) -> str:
+def _digest(parts: Sequence[ImageSet]) -> str:
     whole = hashlib.sha256()
     for part in parts:
         whole.update(json.dumps([part.digests, part.kinds]).encode())

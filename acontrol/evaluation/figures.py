@@ -8,16 +8,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from acontrol.data.mvtec import MvtecFolder
-from acontrol.evaluation.images import Pictures
+from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.protocol import METRICS, Protocol
-from acontrol.evaluation.quality import Kind, synthetic_of
-from acontrol.evaluation.results import Training
+from acontrol.evaluation.quality import DefectType, synthetic_of
+from acontrol.evaluation.results import TrainingJob
 from acontrol.evaluation.summary import NAMES, Row
 from acontrol.reporting import contact_sheet, outlined
 
 
 def precision_recall_plot(
-    trainings: Sequence[Training], out: Path, protocol: Protocol, file: Path
+    trainings: Sequence[TrainingJob], out: Path, protocol: Protocol, file: Path
 ) -> None:
     """A line a source: pixel precision at each recall, mean over categories and seeds."""
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
@@ -43,7 +43,7 @@ def precision_recall_plot(
 
 
 def map_sheet(
-    test: Pictures, trainings: Mapping[str, Training], out: Path, protocol: Protocol
+    test: ImageSet, trainings: Mapping[str, TrainingJob], out: Path, protocol: Protocol
 ) -> Image.Image:
     """Test images with their masks, and each source's anomaly map.
 
@@ -68,7 +68,7 @@ def map_sheet(
 
 
 def confusion_plot(
-    trainings: Mapping[str, Sequence[Training]], names: Sequence[str], out: Path, file: Path
+    trainings: Mapping[str, Sequence[TrainingJob]], names: Sequence[str], out: Path, file: Path
 ) -> None:
     """A panel a source: the share of each defect's test images that was taken for each defect.
 
@@ -98,7 +98,7 @@ def confusion_plot(
     figure.savefig(file, dpi=110)
 
 
-def kinds_sheet(kinds: Sequence[Kind], folders: Mapping[str, MvtecFolder]) -> Image.Image:
+def kinds_sheet(kinds: Sequence[DefectType], folders: Mapping[str, MvtecFolder]) -> Image.Image:
     """A row a kind: a real defect, and the first of each generated folder."""
     rows = []
     for kind in kinds:

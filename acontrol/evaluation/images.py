@@ -21,7 +21,7 @@ _WHOLE = 1 - 1e-6  # Bilinear weights add up to 1 within rounding.
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageSet:
     """Images, one after the other.
 
     Attributes:
@@ -52,7 +52,7 @@ class Pictures:
         return np.array([kind != "good" for kind in self.kinds], dtype=bool)
 
 
-def load(normals: Sequence[Path], labelled: Sequence[LabelledImage], size: int) -> Pictures:
+def load(normals: Sequence[Path], labelled: Sequence[LabelledImage], size: int) -> ImageSet:
     """Read normal images, then labelled ones.
 
     Raises:
@@ -79,7 +79,7 @@ def load(normals: Sequence[Path], labelled: Sequence[LabelledImage], size: int) 
         masks.append((mask[0] > 0) & bool(truth.any()))
         truncated.append(truncate(torch.from_numpy(truth), size))
         digests.append(digest(pixels))
-    return Pictures(
+    return ImageSet(
         torch.stack(images) if images else torch.zeros(0, 3, size, size, dtype=torch.uint8),
         torch.stack(masks) if masks else torch.zeros(0, size, size, dtype=torch.bool),
         torch.stack(truncated) if masks else torch.zeros(0, size, size, dtype=torch.bool),
@@ -103,7 +103,7 @@ def digest(pixels: npt.NDArray[np.uint8]) -> str:
     return hashlib.sha256(shape.encode() + pixels.tobytes()).hexdigest()
 
 
-def refuse_leaks(test: Pictures, training: Iterable[Pictures]) -> None:
+def refuse_leaks(test: ImageSet, training: Iterable[ImageSet]) -> None:
     """Refuse a test image that is also trained on.
 
     Raises:

@@ -10,11 +10,11 @@ import torch
 
 from acontrol.evaluation.bootstrap import resample_weights, resampled
 from acontrol.evaluation.budget import Budget
-from acontrol.evaluation.dataset import Folders, kept_material
-from acontrol.evaluation.images import Pictures
+from acontrol.evaluation.dataset import Folders, kept_dataset
+from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.metrics import FloatArray, count, precision_recall
 from acontrol.evaluation.protocol import Protocol, Truth, chosen_epoch, score
-from acontrol.evaluation.results import Training, keep
+from acontrol.evaluation.results import TrainingJob, keep
 from acontrol.evaluation.sources import MaskMaker
 from acontrol.evaluation.trainer import anomaly_maps, train_detector
 
@@ -30,7 +30,7 @@ class Localization:
         folders: Where images are.
         budget: How long to train.
         protocols: What to report.
-        data: For each category and source a digest of the images, of `material.check`.
+        data: For each category and source a digest of the images, of `dataset.check`.
         masks: Makes Perlin's blobs, a boolean (height, width) of this size.
     """
 
@@ -45,7 +45,7 @@ class Localization:
         """Metrics come by protocol."""
         return tuple(self.protocols)
 
-    def facts(self, training: Training) -> dict[str, Any]:
+    def facts(self, training: TrainingJob) -> dict[str, Any]:
         """What a training's result depends on."""
         return {
             "category": training.category,
@@ -55,18 +55,18 @@ class Localization:
             "data": self.data[training.category][training.source],
         }
 
-    def run(self, training: Training, out: Path) -> Training:
+    def run(self, training: TrainingJob, out: Path) -> TrainingJob:
         """Train one detector, test it, and keep what came of it."""
-        material = kept_material(self.folders, training.category, self.data[training.category])
-        test = material.part("test")
-        source = material.source(training.source, self.masks)
+        dataset = kept_dataset(self.folders, training.category, self.data[training.category])
+        test = dataset.part("test")
+        source = dataset.source(training.source, self.masks)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         truths = {one: Truth.of(test, one) for one in self.protocols}
         history: dict[Protocol, dict[int, dict[str, float]]] = {one: {} for one in truths}
         maps: dict[int, torch.Tensor] = {}
         losses = []
         trained = train_detector(
-            self.budget, material.part("normals"), source, training.seed, device
+            self.budget, dataset.part("normals"), source, training.seed, device
         )
         for epoch, (detector, loss) in enumerate(trained, start=1):
             losses.append(loss)
@@ -92,7 +92,7 @@ class Localization:
         return training
 
 
-def shown(test: Pictures) -> list[int]:
+def shown(test: ImageSet) -> list[int]:
     """Places of the test images that the report shows: the first of each defect, in turn."""
     by_kind = [
         [place for place, one in enumerate(test.kinds) if one == kind]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from acontrol.evaluation.images import Pictures
+from acontrol.evaluation.images import ImageSet
 
 ALIKE = 0.8  # Correlation of two textures of one piece, or more.
 _SIDE = 128
@@ -25,7 +25,7 @@ _COMPARED = 200  # Images that this is judged by.
 
 
 def other_photographs(
-    test: Pictures, training: Pictures, normals: Pictures
+    test: ImageSet, training: ImageSet, normals: ImageSet
 ) -> list[tuple[Path, Path]]:
     """Test images whose texture is that of a training image, each with its nearest.
 
@@ -44,10 +44,10 @@ def other_photographs(
     pairs = (good @ good.T)[~torch.eye(len(good), dtype=torch.bool)]
     if float(pairs.median()) > _ALL_ALIKE:
         return []
-    likeness, nearest = (textures(test.images) @ textures(training.images).T).max(dim=1)
+    near_duplicates, nearest = (textures(test.images) @ textures(training.images).T).max(dim=1)
     return [
         (test.files[place], training.files[int(nearest[place])])
-        for place in torch.nonzero(likeness > ALIKE).flatten().tolist()
+        for place in torch.nonzero(near_duplicates > ALIKE).flatten().tolist()
     ]
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from acontrol.evaluation.detector import image_scores
-from acontrol.evaluation.images import Pictures
+from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.metrics import (
     COARSE_THRESHOLDS,
     PRO_LIMIT,
@@ -60,7 +60,7 @@ class Truth:
     images: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, pictures: Pictures, protocol: Protocol) -> "Truth":
+    def of(cls, pictures: ImageSet, protocol: Protocol) -> "Truth":
         """Take the masks that the protocol counts."""
         masks = pictures.truncated if protocol == "paper" else pictures.masks
         pixels = masks.numpy()

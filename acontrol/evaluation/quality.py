@@ -28,7 +28,7 @@ from acontrol.evaluation.generation_metrics import (
     kernel_distance,
     members,
 )
-from acontrol.evaluation.images import Pictures, load
+from acontrol.evaluation.images import ImageSet, load
 
 # Surroundings: a generated image is a normal image with a defect, so it is compared with the
 # normal image that its surroundings are nearest to. Works on any folder of pairs.
@@ -84,7 +84,7 @@ _GREY = 127
 
 
 @dataclass(frozen=True)
-class Kind:
+class DefectType:
     """One defect of one category.
 
     Attributes:
@@ -98,13 +98,13 @@ class Kind:
 
     category: str
     defect: str
-    training: Pictures
-    held_out: Pictures
+    training: ImageSet
+    held_out: ImageSet
     normals: UInt8[Tensor, "m 3 side side"]
     alone: bool = True
 
 
-def kinds_of(real: MvtecFolder, categories: Sequence[str]) -> list[Kind]:
+def kinds_of(real: MvtecFolder, categories: Sequence[str]) -> list[DefectType]:
     """Read the real images.
 
     Raises:
@@ -120,7 +120,7 @@ def kinds_of(real: MvtecFolder, categories: Sequence[str]) -> list[Kind]:
             )
         normals = load(real.normals(category), (), SIDE).images
         found += [
-            Kind(
+            DefectType(
                 category,
                 defect,
                 load((), real.labelled("train", category, defect), SIDE),
@@ -133,7 +133,7 @@ def kinds_of(real: MvtecFolder, categories: Sequence[str]) -> list[Kind]:
     return found
 
 
-def synthetic_of(folder: MvtecFolder, kind: Kind, count: int) -> Pictures:
+def synthetic_of(folder: MvtecFolder, kind: DefectType, count: int) -> ImageSet:
     """The first pairs of a kind in a generated folder; none where it has not got the kind."""
     own = category_in(folder, kind.category, kind.alone)
     if own is None or kind.defect not in folder.defect_types(own):
@@ -156,7 +156,7 @@ def column_names(backends: Sequence[Backend]) -> list[str]:
 
 
 def measure(
-    kind: Kind, generated: Pictures | None, backends: Sequence[Backend]
+    kind: DefectType, generated: ImageSet | None, backends: Sequence[Backend]
 ) -> dict[str, float]:
     """Every score of the images of one kind, by `column_names`; NaN where there is none.
 
@@ -220,7 +220,7 @@ def mean_of(scores: Mapping[tuple[str, str], Mapping[str, float]]) -> dict[str, 
     return means
 
 
-def cut_out(pictures: Pictures) -> Images:
+def cut_out(pictures: ImageSet) -> Images:
     """Each defect magnified, grey outside its mask."""
     views = []
     for image, mask in zip(pictures.images, pictures.masks, strict=True):

@@ -20,7 +20,7 @@ from acontrol.errors import UserError
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingJob:
     """One network to train.
 
     Attributes:
@@ -40,21 +40,21 @@ class Training:
 
 
 @runtime_checkable
-class Work(Protocol):
+class Experiment(Protocol):
     """What is done in every training of a comparison."""
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of the groups of metrics that a result holds."""
 
-    def facts(self, training: Training) -> dict[str, Any]:
+    def facts(self, training: TrainingJob) -> dict[str, Any]:
         """What a training's result depends on."""
 
-    def run(self, training: Training, out: Path) -> Training:
+    def run(self, training: TrainingJob, out: Path) -> TrainingJob:
         """Train, test, and keep what came of it with `keep`."""
 
 
-def is_done(training: Training, work: Work, out: Path) -> bool:
+def is_done(training: TrainingJob, work: Experiment, out: Path) -> bool:
     """Whether its result is there, with all its parts.
 
     Raises:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from acontrol.evaluation.images import Pictures
+from acontrol.evaluation.images import ImageSet
 
 Sample = tuple[UInt8[Tensor, "3 side side"], Bool[Tensor, "side side"]]
 MaskMaker = Callable[[tuple[int, int], np.random.Generator], npt.NDArray[np.bool_]]
@@ -38,7 +38,7 @@ class Source(Protocol):
 class Paired:
     """Labelled images: each defect as often as the others, then each image."""
 
-    def __init__(self, pictures: Pictures):
+    def __init__(self, pictures: ImageSet):
         """Take the images, at least one."""
         self.pictures = pictures
         self.kinds = [
@@ -68,7 +68,7 @@ class Mixed:
 class PerlinTexture:
     """DRAEM: a foreign texture shows through blobs of noise on a normal image."""
 
-    def __init__(self, normals: Pictures, masks: MaskMaker, textures: Sequence[Image.Image]):
+    def __init__(self, normals: ImageSet, masks: MaskMaker, textures: Sequence[Image.Image]):
         """Take normal images, textures of their size, and what makes blobs (or none)."""
         self.normals, self.masks, self.textures = normals, masks, textures
 
@@ -90,7 +90,7 @@ class PerlinTexture:
 class CutPaste:
     """CutPaste (Li et al., CVPR 2021): a patch or a turned scar of the image, moved."""
 
-    def __init__(self, normals: Pictures):
+    def __init__(self, normals: ImageSet):
         """Take normal images."""
         self.normals = normals
 

@@ -12,7 +12,7 @@ from acontrol.evaluation.bootstrap import interval, mean_of_known, mean_over_tra
 from acontrol.evaluation.metrics import FloatArray
 from acontrol.evaluation.protocol import METRICS, Protocol
 from acontrol.evaluation.report import Table
-from acontrol.evaluation.results import Training
+from acontrol.evaluation.results import TrainingJob
 
 BASELINE = "real"  # What synthetic data has to beat.
 NAMES = {
@@ -49,7 +49,7 @@ class Row:
 
 
 def summarise(
-    trainings: Sequence[Training], out: Path, part: str, metrics: Sequence[str] = METRICS
+    trainings: Sequence[TrainingJob], out: Path, part: str, metrics: Sequence[str] = METRICS
 ) -> dict[str, Row]:
     """One row a source, in the order of the trainings, all of which are done.
 

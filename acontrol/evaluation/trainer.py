@@ -11,7 +11,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from acontrol.evaluation.budget import Budget, Schedule
 from acontrol.evaluation.detector import DetectorUNet, focal_loss
-from acontrol.evaluation.images import Pictures
+from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.sources import Sample, Source
 from acontrol.seeding import derive_seed
 
@@ -74,7 +74,7 @@ def channels_last(network: Network) -> Network:
 
 
 def train_detector(
-    budget: Budget, normals: Pictures, source: Source | None, seed: int, device: str
+    budget: Budget, normals: ImageSet, source: Source | None, seed: int, device: str
 ) -> Iterator[tuple[DetectorUNet, float]]:
     """Train a detector; half of each batch is normal, half from the source.
 
@@ -108,7 +108,7 @@ def train_detector(
 
 
 @torch.no_grad()
-def anomaly_maps(detector: DetectorUNet, pictures: Pictures) -> Float[Tensor, "n side side"]:
+def anomaly_maps(detector: DetectorUNet, pictures: ImageSet) -> Float[Tensor, "n side side"]:
     """The probability of a defect at each pixel."""
     device = next(detector.parameters()).device
     parts = [

@@ -14,7 +14,7 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Stroke:
+class Crop:
     """One drawing into an image.
 
     Attributes:
@@ -26,7 +26,7 @@ class Stroke:
     mask: Mask
 
 
-def strokes(mask: Mask, crop: float | None, resolution: int) -> list[Stroke]:
+def crops(mask: Mask, crop: float | None, resolution: int) -> list[Crop]:
     """Divide a mask into drawings, one after the other.
 
     Pieces whose squares hold each other are drawn together; pieces far apart each have a
@@ -43,7 +43,7 @@ def strokes(mask: Mask, crop: float | None, resolution: int) -> list[Stroke]:
     if crop is None:
         crop = AUTO_CROP if max(height, width) > resolution else 0
     if crop == 0:
-        return [Stroke(whole, mask)]
+        return [Crop(whole, mask)]
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     pieces = [labels == number for number in range(1, count + 1)]
     least = resolution / _MAGNIFY
@@ -63,7 +63,7 @@ def strokes(mask: Mask, crop: float | None, resolution: int) -> list[Stroke]:
             boxes.pop(other)
         boxes[first] = _square(pieces[first], crop, least)
         first = 0
-    return [Stroke(box, piece) for box, piece in zip(boxes, pieces, strict=True)]
+    return [Crop(box, piece) for box, piece in zip(boxes, pieces, strict=True)]
 
 
 def _square(piece: Mask, crop: float, least: float) -> Box:

@@ -21,9 +21,15 @@ from PIL import Image
 
 from acontrol.data.images import read_image, read_mask
 from acontrol.errors import UserError
-from acontrol.generation.manifest import Roots, drawn_facts, facts_of, mask_picture, paths_of
-from acontrol.generation.plan import Planned
-from acontrol.generation.sampler import Drawer
+from acontrol.generation.manifest import (
+    Roots,
+    mask_picture,
+    paths_of,
+    request_metadata,
+    result_metadata,
+)
+from acontrol.generation.plan import PlannedImage
+from acontrol.generation.sampler import Generator
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
 MANIFEST_NAME = "manifest.jsonl"
@@ -39,9 +45,9 @@ class BatchResult:
     lines: Sequence[Mapping[str, Any]]
 
 
-def batches_of(planned: Sequence[Planned], size: int) -> list[list[Planned]]:
+def batches_of(planned: Sequence[PlannedImage], size: int) -> list[list[PlannedImage]]:
     """Divide a plan: neighbours with the same sampling settings are drawn together."""
-    batches: list[list[Planned]] = []
+    batches: list[list[PlannedImage]] = []
     for one in planned:
         last = batches[-1] if batches else []
         if last and len(last) < size and last[0].sampling == one.sampling:
@@ -51,8 +57,8 @@ def batches_of(planned: Sequence[Planned], size: int) -> list[list[Planned]]:
     return batches
 
 
-def draw_batch(
-    drawer: Drawer, batch: Sequence[Planned], number: int, roots: Roots
+def generate_batch(
+    generator: Generator, batch: Sequence[PlannedImage], number: int, roots: Roots
 ) -> BatchResult:
     """Draw and encode a batch, whatever happens to it.
 
@@ -65,7 +71,7 @@ def draw_batch(
     while parts:
         first, end = parts.pop(0)
         try:
-            drawings = drawer.batch(batch[first:end])
+            drawings = generator.batch(batch[first:end])
         except (UserError, MemoryError, torch.OutOfMemoryError, OSError) as error:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -77,16 +83,16 @@ def draw_batch(
             files[_aside(one)] = _png(one.mask.image().convert("L"))
             reason = " ".join(str(error).split()) or type(error).__name__
             lines.append(
-                facts_of(one, roots)
+                request_metadata(one, roots)
                 | {"image": None, "mask": _aside(one), "batch": number}
                 | {"part": [first, end], "place": first, "error": reason}
             )
             continue
         for place, drawing in enumerate(drawings, start=first):
             one = drawing.planned
-            kept = drawing.scores.passed or drawer.gate.gate != "drop"
-            refine = drawer.finish.refine_mask
-            line = facts_of(one, roots) | drawn_facts(drawing, kept, refine)
+            kept = drawing.scores.passed or generator.gate.gate != "drop"
+            refine = generator.finish.refine_mask
+            line = request_metadata(one, roots) | result_metadata(drawing, kept, refine)
             if kept:
                 paths = {name: path.as_posix() for name, path in paths_of(one.name).items()}
                 files[paths["image"]] = _png(Image.fromarray(drawing.image))
@@ -106,15 +112,15 @@ class Job:
     def __init__(
         self,
         out: Path,
-        facts: Mapping[str, Any],
-        batches: Sequence[Sequence[Planned]],
+        metadata: Mapping[str, Any],
+        batches: Sequence[Sequence[PlannedImage]],
         roots: Roots,
     ):
         """Begin a job, or continue it.
 
         Args:
             out: Folder to create; must not exist or be empty.
-            facts: All that the images depend on, besides the plan.
+            metadata: All that the images depend on, besides the plan.
             batches: The plan.
             roots: Folders that the manifest's paths start at.
 
@@ -124,11 +130,11 @@ class Job:
         plan = hashlib.sha256()
         for batch in batches:
             for one in batch:
-                plan.update(json.dumps(facts_of(one, roots)).encode())
+                plan.update(json.dumps(request_metadata(one, roots)).encode())
                 plan.update(one.mask.packed)
             plan.update(b"\n")
         self.text = json.dumps(
-            {"format": "acontrol-generation-1", "plan": plan.hexdigest(), **facts}, indent=1
+            {"format": "acontrol-generation-1", "plan": plan.hexdigest(), **metadata}, indent=1
         )
         self.out = out
         self.batches = batches
@@ -197,11 +203,14 @@ class Job:
 
 
 def run_local(
-    job: Job, drawer: Drawer, roots: Roots, progress: Callable[[Iterable[int]], Iterable[int]]
+    job: Job,
+    generator: Generator,
+    roots: Roots,
+    progress: Callable[[Iterable[int]], Iterable[int]],
 ) -> None:
     """Draw what is missing in this process."""
     for number in progress(job.missing()):
-        job.keep(number, draw_batch(drawer, job.batches[number], number, roots))
+        job.keep(number, generate_batch(generator, job.batches[number], number, roots))
 
 
 def read_job(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -211,14 +220,14 @@ def read_job(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         UserError: If the folder is no finished job's.
     """
     try:
-        facts = json.loads((folder / JOB_NAME).read_text())
+        metadata = json.loads((folder / JOB_NAME).read_text())
         lines: list[dict[str, Any]] = []
         for name in (MANIFEST_NAME, NOT_KEPT_NAME):
             if (folder / name).exists():
                 lines += map(json.loads, (folder / name).read_text().splitlines())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: not a folder that launch.generate wrote") from error
-    return facts, sorted(lines, key=lambda line: (line["batch"], line["place"]))
+    return metadata, sorted(lines, key=lambda line: (line["batch"], line["place"]))
 
 
 def check_empty(out: Path) -> None:
@@ -231,7 +240,7 @@ def check_empty(out: Path) -> None:
         raise UserError(f"{out} exists and is not empty: name another --out")
 
 
-def check_inputs(pipeline: AnomalyControlPipeline, planned: Sequence[Planned]) -> None:
+def check_inputs(pipeline: AnomalyControlPipeline, planned: Sequence[PlannedImage]) -> None:
     """Read every file of a plan and every phrase once, before the first image is drawn.
 
     Raises:
@@ -249,7 +258,7 @@ def check_inputs(pipeline: AnomalyControlPipeline, planned: Sequence[Planned]) -
             raise UserError(str(error)) from error
 
 
-def _aside(one: Planned) -> str:
+def _aside(one: PlannedImage) -> str:
     category, defect, number = one.name
     return f"not_kept/{category}-{defect}-{number}_mask.png"
 

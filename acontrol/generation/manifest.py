@@ -10,10 +10,10 @@ from PIL import Image
 
 from acontrol.data.images import read_image, read_mask
 from acontrol.errors import UserError
-from acontrol.generation.plan import Planned, Reference
-from acontrol.generation.sampler import Drawing
+from acontrol.generation.plan import PlannedImage, Reference
+from acontrol.generation.sampler import GeneratedImage
 from acontrol.generation.settings import Sampling
-from acontrol.masks.sampler import Place
+from acontrol.masks.sampler import PlacedMask
 
 Roots = Mapping[str, Path]  # "data" and "normal": what the manifest's paths start at.
 
@@ -28,7 +28,7 @@ def paths_of(name: tuple[str, str, str]) -> dict[str, Path]:
     }
 
 
-def facts_of(planned: Planned, roots: Roots) -> dict[str, Any]:
+def request_metadata(planned: PlannedImage, roots: Roots) -> dict[str, Any]:
     """What was asked for."""
     reference = planned.reference
     return {
@@ -48,7 +48,7 @@ def facts_of(planned: Planned, roots: Roots) -> dict[str, Any]:
     }
 
 
-def drawn_facts(drawing: Drawing, kept: bool, refine: bool) -> dict[str, Any]:
+def result_metadata(drawing: GeneratedImage, kept: bool, refine: bool) -> dict[str, Any]:
     """What came of it."""
     files = paths_of(drawing.planned.name)
     scores = {
@@ -66,7 +66,7 @@ def drawn_facts(drawing: Drawing, kept: bool, refine: bool) -> dict[str, Any]:
     }
 
 
-def planned_of(line: Mapping[str, Any], folder: Path, roots: Roots) -> Planned:
+def planned_of(line: Mapping[str, Any], folder: Path, roots: Roots) -> PlannedImage:
     """What a line of a manifest asked for; its mask is read from beside the manifest.
 
     Raises:
@@ -77,7 +77,7 @@ def planned_of(line: Mapping[str, Any], folder: Path, roots: Roots) -> Planned:
         height, width = read_image(normal).shape[:2]
         mask = read_mask(folder / line["mask"], (width, height))
         kind = line["reference_kind"]
-        return Planned(
+        return PlannedImage(
             name=(line["category"], line["defect"], line["number"]),
             normal=normal,
             reference=Reference(
@@ -86,7 +86,7 @@ def planned_of(line: Mapping[str, Any], folder: Path, roots: Roots) -> Planned:
                 line["reference_phrase"],
                 (kind[0], kind[1]) if kind else None,
             ),
-            mask=Place.of(line["mask_source"], None, np.asarray(mask)),
+            mask=PlacedMask.of(line["mask_source"], None, np.asarray(mask)),
             prompt=line["prompt"],
             seed=line["first_seed"],
             sampling=Sampling.model_validate(line["sampling"]),

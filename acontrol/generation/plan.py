@@ -19,7 +19,7 @@ from acontrol.errors import UserError
 from acontrol.generation.request import Request
 from acontrol.generation.settings import Sampling
 from acontrol.masks.placement import NotPlaced
-from acontrol.masks.sampler import Kind, Place, Places
+from acontrol.masks.sampler import DefectType, MaskSampler, PlacedMask
 from acontrol.masks.settings import SourceName
 from acontrol.seeding import derive_seed
 
@@ -38,11 +38,11 @@ class Reference:
     image: Path
     mask: Path
     phrase: str
-    kind: Kind | None = None
+    kind: DefectType | None = None
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedImage:
     """One image to draw.
 
     Attributes:
@@ -58,7 +58,7 @@ class Planned:
     name: tuple[str, str, str]
     normal: Path
     reference: Reference
-    mask: Place
+    mask: PlacedMask
     prompt: str
     seed: int
     sampling: Sampling
@@ -155,7 +155,7 @@ class Planner:
         self.folder = folder
         self.split: Literal["train", "test", "all"] = split
         self.normal_folder = normal_folder or folder
-        self.places = Places(
+        self.mask_sampler = MaskSampler(
             self.training,
             cells=cells,
             files=masks_path,
@@ -166,13 +166,13 @@ class Planner:
         self.sampling = sampling or Sampling()
         self.seed = seed
         self._read_phrase = read_phrase
-        self._training: dict[Kind, list[LabelledImage]] = {}
+        self._training: dict[DefectType, list[LabelledImage]] = {}
         self._good: dict[str, tuple[Path, ...]] = {}
-        self._counts: dict[Kind, int] = {}
+        self._counts: dict[DefectType, int] = {}
 
     def plan(
         self, asked: Iterable[tuple[str, Request]], base: Path = Path()
-    ) -> tuple[list[Planned], list[str]]:
+    ) -> tuple[list[PlannedImage], list[str]]:
         """Decide every image.
 
         Args:
@@ -186,7 +186,7 @@ class Planner:
             UserError: At the first request that cannot be met; or if no defect at all found a
                 place.
         """
-        planned: list[Planned] = []
+        planned: list[PlannedImage] = []
         left_out: list[str] = []
         for where, request in asked:
             try:
@@ -201,7 +201,7 @@ class Planner:
 
     def _plan(
         self, where: str, request: Request, base: Path
-    ) -> tuple[list[Planned], list[str]]:
+    ) -> tuple[list[PlannedImage], list[str]]:
         label = (request.category, request.defect)
         line = where.rpartition(":")[2]  # Of a file its line: the file may move.
         seed = derive_seed(self.seed, line) if request.seed is None else request.seed
@@ -213,7 +213,7 @@ class Planner:
             size = _size(normals[0])
             if request.mask is not None:
                 file = base / request.mask
-                own_mask = Place.of("file", file, np.asarray(read_mask(file, size)))
+                own_mask = PlacedMask.of("file", file, np.asarray(read_mask(file, size)))
         else:
             normals = self._normals(request.category)
         references = self._references(request, kind, base)
@@ -223,10 +223,10 @@ class Planner:
             choice = random.Random(derive_seed(seed, "plan", number))
             reference = choice.choice(references)
             normal = choice.choice(normals)
-            found: Place | NotPlaced | None = own_mask
+            found: PlacedMask | NotPlaced | None = own_mask
             if found is None:
                 training = self.training(kind) if source != "file" else []
-                found = self.places.find(
+                found = self.mask_sampler.find(
                     source,
                     kind,
                     (self.normal_folder, request.category),
@@ -241,7 +241,7 @@ class Planner:
             self._counts[label] = running + 1
             prompt = request.prompt or target_text(request.category, reference.phrase)
             planned.append(
-                Planned(
+                PlannedImage(
                     name=(*label, f"{running:03d}"),
                     normal=normal,
                     reference=reference,
@@ -254,7 +254,7 @@ class Planner:
             )
         return planned, left_out
 
-    def training(self, kind: Kind) -> list[LabelledImage]:
+    def training(self, kind: DefectType) -> list[LabelledImage]:
         """The training images of a category and defect; none where there is no such defect."""
         if kind not in self._training:
             category, defect = kind
@@ -283,7 +283,7 @@ class Planner:
             )
         return self._good[category]
 
-    def _references(self, request: Request, kind: Kind, base: Path) -> list[Reference]:
+    def _references(self, request: Request, kind: DefectType, base: Path) -> list[Reference]:
         words = request.reference_phrase
         if words is not None and self._read_phrase is not None:
             try:

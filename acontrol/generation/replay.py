@@ -11,7 +11,7 @@ import transformers
 from acontrol.errors import UserError
 from acontrol.generation.job import read_job
 from acontrol.generation.manifest import Roots, planned_of
-from acontrol.generation.plan import Planned
+from acontrol.generation.plan import PlannedImage
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
 
@@ -28,7 +28,7 @@ def machine(pipeline: AnomalyControlPipeline, threads: int) -> dict[str, Any]:
 
 def replayed(
     folder: Path, number: int | None, here: Mapping[str, Any], roots: Roots
-) -> tuple[dict[str, Any], list[list[Planned]]]:
+) -> tuple[dict[str, Any], list[list[PlannedImage]]]:
     """Settings and batches of an earlier job.
 
     Args:
@@ -44,18 +44,18 @@ def replayed(
     Raises:
         UserError: If it is no job, another model's, or has no such batch.
     """
-    facts, lines = read_job(folder)
-    if facts["model"] != here["model"]:
+    metadata, lines = read_job(folder)
+    if metadata["model"] != here["model"]:
         raise UserError(f"--replay {folder}: was drawn by another model than --model")
     for name in ("dtype", "device", "threads", "versions"):
-        if facts[name] != here[name]:
-            print(f"Note: {name} was {facts[name]} and is {here[name]}: pixels may differ")
-    groups: dict[tuple[int, int], list[Planned]] = {}
+        if metadata[name] != here[name]:
+            print(f"Note: {name} was {metadata[name]} and is {here[name]}: pixels may differ")
+    groups: dict[tuple[int, int], list[PlannedImage]] = {}
     for line in lines:
         if number in (None, line["batch"]) and "error" not in line:
             key = (line["batch"], line["part"][0])
             groups.setdefault(key, []).append(planned_of(line, folder, roots))
     if not groups:
         raise UserError(f"--replay {folder}: has no batch {number}")
-    known = {name: facts[name] for name in ("split", "gate", "finish")}
+    known = {name: metadata[name] for name in ("split", "gate", "finish")}
     return {**here, **known}, list(groups.values())

@@ -17,13 +17,13 @@ from acontrol.generation.job import (
     check_inputs,
     run_local,
 )
-from acontrol.generation.plan import Planned, Planner, every_defect
+from acontrol.generation.plan import PlannedImage, Planner, every_defect
 from acontrol.generation.replay import machine, replayed
 from acontrol.generation.report import write_as_shards, write_report
 from acontrol.generation.request import read_requests
-from acontrol.generation.sampler import Drawer
-from acontrol.generation.scoring import Judge
-from acontrol.generation.settings import Finish, Gate, GenerationConfig, Sampling
+from acontrol.generation.sampler import Generator
+from acontrol.generation.scoring import DefectScorer
+from acontrol.generation.settings import Gate, GenerationConfig, OutputSettings, Sampling
 from acontrol.networks.load import quieten
 from acontrol.pipelines.loading import load_pipeline
 
@@ -61,22 +61,22 @@ def generate(command: GenerationConfig, model: str | None = None) -> None:
     )
     roots = {"data": folder.root, "normal": normal_folder.root}
     threads = max(1, torch.get_num_threads() // command.num_workers)
-    facts = {
+    metadata = {
         "model": digest,
         "split": planner.split,
         "gate": command.model_dump(include=set(Gate.model_fields)),
-        "finish": command.model_dump(include=set(Finish.model_fields)),
+        "finish": command.model_dump(include=set(OutputSettings.model_fields)),
         **machine(pipeline, threads),
     }
     left_out: list[str] = []
     if command.replay is not None:
-        facts, batches = replayed(command.replay, command.batch, facts, roots)
-        planner.split = facts["split"]
+        metadata, batches = replayed(command.replay, command.batch, metadata, roots)
+        planner.split = metadata["split"]
     else:
         planned, left_out = _planned(command, planner)
         batches = batches_of(planned, command.batch_size)
     check_inputs(pipeline, [one for batch in batches for one in batch])
-    job = Job(command.out, facts, batches, roots)
+    job = Job(command.out, metadata, batches, roots)
     if job.done:
         print(f"Nothing to do: {command.out} holds what this command draws")
         return
@@ -84,7 +84,10 @@ def generate(command: GenerationConfig, model: str | None = None) -> None:
     drawn = sum(len(batches[number]) for number in job.missing())
     if drawn < size:
         print(f"Continuing: {size - drawn} of {size} images are there", flush=True)
-    gate, finish = Gate.model_validate(facts["gate"]), Finish.model_validate(facts["finish"])
+    gate, finish = (
+        Gate.model_validate(metadata["gate"]),
+        OutputSettings.model_validate(metadata["finish"]),
+    )
     bar = tqdm(total=size, initial=size - drawn, desc="drawing", unit="image", disable=None)
 
     def progress(numbers: Iterable[int]) -> Iterable[int]:
@@ -94,16 +97,16 @@ def generate(command: GenerationConfig, model: str | None = None) -> None:
 
     with bar:
         if command.num_workers == 1:
-            judge = Judge(pipeline, planner.training)
-            run_local(job, Drawer(pipeline, judge, gate, finish), roots, progress)
+            scorer = DefectScorer(pipeline, planner.training)
+            run_local(job, Generator(pipeline, scorer, gate, finish), roots, progress)
         else:
-            from acontrol.generation.workers import Drawers, run_on_ray
+            from acontrol.generation.workers import GeneratorSpec, run_on_ray
 
             del pipeline  # Its memory is the workers'.
-            drawers = Drawers(
+            spec = GeneratorSpec(
                 model, command.base_path, planner.split, gate, finish, roots, threads
             )
-            run_on_ray(job, drawers, command.num_workers, progress)
+            run_on_ray(job, spec, command.num_workers, progress)
 
     def report(where: Path, kept: list[dict[str, Any]]) -> None:
         write_report(where, kept, roots)
@@ -114,7 +117,9 @@ def generate(command: GenerationConfig, model: str | None = None) -> None:
     _tell(command, lines, left_out)
 
 
-def _planned(command: GenerationConfig, planner: Planner) -> tuple[list[Planned], list[str]]:
+def _planned(
+    command: GenerationConfig, planner: Planner
+) -> tuple[list[PlannedImage], list[str]]:
     if command.requests is not None:
         return planner.plan(read_requests(command.requests), command.requests.parent)
     asked = every_defect(

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from acontrol.data.images import read_image, read_mask
 from acontrol.generation.compositing import changed, feather_px, fidelity, paste, refined
-from acontrol.generation.crops import Stroke, strokes
-from acontrol.generation.plan import Planned, Reference
-from acontrol.generation.scoring import Judge
-from acontrol.generation.settings import Finish, Gate, Sampling
+from acontrol.generation.crops import Crop, crops
+from acontrol.generation.plan import PlannedImage, Reference
+from acontrol.generation.scoring import DefectScorer
+from acontrol.generation.settings import Gate, OutputSettings, Sampling
 from acontrol.masks.shape import Mask
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, Conditions
 from acontrol.seeding import derive_seed
@@ -42,7 +42,7 @@ class ConditionCache:
         self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._empty: Conditions | None = None
 
-    def of(self, batch: Sequence[Planned], sampling: Sampling) -> Conditions:
+    def of(self, batch: Sequence[PlannedImage], sampling: Sampling) -> Conditions:
         """The conditions of a batch."""
         text = [self._text(one.prompt) for one in batch]
         semantic = [self._semantic(one.reference, sampling) for one in batch]
@@ -107,7 +107,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class GeneratedImage:
     """One image of a batch.
 
     Attributes:
@@ -120,7 +120,7 @@ class Drawing:
         boxes: What the model saw of the image, stroke by stroke.
     """
 
-    planned: Planned
+    planned: PlannedImage
     image: Pixels
     refined: Mask
     attempt: int
@@ -136,36 +136,36 @@ class _Canvas:
     normal: Pixels
     now: Pixels
     mask: Mask
-    strokes: list[Stroke]
+    crops: list[Crop]
     change: Mask
     leaks: list[float]
 
 
-class Drawer:
+class Generator:
     """Draws batches with one pipeline."""
 
     def __init__(
         self,
         pipeline: AnomalyControlPipeline,
-        judge: Judge,
+        scorer: DefectScorer,
         gate: Gate | None = None,
-        finish: Finish | None = None,
+        finish: OutputSettings | None = None,
     ):
         """Take what draws and what judges."""
         self.pipeline = pipeline
-        self.judge = judge
+        self.scorer = scorer
         self.gate = gate or Gate()
-        self.finish = finish or Finish()
+        self.finish = finish or OutputSettings()
         self.conditions = ConditionCache(pipeline)
 
-    def batch(self, planned: Sequence[Planned]) -> list[Drawing]:
+    def batch(self, planned: Sequence[PlannedImage]) -> list[GeneratedImage]:
         """Draw a batch, in which all images have the same sampling settings.
 
         Raises:
             UserError: If an image or a mask is bad.
             torch.OutOfMemoryError: If the batch is too large.
         """
-        best: dict[int, Drawing] = {}
+        best: dict[int, GeneratedImage] = {}
         waiting = list(range(len(planned)))
         tries = 1 if self.gate.gate == "off" else self.gate.tries
         for attempt in range(tries):
@@ -178,7 +178,7 @@ class Drawer:
                 break
         return [best[row] for row in range(len(planned))]
 
-    def _attempt(self, planned: Sequence[Planned], attempt: int) -> list[Drawing]:
+    def _attempt(self, planned: Sequence[PlannedImage], attempt: int) -> list[GeneratedImage]:
         """Draw every image once and score it."""
         conditions = self.conditions.of(planned, planned[0].sampling)
         seeds = [
@@ -186,8 +186,8 @@ class Drawer:
             for one in planned
         ]
         canvases = [self._canvas(one) for one in planned]
-        for stroke in range(max(len(canvas.strokes) for canvas in canvases)):
-            rows = [row for row, one in enumerate(canvases) if stroke < len(one.strokes)]
+        for crop_index in range(max(len(canvas.crops) for canvas in canvases)):
+            rows = [row for row, one in enumerate(canvases) if crop_index < len(one.crops)]
             some = replace(
                 conditions,
                 text=conditions.text[rows],
@@ -195,11 +195,11 @@ class Drawer:
             )
             self._stroke(
                 [canvases[row] for row in rows],
-                stroke,
+                crop_index,
                 some,
                 planned[0],
                 [
-                    derive_seed(seeds[row], "stroke", stroke) if stroke else seeds[row]
+                    derive_seed(seeds[row], "stroke", crop_index) if crop_index else seeds[row]
                     for row in rows
                 ],
             )
@@ -210,10 +210,10 @@ class Drawer:
             )
         ]
 
-    def _canvas(self, planned: Planned) -> _Canvas:
+    def _canvas(self, planned: PlannedImage) -> _Canvas:
         normal = read_image(planned.normal)
         mask = np.asarray(planned.mask.image())
-        found = strokes(mask, planned.sampling.crop, self.pipeline.card.resolution)
+        found = crops(mask, planned.sampling.crop, self.pipeline.card.resolution)
         return _Canvas(normal, normal, mask, found, np.zeros_like(mask), [])
 
     def _stroke(
@@ -221,15 +221,15 @@ class Drawer:
         canvases: Sequence[_Canvas],
         number: int,
         conditions: Conditions,
-        like: Planned,
+        like: PlannedImage,
         seeds: Sequence[int],
     ) -> None:
         """Draw one stroke into each canvas."""
         views, masks = [], []
         for canvas in canvases:
-            left, top, right, bottom = canvas.strokes[number].box
+            left, top, right, bottom = canvas.crops[number].box
             views.append(canvas.now[top:bottom, left:right])
-            masks.append(canvas.strokes[number].mask[top:bottom, left:right])
+            masks.append(canvas.crops[number].mask[top:bottom, left:right])
         drawn = self.pipeline.sample(
             conditions,
             [Image.fromarray(view) for view in views],
@@ -241,7 +241,7 @@ class Drawer:
             composite=False,
         ).images
         for canvas, view, mask, picture in zip(canvases, views, masks, drawn, strict=True):
-            left, top, right, bottom = canvas.strokes[number].box
+            left, top, right, bottom = canvas.crops[number].box
             pixels = np.asarray(picture)
             canvas.change[top:bottom, left:right] |= changed(view, pixels, mask)
             kept = fidelity(view, pixels, mask)
@@ -254,20 +254,20 @@ class Drawer:
             canvas.now[top:bottom, left:right] = pixels
 
     def _distances(
-        self, planned: Sequence[Planned], canvases: Sequence[_Canvas]
+        self, planned: Sequence[PlannedImage], canvases: Sequence[_Canvas]
     ) -> list[tuple[float, float | None] | None]:
-        return self.judge.distances(
+        return self.scorer.distances(
             planned, [Image.fromarray(canvas.now) for canvas in canvases]
         )
 
     def _scored(
         self,
-        planned: Planned,
+        planned: PlannedImage,
         canvas: _Canvas,
         seed: int,
         found: tuple[float, float | None] | None,
         attempt: int,
-    ) -> Drawing:
+    ) -> GeneratedImage:
         distance, limit = found or (None, None)
         if self.gate.max_distance is not None:
             limit = self.gate.max_distance
@@ -284,18 +284,18 @@ class Drawer:
             passed=fill >= self.gate.min_fill and near,
         )
         tight = refined(canvas.change, canvas.mask)
-        return Drawing(
+        return GeneratedImage(
             planned,
             canvas.now,
             tight if tight.any() else canvas.mask,
             attempt,
             seed,
             scores,
-            tuple(one.box for one in canvas.strokes),
+            tuple(one.box for one in canvas.crops),
         )
 
 
-def _rank(drawing: Drawing, gate: Gate) -> tuple[bool, bool, float]:
+def _rank(drawing: GeneratedImage, gate: Gate) -> tuple[bool, bool, float]:
     """The better of two attempts: passed, then filled, then nearest."""
     scores = drawing.scores
     nearness = -scores.distance if scores.distance is not None else scores.mask_fill

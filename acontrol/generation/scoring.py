@@ -10,8 +10,8 @@ from torch import Tensor
 
 from acontrol.data.images import read_image
 from acontrol.data.mvtec import LabelledImage
-from acontrol.generation.plan import Planned
-from acontrol.masks.sampler import Kind, mask_of
+from acontrol.generation.plan import PlannedImage
+from acontrol.masks.sampler import DefectType, mask_of
 from acontrol.networks.defect_features import defect_features
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
@@ -32,21 +32,21 @@ class Known:
     limit: float | None
 
 
-class Judge:
+class DefectScorer:
     """Compares drawings with training defects."""
 
     def __init__(
         self,
         pipeline: AnomalyControlPipeline,
-        training: Callable[[Kind], Sequence[LabelledImage]],
+        training: Callable[[DefectType], Sequence[LabelledImage]],
     ):
         """Take the vision tower, and where training defects are found."""
         self.vlm = pipeline.vlm
         self._training = training
-        self._known: dict[Kind, Known | None] = {}
+        self._known: dict[DefectType, Known | None] = {}
 
     def distances(
-        self, planned: Sequence[Planned], drawn: Sequence[Image.Image]
+        self, planned: Sequence[PlannedImage], drawn: Sequence[Image.Image]
     ) -> list[tuple[float, float | None] | None]:
         """Cosine distance in [0, 2] of each drawing to the nearest training defect of its kind.
 
@@ -67,7 +67,7 @@ class Judge:
             found.append((distance, known.limit if kind[0] == one.name[0] else None))
         return found
 
-    def _of(self, kind: Kind) -> Known | None:
+    def _of(self, kind: DefectType) -> Known | None:
         if kind not in self._known:
             images = self._training(kind)
             self._known[kind] = self._measure(images) if images else None

@@ -56,7 +56,7 @@ class Gate(Settings):
     )
 
 
-class Finish(Settings):
+class OutputSettings(Settings):
     """How drawings become files."""
 
     composite: bool = Field(
@@ -126,5 +126,5 @@ class Selection(Settings):
 
 
 # --help lists the last base's options first.
-class GenerationConfig(Finish, Gate, Sampling, Selection):
+class GenerationConfig(OutputSettings, Gate, Sampling, Selection):
     """Every setting of launch.generate."""

@@ -14,12 +14,12 @@ from ray.util import ActorPool
 
 from acontrol.config import ClusterConfig
 from acontrol.data.mvtec import open_folder
-from acontrol.generation.job import BatchResult, Job, draw_batch
+from acontrol.generation.job import BatchResult, Job, generate_batch
 from acontrol.generation.manifest import Roots
-from acontrol.generation.plan import Planned, Planner
-from acontrol.generation.sampler import Drawer
-from acontrol.generation.scoring import Judge
-from acontrol.generation.settings import Finish, Gate
+from acontrol.generation.plan import PlannedImage, Planner
+from acontrol.generation.sampler import Generator
+from acontrol.generation.scoring import DefectScorer
+from acontrol.generation.settings import Gate, OutputSettings
 from acontrol.networks.load import quieten
 from acontrol.pipelines.loading import load_pipeline
 from acontrol.runs.cluster import joined_cluster, uses_gpus
@@ -28,7 +28,7 @@ _RESTARTS = 3  # Of a worker that died, as for want of memory; then the job ends
 
 
 @dataclass(frozen=True)
-class Drawers:
+class GeneratorSpec:
     """All that a worker needs to make its drawer.
 
     Attributes:
@@ -45,35 +45,37 @@ class Drawers:
     base_path: str | None
     split: Literal["train", "test", "all"]
     gate: Gate
-    finish: Finish
+    finish: OutputSettings
     roots: Roots
     threads: int
 
-    def make(self, device: str) -> Drawer:
+    def make(self, device: str) -> Generator:
         """Load the pipeline and what judges."""
         pipeline, _ = load_pipeline(self.model, self.base_path, device)
         pipeline.set_progress_bar_config(disable=True)
         planner = Planner(open_folder(self.roots["data"]), split=self.split)
-        return Drawer(pipeline, Judge(pipeline, planner.training), self.gate, self.finish)
+        return Generator(
+            pipeline, DefectScorer(pipeline, planner.training), self.gate, self.finish
+        )
 
 
 class _Worker:
     """Draws batches of one job."""
 
-    def __init__(self, drawers: Drawers, batches: Sequence[Sequence[Planned]]):
+    def __init__(self, spec: GeneratorSpec, batches: Sequence[Sequence[PlannedImage]]):
         quieten()
-        torch.set_num_threads(drawers.threads)
-        self.drawer = drawers.make("cuda" if torch.cuda.is_available() else "cpu")
-        self.roots = drawers.roots
+        torch.set_num_threads(spec.threads)
+        self.generator = spec.make("cuda" if torch.cuda.is_available() else "cpu")
+        self.roots = spec.roots
         self.batches = batches
 
     def draw(self, number: int) -> tuple[int, BatchResult]:
-        return number, draw_batch(self.drawer, self.batches[number], number, self.roots)
+        return number, generate_batch(self.generator, self.batches[number], number, self.roots)
 
 
 def run_on_ray(
     job: Job,
-    drawers: Drawers,
+    spec: GeneratorSpec,
     num_workers: int,
     progress: Callable[[Iterable[int]], Iterable[int]],
 ) -> None:
@@ -81,7 +83,7 @@ def run_on_ray(
 
     Args:
         job: What to draw, and what is there.
-        drawers: Makes a worker's drawer.
+        spec: Makes a worker's drawer.
         num_workers: At most as many as batches are missing are started.
         progress: Wraps the numbers of the batches as they come in.
 
@@ -97,7 +99,7 @@ def run_on_ray(
             max_restarts=_RESTARTS, max_task_retries=_RESTARTS, **options
         )
         batches = ray.put(job.batches)
-        pool = ActorPool([made.remote(drawers, batches) for _ in range(cluster.num_workers)])
+        pool = ActorPool([made.remote(spec, batches) for _ in range(cluster.num_workers)])
 
         def results() -> Iterable[int]:
             for number, result in pool.map_unordered(

@@ -26,7 +26,7 @@ from acontrol._version import __version__
 from acontrol.data.mvtec import LabelledImage, open_folder
 from acontrol.errors import UserError
 from acontrol.masks.inversion import MaskObjective, MaskWords, draw_masks, picture_side
-from acontrol.masks.sampler import Kind, mask_of
+from acontrol.masks.sampler import DefectType, mask_of
 from acontrol.masks.settings import Inversion, MaskCard, MasksConfig
 from acontrol.masks.shape import Mask
 from acontrol.masks.statistics import Limits
@@ -35,7 +35,7 @@ from acontrol.networks import locate
 from acontrol.networks.load import BaseModels, load_base
 from acontrol.reporting import contact_sheet
 from acontrol.runs import storage
-from acontrol.runs.stage import Desk, run_stage
+from acontrol.runs.stage import StageContext, run_stage
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
 
@@ -74,7 +74,9 @@ def claim(config: MasksConfig, root: Path, digest: str) -> dict[str, Any]:
     return noted
 
 
-def open_desk(config: MasksConfig, noted: dict[str, Any], device: torch.device) -> Desk:
+def open_context(
+    config: MasksConfig, noted: dict[str, Any], device: torch.device
+) -> StageContext:
     """Open the MLflow run, or make it and note it.
 
     Raises:
@@ -93,7 +95,7 @@ def open_desk(config: MasksConfig, noted: dict[str, Any], device: torch.device) 
     )
     if noted["mlflow_run"] is None:
         _write(config.output / RUN, noted | {"mlflow_run": tracker.run_id})
-    return Desk(
+    return StageContext(
         config.output / TRAINING, tracker, config.seed, device, config.save_every, config.steps
     )
 
@@ -122,7 +124,7 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
             or masks of other settings or another base; or if nothing drawn is like a mask.
     """
     folder = open_folder(root)
-    kinds: dict[Kind, list[LabelledImage]] = {}
+    kinds: dict[DefectType, list[LabelledImage]] = {}
     for one in folder.labelled(config.split, category=config.category, defect=config.defect):
         kinds.setdefault((one.category, one.defect), []).append(one)
     if not kinds:
@@ -136,12 +138,12 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
         return [card for card in done.values() if card is not None]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = load_base(config.base_config, device)
-    desk = open_desk(config, known, torch.device(device))
+    context = open_context(config, known, torch.device(device))
     inversion = Inversion.model_validate(config.model_dump(include=set(Inversion.model_fields)))
     failed = []
     for kind in missing:
         name = _metric_name(kind)
-        words = _learn(base, masks[kind], kinds[kind][0].caption, name, inversion, desk)
+        words = _learn(base, masks[kind], kinds[kind][0].caption, name, inversion, context)
         vectors = words.vectors.detach()
         limits = Limits.of(list(masks[kind].values()))
         found, drawn, rejected = _draw(base, vectors, kind, limits, inversion, config.seed)
@@ -150,10 +152,12 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
             failed.append(f"{'/'.join(kind)}: none of {drawn} drawings is like a mask ({why})")
             continue
         sheet = _sheet(list(masks[kind].values()), found)
-        desk.tracker.log_image(sheet, name, inversion.steps)
+        context.tracker.log_image(sheet, name, inversion.steps)
         counts = {"drawn": float(drawn), "kept": float(len(found))}
-        desk.tracker.log_metrics({f"{name}/{k}": v for k, v in counts.items()}, inversion.steps)
-        desk.tracker.flush()
+        context.tracker.log_metrics(
+            {f"{name}/{k}": v for k, v in counts.items()}, inversion.steps
+        )
+        context.tracker.flush()
         card = MaskCard(
             acontrol_version=__version__,
             category=kind[0],
@@ -172,8 +176,8 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
         )
         write_learned(config.output, card, vectors, found, sheet)
         done[kind] = card
-        _clear(desk, name)
-    desk.tracker.finish("FINISHED")
+        _clear(context, name)
+    context.tracker.finish("FINISHED")
     if failed:
         more = f" (and {len(failed) - 1} more)" if failed[1:] else ""
         raise UserError(f"{failed[0]}{more}; give more --steps, or another --base")
@@ -194,22 +198,22 @@ def _learn(
     caption: str,
     name: str,
     inversion: Inversion,
-    desk: Desk,
+    context: StageContext,
 ) -> MaskWords:
     """Train the vectors of one category and defect, from its newest state on."""
     words = MaskWords.of_caption(base, caption, inversion.vectors)
-    objective = MaskObjective(base, masks, pool=inversion.pool, seed=desk.seed)
+    objective = MaskObjective(base, masks, pool=inversion.pool, seed=context.seed)
     size = inversion.batch_size
 
     def loss(step: int) -> dict[str, Tensor]:
-        return {"loss": objective(words, desk.seed, range(step * size, (step + 1) * size))}
+        return {"loss": objective(words, context.seed, range(step * size, (step + 1) * size))}
 
-    _state(desk, name).parent.mkdir(parents=True, exist_ok=True)
+    _state(context, name).parent.mkdir(parents=True, exist_ok=True)
     run_stage(
         name,
         words,
         loss,
-        desk,
+        context,
         steps=inversion.steps,
         learning_rate=inversion.learning_rate,
     )
@@ -219,7 +223,7 @@ def _learn(
 def _draw(
     base: BaseModels,
     vectors: Tensor,
-    kind: Kind,
+    kind: DefectType,
     limits: Limits,
     inversion: Inversion,
     seed: int,
@@ -265,19 +269,19 @@ def _sheet(real: Sequence[Mask], drawn: Sequence[Mask]) -> Image.Image:
     return contact_sheet(pictures, [""] * _SHOWN, captions, cell_px=96)
 
 
-def _metric_name(kind: Kind) -> str:
+def _metric_name(kind: DefectType) -> str:
     """A name that MLflow takes."""
     return "/".join(re.sub(r"[^\w.\- ]", "_", part) for part in kind)
 
 
-def _clear(desk: Desk, name: str) -> None:
+def _clear(context: StageContext, name: str) -> None:
     """Remove a state, and folders that are empty then: another run may be at work beside."""
-    _state(desk, name).unlink(missing_ok=True)
-    for folder in (_state(desk, name).parent, desk.folder):
+    _state(context, name).unlink(missing_ok=True)
+    for folder in (_state(context, name).parent, context.folder):
         with suppress(OSError):
             folder.rmdir()
 
 
-def _state(desk: Desk, name: str) -> Path:
+def _state(context: StageContext, name: str) -> Path:
     """Where ``run_stage`` keeps a stage of this name."""
-    return desk.folder / f"{name}.safetensors"
+    return context.folder / f"{name}.safetensors"

@@ -20,12 +20,12 @@ from acontrol.masks.settings import SourceName
 from acontrol.masks.shape import Mask, MaskSource
 from acontrol.masks.store import read_learned
 
-Kind = tuple[str, str]  # Category and defect.
+DefectType = tuple[str, str]  # Category and defect.
 _NORMALS = 16  # Good images of a category that tell whether its product keeps its place.
 
 
 @dataclass(frozen=True)
-class Place:
+class PlacedMask:
     """A mask as large as the image that it is for.
 
     Attributes:
@@ -53,7 +53,7 @@ class Place:
         return Image.fromarray(bits.reshape(height, width).astype(bool))
 
 
-def same_place(source: LabelledImage, normal: Path) -> Place:
+def same_mask(source: LabelledImage, normal: Path) -> PlacedMask:
     """A training mask where it is, brought to the normal image's size.
 
     Raises:
@@ -61,10 +61,10 @@ def same_place(source: LabelledImage, normal: Path) -> Place:
     """
     height, width = read_image(normal).shape[:2]
     mask = shrink_mask(Image.fromarray(mask_of(source)), (width, height))
-    return Place.of("same", source.mask, np.asarray(mask))
+    return PlacedMask.of("same", source.mask, np.asarray(mask))
 
 
-class Places:
+class MaskSampler:
     """Finds the places for defects.
 
     What a source learns from training masks, it learns once, when it is first needed.
@@ -72,7 +72,7 @@ class Places:
 
     def __init__(
         self,
-        training: Callable[[Kind], Sequence[LabelledImage]],
+        training: Callable[[DefectType], Sequence[LabelledImage]],
         *,
         cells: int,
         files: Path | None = None,
@@ -94,21 +94,21 @@ class Places:
         self._files = files
         self._base_digest = base_digest
         self._split: Literal["train", "test", "all"] = split
-        self._sources: dict[tuple[str, Kind], MaskSource] = {}
-        self._rules: dict[tuple[str, Kind], Rules] = {}
-        self._origins: dict[tuple[str, Kind], dict[str, Path]] = {}
+        self._sources: dict[tuple[str, DefectType], MaskSource] = {}
+        self._rules: dict[tuple[str, DefectType], Rules] = {}
+        self._origins: dict[tuple[str, DefectType], dict[str, Path]] = {}
         self._shared: dict[tuple[Path, str], Mask | None] = {}
         self._products: dict[Path, Mask] = {}
 
     def find(
         self,
         source: SourceName,
-        kind: Kind,
+        kind: DefectType,
         product: tuple[MvtecFolder, str],
         normal: Path,
         same: LabelledImage | None,
         seed: int,
-    ) -> Place | NotPlaced:
+    ) -> PlacedMask | NotPlaced:
         """Find the place for one drawing.
 
         Args:
@@ -123,7 +123,7 @@ class Places:
             UserError: If an image or a mask is bad, or the source has no masks of this defect.
         """
         if source == "same" and same is not None:
-            return same_place(same, normal)
+            return same_mask(same, normal)
         key = (source, kind)
         if key not in self._rules:
             self._learn(source, kind, product)
@@ -137,9 +137,11 @@ class Places:
         if isinstance(found, NotPlaced):
             return found
         origin = self._origins[key].get(found.origin or "")
-        return Place.of(source, origin, found.mask)
+        return PlacedMask.of(source, origin, found.mask)
 
-    def _learn(self, source: SourceName, kind: Kind, product: tuple[MvtecFolder, str]) -> None:
+    def _learn(
+        self, source: SourceName, kind: DefectType, product: tuple[MvtecFolder, str]
+    ) -> None:
         """Read a defect's training masks, and what tells where they lie."""
         key = (source, kind)
         self._origins[key] = {}
@@ -170,7 +172,7 @@ class Places:
             self._origins[key] = {one.id: one.mask for one in images}
             self._sources[key] = RealMasks(masks)
 
-    def _drawn(self, kind: Kind) -> dict[str, tuple[Path, Mask]]:
+    def _drawn(self, kind: DefectType) -> dict[str, tuple[Path, Mask]]:
         if self._files is None:
             raise UserError("--masks learned needs what launch.masks wrote: --masks-path MASKS")
         return read_learned(

@@ -54,7 +54,7 @@ def load_adapter(model: str) -> tuple[SemanticAdapter, AdapterCard, bytes]:
     Raises:
         UserError: If there is no adapter, or its JSON is not ours.
     """
-    with storage.local_copy(storage.place(model), ADAPTER_FILES) as folder:
+    with storage.local_copy(storage.storage_path(model), ADAPTER_FILES) as folder:
         return _load_adapter(model, folder)
 
 

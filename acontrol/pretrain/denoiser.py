@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from acontrol.method.diffusion import timestep_weights
 from acontrol.method.encoder import embed_text
 from acontrol.pretrain.networks import Networks
-from acontrol.pretrain.pool import Kind, Pool
+from acontrol.pretrain.pool import DefectType, Pool
 from acontrol.pretrain.settings import DenoiserStage
 from acontrol.pretrain.vae import encode
 from acontrol.reporting import contact_sheet
-from acontrol.runs.stage import Desk, run_stage
+from acontrol.runs.stage import StageContext, run_stage
 
 SAMPLE_STEPS = 25
 SAMPLE_GUIDANCE = 4.0
@@ -21,19 +21,24 @@ SHOWN = 24
 
 
 def train_denoiser(
-    networks: Networks, pool: Pool, stage: DenoiserStage, desk: Desk, *, bfloat16: bool
+    networks: Networks,
+    pool: Pool,
+    stage: DenoiserStage,
+    context: StageContext,
+    *,
+    bfloat16: bool,
 ) -> None:
     """Train text encoder and U-Net together; the moving average of both is kept."""
-    moments = encode(networks.vae, pool, desk.device)
+    moments = encode(networks.vae, pool, context.device)
     side = moments.shape[-1]
     masks = F.adaptive_max_pool2d(pool.masks.float(), side)
     scheduler, unet, text_encoder = networks.scheduler, networks.unet, networks.text_encoder
     scale = networks.vae.config.scaling_factor
-    weights = timestep_weights(scheduler.alphas_cumprod, "late").to(desk.device)
+    weights = timestep_weights(scheduler.alphas_cumprod, "late").to(context.device)
 
     def loss(step: int) -> dict[str, Tensor]:
-        chosen = desk.chosen("denoiser", step, stage.batch_size, len(pool))
-        generator = desk.generator("denoiser noise", step)
+        chosen = context.chosen("denoiser", step, stage.batch_size, len(pool))
+        generator = context.generator("denoiser noise", step)
         mean, std = moments[chosen].chunk(2, dim=1)
         latents = (mean + std * torch.randn(mean.shape, generator=generator)) * scale
         noise = torch.randn(mean.shape, generator=generator)
@@ -46,10 +51,10 @@ def train_denoiser(
             else (kind.plain_caption if plain < stage.plain_captions else kind.caption)
             for kind, drop, plain in zip(kinds, *chance, strict=True)
         ]
-        noisy = scheduler.add_noise(latents, noise, timesteps).to(desk.device)
-        noise, timesteps = noise.to(desk.device), timesteps.to(desk.device)
-        inside = 1 + stage.mask_weight * masks[chosen].to(desk.device)
-        with torch.autocast(desk.device.type, torch.bfloat16, enabled=bfloat16):
+        noisy = scheduler.add_noise(latents, noise, timesteps).to(context.device)
+        noise, timesteps = noise.to(context.device), timesteps.to(context.device)
+        inside = 1 + stage.mask_weight * masks[chosen].to(context.device)
+        with torch.autocast(context.device.type, torch.bfloat16, enabled=bfloat16):
             text = embed_text(text_encoder, networks.tokenizer, captions)
             predicted = unet(noisy, timesteps, text).sample.float()
         error = (inside * (predicted - noise).square()).flatten(1).mean(dim=1)
@@ -61,7 +66,7 @@ def train_denoiser(
         "denoiser",
         nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}),
         loss,
-        desk,
+        context,
         steps=stage.steps,
         learning_rate=stage.learning_rate,
         ema_decay=stage.ema_decay,
@@ -71,7 +76,7 @@ def train_denoiser(
     text_encoder.eval().requires_grad_(False)
 
 
-def spread(vocabulary: tuple[Kind, ...], count: int) -> list[Kind]:
+def spread(vocabulary: tuple[DefectType, ...], count: int) -> list[DefectType]:
     """At most ``count`` kinds, evenly over the vocabulary."""
     stride = max(1, len(vocabulary) // count)
     return list(vocabulary[::stride][:count])
@@ -110,7 +115,7 @@ def draw_images(
     return images
 
 
-def free_samples(networks: Networks, kinds: list[Kind], seed: int) -> Image.Image:
+def free_samples(networks: Networks, kinds: list[DefectType], seed: int) -> Image.Image:
     """One drawing a kind, four columns wide."""
     images = draw_images(networks, [kind.caption for kind in kinds], seed)
     rows = [images[first : first + 4] for first in range(0, len(images), 4)]

@@ -27,7 +27,7 @@ GOOD = dataset.GOOD
 
 
 @dataclass(frozen=True)
-class Kind:
+class DefectType:
     """What an image shows, in words. ``plain`` ones leave out colour and shade.
 
     Attributes:
@@ -65,7 +65,7 @@ class Pool:
     images: Tensor
     masks: Tensor
     kinds: Tensor
-    vocabulary: tuple[Kind, ...]
+    vocabulary: tuple[DefectType, ...]
 
     def __len__(self) -> int:
         """How many images."""
@@ -93,7 +93,7 @@ class Pool:
         return Pool(self.images[kept], self.masks[kept], self.kinds[kept], self.vocabulary)
 
 
-def built_in_vocabulary() -> tuple[Kind, ...]:
+def built_in_vocabulary() -> tuple[DefectType, ...]:
     """The 84 kinds of the built-in data."""
     kinds = []
     for category in dataset.CATEGORIES:
@@ -129,11 +129,11 @@ def folder_pool(root: Path, count: int, seed: int, resolution: int) -> Pool:
     """
     folder = open_folder(root)
     labelled = check(folder.labelled("all"), skip_bad=False).good
-    pictures: list[tuple[Image.Image, Image.Image, Kind]] = []
+    pictures: list[tuple[Image.Image, Image.Image, DefectType]] = []
     for one in labelled:
         pixels = read_image(one.image)
         mask = read_mask(one.mask, (pixels.shape[1], pixels.shape[0]))
-        kind = Kind(
+        kind = DefectType(
             one.category,
             one.defect,
             one.phrase,
@@ -181,7 +181,7 @@ def _view(
 
 
 def _collect(
-    rows: Iterable[tuple[Tensor, Tensor, int]], count: int, vocabulary: tuple[Kind, ...]
+    rows: Iterable[tuple[Tensor, Tensor, int]], count: int, vocabulary: tuple[DefectType, ...]
 ) -> Pool:
     shown = tqdm(
         itertools.islice(rows, count), "images", total=count, disable=None, leave=False
@@ -190,11 +190,11 @@ def _collect(
     return Pool(torch.stack(images), torch.stack(masks), torch.tensor(kinds), vocabulary)
 
 
-def _kind(category: str, defect: str, words: str, plain: str) -> Kind:
+def _kind(category: str, defect: str, words: str, plain: str) -> DefectType:
     if defect == GOOD:
         caption = f"a photo of {category}"
-        return Kind(category, GOOD, "no defect", "no defect", caption, caption)
-    return Kind(
+        return DefectType(category, GOOD, "no defect", "no defect", caption, caption)
+    return DefectType(
         category,
         defect,
         words,

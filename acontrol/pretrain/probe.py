@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from acontrol.pretrain.pool import Kind, Pool
-from acontrol.runs.stage import Desk, run_stage
+from acontrol.pretrain.pool import DefectType, Pool
+from acontrol.runs.stage import StageContext, run_stage
 
 BATCH = 64
 
 
-class Judge(nn.Module):
+class Probe(nn.Module):
     """Reads the product and the anomaly's phrase off an image."""
 
-    def __init__(self, vocabulary: tuple[Kind, ...]):
+    def __init__(self, vocabulary: tuple[DefectType, ...]):
         """Build for a vocabulary, with fresh weights."""
         super().__init__()
         self.categories = sorted({kind.category for kind in vocabulary})
@@ -52,7 +52,7 @@ class Judge(nn.Module):
             ]
         return found
 
-    def score(self, image: Tensor, kinds: list[Kind]) -> dict[str, float]:
+    def score(self, image: Tensor, kinds: list[DefectType]) -> dict[str, float]:
         """Shares of images judged right in category, defect type and phrase."""
         read = self.read(image)
         pairs = list(zip(read, kinds, strict=True))
@@ -65,25 +65,25 @@ class Judge(nn.Module):
         }
 
 
-def train_judge(pool: Pool, steps: int, desk: Desk) -> Judge:
+def train_probe(pool: Pool, steps: int, context: StageContext) -> Probe:
     """Train on a pool's images."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(desk.seed + 1)
-        judge = Judge(pool.vocabulary).to(desk.device)
-    category = torch.tensor([judge.categories.index(one.category) for one in pool.vocabulary])
-    phrase = torch.tensor([judge.phrases.index(one.phrase) for one in pool.vocabulary])
+        torch.manual_seed(context.seed + 1)
+        probe = Probe(pool.vocabulary).to(context.device)
+    category = torch.tensor([probe.categories.index(one.category) for one in pool.vocabulary])
+    phrase = torch.tensor([probe.phrases.index(one.phrase) for one in pool.vocabulary])
 
     def loss(step: int) -> dict[str, Tensor]:
-        chosen = desk.chosen("judge", step, BATCH, len(pool))
+        chosen = context.chosen("judge", step, BATCH, len(pool))
         kinds = pool.kinds[chosen]
-        logits = judge(pool.pixels(chosen).to(desk.device))
+        logits = probe(pool.pixels(chosen).to(context.device))
         return {
-            "loss": F.cross_entropy(logits[0], category[kinds].to(desk.device))
-            + F.cross_entropy(logits[1], phrase[kinds].to(desk.device))
+            "loss": F.cross_entropy(logits[0], category[kinds].to(context.device))
+            + F.cross_entropy(logits[1], phrase[kinds].to(context.device))
         }
 
-    run_stage("judge", judge, loss, desk, steps=steps, learning_rate=2e-3)
-    return judge.eval().requires_grad_(False)
+    run_stage("judge", probe, loss, context, steps=steps, learning_rate=2e-3)
+    return probe.eval().requires_grad_(False)
 
 
 def as_tensor(images: list[Image.Image]) -> Tensor:

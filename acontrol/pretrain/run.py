@@ -19,11 +19,11 @@ from acontrol.networks.load import load_base, quieten
 from acontrol.pretrain import networks as net
 from acontrol.pretrain.denoiser import draw_images, train_denoiser
 from acontrol.pretrain.pool import Pool, draw_pool, folder_pool
-from acontrol.pretrain.probe import Judge, as_tensor, train_judge
+from acontrol.pretrain.probe import Probe, as_tensor, train_probe
 from acontrol.pretrain.settings import HELD_OUT, PretrainConfig
 from acontrol.pretrain.vae import psnr, train_vae
 from acontrol.pretrain.vlm import retrieval, train_vlm
-from acontrol.runs.stage import Desk
+from acontrol.runs.stage import StageContext
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
 
@@ -52,7 +52,7 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
     quieten()
     if config.output.exists():
         raise UserError(f"{config.output} exists already: name a new --output")
-    desk, times = _desk(config, root)
+    context, times = _context(config, root)
     hold_out = config.hold_out
     if hold_out is None:
         hold_out = HELD_OUT if root is None else ()
@@ -67,26 +67,28 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
         config.sizes, config.seed, [word for word in sorted(words) if word.isalpha()]
     )
     for one in (parts.vae, parts.text_encoder, parts.unet, parts.vlm):
-        one.to(desk.device)
-    on_gpu = desk.device.type == "cuda"
+        one.to(context.device)
+    on_gpu = context.device.type == "cuda"
 
     with times("autoencoder"):
-        train_vae(parts.vae, pool, test, config.vae, desk, bfloat16=config.bfloat16)
+        train_vae(parts.vae, pool, test, config.vae, context, bfloat16=config.bfloat16)
     with times("denoiser"):
         seen = pool.without(hold_out)
-        train_denoiser(parts, seen, config.denoiser, desk, bfloat16=config.bfloat16 and on_gpu)
+        train_denoiser(
+            parts, seen, config.denoiser, context, bfloat16=config.bfloat16 and on_gpu
+        )
     with times("vision-language model"):
         magnified = pool.magnified(REGION_SHARE, config.seed)
-        train_vlm(parts.vlm, parts.vlm_tokenizer, magnified, config.vlm, desk)
+        train_vlm(parts.vlm, parts.vlm_tokenizer, magnified, config.vlm, context)
 
-    scratch = desk.folder / "base"
+    scratch = context.folder / "base"
     shutil.rmtree(scratch, ignore_errors=True)
     net.save(parts, scratch)
     with times("judge"):
-        judge = train_judge(pool, config.judge_steps, desk)
+        probe = train_probe(pool, config.judge_steps, context)
     with times("metrics"):
-        metrics = measure(scratch, judge, test, hold_out, desk.device)
-    desk.tracker.log_metrics(metrics, 1)
+        metrics = measure(scratch, probe, test, hold_out, context.device)
+    context.tracker.log_metrics(metrics, 1)
     card = {
         "command": command,
         "config": json.loads(config.model_dump_json(exclude={"output"})),
@@ -110,14 +112,14 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
     }
     (scratch / CARD).write_text(json.dumps(card, indent=1) + "\n")
     os.rename(scratch, config.output)
-    for state in desk.folder.glob("*.safetensors"):
+    for state in context.folder.glob("*.safetensors"):
         state.unlink()
-    desk.tracker.finish("FINISHED")
+    context.tracker.finish("FINISHED")
     return config.output
 
 
 def measure(
-    base: Path, judge: Judge, test: Pool, hold_out: tuple[str, ...], device: torch.device
+    base: Path, probe: Probe, test: Pool, hold_out: tuple[str, ...], device: torch.device
 ) -> dict[str, float]:
     """What a finished base can do, from its files: autoencoder, drawings, retrieval."""
     models = load_base(BaseConfig(path=str(base)), device)
@@ -133,14 +135,14 @@ def measure(
     metrics = psnr(parts.vae, test, device)
     metrics |= retrieval(parts.vlm, parts.vlm_tokenizer, test, device)
     shown = [test.vocabulary[place] for place in test.kinds.tolist()]
-    for name, value in judge.score(test.pixels(torch.arange(len(test))), shown).items():
+    for name, value in probe.score(test.pixels(torch.arange(len(test))), shown).items():
         metrics[f"judge_on_real_{name}"] = value
     for group, wanted in (("seen", False), ("held_out", True)):
         kinds = [one for one in test.vocabulary if one.held_out(hold_out) == wanted]
         kinds = kinds * SAMPLES_A_KIND
         if kinds:
             drawn = draw_images(parts, [kind.caption for kind in kinds], seed=1_000)
-            for name, value in judge.score(as_tensor(drawn), kinds).items():
+            for name, value in probe.score(as_tensor(drawn), kinds).items():
                 metrics[f"drawn_{group}_{name}"] = value
     return metrics
 
@@ -166,7 +168,7 @@ class _Times:
         return {part: round(spent / 60, 1) for part, spent in self.seconds.items()}
 
 
-def _desk(config: PretrainConfig, root: Path | None) -> tuple[Desk, _Times]:
+def _context(config: PretrainConfig, root: Path | None) -> tuple[StageContext, _Times]:
     """The working folder, with the same config as before if it is not new."""
     folder = config.output.with_name(f"{config.output.name}-training")
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,7 +199,7 @@ def _desk(config: PretrainConfig, root: Path | None) -> tuple[Desk, _Times]:
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    desk = Desk(
+    context = StageContext(
         folder,
         tracker,
         config.seed,
@@ -205,4 +207,4 @@ def _desk(config: PretrainConfig, root: Path | None) -> tuple[Desk, _Times]:
         config.save_every,
         config.samples_every,
     )
-    return desk, _Times(folder / "times.json")
+    return context, _Times(folder / "times.json")

@@ -9,31 +9,37 @@ from acontrol.data.images import pictures
 from acontrol.pretrain.pool import Pool
 from acontrol.pretrain.settings import VaeStage
 from acontrol.reporting import contact_sheet
-from acontrol.runs.stage import Desk, run_stage
+from acontrol.runs.stage import StageContext, run_stage
 
 KL_WEIGHT = 1e-4
 SHOWN = 6
 
 
 def train_vae(
-    vae: AutoencoderKL, pool: Pool, test: Pool, stage: VaeStage, desk: Desk, *, bfloat16: bool
+    vae: AutoencoderKL,
+    pool: Pool,
+    test: Pool,
+    stage: VaeStage,
+    context: StageContext,
+    *,
+    bfloat16: bool,
 ) -> None:
     """Train encoder and decoder, then the decoder alone; set the latents' scale.
 
     Once the encoder rests the latents do not change, and the decoder has all the steps it
     needs for the fine print of defects.
     """
-    device = desk.device.type
+    device = context.device.type
 
     def loss(name: str, step: int, encoder_rests: bool) -> dict[str, Tensor]:
-        chosen = desk.chosen(name, step, stage.batch_size, len(pool))
-        image = pool.pixels(chosen).to(desk.device)
-        weight = 1 + stage.mask_weight * pool.masks[chosen].to(desk.device)
-        generator = desk.generator(f"{name} noise", step)
+        chosen = context.chosen(name, step, stage.batch_size, len(pool))
+        image = pool.pixels(chosen).to(context.device)
+        weight = 1 + stage.mask_weight * pool.masks[chosen].to(context.device)
+        generator = context.generator(f"{name} noise", step)
         with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             with torch.set_grad_enabled(not encoder_rests):
                 posterior = vae.encode(image).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator).to(desk.device)
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(context.device)
             decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
         error = decoded - image
         terms = {
@@ -45,14 +51,14 @@ def train_vae(
         return {"loss": total if encoder_rests else total + KL_WEIGHT * terms["kl"], **terms}
 
     def sample() -> Image.Image:
-        return reconstructions(vae, test, desk.device)
+        return reconstructions(vae, test, context.device)
 
     vae.train()
     run_stage(
         "autoencoder",
         vae,
         lambda step: loss("autoencoder", step, encoder_rests=False),
-        desk,
+        context,
         steps=stage.steps,
         learning_rate=stage.learning_rate,
         sample=sample,
@@ -64,13 +70,13 @@ def train_vae(
             "decoder",
             vae,
             lambda step: loss("decoder", step, encoder_rests=True),
-            desk,
+            context,
             steps=stage.decoder_steps,
             learning_rate=stage.learning_rate / 2,
             sample=sample,
         )
     vae.eval().requires_grad_(False)
-    latents = encode(vae, test, desk.device)[:, :4]
+    latents = encode(vae, test, context.device)[:, :4]
     vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
 
 

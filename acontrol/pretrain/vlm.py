@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, Blip2ForImageTextRetrieval
 
 from acontrol.method.csm import embed_patches
-from acontrol.pretrain.pool import Kind, Pool
+from acontrol.pretrain.pool import DefectType, Pool
 from acontrol.pretrain.settings import VlmStage
-from acontrol.runs.stage import Desk, run_stage
+from acontrol.runs.stage import StageContext, run_stage
 
 ANOMALY_TEXT = "This is an image with"  # config.CsmConfig's template.
 
@@ -20,26 +20,26 @@ def train_vlm(
     tokenizer: BertTokenizer,
     pool: Pool,
     stage: VlmStage,
-    desk: Desk,
+    context: StageContext,
 ) -> None:
     """Train the vision tower on patch labels, freeze it, then the Q-Former by ITC and ITM."""
     vlm.train()
     if stage.vision_steps:
-        _train_vision(vlm, pool, stage, desk)
+        _train_vision(vlm, pool, stage, context)
     vlm.vision_model.eval().requires_grad_(False)
-    seen = embed_all_patches(vlm, pool, desk.device)
+    seen = embed_all_patches(vlm, pool, context.device)
     texts = Texts.of(pool.vocabulary, tokenizer)
     kinds = pool.kinds
 
     def loss(step: int) -> dict[str, Tensor]:
-        chosen = desk.chosen("qformer", step, stage.batch_size, len(pool))
-        generator = desk.generator("qformer texts", step)
+        chosen = context.chosen("qformer", step, stage.batch_size, len(pool))
+        generator = context.generator("qformer texts", step)
         form = torch.randint(len(texts.keys), (len(chosen),), generator=generator)
-        visual, kind = seen[chosen].to(desk.device).float(), kinds[chosen]
-        ids, real = texts.take(form, kind, desk.device)
+        visual, kind = seen[chosen].to(context.device).float(), kinds[chosen]
+        ids, real = texts.take(form, kind, context.device)
         # Text j fits image i if what j says of its own kind also holds for i's.
         fits = texts.keys[form[None], kind[:, None]] == texts.keys[form, kind][None]
-        fits = fits.to(desk.device)
+        fits = fits.to(context.device)
         similarity = similarities(vlm, visual, ids, real)
         itc = _contrastive(similarity / stage.temperature, fits)
         itm = _matching(vlm, visual, ids, real, similarity.detach(), fits, generator)
@@ -49,7 +49,7 @@ def train_vlm(
         "qformer",
         vlm,
         loss,
-        desk,
+        context,
         steps=stage.steps,
         learning_rate=stage.learning_rate,
     )
@@ -71,7 +71,7 @@ class Texts:
     keys: Tensor
 
     @classmethod
-    def of(cls, vocabulary: tuple[Kind, ...], tokenizer: BertTokenizer) -> "Texts":
+    def of(cls, vocabulary: tuple[DefectType, ...], tokenizer: BertTokenizer) -> "Texts":
         """Tokenize a vocabulary."""
         forms = [
             [kind.caption for kind in vocabulary],
@@ -160,7 +160,7 @@ def retrieval(
 
 
 def _train_vision(
-    vlm: Blip2ForImageTextRetrieval, pool: Pool, stage: VlmStage, desk: Desk
+    vlm: Blip2ForImageTextRetrieval, pool: Pool, stage: VlmStage, context: StageContext
 ) -> None:
     """A patch names the defect that it touches, the class token names the product."""
     phrases = sorted({kind.phrase for kind in pool.vocabulary})
@@ -173,27 +173,27 @@ def _train_vision(
     labels = torch.where(touched, phrase[pool.kinds][:, None], nothing)
     width = vlm.config.vision_config.hidden_size
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(desk.seed)
+        torch.manual_seed(context.seed)
         heads = nn.ModuleDict(
             {
                 "patch": nn.Linear(width, nothing + 1),
                 "product": nn.Linear(width, len(categories)),
             }
-        ).to(desk.device)
+        ).to(context.device)
     # Most patches show no defect.
-    balance = torch.ones(nothing + 1, device=desk.device)
+    balance = torch.ones(nothing + 1, device=context.device)
     balance[nothing] = 0.1
 
     def loss(step: int) -> dict[str, Tensor]:
-        chosen = desk.chosen("vision", step, stage.batch_size, len(pool))
-        seen = embed_patches(vlm, pool.pixels(chosen).to(desk.device))
+        chosen = context.chosen("vision", step, stage.batch_size, len(pool))
+        seen = embed_patches(vlm, pool.pixels(chosen).to(context.device))
         patch = F.cross_entropy(
             heads["patch"](seen[:, 1:]).flatten(0, 1),
-            labels[chosen].flatten().to(desk.device),
+            labels[chosen].flatten().to(context.device),
             balance,
         )
         product = F.cross_entropy(
-            heads["product"](seen[:, 0]), category[pool.kinds[chosen]].to(desk.device)
+            heads["product"](seen[:, 0]), category[pool.kinds[chosen]].to(context.device)
         )
         total = patch + product
         return {"loss": total, "patch": patch.detach(), "product": product.detach()}
@@ -202,7 +202,7 @@ def _train_vision(
         "vision",
         nn.ModuleDict({"tower": vlm.vision_model, "heads": heads}),
         loss,
-        desk,
+        context,
         steps=stage.vision_steps,
         learning_rate=stage.learning_rate,
     )

@@ -26,7 +26,7 @@ from acontrol.registry.card import (
 )
 from acontrol.registry.model_files import check_model, sha256
 from acontrol.registry.readme import readme
-from acontrol.registry.requests import COLUMNS, IMAGES, Sampling, encode
+from acontrol.registry.requests import COLUMNS, IMAGES, ServedSampling, encode
 
 
 def package(folder: Path, adapter: Path, card: ModelCard, grid: Path | None) -> str:
@@ -69,7 +69,7 @@ def package(folder: Path, adapter: Path, card: ModelCard, grid: Path | None) -> 
 
 def signature(card: ModelCard) -> ModelSignature:
     """Inputs, outputs and parameters of a served model."""
-    defaults = Sampling(semantic_scale=card.adapter.sga.scale)
+    defaults = ServedSampling(semantic_scale=card.adapter.sga.scale)
     types = {int: "long", float: "double", bool: "boolean"}
     return ModelSignature(
         Schema([ColSpec("long" if name == "seed" else "string", name) for name in COLUMNS]),

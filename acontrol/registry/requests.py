@@ -24,7 +24,7 @@ COLUMNS = (*TEXTS, *IMAGES, "seed")
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ServedRequest:
     """One image to draw: the pipeline's arguments of the same names."""
 
     prompt: str
@@ -37,7 +37,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class ServedSampling:
     """How all images of a request are drawn."""
 
     num_inference_steps: int = 30
@@ -46,7 +46,7 @@ class Sampling:
     composite: bool = True
 
 
-def read_rows(rows: Sequence[Mapping[str, Any]]) -> list[Drawing]:
+def read_rows(rows: Sequence[Mapping[str, Any]]) -> list[ServedRequest]:
     """Decode and check a request's rows.
 
     Raises:
@@ -63,14 +63,14 @@ def read_rows(rows: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     return drawings
 
 
-def read_params(params: Mapping[str, Any] | None, defaults: Sampling) -> Sampling:
+def read_params(params: Mapping[str, Any] | None, defaults: ServedSampling) -> ServedSampling:
     """Check a request's parameters.
 
     Raises:
         ValueError: If one is out of range.
     """
     said = {name: value for name, value in (params or {}).items() if value is not None}
-    sampling = Sampling(**{**vars(defaults), **said})
+    sampling = ServedSampling(**{**vars(defaults), **said})
     for name, low, high in (
         ("num_inference_steps", 1, 200),
         ("guidance_scale", 1, 50),
@@ -89,7 +89,7 @@ def encode(image: Image.Image) -> str:
     return base64.b64encode(content.getvalue()).decode("ascii")
 
 
-def _row(row: Mapping[str, Any]) -> Drawing:
+def _row(row: Mapping[str, Any]) -> ServedRequest:
     for name in TEXTS:
         value = row.get(name)
         if not isinstance(value, str) or not value.strip():
@@ -109,7 +109,7 @@ def _row(row: Mapping[str, Any]) -> Drawing:
             raise ValueError(f"{mask}: is {images[mask].size}, its image {images[name].size}")
         if images[mask].getbbox() is None:
             raise ValueError(f"{mask}: is empty; it must be white where the defect is")
-    return Drawing(row["prompt"], row["reference_phrase"], **images, seed=int(seed))
+    return ServedRequest(row["prompt"], row["reference_phrase"], **images, seed=int(seed))
 
 
 def _image(name: str, value: Any) -> Image.Image:

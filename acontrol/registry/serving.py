@@ -20,7 +20,13 @@ from acontrol.networks.load import quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pipelines.loading import load_pipeline
 from acontrol.registry.model_files import check_model
-from acontrol.registry.requests import Drawing, Sampling, encode, read_params, read_rows
+from acontrol.registry.requests import (
+    ServedRequest,
+    ServedSampling,
+    encode,
+    read_params,
+    read_rows,
+)
 
 BASE_PATH = "ACONTROL_BASE_PATH"  # Where the base is on this machine, if not where it was.
 
@@ -31,7 +37,7 @@ class ServedModel:
     def __init__(self, pipeline: AnomalyControlPipeline):
         """Take the pipeline."""
         self.pipeline = pipeline
-        self.defaults = Sampling(semantic_scale=pipeline.card.sga.scale)
+        self.defaults = ServedSampling(semantic_scale=pipeline.card.sga.scale)
         # MLflow's server calls predict from several threads, and a sampler has a state.
         self._one_at_a_time = threading.Lock()
 
@@ -54,7 +60,7 @@ class ServedModel:
             images = [encode(self._draw(drawing, sampling)) for drawing in drawings]
         return pd.DataFrame({"image": images})
 
-    def _draw(self, drawing: Drawing, sampling: Sampling) -> Any:
+    def _draw(self, drawing: ServedRequest, sampling: ServedSampling) -> Any:
         return self.pipeline(
             [drawing.prompt],
             [drawing.reference_image],

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from acontrol.errors import UserError
-from acontrol.runs.storage import Place
+from acontrol.runs.storage import StoragePath
 
 
 @contextlib.contextmanager
-def only_launch(run: Place) -> Iterator[None]:
+def only_launch(run: StoragePath) -> Iterator[None]:
     """Keep a second launch out of the run's folder for as long as this one is in it.
 
     An object store has no locks: there the later launch takes the run over, and the earlier
-    one ends before it writes its next bundle.
+    one ends before it writes its next checkpoint.
 
     Raises:
         UserError: If there is one already.

@@ -26,7 +26,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from acontrol._version import __version__
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
-from acontrol.runs.storage import Place
+from acontrol.runs.storage import StoragePath
 
 log = logging.getLogger(__name__)
 # By default it takes a server that hangs a quarter of an hour to become an error.
@@ -44,7 +44,7 @@ def named_uri(config: RunConfig) -> str | None:
     return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
 
 
-def tracking_uri(config: RunConfig, run: Place) -> str:
+def tracking_uri(config: RunConfig, run: StoragePath) -> str:
     """The named server or database, else one in the run's folder.
 
     Raises:

@@ -34,7 +34,7 @@ class RefusedError(Exception):
     """The other side answers, and will never take this."""
 
 
-class Spool:
+class EventQueue:
     """One file of the queue: appended to by its own process, read by whoever sends it."""
 
     def __init__(self, file: Path):
@@ -45,13 +45,13 @@ class Spool:
         self._broken = False
 
     @classmethod
-    def new(cls, folder: Path) -> "Spool":
+    def new(cls, folder: Path) -> "EventQueue":
         """A file of this process's own; names sort by time."""
         stamp = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         return cls(folder / f"{stamp}.jsonl")
 
     @classmethod
-    def all_in(cls, folder: Path) -> list["Spool"]:
+    def all_in(cls, folder: Path) -> list["EventQueue"]:
         """Every process's, in the order of their beginnings."""
         return [cls(file) for file in sorted(folder.glob("*.jsonl"))]
 
@@ -132,21 +132,21 @@ class Spool:
             stream.write(json.dumps({"reason": reason, **event}) + "\n")
 
 
-class Sender:
-    """A thread that sends the events of some spools in order, for as long as it takes.
+class Uploader:
+    """A thread that sends the events of some queues in order, for as long as it takes.
 
-    It ends with the process: what is not sent by then stays in its spool.
+    It ends with the process: what is not sent by then stays in its queue.
     """
 
-    def __init__(self, spools: Sequence[Spool], deliver: Deliver):
+    def __init__(self, queues: Sequence[EventQueue], deliver: Deliver):
         """Start it.
 
         Args:
-            spools: What to send, first to last.
+            queues: What to send, first to last.
             deliver: Sends some events. An exception means that the other side is away, but for
                 RefusedError.
         """
-        self.spools, self.deliver = list(spools), deliver
+        self.queues, self.deliver = list(queues), deliver
         self._wake = threading.Event()
         self._pause_s = 0.0
         self._stopped = False
@@ -156,7 +156,7 @@ class Sender:
     def drain(self, limit_s: float) -> bool:
         """Wait until all that is in now is sent; whether it was within the limit."""
         deadline = time.monotonic() + limit_s
-        while any(spool.waiting() for spool in self.spools):
+        while any(queue.waiting() for queue in self.queues):
             if time.monotonic() > deadline:
                 return False
             self._wake.set()
@@ -175,21 +175,21 @@ class Sender:
             self._wake.wait(max(EVERY_S, self._pause_s))
             self._wake.clear()
             try:
-                for spool in list(self.spools):
-                    self._send(spool)
+                for queue in list(self.queues):
+                    self._send(queue)
                 if self._pause_s:
-                    log.warning("what waited in %s is sent", self.spools[0].file.parent)
+                    log.warning("what waited in %s is sent", self.queues[0].file.parent)
                 self._pause_s = 0.0
             except Exception as error:
                 reason = " ".join(str(error).split())[:200]
                 if not self._pause_s:
-                    log.warning("events wait in %s: %s", self.spools[0].file.parent, reason)
+                    log.warning("events wait in %s: %s", self.queues[0].file.parent, reason)
                 shortest, longest = PAUSES_S
                 self._pause_s = min(longest, max(shortest, 2 * self._pause_s))
 
-    def _send(self, spool: Spool) -> None:
+    def _send(self, queue: EventQueue) -> None:
         while True:
-            found = list(itertools.islice(spool.events(spool.sent), BATCH))
+            found = list(itertools.islice(queue.events(queue.sent), BATCH))
             if not found:
                 return
             events = [event for event, _ in found]
@@ -200,6 +200,6 @@ class Sender:
                     try:
                         self.deliver([event])
                     except RefusedError as error:
-                        log.warning("%s: refused for good: %s", spool.file, error)
-                        spool.refuse(event, str(error))
-            spool.acknowledge(found[-1][1])
+                        log.warning("%s: refused for good: %s", queue.file, error)
+                        queue.refuse(event, str(error))
+            queue.acknowledge(found[-1][1])

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from acontrol.config import RunConfig, Settings
 from acontrol.runs import storage
-from acontrol.runs.storage import Place
+from acontrol.runs.storage import StoragePath
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Launch:
     """What the driver hands to every worker."""
 
     config: RunConfig
-    folder: Place
+    folder: StoragePath
     tracking_uri: str
     mlflow_run: str
     base_digest: str
@@ -22,17 +22,17 @@ class Launch:
     features: bool = False  # Whether config.data.features holds what fits this run.
 
     @property
-    def run(self) -> Place:
+    def run(self) -> StoragePath:
         """The run's folder."""
         return self.folder.parent.parent
 
     @property
-    def stop_file(self) -> Place:
-        """Its presence asks the workers to stop after a bundle."""
+    def stop_file(self) -> StoragePath:
+        """Its presence asks the workers to stop after a checkpoint."""
         return self.folder / "stop"
 
     @property
-    def reserved_file(self) -> Place:
+    def reserved_file(self) -> StoragePath:
         """Holds the id of Ray's placement group, in which the workers are."""
         return self.folder / "placement-group"
 
@@ -52,13 +52,13 @@ class RunRecord(Settings):
     mlflow_uri: str | None
 
     @classmethod
-    def read(cls, run: Place) -> "RunRecord | None":
+    def read(cls, run: StoragePath) -> "RunRecord | None":
         """The record of a run's folder; None if there is none that can be read."""
         try:
             return cls.model_validate_json((run / "run.json").read_bytes())
         except (OSError, ValidationError):
             return None
 
-    def write(self, run: Place) -> None:
+    def write(self, run: StoragePath) -> None:
         """Replace the record in one step."""
         storage.write(run / "run.json", self.model_dump_json().encode())

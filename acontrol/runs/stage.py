@@ -21,7 +21,7 @@ GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True)
-class Desk:
+class StageContext:
     """What every stage works with.
 
     Attributes:
@@ -53,7 +53,7 @@ def run_stage(
     name: str,
     module: nn.Module,
     loss: Callable[[int], dict[str, Tensor]],
-    desk: Desk,
+    context: StageContext,
     *,
     steps: int,
     learning_rate: float,
@@ -69,7 +69,7 @@ def run_stage(
         name: Of the stage, in files and metrics.
         module: Its parameters that require gradients are trained.
         loss: Gives the terms of step ``i``, from 0; "loss" is minimized, all are logged.
-        desk: Where, and with which seed.
+        context: Where, and with which seed.
         steps: How many.
         learning_rate: AdamW's, at its highest.
         ema_decay: Of the moving average; 0 for none.
@@ -78,7 +78,7 @@ def run_stage(
     trained = {name: one for name, one in module.named_parameters() if one.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate, weight_decay=0.01)
     average = {name: one.detach().clone() for name, one in trained.items()} if ema_decay else {}
-    file = desk.folder / f"{name}.safetensors"
+    file = context.folder / f"{name}.safetensors"
     first = _load(file, trained, average, optimizer) if file.exists() else 0
     shown = tqdm(range(first, steps), name, initial=first, total=steps, disable=None)
     for step in shown:
@@ -97,16 +97,16 @@ def run_stage(
         last = step + 1 == steps
         if step % 20 == 19 or last:
             values = {f"{name}/{key}": float(value.detach()) for key, value in terms.items()}
-            desk.tracker.log_metrics(values, step + 1)
+            context.tracker.log_metrics(values, step + 1)
             shown.set_postfix(loss=f"{values[f'{name}/loss']:.4f}")
-        if last or (step + 1) % desk.save_every == 0:
-            desk.tracker.flush()
+        if last or (step + 1) % context.save_every == 0:
+            context.tracker.flush()
             _save(file, step + 1, trained, average, optimizer)
-        if sample is not None and (last or (step + 1) % desk.samples_every == 0):
+        if sample is not None and (last or (step + 1) % context.samples_every == 0):
             with _holding(trained, average):
                 picture = sample()
-            picture.save(desk.folder / f"{name}-{step + 1:06d}.png")
-            desk.tracker.log_image(picture, name, step + 1)
+            picture.save(context.folder / f"{name}-{step + 1:06d}.png")
+            context.tracker.log_image(picture, name, step + 1)
     with torch.no_grad():
         for key, value in average.items():
             trained[key].copy_(value)

@@ -18,12 +18,12 @@ from upath import UPath
 
 from acontrol.errors import UserError
 
-Place = Path | UPath
+StoragePath = Path | UPath
 # What a full disk or a used-up quota says.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def place(where: str | os.PathLike[str]) -> Place:
+def storage_path(where: str | os.PathLike[str]) -> StoragePath:
     """A local path, or the place that a URI such as s3://bucket/run names.
 
     Raises:
@@ -41,12 +41,12 @@ def place(where: str | os.PathLike[str]) -> Place:
         raise UserError(f"{where}: cannot be reached ({reason})") from error
 
 
-def is_local(where: Place) -> bool:
+def is_local(where: StoragePath) -> bool:
     """Whether it is a folder or file of this machine, or mounted on it."""
     return isinstance(where, Path)
 
 
-def on_this_node(where: Place) -> Path:
+def on_this_node(where: StoragePath) -> Path:
     """The folder itself, or one on this node that stands for a place in an object store."""
     if isinstance(where, Path):
         return where
@@ -54,7 +54,7 @@ def on_this_node(where: Place) -> Path:
     return Path(cache, "runs", hashlib.sha256(str(where).encode()).hexdigest()[:16])
 
 
-def write(file: Place, content: bytes) -> None:
+def write(file: StoragePath, content: bytes) -> None:
     """Put a file in its place in one piece, over an earlier one; durable once this returns.
 
     Raises:
@@ -77,7 +77,7 @@ def write(file: Place, content: bytes) -> None:
     _sync(file.parent)
 
 
-def sha256(file: Place) -> str:
+def sha256(file: StoragePath) -> str:
     """Digest of a file, read a piece at a time."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256")  # type: ignore[arg-type]  # Has readinto.
@@ -85,7 +85,7 @@ def sha256(file: Place) -> str:
 
 
 @contextlib.contextmanager
-def local_copy(folder: Place, names: Sequence[str]) -> Iterator[Path]:
+def local_copy(folder: StoragePath, names: Sequence[str]) -> Iterator[Path]:
     """A local folder with those files and folders, as far as they are there.
 
     Args:
@@ -103,7 +103,7 @@ def local_copy(folder: Place, names: Sequence[str]) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def remove(folder: Place) -> None:
+def remove(folder: StoragePath) -> None:
     """Delete a folder with all it holds, if it is there; what cannot be deleted is left."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
@@ -111,7 +111,7 @@ def remove(folder: Place) -> None:
         folder.fs.rm(folder.path, recursive=True)
 
 
-def check_space(where: Place, needed: int) -> None:
+def check_space(where: StoragePath, needed: int) -> None:
     """See that a local disk can take so many bytes; an object store is not asked.
 
     Raises:
@@ -126,13 +126,13 @@ def check_space(where: Place, needed: int) -> None:
         raise UserError(full(where, needed, free))
 
 
-def full(where: Place, needed: int, free: int | None = None) -> str:
+def full(where: StoragePath, needed: int, free: int | None = None) -> str:
     """The one line about a full disk."""
     left = "" if free is None else f", {free / 2**20:.0f} MiB are free"
     return f"{where}: no room for {needed / 2**20:.0f} MiB{left}; make room there"
 
 
-def for_ray(folder: Place) -> tuple[str, Any]:
+def for_ray(folder: StoragePath) -> tuple[str, Any]:
     """A path, and the file system that it is on, in Arrow's words; None is the local one."""
     if isinstance(folder, Path):
         return str(folder), None

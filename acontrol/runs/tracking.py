@@ -1,6 +1,6 @@
 """What a run logs to MLflow, whether MLflow is there or not.
 
-Whoever logs never waits for MLflow: what is logged goes to a spool in the run's folder, and
+Whoever logs never waits for MLflow: what is logged goes to a queue in the run's folder, and
 a thread sends it. All that is sent may be sent twice: metrics bear the time at which they were
 logged, by which MLflow knows them again, and files their names.
 """
@@ -35,8 +35,8 @@ from acontrol.runs.mlflow_client import (
     tracking_uri,
     without_password,
 )
-from acontrol.runs.outbox import Event, RefusedError, Sender, Spool
-from acontrol.runs.storage import Place
+from acontrol.runs.outbox import Event, EventQueue, RefusedError, Uploader
+from acontrol.runs.storage import StoragePath
 
 log = logging.getLogger(__name__)
 METRICS_A_REQUEST = 1000  # MLflow takes no more.
@@ -50,7 +50,7 @@ class Tracker:
         self,
         uri: str,
         run_id: str,
-        folder: Place,
+        folder: StoragePath,
         *,
         adopt: bool = False,
         wait_s: float = 60.0,
@@ -68,8 +68,8 @@ class Tracker:
         self.client = mlflow.MlflowClient(tracking_uri=uri)
         self.uri, self.run_id, self.wait_s = uri, run_id, wait_s
         self._is_alone = not storage.is_local(folder)
-        self.spools = storage.on_this_node(folder) / "events" / run_id
-        before = Spool.all_in(self.spools)
+        self.folder = storage.on_this_node(folder) / "events" / run_id
+        before = EventQueue.all_in(self.folder)
         # Beside an object store, the node that wrote what came before may be gone.
         elsewhere = FIRST_NAMES if self._is_alone else ()
         self._last_steps = last_steps(uri, run_id, elsewhere)
@@ -77,11 +77,11 @@ class Tracker:
             if event["kind"] == "metrics":
                 first = next(iter(event["values"]))
                 self._last_steps[first] = max(event["step"], self._last_steps.get(first, -1))
-        self._spool, self._lock = Spool.new(self.spools), threading.Lock()
-        self._sender = Sender([*(before if adopt else []), self._spool], self._deliver)
+        self._queue, self._lock = EventQueue.new(self.folder), threading.Lock()
+        self._uploader = Uploader([*(before if adopt else []), self._queue], self._deliver)
 
     @classmethod
-    def start(cls, config: RunConfig, run: Place, known: str | None) -> "Tracker":
+    def start(cls, config: RunConfig, run: StoragePath, known: str | None) -> "Tracker":
         """Open the run's MLflow run, or make it: config, versions and commit are logged once.
 
         Args:
@@ -111,7 +111,7 @@ class Tracker:
         experiment: str,
         run_name: str,
         known: str | None,
-        folder: Place,
+        folder: StoragePath,
         *,
         artifacts: Path | None = None,
         parent: str | None = None,
@@ -182,7 +182,7 @@ class Tracker:
         try:
             for name, one in ((f"{stem}.png", image), (f"{stem}+compressed.webp", small)):
                 one.save(file := self._own_file(name))
-                self._put("file", file=str(file.relative_to(self.spools)), folder="images")
+                self._put("file", file=str(file.relative_to(self.folder)), folder="images")
         except OSError as error:
             log.warning("the picture of step %s is lost: %s", step, error)
         self.set_tag(MLFLOW_LOGGED_IMAGES, "True")
@@ -191,11 +191,11 @@ class Tracker:
         """Store a copy of a file."""
         file = self._own_file(path.name)
         shutil.copyfile(path, file)
-        self._put("file", file=str(file.relative_to(self.spools)), folder=None)
+        self._put("file", file=str(file.relative_to(self.folder)), folder=None)
 
     def flush(self) -> None:
         """Have the disk hold what is logged: a resume from here on has all of it."""
-        self._spool.sync()
+        self._queue.sync()
 
     def leave(self) -> None:
         """This process ends, and nothing more is logged here.
@@ -203,8 +203,8 @@ class Tracker:
         Where the run's folder is this node's own, no later process may see what waits in it.
         """
         self.flush()
-        if self._is_alone and not self._sender.stop(self.wait_s):
-            log.warning("MLflow is away: events wait on this node, in %s", self.spools)
+        if self._is_alone and not self._uploader.stop(self.wait_s):
+            log.warning("MLflow is away: events wait on this node, in %s", self.folder)
 
     def finish(self, status: str) -> bool:
         """Close the run, FINISHED, FAILED or KILLED; whether MLflow has all of it by now.
@@ -212,28 +212,28 @@ class Tracker:
         Sends what the run's other processes left too. After ``wait_s`` it says what waits.
         """
         self._put("status", status=status)
-        self._spool.close()
-        others = [one for one in Spool.all_in(self.spools) if one.file != self._spool.file]
-        self._sender.spools = [*others, self._spool]
+        self._queue.close()
+        others = [one for one in EventQueue.all_in(self.folder) if one.file != self._queue.file]
+        self._uploader.queues = [*others, self._queue]
         there = f"MLflow at {without_password(self.uri)}"
         try:
-            if not self._sender.drain(min(5.0, self.wait_s)):
+            if not self._uploader.drain(min(5.0, self.wait_s)):
                 print(f"Waiting up to {self.wait_s:g} s for {there}", flush=True)
-            drained = self._sender.stop(self.wait_s)
+            drained = self._uploader.stop(self.wait_s)
         except KeyboardInterrupt:  # Who cannot wait need not.
-            drained = self._sender.stop(0)
+            drained = self._uploader.stop(0)
         if not drained:
-            waiting = sum(one.waiting() for one in self._sender.spools)
-            lie = f"{waiting} events wait in {self.spools}; the same command sends them"
+            waiting = sum(one.waiting() for one in self._uploader.queues)
+            lie = f"{waiting} events wait in {self.folder}; the same command sends them"
             print(f"{there} is away: {lie}", flush=True)
         return drained
 
     def _put(self, kind: str, **what: Any) -> None:
         with self._lock:
-            self._spool.append({"time": int(time.time() * 1000), "kind": kind, **what})
+            self._queue.append({"time": int(time.time() * 1000), "kind": kind, **what})
 
     def _own_file(self, name: str) -> Path:
-        folder = self.spools / "files" / secrets.token_hex(8)
+        folder = self.folder / "files" / secrets.token_hex(8)
         folder.mkdir(parents=True)
         return folder / name
 
@@ -267,7 +267,7 @@ class Tracker:
             case "tag":
                 self.client.set_tag(self.run_id, event["name"], event["value"])
             case "file":
-                file = self.spools / event["file"]
+                file = self.folder / event["file"]
                 if file.exists():  # Else it was sent before.
                     self.client.log_artifact(self.run_id, str(file), event["folder"])
                     shutil.rmtree(file.parent, ignore_errors=True)

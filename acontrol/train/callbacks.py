@@ -1,4 +1,4 @@
-"""What one rank does around the steps: bundles, pictures, metrics, progress."""
+"""What one rank does around the steps: checkpoints, pictures, metrics, progress."""
 
 import faulthandler
 import logging
@@ -17,15 +17,15 @@ from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.load import BaseModels
 from acontrol.runs import storage
 from acontrol.runs.record import Launch, RunRecord
-from acontrol.runs.storage import Place
+from acontrol.runs.storage import StoragePath
 from acontrol.runs.tracking import Tracker
 from acontrol.train.checkpoint import (
     AdapterState,
-    Bundle,
+    Checkpoint,
     TrainState,
     export_adapter,
     prune,
-    write_bundle,
+    write_checkpoint,
 )
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import StepReport, Validation
@@ -46,7 +46,7 @@ STOP_S = 0.5
 
 
 class RunObserver:
-    """Bundles, pictures, metrics and progress of one worker; only rank 0 talks to anyone."""
+    """Checkpoints, pictures, metrics and progress of one worker; rank 0 alone reports them."""
 
     def __init__(
         self,
@@ -77,11 +77,13 @@ class RunObserver:
             self.bar = tqdm_ray.tqdm(total=self.config.optim.steps, desc="training")
             self.bar.update(start)
 
-    def on_restart(self, bundle: Bundle | None) -> None:
+    def on_restart(self, checkpoint: Checkpoint | None) -> None:
         """Say what a restart of the workers, within a launch, goes back to."""
         if self.tracker is not None:
-            start = f"step {bundle.state.step} ({bundle.path})" if bundle else "step 0"
-            redone = self.tracker.last_step - (bundle.state.step if bundle else 0)
+            start = (
+                f"step {checkpoint.state.step} ({checkpoint.path})" if checkpoint else "step 0"
+            )
+            redone = self.tracker.last_step - (checkpoint.state.step if checkpoint else 0)
             line = f"Workers started again from {start}: {max(0, redone)} steps are done again"
             self._say(line)
             self.tracker.event(line)
@@ -139,7 +141,7 @@ class RunObserver:
             self._looked = time.monotonic()
         return self._stop
 
-    def wants_bundle(self, step: int) -> bool:
+    def wants_checkpoint(self, step: int) -> bool:
         """Whether a node of ours is about to be taken away; the same on every rank."""
         if step % NOTICE_STEPS:
             return False
@@ -147,7 +149,7 @@ class RunObserver:
         leaving = set(notice.preempted_node_ids) - self._noticed if notice else set()
         self._noticed |= leaving
         if leaving and self.tracker is not None:
-            line = f"step {step}: a node is about to be taken away; writing a bundle"
+            line = f"step {step}: a node is about to be taken away; writing a checkpoint"
             self._say(line)
             self.tracker.event(line)
         return bool(leaving)
@@ -161,11 +163,11 @@ class RunObserver:
         self.watchdog.progress()
 
     def on_checkpoint(self, report: StepReport) -> None:
-        """Write a bundle on rank 0; all report it to Ray, which counts the calls."""
+        """Write a checkpoint on rank 0; all report it to Ray, which counts the calls."""
         state = self.engine.state()
         checkpoint = None
         if self.tracker is not None:
-            # On the disk before the bundle is: a resume from it has every earlier metric.
+            # On the disk before the checkpoint is: a resume from it has every earlier metric.
             self.tracker.flush()
             path = self._write(report.step, state)
             checkpoint = ray.train.Checkpoint(*storage.for_ray(path))
@@ -193,7 +195,7 @@ class RunObserver:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
-    def _write(self, step: int, state: AdapterState) -> Place:
+    def _write(self, step: int, state: AdapterState) -> StoragePath:
         record = RunRecord.read(self.run)
         if record is not None and record.launch != self.launch.folder.name:
             raise RuntimeError(f"the launch {record.launch} has taken over {self.run}")
@@ -205,7 +207,7 @@ class RunObserver:
             card,
         )
         exported.load_state_dict(state.averages or state.weights)
-        path = write_bundle(
+        path = write_checkpoint(
             self.launch.folder,
             exported,
             state,

@@ -1,4 +1,4 @@
-"""Checkpoint bundles: written whole or not at all, never trusted without their manifest.
+"""Checkpoint checkpoints: written whole or not at all, never trusted without their manifest.
 
     bundle-00000020/
       adapter/           config.json and weights, as SemanticAdapter.from_pretrained reads them
@@ -6,7 +6,7 @@
       state.json         position, optimizer steps, config, digests
       manifest.json      size and sha256 of every file above; written last
 
-No manifest, no checkpoint. Nothing in a bundle is pickled.
+No manifest, no checkpoint. Nothing in a checkpoint is pickled.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from torch import Tensor
 from acontrol.config import RunConfig, Settings
 from acontrol.errors import UserError, explain
 from acontrol.runs import storage
-from acontrol.runs.storage import Place
+from acontrol.runs.storage import StoragePath
 
 if TYPE_CHECKING:  # diffusers is not for a driver that reads checkpoints.
     from acontrol.method.sga import SemanticAdapter
@@ -36,7 +36,7 @@ WEIGHT = "weight."
 SPARE = 2**20  # Bytes that the file system wants beside the files themselves.
 
 
-class BundleFile(Settings):
+class CheckpointFile(Settings):
     """What a file must be."""
 
     size: int = Field(ge=0)
@@ -44,9 +44,9 @@ class BundleFile(Settings):
 
 
 class Manifest(Settings):
-    """Every file of a bundle but itself."""
+    """Every file of a checkpoint but itself."""
 
-    files: dict[str, BundleFile]
+    files: dict[str, CheckpointFile]
 
 
 class TrainState(Settings):
@@ -79,10 +79,10 @@ class AdapterState:
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """A bundle whose manifest and state were read and agree."""
+class Checkpoint:
+    """A checkpoint whose manifest and state were read and agree."""
 
-    path: Place
+    path: StoragePath
     state: TrainState
     manifest: Manifest
 
@@ -104,10 +104,13 @@ class Bundle:
         return AdapterState(weights, moments, self.state.step, averages=exported)
 
 
-def write_bundle(
-    folder: Place, adapter: "SemanticAdapter", state: AdapterState, train_state: TrainState
-) -> Place:
-    """Write a bundle under ``folder``; returns its path.
+def write_checkpoint(
+    folder: StoragePath,
+    adapter: "SemanticAdapter",
+    state: AdapterState,
+    train_state: TrainState,
+) -> StoragePath:
+    """Write a checkpoint under ``folder``; returns its path.
 
     Args:
         folder: The launch's own folder.
@@ -125,7 +128,7 @@ def write_bundle(
     discard(path)
     storage.check_space(folder, size + SPARE)
     listed = {
-        name: BundleFile(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        name: CheckpointFile(size=len(content), sha256=hashlib.sha256(content).hexdigest())
         for name, content in files.items()
     }
     manifest = Manifest(files=listed).model_dump_json(indent=1).encode()
@@ -144,7 +147,7 @@ def write_bundle(
 def _contents(
     adapter: "SemanticAdapter", state: AdapterState, train_state: TrainState
 ) -> dict[str, bytes]:
-    """The files of a bundle, in the order in which they are written."""
+    """The files of a checkpoint, in the order in which they are written."""
     moments = dict(state.moments)
     if state.averages is not None:  # Then the exported adapter is the average.
         moments |= {f"{WEIGHT}{name}": weight for name, weight in state.weights.items()}
@@ -157,14 +160,14 @@ def _contents(
     }
 
 
-def discard(path: Place) -> None:
-    """Delete a bundle, its manifest first: a half-deleted one must not look whole."""
+def discard(path: StoragePath) -> None:
+    """Delete a checkpoint, its manifest first: a half-deleted one must not look whole."""
     (path / MANIFEST).unlink(missing_ok=True)
     storage.remove(path)
 
 
-def open_bundle(path: Place) -> Bundle:
-    """Read a bundle's manifest and state, and see that all that it lists is there.
+def open_checkpoint(path: StoragePath) -> Checkpoint:
+    """Read a checkpoint's manifest and state, and see that all that it lists is there.
 
     Raises:
         ValueError: If there is no manifest, or a file is missing or of another size.
@@ -187,35 +190,35 @@ def open_bundle(path: Place) -> Bundle:
         state = TrainState.model_validate_json(_vouched(path, manifest, STATE_NAME))
     except ValidationError as error:
         raise ValueError(f"{STATE_NAME} is of another version: {explain(error)}") from error
-    return Bundle(path, state, manifest)
+    return Checkpoint(path, state, manifest)
 
 
-def read_bundle(path: Place) -> Bundle:
-    """Check every byte of a bundle against its manifest.
+def read_checkpoint(path: StoragePath) -> Checkpoint:
+    """Check every byte of a checkpoint against its manifest.
 
     Raises:
         ValueError: If a file is missing, of another size or changed, or there is no manifest.
     """
-    bundle = open_bundle(path)
-    for name, expected in bundle.manifest.files.items():
+    checkpoint = open_checkpoint(path)
+    for name, expected in checkpoint.manifest.files.items():
         if storage.sha256(path / name) != expected.sha256:
             raise ValueError(f"{name} is damaged")
-    return bundle
+    return checkpoint
 
 
-def export_adapter(bundle: Place, target: Place) -> None:
-    """Copy a bundle's adapter to a stable place, over the one there, a rename a file.
+def export_adapter(checkpoint: StoragePath, target: StoragePath) -> None:
+    """Copy a checkpoint's adapter to a stable place, over the one there, a rename a file.
 
     So there is a whole adapter at every moment, also after a kill. Between the two renames the
     card may count fewer steps than the weights have; nothing else in it changes within a run.
     """
     # The weights first: where config.json is, an adapter is.
-    names = sorted((file.name for file in (bundle / "adapter").iterdir()), reverse=True)
+    names = sorted((file.name for file in (checkpoint / "adapter").iterdir()), reverse=True)
     for name in names:
-        storage.write(target / name, (bundle / "adapter" / name).read_bytes())
+        storage.write(target / name, (checkpoint / "adapter" / name).read_bytes())
 
 
-def _vouched(path: Place, manifest: Manifest, name: str) -> bytes:
+def _vouched(path: StoragePath, manifest: Manifest, name: str) -> bytes:
     """A file's bytes, if they are the manifest's."""
     content: bytes = (path / name).read_bytes()
     if hashlib.sha256(content).hexdigest() != manifest.files[name].sha256:
@@ -223,34 +226,34 @@ def _vouched(path: Place, manifest: Manifest, name: str) -> bytes:
     return content
 
 
-def newest_bundle(run: Place) -> Bundle | None:
-    """The furthest bundle of a run that verifies, over all launches; None before the first.
+def newest_checkpoint(run: StoragePath) -> Checkpoint | None:
+    """The furthest checkpoint of a run that verifies, over all launches; None before the first.
 
     Raises:
-        UserError: If there are finished bundles but none verifies: starting again from step 0
-            must be somebody's decision.
+        UserError: If there are finished checkpoints but none verifies: starting again from
+            step 0 must be somebody's decision.
     """
     refused = []
     for path in _furthest_first(run):
         try:
-            return read_bundle(path)
+            return read_checkpoint(path)
         except ValueError as error:
             if (path / MANIFEST).exists():
                 refused.append(f"{path.name}: {error}")
-                log.warning("bundle %s is not used: %s", path, error)
+                log.warning("checkpoint %s is not used: %s", path, error)
     if refused:
         raise UserError(
-            f"{run}: no bundle verifies ({'; '.join(refused)}); restore one, or start anew "
+            f"{run}: no checkpoint verifies ({'; '.join(refused)}); restore one, or start anew "
             "with another --output"
         )
     return None
 
 
-def prune(run: Place, keep: int, newest: Place) -> None:
-    """Delete all but ``newest`` and the ``keep - 1`` good bundles before it.
+def prune(run: StoragePath, keep: int, newest: StoragePath) -> None:
+    """Delete all but ``newest`` and the ``keep - 1`` good checkpoints before it.
 
-    What does not verify does not count as kept. A bundle of another launch that claims to be
-    further was refused when this launch started, and goes.
+    What does not verify does not count as kept. A checkpoint of another launch that claims to
+    be further was refused when this launch started, and goes.
     """
     kept = 1
     for path in _furthest_first(run):
@@ -262,9 +265,9 @@ def prune(run: Place, keep: int, newest: Place) -> None:
             discard(path)
 
 
-def _is_good(path: Place) -> bool:
+def _is_good(path: StoragePath) -> bool:
     try:
-        read_bundle(path)
+        read_checkpoint(path)
     except ValueError:
         return False
     except OSError:  # It cannot be read now: no reason to delete it.
@@ -272,6 +275,6 @@ def _is_good(path: Place) -> bool:
     return True
 
 
-def _furthest_first(run: Place) -> list[Place]:
+def _furthest_first(run: StoragePath) -> list[StoragePath]:
     found = run.glob("launches/*/bundle-*")
     return sorted(found, key=lambda path: (path.name, path.parent.name), reverse=True)

@@ -5,7 +5,7 @@ RUN/
   run.json         launch and MLflow run, by which the same command continues
   adapter/         the newest exported adapter: what launch.generate takes
   events/          what goes to MLflow, sent or not yet
-  launches/*/      one folder a launch: Ray's own files and the checkpoint bundles
+  launches/*/      one folder a launch: Ray's own files and the checkpoint checkpoints
   mlflow.db        MLflow, unless a server was named; artifacts/ beside it
 """
 
@@ -28,9 +28,9 @@ from acontrol.runs.lock import only_launch
 from acontrol.runs.mlflow_client import named_uri, tracking_uri
 from acontrol.runs.paths import absolute
 from acontrol.runs.record import Launch, RunRecord
-from acontrol.runs.storage import Place
+from acontrol.runs.storage import StoragePath
 from acontrol.runs.tracking import Tracker
-from acontrol.train.checkpoint import export_adapter, newest_bundle
+from acontrol.train.checkpoint import export_adapter, newest_checkpoint
 from acontrol.train.fit import fit, root_cause, run_worker
 from acontrol.train.plan import unmet, unnamed
 from acontrol.train.resume import check_continues, how_to_resume, known_mlflow_run
@@ -55,7 +55,7 @@ def run_training(
     config: RunConfig,
     callbacks: Sequence[UserCallback] = (),
     worker: Callable[[dict[str, Launch]], None] = run_worker,
-) -> Place:
+) -> StoragePath:
     """Train, or continue, the run in ``config.output``; returns its folder.
 
     Args:
@@ -70,7 +70,7 @@ def run_training(
     config = absolute(config)
     if unnamed(config):
         raise UserError("; ".join(unmet(config)))
-    run = storage.place(config.output or "")
+    run = storage.storage_path(config.output or "")
     reader = ShardReader(config.data.shards or "", config.data.cache_dir)
     if config.sga.scale == 0:
         raise UserError("sga.scale is 0: the adapter would not be used, so it cannot learn")
@@ -81,18 +81,18 @@ def run_training(
     digest = locate.digest(config.base)
     hub.fetch(config.base)
     with only_launch(run):
-        bundle = newest_bundle(run)
-        if bundle is not None:
-            check_continues(bundle, config, reader.index.digest, digest)
-            line = f"Continuing from step {bundle.state.step} ({bundle.path})"
+        checkpoint = newest_checkpoint(run)
+        if checkpoint is not None:
+            check_continues(checkpoint, config, reader.index.digest, digest)
+            line = f"Continuing from step {checkpoint.state.step} ({checkpoint.path})"
             print(line, flush=True)
-        tracker = Tracker.start(config, run, known_mlflow_run(run, config, bundle))
-        if bundle is not None:
+        tracker = Tracker.start(config, run, known_mlflow_run(run, config, checkpoint))
+        if checkpoint is not None:
             tracker.event(line)
-        if bundle is not None and bundle.state.step >= config.optim.steps:
+        if checkpoint is not None and checkpoint.state.step >= config.optim.steps:
             print(f"Nothing to do: {run} has its {config.optim.steps} steps", flush=True)
-            # A kill may have come between the last bundle and this.
-            export_adapter(bundle.path, run / "adapter")
+            # A kill may have come between the last checkpoint and this.
+            export_adapter(checkpoint.path, run / "adapter")
         else:
             features = has_features(config, reader, digest)
             _train(config, run, tracker, digest, features, callbacks, worker)
@@ -115,7 +115,7 @@ def has_features(config: RunConfig, reader: ShardReader, digest: str) -> bool:
 
 def _train(
     config: RunConfig,
-    run: Place,
+    run: StoragePath,
     tracker: Tracker,
     digest: str,
     has_features: bool,
@@ -133,8 +133,8 @@ def _train(
         with joined_cluster(config.cluster):
             fit(launch, callbacks, worker)
     except KeyboardInterrupt:
-        bundle = newest_bundle(run)
-        if bundle is not None and bundle.state.step >= config.optim.steps:
+        checkpoint = newest_checkpoint(run)
+        if checkpoint is not None and checkpoint.state.step >= config.optim.steps:
             return  # The wish to stop came during the last step.
         tracker.finish("KILLED")
         raise TrainingStoppedError(f"Interrupted. {how_to_resume(run)}", 130) from None

@@ -128,7 +128,7 @@ def scaling(cluster: ClusterConfig, on_gpus: bool) -> ScalingConfig:
 
 
 def _fit_until_stopped(trainer: TorchTrainer, launch: Launch) -> None:
-    """Wait for training; the first SIGINT or SIGTERM asks for a bundle, the second ends it.
+    """Wait for training; the first SIGINT or SIGTERM asks for a checkpoint, the second ends it.
 
     Ray runs in a thread of its own, because in the main one it would take SIGINT for itself
     and abort the workers where they stand.

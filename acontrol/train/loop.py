@@ -14,7 +14,7 @@ from acontrol.data.features import FeatureBatch
 from acontrol.data.stream import Batch, TrainingStream
 from acontrol.method.model import AnomalyControl
 from acontrol.train.engine import AdapterEngine
-from acontrol.train.nonfinite import BadNumbers
+from acontrol.train.nonfinite import NonFiniteSteps
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Observer(Protocol):
         """After a step."""
 
     def on_checkpoint(self, report: StepReport) -> None:
-        """When a bundle is due."""
+        """When a checkpoint is due."""
 
     def on_validation(self, step: int, found: Validation) -> None:
         """After a validation."""
@@ -123,8 +123,8 @@ class Observer(Protocol):
     def should_stop(self) -> bool:
         """Whether this rank knows of a wish to stop; one rank's is enough."""
 
-    def wants_bundle(self, step: int) -> bool:
-        """Whether a bundle is due after this step beside the periodic ones; alike on all."""
+    def wants_checkpoint(self, step: int) -> bool:
+        """Whether a checkpoint is due beside the periodic ones; the same on every rank."""
 
 
 def train(
@@ -140,17 +140,17 @@ def train(
 ) -> None:
     """Train from step ``start`` to the config's last, or until a rank wishes to stop.
 
-    A step in which a loss or a gradient of any rank is no number is skipped by all together:
-    step and position go on, and nothing else changes. A bundle that is due meanwhile waits for
-    the next step that counts, so that the newest one is from before; only the last step and a
-    wish to stop do not let it wait.
+    A step with a non-finite loss or gradient on any rank is skipped by all together: step and
+    position go on, and nothing else changes. A checkpoint that is due meanwhile waits for the
+    next step that counts, so that the newest one is from before; only the last step and a wish
+    to stop do not let it wait.
 
     Args:
         model: The assembly, whose adapter the engine wraps.
         batches: This rank's batches, the first of them for step ``start``.
         engine: Projects, differentiates and steps.
         config: The run.
-        observer: Told of steps, due bundles and due samples.
+        observer: Told of steps, due checkpoints and due samples.
         start: Steps already taken.
         validation: The held-out samples, if any.
         clock: Seconds from any origin.
@@ -160,7 +160,7 @@ def train(
     """
     last, passes = config.optim.steps, config.optim.accumulation
     timer = StepTimer(model.device, clock)
-    bad_numbers = BadNumbers(engine, config)
+    bad_numbers = NonFiniteSteps(engine, config)
     due = False
     for step in range(start + 1, last + 1):
         begun = clock()
@@ -209,7 +209,7 @@ def train(
         bad_numbers.check()
         if validation is not None and (step == last or step % config.validation.every == 0):
             observer.on_validation(step, validate(model, validation, engine))
-        due = due or observer.wants_bundle(step) or step % config.checkpoint.every == 0
+        due = due or observer.wants_checkpoint(step) or step % config.checkpoint.every == 0
         if (due and not skipped) or step == last or stop:
             observer.on_checkpoint(report)
             due = False

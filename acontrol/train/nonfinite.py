@@ -14,7 +14,7 @@ class NonFiniteLossError(UserError):
     """
 
 
-class BadNumbers:
+class NonFiniteSteps:
     """What the ranks know together of the steps that they skip.
 
     Collective where a step was skipped, and silent otherwise.

@@ -8,19 +8,19 @@ from acontrol.config import RunConfig
 from acontrol.errors import UserError
 from acontrol.runs.mlflow_client import named_uri
 from acontrol.runs.record import RunRecord
-from acontrol.runs.storage import Place
-from acontrol.train.checkpoint import Bundle, newest_bundle
+from acontrol.runs.storage import StoragePath
+from acontrol.train.checkpoint import Checkpoint, newest_checkpoint
 
 
 def check_continues(
-    bundle: Bundle, config: RunConfig, data_digest: str, base_digest: str
+    checkpoint: Checkpoint, config: RunConfig, data_digest: str, base_digest: str
 ) -> None:
-    """See that a bundle was made with the same settings, data and base.
+    """See that a checkpoint was made with the same settings, data and base.
 
     Raises:
         UserError: If not; names what differs.
     """
-    before = bundle.state
+    before = checkpoint.state
     changes = changed_settings(before.config, config)
     if before.data_digest != data_digest:
         changes.append("the shards' contents")
@@ -33,12 +33,14 @@ def check_continues(
         )
 
 
-def known_mlflow_run(run: Place, config: RunConfig, bundle: Bundle | None) -> str | None:
+def known_mlflow_run(
+    run: StoragePath, config: RunConfig, checkpoint: Checkpoint | None
+) -> str | None:
     """The MLflow run to continue: the last launch's, unless this is another run by now."""
     record = RunRecord.read(run)
     if record is None or record.mlflow_uri != named_uri(config):
         return None
-    if bundle is None:  # Nothing held the settings together so far.
+    if checkpoint is None:  # Nothing held the settings together so far.
         try:
             before = RunConfig.model_validate_json((run / "config.json").read_bytes())
         except (OSError, ValidationError):
@@ -48,15 +50,15 @@ def known_mlflow_run(run: Place, config: RunConfig, bundle: Bundle | None) -> st
     return record.mlflow_run
 
 
-def how_to_resume(run: Place) -> str:
+def how_to_resume(run: StoragePath) -> str:
     """What the same command would do now."""
     try:
-        bundle = newest_bundle(run)
+        checkpoint = newest_checkpoint(run)
     except UserError as error:
         return str(error)
-    if bundle is None:
+    if checkpoint is None:
         return "No checkpoint yet: the same command starts again"
-    return f"The same command continues from step {bundle.state.step} ({bundle.path})"
+    return f"The same command continues from step {checkpoint.state.step} ({checkpoint.path})"
 
 
 def changed_settings(before: RunConfig, now: RunConfig) -> list[str]:

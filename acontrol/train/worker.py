@@ -24,11 +24,11 @@ from acontrol.networks.inpainting import is_inpainting
 from acontrol.networks.load import BaseModels, load_base, quieten
 from acontrol.runs import storage
 from acontrol.runs.record import Launch
-from acontrol.runs.storage import Place
+from acontrol.runs.storage import StoragePath
 from acontrol.runs.tracking import SystemMetrics, Tracker
 from acontrol.seeding import derive_seed
 from acontrol.train.callbacks import RunObserver
-from acontrol.train.checkpoint import Bundle, newest_bundle, open_bundle
+from acontrol.train.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import train
 
@@ -40,16 +40,16 @@ def train_rank(launch: Launch) -> None:
     device = ray.train.torch.get_device()
     precision = getattr(torch, config.runtime.precision)
     base = load_base(config.base, device, precision)
-    bundle = _agreed_bundle(launch.run)
+    checkpoint = _agreed_checkpoint(launch.run)
     reader = ShardReader(config.data.shards or "", config.data.cache_dir)
     agree_on_damage(reader, config.data)
-    if bundle is not None:
-        refuse_other_skips(bundle.state.skipped_digest, reader)
+    if checkpoint is not None:
+        refuse_other_skips(checkpoint.state.skipped_digest, reader)
     adapter = new_adapter(base, launch, reader).to(device)
     model = AnomalyControl(base, adapter, config)
     held, stream = _streams(reader, config, model.encoder.semantics.image_px, launch)
-    engine = AdapterEngine(adapter, config, bundle.adapter_state() if bundle else None)
-    start = bundle.state.step if bundle else 0
+    engine = AdapterEngine(adapter, config, checkpoint.adapter_state() if checkpoint else None)
+    start = checkpoint.state.step if checkpoint else 0
     batches = stream.batches(
         start * config.optim.batch_size,
         config.micro_batch_size,
@@ -65,7 +65,7 @@ def train_rank(launch: Launch) -> None:
     with contextlib.ExitStack() as around:
         around.callback(observer.close)
         if is_restart:
-            observer.on_restart(bundle)
+            observer.on_restart(checkpoint)
         if config.tracking.system_metrics and ray.train.get_context().get_local_rank() == 0:
             tracker = observer.tracker or Tracker(
                 launch.tracking_uri, launch.mlflow_run, launch.run
@@ -86,17 +86,17 @@ def _note_reservation(launch: Launch) -> None:
         storage.write(launch.reserved_file, group.id.hex().encode())
 
 
-def _agreed_bundle(run: Place) -> Bundle | None:
-    """The bundle that rank 0 finds newest: storage may show other ranks another one.
+def _agreed_checkpoint(run: StoragePath) -> Checkpoint | None:
+    """The checkpoint that rank 0 finds newest: storage may show other ranks another one.
 
     Rank 0 has checked all of it; each rank checks again what it loads.
     """
-    chosen: list[Place | None] = [None]
+    chosen: list[StoragePath | None] = [None]
     if torch.distributed.get_rank() == 0:
-        newest = newest_bundle(run)
+        newest = newest_checkpoint(run)
         chosen = [newest.path if newest else None]
     torch.distributed.broadcast_object_list(chosen)
-    return open_bundle(chosen[0]) if chosen[0] is not None else None
+    return open_checkpoint(chosen[0]) if chosen[0] is not None else None
 
 
 def _streams(
@@ -115,7 +115,7 @@ def _streams(
     return made(seed=0, used=held), made(seed=config.seed, used=~held)
 
 
-def _profiler(config: RunConfig, folder: Place) -> torch.profiler.profile:
+def _profiler(config: RunConfig, folder: StoragePath) -> torch.profiler.profile:
     """Trace rank 0 for some steps after two others; the file opens in Perfetto."""
 
     def keep(trace: torch.profiler.profile) -> None:

@@ -136,9 +136,9 @@ def _levels(mask: bytes, low: int, high: int) -> bytes:
 
 def _facts(changes: dict[str, Any], without: str = "") -> Callable[[bytes], bytes]:
     def change(content: bytes) -> bytes:
-        facts = {**json.loads(content), **changes}
-        facts.pop(without, None)
-        return json.dumps(facts).encode()
+        metadata = {**json.loads(content), **changes}
+        metadata.pop(without, None)
+        return json.dumps(metadata).encode()
 
     return change
 

@@ -64,8 +64,8 @@ def test_the_index_points_at_the_members(labelled, tmp_path) -> None:
     for sample in shard.samples:
         kinds = {member.name.split(".", 1)[1]: member for member in sample.members}
         assert set(kinds) == {"png", "mask.png", "json"}
-        facts = kinds["json"]
-        loaded = json.loads(content[facts.offset : facts.offset + facts.size])
+        metadata = kinds["json"]
+        loaded = json.loads(content[metadata.offset : metadata.offset + metadata.size])
         assert f"{loaded['category']}/{loaded['defect']}/{loaded['id']}" == sample.key
 
 

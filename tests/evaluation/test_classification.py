@@ -25,18 +25,18 @@ from acontrol.evaluation.classification import (
     names_of,
 )
 from acontrol.evaluation.classifier import Classifier, weights_digest
-from acontrol.evaluation.dataset import Folders, Material, check, kept_material
-from acontrol.evaluation.images import Pictures
-from acontrol.evaluation.results import Training, is_done
+from acontrol.evaluation.dataset import CategoryDataset, Folders, check, kept_dataset
+from acontrol.evaluation.images import ImageSet
+from acontrol.evaluation.results import TrainingJob, is_done
 
 COLORS = {"blue": (20, 30, 220), "green": (20, 220, 30), "red": (220, 30, 20)}
 
 
-def pictures(kinds: list[str]) -> Pictures:
+def pictures(kinds: list[str]) -> ImageSet:
     count = len(kinds)
     blank = torch.zeros(count, 8, 8, dtype=torch.bool)
     values = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
-    return Pictures(
+    return ImageSet(
         values.expand(-1, 3, 8, 8),
         blank,
         blank,
@@ -195,13 +195,13 @@ def test_it_learns_and_continues(network: Path, tmp_path: Path) -> None:
     )
     folders = Folders(tmp_path / "real", {"made": tmp_path / "made"}, 32, 5)
     sources = ["real", "made"]
-    material = Material(folders, "tin")
-    assert names_of(material, sources) == ["blue", "green", "red"]
+    dataset = CategoryDataset(folders, "tin")
+    assert names_of(dataset, sources) == ["blue", "green", "red"]
     data = {"tin": check(folders, "tin", sources, [TESTED]).data}
     work = Classification(folders, schedule, network, weights_digest(network), data)
     found = {}
     for source in sources:
-        training = Training("tin", source, 0)
+        training = TrainingJob("tin", source, 0)
         assert not is_done(training, work, tmp_path / "out")
         work.run(training, tmp_path / "out")
         assert is_done(training, work, tmp_path / "out")
@@ -211,13 +211,13 @@ def test_it_learns_and_continues(network: Path, tmp_path: Path) -> None:
             assert arrays[f"{PART}_resamples"].shape == (2, 1000)
     assert found["real"][PART]["accuracy"] == 1
     assert found["made"][PART]["accuracy"] == pytest.approx(1 / 3)
-    first = Training("tin", "real", 0).file(tmp_path / "out")
+    first = TrainingJob("tin", "real", 0).file(tmp_path / "out")
     before = first.read_bytes()
-    work.run(Training("tin", "real", 0), tmp_path / "out")
+    work.run(TrainingJob("tin", "real", 0), tmp_path / "out")
     assert first.read_bytes() == before
     other = Classification(folders, schedule, None, "random", data)
     with pytest.raises(UserError, match=r"differs in network"):
-        is_done(Training("tin", "real", 0), other, tmp_path / "out")
+        is_done(TrainingJob("tin", "real", 0), other, tmp_path / "out")
 
 
 def test_a_defect_without_test_images_is_refused(tmp_path: Path) -> None:
@@ -225,15 +225,15 @@ def test_a_defect_without_test_images_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "made", "tin", 4, COLORS)
     folders = Folders(tmp_path / "real", {"made": tmp_path / "made"}, 32, 5)
     with pytest.raises(UserError, match="made: has the defect 'green' of tin, which no test"):
-        names_of(Material(folders, "tin"), ["real", "made"])
+        names_of(CategoryDataset(folders, "tin"), ["real", "made"])
 
 
 def test_a_process_decodes_a_category_once(tmp_path: Path) -> None:
     write(tmp_path / "real", "tin", 3, {"blue": COLORS["blue"], "red": COLORS["red"]})
     folders = Folders(tmp_path / "real", {}, 32, 5)
     data = check(folders, "tin", ["real"], [TESTED]).data
-    first = kept_material(folders, "tin", data).part("real")
-    assert kept_material(folders, "tin", data).part("real") is first
+    first = kept_dataset(folders, "tin", data).part("real")
+    assert kept_dataset(folders, "tin", data).part("real") is first
     # An image that is another now is another's digest, and read again.
     shutil.copy(
         tmp_path / "real" / "tin" / "test" / "red" / "000.png",
@@ -241,5 +241,5 @@ def test_a_process_decodes_a_category_once(tmp_path: Path) -> None:
     )
     changed = check(folders, "tin", ["real"], [TESTED]).data
     assert changed != data
-    again = kept_material(folders, "tin", changed).part("real")
+    again = kept_dataset(folders, "tin", changed).part("real")
     assert not torch.equal(again.images, first.images)

@@ -11,7 +11,7 @@ from acontrol.evaluation.budget import BUDGETS
 from acontrol.evaluation.dataset import DETECTOR, Folders, check
 from acontrol.evaluation.localization import Localization
 from acontrol.evaluation.protocol import METRICS, PROTOCOLS
-from acontrol.evaluation.results import Training, is_done
+from acontrol.evaluation.results import TrainingJob, is_done
 from acontrol.masks.perlin import perlin_blobs
 
 
@@ -34,7 +34,7 @@ def result(root: Path, out: Path, epochs: int, protocols=PROTOCOLS, source: str 
     folders = Folders(root, {}, budget.size, budget.pairs)
     data = {"wood": check(folders, "wood", [source], DETECTOR).data}
     work = Localization(folders, budget, protocols, data, perlin_blobs)
-    training = Training("wood", source, 0)
+    training = TrainingJob("wood", source, 0)
     work.run(training, out)
     assert is_done(training, work, out)
     with np.load(training.file(out).with_suffix(".npz")) as arrays:

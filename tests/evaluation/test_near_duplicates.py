@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from acontrol.evaluation.images import Pictures
+from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.near_duplicates import other_photographs, textures
 
 SIDE = 96
@@ -29,12 +29,12 @@ def photograph(surface: np.ndarray, seed: int) -> np.ndarray:
     return made.clip(0, 255).astype(np.uint8)
 
 
-def pictures(images: list[np.ndarray], name: str) -> Pictures:
+def pictures(images: list[np.ndarray], name: str) -> ImageSet:
     pixels = torch.from_numpy(np.stack(images))[:, None].repeat(1, 3, 1, 1)
     blank = torch.zeros(len(images), *pixels.shape[2:], dtype=torch.bool)
     files = tuple(Path(f"{name}/{place}.png") for place in range(len(images)))
     kinds = ("crack",) * len(images)
-    return Pictures(pixels, blank, blank, kinds, files, tuple(map(str, files)))
+    return ImageSet(pixels, blank, blank, kinds, files, tuple(map(str, files)))
 
 
 def test_the_same_piece_at_another_exposure_is_found() -> None:
@@ -58,8 +58,8 @@ def test_parts_that_are_all_alike_tell_nothing() -> None:
 
     normals = pictures([part(n) for n in range(1, 9)], "normals")
     test, training = pictures([part(20)], "test"), pictures([part(30)], "training")
-    likeness = float(textures(test.images) @ textures(training.images).T)
-    assert likeness > 0.8
+    near_duplicates = float(textures(test.images) @ textures(training.images).T)
+    assert near_duplicates > 0.8
     assert other_photographs(test, training, normals) == []
 
 

@@ -16,13 +16,13 @@ from acontrol.evaluation.bootstrap import (
     resampled,
 )
 from acontrol.evaluation.detector import DetectorUNet, focal_loss, image_scores
-from acontrol.evaluation.images import Pictures, truncate
+from acontrol.evaluation.images import ImageSet, truncate
 from acontrol.evaluation.protocol import METRICS, PROTOCOLS, Truth, chosen_epoch, score
 
 
-def pictures(masks: torch.Tensor, truncated: torch.Tensor | None = None) -> Pictures:
+def pictures(masks: torch.Tensor, truncated: torch.Tensor | None = None) -> ImageSet:
     count, side, _ = masks.shape
-    return Pictures(
+    return ImageSet(
         torch.zeros(count, 3, side, side, dtype=torch.uint8),
         masks,
         masks if truncated is None else truncated,
@@ -33,7 +33,7 @@ def pictures(masks: torch.Tensor, truncated: torch.Tensor | None = None) -> Pict
 
 
 @pytest.fixture
-def noisy() -> tuple[torch.Tensor, Pictures]:
+def noisy() -> tuple[torch.Tensor, ImageSet]:
     """Ten images, six of them defective, and maps that half know it."""
     rng = np.random.default_rng(11)
     masks = torch.zeros(10, 32, 32, dtype=torch.bool)

@@ -22,9 +22,16 @@ from acontrol.evaluation.generation_metrics import (
     kernel_distance,
     members,
 )
-from acontrol.evaluation.images import Pictures
+from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.perceptual import _SLICES, LpipsVgg
-from acontrol.evaluation.quality import Kind, column_names, compare, cut_out, mean_of, measure
+from acontrol.evaluation.quality import (
+    DefectType,
+    column_names,
+    compare,
+    cut_out,
+    mean_of,
+    measure,
+)
 from acontrol.seeding import derive_seed
 
 
@@ -150,10 +157,10 @@ def test_missing_weights_are_one_line(tmp_path: Path) -> None:
         LpipsVgg.load(tmp_path / "lpips-vgg.safetensors")
 
 
-def pictures(pixels: torch.Tensor, masks: torch.Tensor, name: str) -> Pictures:
+def pictures(pixels: torch.Tensor, masks: torch.Tensor, name: str) -> ImageSet:
     count = len(pixels)
     files = tuple(Path(f"{name}{place}") for place in range(count))
-    return Pictures(pixels, masks, masks, ("crack",) * count, files, tuple(map(str, files)))
+    return ImageSet(pixels, masks, masks, ("crack",) * count, files, tuple(map(str, files)))
 
 
 def box(count: int, side: int) -> torch.Tensor:
@@ -202,7 +209,7 @@ def test_a_copied_training_set_shows() -> None:
     masks = box(6, 64)
     training = pictures(images(6, 64, seed=1), masks, "training")
     held_out = pictures(images(6, 64, seed=2), masks, "held out")
-    kind = Kind("tile", "crack", training, held_out, images(4, 64, seed=3))
+    kind = DefectType("tile", "crack", training, held_out, images(4, 64, seed=3))
     copied = measure(kind, training, [plain])
     fresh = measure(kind, pictures(images(6, 64, seed=4), masks, "fresh"), [plain])
     real = measure(kind, None, [plain])

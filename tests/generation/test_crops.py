@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acontrol.generation.crops import strokes
+from acontrol.generation.crops import crops
 
 
 def disc(shape, *centres, radius=3):
@@ -12,29 +12,29 @@ def disc(shape, *centres, radius=3):
 
 def test_an_image_of_the_models_size_is_seen_whole() -> None:
     mask = disc((64, 64), (30, 30))
-    (one,) = strokes(mask, None, 64)
+    (one,) = crops(mask, None, 64)
     assert one.box == (0, 0, 64, 64)
     assert (one.mask == mask).all()
 
 
 def test_a_small_defect_on_a_large_image_is_seen_near() -> None:
     mask = disc((512, 400), (256, 200), radius=10)
-    (one,) = strokes(mask, None, 64)
+    (one,) = crops(mask, None, 64)
     left, top, right, bottom = one.box
     assert right - left == bottom - top == 4 * 21
     assert abs((left + right) / 2 - 200.5) <= 1
-    assert strokes(mask, 0, 64)[0].box == (0, 0, 400, 512)
-    assert strokes(mask, 2, 64)[0].box[2] - strokes(mask, 2, 64)[0].box[0] == 42
+    assert crops(mask, 0, 64)[0].box == (0, 0, 400, 512)
+    assert crops(mask, 2, 64)[0].box[2] - crops(mask, 2, 64)[0].box[0] == 42
 
 
 def test_a_speck_is_enlarged_at_most_four_times() -> None:
-    (one,) = strokes(disc((512, 512), (5, 5), radius=1), 4, 64)
+    (one,) = crops(disc((512, 512), (5, 5), radius=1), 4, 64)
     assert one.box == (0, 0, 16, 16)
 
 
 def test_far_pieces_are_drawn_one_after_the_other_and_near_ones_together() -> None:
     mask = disc((512, 512), (100, 100), (100, 112), (400, 400))
-    found = strokes(mask, None, 64)
+    found = crops(mask, None, 64)
     assert len(found) == 2
     assert sorted(int(one.mask.sum()) for one in found) == [29, 58]
 
@@ -45,7 +45,7 @@ def test_far_pieces_are_drawn_one_after_the_other_and_near_ones_together() -> No
 )
 def test_no_stroke_draws_over_another_and_all_is_drawn(centres, crop) -> None:
     mask = disc((90, 120), *centres)
-    found = strokes(mask, crop, 32)
+    found = crops(mask, crop, 32)
     assert (np.sum([one.mask for one in found], axis=0) == mask).all()
     for one in found:
         left, top, right, bottom = one.box

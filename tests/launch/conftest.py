@@ -6,7 +6,6 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from acontrol.config import ClusterConfig
 from acontrol.data.builtin.dataset import write_dataset
-from acontrol.evaluation.comparison import package
 from acontrol.runs.cluster import joined_cluster
 from acontrol.runs.mlflow_client import own_database
 from launch import shard
@@ -68,7 +67,7 @@ def other_wood(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One cluster for all short chains, as a user's would be there already."""
-    with joined_cluster(ClusterConfig(), packages=[package()], show_output=False):
+    with joined_cluster(ClusterConfig(), show_output=False):
         yield
 
 

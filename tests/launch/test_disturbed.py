@@ -15,7 +15,7 @@ from tests.launch.runs import STEPS, losses_of, options
 pytestmark = pytest.mark.slow
 
 
-def test_ctrl_c_leaves_a_bundle_and_says_how_to_go_on(shards, tmp_path) -> None:
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(shards, tmp_path) -> None:
     output = tmp_path / "run"
     args = options(shards, output, steps=4000, every=1000)
     process = commands.start("launch.train", *args)
@@ -27,9 +27,9 @@ def test_ctrl_c_leaves_a_bundle_and_says_how_to_go_on(shards, tmp_path) -> None:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Stopping after this step" in out
-    (bundle,) = output.glob("launches/*/bundle-*")
+    (checkpoint,) = output.glob("launches/*/bundle-*")
     assert err.splitlines()[-1].startswith("error: Interrupted. The same command continues")
-    assert bundle.name in err.splitlines()[-1]
+    assert checkpoint.name in err.splitlines()[-1]
 
 
 def test_damaged_data_ends_a_run_that_would_restart_for_ever(shards, tmp_path) -> None:

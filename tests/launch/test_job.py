@@ -136,7 +136,7 @@ def wait_for_steps(uri: str, name: str, at_least: int) -> None:
     raise AssertionError(f"{name} did not reach step {at_least}")
 
 
-def bundles(output: Path) -> list[int]:
+def checkpoints(output: Path) -> list[int]:
     found = output.glob("launches/*/bundle-*/manifest.json")
     return sorted(int(path.parent.name.split("-")[1]) for path in found)
 
@@ -161,11 +161,11 @@ def test_a_job_trains_and_a_stopped_one_continues(
         long = options(shards, output, server, 3000, every=1500)
         submitted = cluster.submit(*long, wait=False)
         (job,) = set(re.findall(r"raysubmit_\w+", submitted.stdout))
-        # Metrics are sent with a bundle or in stretches: some have arrived when one has.
+        # Metrics are sent with a checkpoint or in stretches: some have arrived when one has.
         wait_for_steps(server, "stopped", 1)
         cluster.job("stop", job)
-        (step,) = bundles(output)
-        assert 0 < step < 1500, "the bundle was written on SIGTERM"
+        (step,) = checkpoints(output)
+        assert 0 < step < 1500, "the checkpoint was written on SIGTERM"
         logs = cluster.job("logs", job).stdout
         assert "Stopping after this step, with a checkpoint" in logs
         again = cluster.submit(*options(shards, output, server, step + 2))
@@ -173,7 +173,7 @@ def test_a_job_trains_and_a_stopped_one_continues(
         assert again.returncode == 0
 
 
-def test_with_the_default_wait_the_last_periodic_bundle_remains(
+def test_with_the_default_wait_the_last_periodic_checkpoint_remains(
     shards, server, tmp_path
 ) -> None:
     with Cluster(tmp_path, stop_wait=None) as cluster:
@@ -181,11 +181,11 @@ def test_with_the_default_wait_the_last_periodic_bundle_remains(
         submitted = cluster.submit(*options(shards, output, server, 3000), wait=False)
         (job,) = set(re.findall(r"raysubmit_\w+", submitted.stdout))
         deadline = time.monotonic() + 240
-        while not bundles(output):
+        while not checkpoints(output):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         cluster.job("stop", job)
-        remains = bundles(output)[-1]
+        remains = checkpoints(output)[-1]
         again = cluster.submit(*options(shards, output, server, remains + 2))
         assert f"Continuing from step {remains}" in again.stdout
         assert again.returncode == 0
@@ -228,4 +228,4 @@ def test_a_launch_on_a_found_cluster_brings_its_own_code(shards, tmp_path) -> No
     assert asked.returncode == 0, asked.stderr
     assert "/py_modules_files/" in asked.stdout.splitlines()[-1]
     assert trained.returncode == 0, trained.stderr
-    assert bundles(tmp_path / "run") == [2]
+    assert checkpoints(tmp_path / "run") == [2]

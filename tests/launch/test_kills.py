@@ -20,17 +20,17 @@ STEPS, EVERY, KILLS = 44, 4, 10
 
 
 def drawn_kills(seed: int) -> tuple[Fault, ...]:
-    """Half after a random step, half in the saves and reports of random bundles."""
+    """Half after a random step, half in the saves and reports of random checkpoints."""
     draw = random.Random(seed)
     kills = [
         Fault(kind="kill", rank=draw.randrange(2), step=step)
         for step in draw.sample(range(1, STEPS), KILLS - 5)
     ]
-    bundles = draw.sample(range(EVERY, STEPS, EVERY), 5)
-    kills += [Fault(kind="kill", rank=0, step=step, phase="save") for step in bundles[:3]]
+    checkpoints = draw.sample(range(EVERY, STEPS, EVERY), 5)
+    kills += [Fault(kind="kill", rank=0, step=step, phase="save") for step in checkpoints[:3]]
     kills += [
         Fault(kind="kill", rank=draw.randrange(2), step=step, phase="report")
-        for step in bundles[3:]
+        for step in checkpoints[3:]
     ]
     return tuple(kills)
 

@@ -81,11 +81,11 @@ def test_a_node_lost_without_notice(
     assert undisturbed.returncode == 0, undisturbed.stderr
     bucket = s3fs.S3FileSystem(use_listings_cache=False)
 
-    def bundles() -> list[str]:
+    def checkpoints() -> list[str]:
         return bucket.glob("bucket/wild/launches/*/bundle-*/manifest.json")
 
     process = commands.start("launch.train", *wild)
-    wait_until(process, bundles)
+    wait_until(process, checkpoints)
     cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
     cluster.add_node(**NODE)
     out, err = process.communicate(timeout=400)
@@ -126,19 +126,19 @@ def test_a_node_taken_away_with_notice(cluster, shards, tmp_path) -> None:
     )
     assert told.returncode == 0, told.stderr
     wait_until(process, lambda: list(output.glob("launches/*/bundle-*/manifest.json")))
-    (bundle,) = output.glob("launches/*/bundle-*")
+    (checkpoint,) = output.glob("launches/*/bundle-*")
     cluster.remove_node(leaving, allow_graceful=False)
     cluster.add_node(**NODE)
     out, err = process.communicate(timeout=400)
     # No failure is allowed: a node that leaves with notice is none.
     assert process.returncode == 0, err
-    step = int(bundle.name.removeprefix("bundle-"))
+    step = int(checkpoint.name.removeprefix("bundle-"))
     assert 0 < step < 150
-    assert f"step {step}: a node is about to be taken away; writing a bundle" in out
-    assert re.search(rf"step {step} \(.*{bundle.name}\): \d+ steps are done again", out)
+    assert f"step {step}: a node is about to be taken away; writing a checkpoint" in out
+    assert re.search(rf"step {step} \(.*{checkpoint.name}\): \d+ steps are done again", out)
 
 
 def steps_of(output: Path) -> int:
-    """Steps that were logged, by the spool: MLflow's database may still be in the making."""
+    """Steps that were logged, by the queue: MLflow's database may still be in the making."""
     files = output.glob("events/*/*.jsonl")
     return sum(file.read_text().count('"asea_energy_after"') for file in files)

@@ -34,7 +34,7 @@ from tests.train.ranks import run_ranks
 
 @pytest.fixture(scope="module")
 def continued(shards, tmp_path_factory) -> tuple[Path, str]:
-    """A run whose driver was killed after its first bundle, and the same command again."""
+    """A run whose driver was killed after its first checkpoint, and the same command again."""
     output = tmp_path_factory.mktemp("job") / "killed"
     process = commands.start("launch.train", *options(shards, output))
     deadline = time.monotonic() + 240
@@ -142,7 +142,7 @@ def one_rank(config_json: str) -> list[float]:
         def should_stop(self) -> bool:
             return False
 
-        def wants_bundle(self, step: int) -> bool:
+        def wants_checkpoint(self, step: int) -> bool:
             return False
 
     batches = stream.batches(0, config.optim.batch_size, 0, 1, config.optim.steps)

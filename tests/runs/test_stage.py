@@ -3,21 +3,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from acontrol.runs.stage import Desk, run_stage
+from acontrol.runs.stage import StageContext, run_stage
 from acontrol.runs.tracking import Tracker
 
 
-def desk(folder: Path, known: str | None = None) -> Desk:
+def context(folder: Path, known: str | None = None) -> StageContext:
     folder.mkdir(exist_ok=True)
     tracker = Tracker.open(f"sqlite:///{folder / 'm.db'}", "e", "r", known, folder)
-    return Desk(folder, tracker, 3, torch.device("cpu"), save_every=4, samples_every=100)
+    return StageContext(
+        folder, tracker, 3, torch.device("cpu"), save_every=4, samples_every=100
+    )
 
 
 class InterruptedError(Exception):
     pass
 
 
-def train(where: Desk, stop_at: int | None = None) -> nn.Linear:
+def train(where: StageContext, stop_at: int | None = None) -> nn.Linear:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = nn.Linear(5, 3)
@@ -33,29 +35,29 @@ def train(where: Desk, stop_at: int | None = None) -> nn.Linear:
 
 
 def test_a_stopped_stage_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    whole = train(desk(tmp_path / "a"))
-    stopped = desk(tmp_path / "b")
+    whole = train(context(tmp_path / "a"))
+    stopped = context(tmp_path / "b")
     try:
         train(stopped, stop_at=7)
     except InterruptedError:
         pass
     else:
         raise AssertionError("it was not stopped")
-    again = train(desk(tmp_path / "b", stopped.tracker.run_id))
+    again = train(context(tmp_path / "b", stopped.tracker.run_id))
     for one, other in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
-    first = desk(tmp_path / "a")
+    first = context(tmp_path / "a")
     once = train(first)
     # A step would raise.
-    twice = train(desk(tmp_path / "a", first.tracker.run_id), stop_at=0)
+    twice = train(context(tmp_path / "a", first.tracker.run_id), stop_at=0)
     assert torch.equal(once.weight, twice.weight)
 
 
 def test_the_average_is_what_stays(tmp_path: Path) -> None:
-    where = desk(tmp_path / "a")
+    where = context(tmp_path / "a")
     averaged = train(where).weight.detach().clone()
     from safetensors.torch import load_file
 

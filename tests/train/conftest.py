@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from acontrol.runs import storage
-from acontrol.runs.storage import Place
+from acontrol.runs.storage import StoragePath
 from tests.train import object_store
 
 
@@ -14,9 +14,9 @@ def bucket() -> Iterator[str]:
 
 
 @pytest.fixture(params=["local", "s3"])
-def run_place(request, tmp_path: Path) -> Place:
+def run_path(request, tmp_path: Path) -> StoragePath:
     """A run's folder: on this disk, and in an object store."""
     if request.param == "local":
         return tmp_path / "run"
     bucket = request.getfixturevalue("bucket")
-    return storage.place(f"{bucket}/{tmp_path.name}/run")
+    return storage.storage_path(f"{bucket}/{tmp_path.name}/run")

@@ -14,13 +14,13 @@ from acontrol.train.checkpoint import (
     AdapterState,
     TrainState,
     export_adapter,
-    newest_bundle,
+    newest_checkpoint,
     prune,
-    read_bundle,
-    write_bundle,
+    read_checkpoint,
+    write_checkpoint,
 )
 from acontrol.train.resume import changed_settings
-from tests.train.bundles import bundle_at, files_of, small_adapter
+from tests.train.checkpoints import checkpoint_at, files_of, small_adapter
 
 
 @pytest.fixture
@@ -38,12 +38,12 @@ FILES = [
 ]
 
 
-def test_a_bundle_comes_back_whole(adapter, run_place) -> None:
-    path = bundle_at(adapter, run_place, 6)
+def test_a_checkpoint_comes_back_whole(adapter, run_path) -> None:
+    path = checkpoint_at(adapter, run_path, 6)
     assert files_of(path) == FILES
-    bundle = read_bundle(path)
-    assert (bundle.state.step, bundle.state.position) == (6, 48)
-    state = bundle.adapter_state()
+    checkpoint = read_checkpoint(path)
+    assert (checkpoint.state.step, checkpoint.state.position) == (6, 48)
+    state = checkpoint.adapter_state()
     assert torch.equal(state.weights["proj.weight"], adapter.proj.weight)
     assert torch.equal(state.moments["exp_avg.proj.weight"], adapter.proj.weight * 6)
     assert state.steps == 6
@@ -56,8 +56,8 @@ def test_an_average_is_exported_and_the_weights_come_back(adapter, tmp_path) -> 
         step=3, position=24, data_digest="d", base_digest="b", config=RunConfig()
     )
     kept = AdapterState(weights, {"exp_avg.proj.weight": torch.zeros(16, 4)}, 3, average)
-    path = write_bundle(tmp_path / "launches" / "a", adapter, kept, state)
-    found = read_bundle(path).adapter_state()
+    path = write_checkpoint(tmp_path / "launches" / "a", adapter, kept, state)
+    found = read_checkpoint(path).adapter_state()
     assert found.averages is not None
     assert torch.equal(found.averages["proj.weight"], average["proj.weight"])
     assert torch.equal(found.weights["proj.weight"], weights["proj.weight"])
@@ -68,9 +68,9 @@ def test_an_average_is_exported_and_the_weights_come_back(adapter, tmp_path) -> 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "removed"])
-def test_a_damaged_bundle_is_never_loaded(adapter, run_place, name, damage) -> None:
-    bundle_at(adapter, run_place, 5)
-    newest = bundle_at(adapter, run_place, 10)
+def test_a_damaged_checkpoint_is_never_loaded(adapter, run_path, name, damage) -> None:
+    checkpoint_at(adapter, run_path, 5)
+    newest = checkpoint_at(adapter, run_path, 10)
     file = newest / name
     content = file.read_bytes()
     if damage == "truncated":
@@ -83,37 +83,37 @@ def test_a_damaged_bundle_is_never_loaded(adapter, run_place, name, damage) -> N
     else:
         file.unlink()
     with pytest.raises(ValueError, match=r"manifest|damaged|missing"):
-        read_bundle(newest)
-    found = newest_bundle(run_place)
+        read_checkpoint(newest)
+    found = newest_checkpoint(run_path)
     assert found is not None
     assert found.state.step == 5
 
 
-def test_the_furthest_bundle_of_all_launches_is_found(adapter, run_place) -> None:
+def test_the_furthest_checkpoint_of_all_launches_is_found(adapter, run_path) -> None:
     for launch, step in (("b", 5), ("a", 15), ("c", 10)):
-        bundle_at(adapter, run_place, step, launch)
-    found = newest_bundle(run_place)
+        checkpoint_at(adapter, run_path, step, launch)
+    found = newest_checkpoint(run_path)
     assert found is not None
     assert (found.state.step, found.path.parent.name) == (15, "a")
 
 
-def test_an_unfinished_bundle_is_no_bundle(adapter, run_place) -> None:
-    (bundle_at(adapter, run_place, 5) / MANIFEST).unlink()
-    assert newest_bundle(run_place) is None
+def test_an_unfinished_checkpoint_is_no_checkpoint(adapter, run_path) -> None:
+    (checkpoint_at(adapter, run_path, 5) / MANIFEST).unlink()
+    assert newest_checkpoint(run_path) is None
 
 
-def test_only_damaged_bundles_are_no_new_start(adapter, run_place) -> None:
-    (bundle_at(adapter, run_place, 5) / "state.json").write_text("{}")
-    with pytest.raises(UserError, match="no bundle verifies"):
-        newest_bundle(run_place)
+def test_only_damaged_checkpoints_are_no_new_start(adapter, run_path) -> None:
+    (checkpoint_at(adapter, run_path, 5) / "state.json").write_text("{}")
+    with pytest.raises(UserError, match="no checkpoint verifies"):
+        newest_checkpoint(run_path)
 
 
-def test_an_empty_run_starts_anew(run_place) -> None:
-    assert newest_bundle(run_place / "nothing") is None
+def test_an_empty_run_starts_anew(run_path) -> None:
+    assert newest_checkpoint(run_path / "nothing") is None
 
 
 def test_the_exported_adapter_is_what_diffusers_saves(adapter, tmp_path) -> None:
-    path = bundle_at(adapter, tmp_path, 5)
+    path = checkpoint_at(adapter, tmp_path, 5)
     adapter.save_pretrained(tmp_path / "saved")
     for name in ("config.json", WEIGHTS):
         assert (path / "adapter" / name).read_bytes() == (
@@ -130,49 +130,49 @@ def test_the_manifest_is_written_last(adapter, tmp_path, monkeypatch) -> None:
         real(source, target)
 
     monkeypatch.setattr(os, "replace", record)
-    bundle_at(adapter, tmp_path, 5)
+    checkpoint_at(adapter, tmp_path, 5)
     name, present = replaced[-1]
     assert name == MANIFEST
     assert set(FILES) - {MANIFEST} <= set(present)
     assert MANIFEST not in present
 
 
-def test_pruning_keeps_the_furthest(adapter, run_place) -> None:
-    paths = [bundle_at(adapter, run_place, step) for step in (5, 10, 15, 20)]
+def test_pruning_keeps_the_furthest(adapter, run_path) -> None:
+    paths = [checkpoint_at(adapter, run_path, step) for step in (5, 10, 15, 20)]
     (paths[2] / MANIFEST).unlink()
-    prune(run_place, keep=2, newest=paths[3])
+    prune(run_path, keep=2, newest=paths[3])
     assert [path.exists() for path in paths] == [False, True, False, True]
 
 
-def test_pruning_never_takes_the_bundle_just_written(adapter, run_place) -> None:
-    good = bundle_at(adapter, run_place, 15, "a")
-    damaged = bundle_at(adapter, run_place, 20, "a")
+def test_pruning_never_takes_the_checkpoint_just_written(adapter, run_path) -> None:
+    good = checkpoint_at(adapter, run_path, 15, "a")
+    damaged = checkpoint_at(adapter, run_path, 20, "a")
     (damaged / "state.json").write_text("{}")
-    newest = bundle_at(adapter, run_place, 17, "b")
-    prune(run_place, keep=1, newest=newest)
+    newest = checkpoint_at(adapter, run_path, 17, "b")
+    prune(run_path, keep=1, newest=newest)
     assert [path.exists() for path in (good, damaged, newest)] == [False, False, True]
-    found = newest_bundle(run_place)
+    found = newest_checkpoint(run_path)
     assert found is not None
     assert found.path == newest
 
 
-def test_an_export_replaces_the_earlier_one(adapter, run_place) -> None:
-    export_adapter(bundle_at(adapter, run_place, 5), run_place / "adapter")
+def test_an_export_replaces_the_earlier_one(adapter, run_path) -> None:
+    export_adapter(checkpoint_at(adapter, run_path, 5), run_path / "adapter")
     with torch.no_grad():
         adapter.proj.weight.mul_(2)
-    export_adapter(bundle_at(adapter, run_place, 10), run_place / "adapter")
-    weights = load((run_place / "adapter" / WEIGHTS).read_bytes())
+    export_adapter(checkpoint_at(adapter, run_path, 10), run_path / "adapter")
+    weights = load((run_path / "adapter" / WEIGHTS).read_bytes())
     assert torch.equal(weights["proj.weight"], adapter.proj.weight)
-    assert sorted(path.name for path in run_place.iterdir()) == ["adapter", "launches"]
+    assert sorted(path.name for path in run_path.iterdir()) == ["adapter", "launches"]
 
 
 def test_a_kill_during_an_export_leaves_a_whole_adapter(adapter, tmp_path, monkeypatch) -> None:
     target = tmp_path / "adapter"
-    export_adapter(bundle_at(adapter, tmp_path, 5), target)
+    export_adapter(checkpoint_at(adapter, tmp_path, 5), target)
     known = [adapter.proj.weight.detach().clone()]
     with torch.no_grad():
         adapter.proj.weight.mul_(2)
-    bundle = bundle_at(adapter, tmp_path, 10)
+    checkpoint = checkpoint_at(adapter, tmp_path, 10)
     known.append(adapter.proj.weight.detach())
 
     class Killed(BaseException):
@@ -193,7 +193,7 @@ def test_a_kill_during_an_export_leaves_a_whole_adapter(adapter, tmp_path, monke
 
             with monkeypatch.context() as patch, contextlib.suppress(Killed):
                 patch.setattr(os, name, until)
-                export_adapter(bundle, target)
+                export_adapter(checkpoint, target)
             loaded = SemanticAdapter.from_pretrained(target).proj.weight
             assert any(torch.equal(loaded, one) for one in known), (name, last)
 

@@ -1,4 +1,4 @@
-"""Killed, or out of room, anywhere in a save: the last good bundle always loads."""
+"""Killed, or out of room, anywhere in a save: the last good checkpoint always loads."""
 
 import contextlib
 import errno
@@ -17,25 +17,25 @@ import torch
 
 from acontrol.errors import UserError
 from acontrol.method.sga import SemanticAdapter
-from acontrol.train.checkpoint import export_adapter, newest_bundle, prune
-from tests.train.bundles import bundle_at, files_of, small_adapter
+from acontrol.train.checkpoint import export_adapter, newest_checkpoint, prune
+from tests.train.checkpoints import checkpoint_at, files_of, small_adapter
 
 # Calls that change the disk, beside opening and writing; and those that take room.
 CHANGING = ("fsync", "replace", "mkdir", "rmdir", "unlink")
 FILLING = ("fsync", "replace")
-EVERY = 5  # Steps between the bundles that are written here.
+EVERY = 5  # Steps between the checkpoints that are written here.
 
 
 def save(run: Path, card: dict[str, object], step: int) -> None:
     """All that a checkpoint does to the disk."""
-    path = bundle_at(small_adapter(card, step), run, step)
+    path = checkpoint_at(small_adapter(card, step), run, step)
     export_adapter(path, run / "adapter")
     prune(run, keep=2, newest=path)
 
 
 def check_run(run: Path, at_least: int) -> None:
-    """Bundle and exported adapter load, and are what was saved then."""
-    found = newest_bundle(run)
+    """Checkpoint and exported adapter load, and are what was saved then."""
+    found = newest_checkpoint(run)
     assert found is not None
     assert found.state.step >= at_least
     state = found.adapter_state()
@@ -140,7 +140,7 @@ def test_killed_at_every_call_of_a_save(forks, card, tmp_path, stride) -> None:
         child.join()
         assert child.exitcode == -signal.SIGKILL
         check_run(run, at_least=10)
-        found = newest_bundle(run)
+        found = newest_checkpoint(run)
         reached.add(found.state.step if found else None)
         save(run, described, 15)  # What the kill left is in nobody's way.
         check_run(run, at_least=15)
@@ -183,12 +183,12 @@ def test_a_disk_that_fills_up_during_a_save(card, tmp_path) -> None:
     for number in range(calls):
         with at_call(number, no_room, FILLING) as seen:
             try:
-                bundle_at(small_adapter(described, 15), run, 15)
+                checkpoint_at(small_adapter(described, 15), run, 15)
             except UserError as error:
                 assert "no room for" in str(error)
                 told += 1
         if seen.calls <= number:
-            break  # Beyond the bundle's own calls.
+            break  # Beyond the checkpoint's own calls.
         assert files_of(run) == before, "nothing half-written is left"
         check_run(run, at_least=10)
     assert told == number
@@ -203,7 +203,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(card, tmp_path, monkeypa
     usage = SimpleNamespace(free=2**20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"run/launches/a: no room .*1 MiB are free; make room"):
-        bundle_at(small_adapter(described, 10), run, 10)
+        checkpoint_at(small_adapter(described, 10), run, 10)
     assert files_of(run) == before
     usage.free = 2**30
     save(run, described, 10)

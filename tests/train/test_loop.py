@@ -33,11 +33,11 @@ def shards(built_in_data, tmp_path_factory) -> str:
 class Notes:
     """Writes down what it is told."""
 
-    def __init__(self, stop_at: int = 0, bundle_at: int = 0):
+    def __init__(self, stop_at: int = 0, checkpoint_at: int = 0):
         self.reports: list[StepReport] = []
         self.told: list[tuple[str, int]] = []
         self.validations: list[float] = []
-        self.stop_at, self.bundle_at = stop_at, bundle_at
+        self.stop_at, self.checkpoint_at = stop_at, checkpoint_at
 
     def on_step(self, report: StepReport) -> None:
         self.reports.append(report)
@@ -55,8 +55,8 @@ class Notes:
     def should_stop(self) -> bool:
         return len(self.reports) + 1 == self.stop_at
 
-    def wants_bundle(self, step: int) -> bool:
-        return step == self.bundle_at
+    def wants_checkpoint(self, step: int) -> bool:
+        return step == self.checkpoint_at
 
 
 def setting(shards: str, **changes) -> tuple[AnomalyControl, TrainingStream, TrainingStream]:
@@ -84,7 +84,7 @@ def setting(shards: str, **changes) -> tuple[AnomalyControl, TrainingStream, Tra
 
 
 def run(shards: str, **changes) -> dict[str, object]:
-    stop_at, bundle_at = changes.pop("stop_at", 0), changes.pop("bundle_at", 0)
+    stop_at, checkpoint_at = changes.pop("stop_at", 0), changes.pop("checkpoint_at", 0)
     spoil = changes.pop("spoil", ())  # Steps whose images are no numbers.
     pause = changes.pop("pause", 0.0)
     model, stream, held = setting(shards, **changes)
@@ -97,7 +97,7 @@ def run(shards: str, **changes) -> dict[str, object]:
         replace(batch, image=batch.image * math.nan) if step in spoil else batch
         for step, batch in enumerate(batches, 1)
     )
-    notes = Notes(stop_at, bundle_at)
+    notes = Notes(stop_at, checkpoint_at)
     before = engine.weights()["proj.weight"]
     error = ""
     try:
@@ -132,7 +132,7 @@ def many(shards: str) -> dict[str, dict[str, object]]:
         "bfloat16": run(shards, runtime={"precision": "bfloat16"}),
         "slow data": run(shards, pause=0.3, optim={**optim, "accumulation": 2}),
         "stopped": run(shards, stop_at=3),
-        "warned": run(shards, bundle_at=3),
+        "warned": run(shards, checkpoint_at=3),
         "spoiled": run(shards, spoil=[1], optim={**optim, "max_skipped": 0}),
         "skipping": run(shards, spoil=[2]),
         "giving up": run(shards, spoil=[2, 3, 4], optim={**optim, "max_skipped": 1}),
@@ -186,12 +186,12 @@ def test_everything_is_told_when_it_is_due(runs) -> None:
     ]
 
 
-def test_a_wish_to_stop_writes_a_bundle_and_ends(runs) -> None:
+def test_a_wish_to_stop_writes_a_checkpoint_and_ends(runs) -> None:
     assert runs["stopped"]["told"][-1] == ("checkpoint", 3)
     assert runs["stopped"]["losses"] == runs["plain"]["losses"][:3]
 
 
-def test_a_warning_writes_a_bundle_and_goes_on(runs) -> None:
+def test_a_warning_writes_a_checkpoint_and_goes_on(runs) -> None:
     told = runs["warned"]["told"]
     assert [step for kind, step in told if kind == "checkpoint"] == [2, 3, 4]
     assert runs["warned"]["losses"] == runs["plain"]["losses"]
@@ -235,7 +235,7 @@ def test_a_loss_that_is_no_number_names_samples_and_changes_nothing(runs) -> Non
     assert not found["changed"]
 
 
-def test_a_skipped_step_is_told_and_its_bundle_waits(runs) -> None:
+def test_a_skipped_step_is_told_and_its_checkpoint_waits(runs) -> None:
     found = runs["skipping"]
     assert [words is None for words in found["skipped"]] == [True, False, True, True]
     assert re.fullmatch(
@@ -248,11 +248,11 @@ def test_a_skipped_step_is_told_and_its_bundle_waits(runs) -> None:
     assert found["losses"][0] == runs["plain"]["losses"][0]
     assert found["losses"][2] == pytest.approx(runs["plain"]["losses"][2], rel=0.1)
     assert found["losses"][2] != runs["plain"]["losses"][2]
-    bundles = [step for what, step in found["told"] if what == "checkpoint"]
-    assert bundles == [3, 4]
+    checkpoints = [step for what, step in found["told"] if what == "checkpoint"]
+    assert checkpoints == [3, 4]
 
 
-def test_too_many_in_a_row_end_the_run_with_a_bundle_from_before(runs) -> None:
+def test_too_many_in_a_row_end_the_run_with_a_checkpoint_from_before(runs) -> None:
     found = runs["giving up"]
     assert len(found["losses"]) == 3
     assert "2 steps in a row were skipped, optim.max_skipped is 1" in found["error"]

@@ -6,7 +6,7 @@ import torch
 from acontrol.config import RunConfig
 from acontrol.method.sga import SemanticAdapter
 from acontrol.train.engine import AdapterEngine
-from acontrol.train.nonfinite import BadNumbers
+from acontrol.train.nonfinite import NonFiniteSteps
 from tests.train.ranks import run_ranks
 from tests.train.test_engine import batch_of, new_adapter
 
@@ -87,7 +87,7 @@ def one_step(engine: AdapterEngine, step: int, kind: str | None) -> tuple[float,
         engine.backward(loss, last=number + 1 == passes)
         total += loss.detach() / passes
     mean, *bad = engine.mean([total, *engine.bad])
-    numbers = BadNumbers(engine, engine.config)
+    numbers = NonFiniteSteps(engine, engine.config)
     seen = numbers.on_this_rank([f"s{place}" for place in places], places) if any(bad) else ""
     made = engine.step(skip=any(bad))[1]
     assert made == (kind is None) == (not any(bad))

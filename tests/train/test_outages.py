@@ -12,7 +12,7 @@ from PIL import Image
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
 from acontrol.runs import outbox
-from acontrol.runs.outbox import Spool
+from acontrol.runs.outbox import EventQueue
 from acontrol.runs.tracking import Tracker
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import StepReport, train
@@ -50,7 +50,7 @@ def until(what: Callable[[], object]) -> None:
 
 
 def waiting(tracker: Tracker) -> int:
-    return sum(one.waiting() for one in Spool.all_in(tracker.spools))
+    return sum(one.waiting() for one in EventQueue.all_in(tracker.folder))
 
 
 def log_steps(tracker: Tracker, first: int, last: int) -> None:
@@ -91,7 +91,7 @@ def test_nothing_is_lost_and_nobody_waits(
     caplog.clear()
     log_steps(tracker, 13, 23)
     tracker.flush()
-    until(lambda: f"events wait in {tracker.spools}" in caplog.text)
+    until(lambda: f"events wait in {tracker.folder}" in caplog.text)
     # All of it with the server still away: whoever logs has not waited for it.
     log_steps(tracker, 24, 35)
     assert waiting(tracker) >= 24
@@ -101,7 +101,7 @@ def test_nothing_is_lost_and_nobody_waits(
     proxy.set("pass")
     assert tracker.finish("FINISHED")
     holds_each_once(server, tracker.run_id, 35)
-    assert not list(tracker.spools.glob("files/*")), "pictures stay no longer than they wait"
+    assert not list(tracker.folder.glob("files/*")), "pictures stay no longer than they wait"
 
 
 def trainings(shards: str, port: int, folder: str) -> dict[str, list[list[float]]]:  # noqa: F811
@@ -150,9 +150,9 @@ def test_a_restart_sends_what_was_left_to_the_same_run(server, proxy, tmp_path, 
     log_steps(first, 11, 25)
     assert not first.finish("KILLED")
     said = capsys.readouterr().out
-    assert f"is away: {waiting(first)} events wait in {first.spools}" in said
+    assert f"is away: {waiting(first)} events wait in {first.folder}" in said
     # As if it had been killed between sending and noting that, and in the middle of a line.
-    (file,) = first.spools.glob("*.jsonl")
+    (file,) = first.folder.glob("*.jsonl")
     file.with_suffix(".sent").unlink()
     with file.open("a") as stream:
         stream.write('{"time": 1, "kind": "met')
@@ -160,7 +160,7 @@ def test_a_restart_sends_what_was_left_to_the_same_run(server, proxy, tmp_path, 
     again = Tracker.start(config, tmp_path, first.run_id)
     with pytest.raises(UserError, match=f"MLflow at {proxy.uri}"):
         Tracker.start(config, tmp_path / "new", None)
-    log_steps(again, 21, 32)  # From the last bundle on: some steps come again.
+    log_steps(again, 21, 32)  # From the last checkpoint on: some steps come again.
     again.wait_s = LIMIT_S
     proxy.set("pass")
     assert again.finish("FINISHED")
@@ -181,12 +181,12 @@ def test_what_mlflow_refuses_for_good_does_not_hold_up_the_rest(
     assert [value for name, value in tags.items() if name.startswith("event.")] == [
         "step 7 skipped"
     ]
-    (refused,) = tracker.spools.glob("*.refused")
+    (refused,) = tracker.folder.glob("*.refused")
     assert refused.read_text().count("of no metric") >= 1
 
 
 def test_half_lines_and_damaged_lines_are_passed_over(tmp_path: Path, caplog) -> None:
-    one = Spool(tmp_path / "a.jsonl")
+    one = EventQueue(tmp_path / "a.jsonl")
     one.append({"n": 1})
     one.append({"n": 2})
     with one.file.open("a") as stream:
@@ -195,7 +195,7 @@ def test_half_lines_and_damaged_lines_are_passed_over(tmp_path: Path, caplog) ->
     with one.file.open("a") as stream:
         stream.write('{"n": 4')
     one.close()
-    read = Spool(one.file)
+    read = EventQueue(one.file)
     assert [event["n"] for event, _ in read.events()] == [1, 2, 3]
     # The half one is no damage yet: its writer may be about to go on.
     assert caplog.text.count("damaged before byte") == 1
@@ -210,7 +210,7 @@ def test_half_lines_and_damaged_lines_are_passed_over(tmp_path: Path, caplog) ->
 
 
 def test_a_full_disk_loses_an_event_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
-    one = Spool(tmp_path / "a.jsonl")
+    one = EventQueue(tmp_path / "a.jsonl")
     one.append({"n": 1})
     write, full = outbox.os.write, iter([5, OSError(28, "No space left on device")])
 
@@ -224,11 +224,11 @@ def test_a_full_disk_loses_an_event_and_nothing_else(tmp_path: Path, monkeypatch
     for number in (2, 3, 4):
         one.append({"n": number})
     one.close()
-    assert [event["n"] for event, _ in Spool(one.file).events()] == [1, 4]
+    assert [event["n"] for event, _ in EventQueue(one.file).events()] == [1, 4]
 
 
 def test_events_are_sent_in_order_and_again_from_the_first_unsent(tmp_path: Path) -> None:
-    queue = Spool(tmp_path / "a.jsonl")
+    queue = EventQueue(tmp_path / "a.jsonl")
     for number in range(2 * outbox.BATCH + 3):
         queue.append({"n": number})
     queue.close()
@@ -239,7 +239,7 @@ def test_events_are_sent_in_order_and_again_from_the_first_unsent(tmp_path: Path
         if len(seen) == 2 * outbox.BATCH:
             raise ConnectionError
 
-    assert outbox.Sender([queue], fails_once).stop(LIMIT_S)
+    assert outbox.Uploader([queue], fails_once).stop(LIMIT_S)
     repeated = list(range(outbox.BATCH, 2 * outbox.BATCH))
     last = list(range(2 * outbox.BATCH, 2 * outbox.BATCH + 3))
     assert seen == [*range(outbox.BATCH), *repeated, *repeated, *last]

@@ -1,11 +1,11 @@
-"""Small bundles for tests, told apart by their step."""
+"""Small checkpoints for tests, told apart by their step."""
 
 import torch
 
 from acontrol.config import RunConfig
 from acontrol.method.sga import SemanticAdapter
-from acontrol.runs.storage import Place
-from acontrol.train.checkpoint import AdapterState, TrainState, write_bundle
+from acontrol.runs.storage import StoragePath
+from acontrol.train.checkpoint import AdapterState, TrainState, write_checkpoint
 
 
 def small_adapter(card: dict[str, object], step: int = 1) -> SemanticAdapter:
@@ -16,17 +16,19 @@ def small_adapter(card: dict[str, object], step: int = 1) -> SemanticAdapter:
     return adapter
 
 
-def bundle_at(adapter: SemanticAdapter, run: Place, step: int, launch: str = "a") -> Place:
+def checkpoint_at(
+    adapter: SemanticAdapter, run: StoragePath, step: int, launch: str = "a"
+) -> StoragePath:
     weights = {name: value.clone() for name, value in adapter.state_dict().items()}
     moments = {f"exp_avg.{name}": value * step for name, value in weights.items()}
     state = TrainState(
         step=step, position=step * 8, data_digest="d", base_digest="b", config=RunConfig()
     )
     folder = run / "launches" / launch
-    return write_bundle(folder, adapter, AdapterState(weights, moments, step), state)
+    return write_checkpoint(folder, adapter, AdapterState(weights, moments, step), state)
 
 
-def files_of(path: Place) -> list[str]:
+def files_of(path: StoragePath) -> list[str]:
     """Relative paths of all files below."""
     root = str(path)
     return sorted(str(file)[len(root) + 1 :] for file in path.rglob("*") if file.is_file())
