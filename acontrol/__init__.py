@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from acontrol.method.model import AnomalyControl
     from acontrol.method.sga import SemanticAdapter
     from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
+    from acontrol.pipelines.loading import load_pipeline
     from acontrol.presets import preset
 
 _HOMES = {
@@ -23,6 +24,7 @@ _HOMES = {
     "RunConfig": "acontrol.config",
     "SemanticAdapter": "acontrol.method.sga",
     "install": "acontrol.interop.install",
+    "load_pipeline": "acontrol.pipelines.loading",
     "preset": "acontrol.presets",
 }
 
@@ -33,6 +35,7 @@ __all__ = [
     "SemanticAdapter",
     "__version__",
     "install",
+    "load_pipeline",
     "preset",
 ]
 

@@ -33,7 +33,6 @@ from acontrol.data.prompts import target_text
 from acontrol.interop.install import image_embeds
 from acontrol.networks.load import BaseModels, quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
-from acontrol.pipelines.loading import load_pipeline
 from acontrol.reporting import contact_sheet, outlined
 
 ADAPTER = Path(acontrol.__file__).parent / "assets" / "tiny-adapter"
@@ -141,7 +140,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     given = parser.parse_args()
     quieten()
-    ours, _ = load_pipeline(str(ADAPTER))
+    ours = acontrol.load_pipeline(str(ADAPTER))
     ours.set_progress_bar_config(disable=True)
     adapter = ours.adapter
     base = BaseModels(

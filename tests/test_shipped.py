@@ -110,7 +110,7 @@ def specimen(number: int, category: str | None = None) -> Specimen:
 
 def assert_colour_is_carried(adapter: Path) -> None:
     """With words that name no colour, the reference's comes out more often than without it."""
-    pipeline, _ = load_pipeline(str(adapter))
+    pipeline = load_pipeline(str(adapter))
     pipeline.set_progress_bar_config(disable=True)
     references = [specimen(number) for number in range(CASES)]
     # Another product, mask and normal image; the mask is of the same kind of defect.

@@ -38,7 +38,7 @@ def load_backend(name: Name, weights: Path, model: str | None) -> Backend:
             config = BaseConfig()
             vlm = load_base(config, device).vlm
         else:
-            pipeline, _ = load_pipeline(model, device=device)
+            pipeline = load_pipeline(model, device=device)
             config, vlm = pipeline.card.base, pipeline.vlm
         return vision_tower(vlm, locate.digest(config))
     file = weights / f"{name}.safetensors"

@@ -25,7 +25,7 @@ from acontrol.generation.sampler import Generator
 from acontrol.generation.scoring import DefectScorer
 from acontrol.generation.settings import Gate, GenerationConfig, OutputSettings, Sampling
 from acontrol.networks.load import quieten
-from acontrol.pipelines.loading import load_pipeline
+from acontrol.pipelines.loading import load_with_digest
 
 
 def generate(command: GenerationConfig, model: str | None = None) -> None:
@@ -43,7 +43,7 @@ def generate(command: GenerationConfig, model: str | None = None) -> None:
     if not (command.out / JOB_NAME).exists():
         check_empty(command.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline, digest = load_pipeline(model, command.base_path, device)
+    pipeline, digest = load_with_digest(model, command.base_path, device)
     pipeline.set_progress_bar_config(disable=True)
     folder = open_folder(command.data)
     normal_folder = open_folder(command.normal) if command.normal else folder

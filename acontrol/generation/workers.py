@@ -51,7 +51,7 @@ class GeneratorSpec:
 
     def make(self, device: str) -> Generator:
         """Load the pipeline and what judges."""
-        pipeline, _ = load_pipeline(self.model, self.base_path, device)
+        pipeline = load_pipeline(self.model, self.base_path, device)
         pipeline.set_progress_bar_config(disable=True)
         planner = Planner(open_folder(self.roots["data"]), split=self.split)
         return Generator(

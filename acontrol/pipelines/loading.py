@@ -1,4 +1,4 @@
-"""Load what draws: an adapter with the base that it was trained on."""
+"""Load a trained adapter as a pipeline, with the base it was trained on."""
 
 import hashlib
 from pathlib import Path
@@ -14,45 +14,49 @@ from acontrol.networks.load import load_base
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.runs import storage
 
-# What may lie in a model's folder: a run's, or an adapter's own.
+# Files of a run's output folder or of an adapter folder that loading needs.
 ADAPTER_FILES = ("adapter", "run.json", "config.json", "diffusion_pytorch_model.safetensors")
 
 
 def load_pipeline(
     model: str, base_path: str | None = None, device: str | torch.device = "cpu"
-) -> tuple[AnomalyControlPipeline, str]:
-    """Load a run's or an adapter's folder with the base it was trained on.
+) -> AnomalyControlPipeline:
+    """Load an adapter with the base it was trained on.
 
     Args:
-        model: The run's output folder, or an adapter folder, or the URI of one.
+        model: A run's output folder or an adapter folder, as a path or URI.
         base_path: Where the base is now, if it has moved.
-        device: Where to put it.
-
-    Returns:
-        The pipeline, and a digest of adapter and base together.
+        device: Device of the pipeline.
 
     Raises:
-        UserError: If there is no adapter, its JSON is not ours, or the base is another one.
+        UserError: If there is no adapter, its config is invalid, or the base is another one.
     """
+    return load_with_digest(model, base_path, device)[0]
+
+
+def load_with_digest(
+    model: str, base_path: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[AnomalyControlPipeline, str]:
+    """``load_pipeline``, with a sha256 that names adapter and base together."""
     adapter, card, weights = load_adapter(model)
-    config = card.base
+    base = card.base
     if base_path is not None:
-        config = config.model_copy(update={"path": base_path})
-    found = locate.digest(config)
-    if found != card.base_digest:
+        base = base.model_copy(update={"path": base_path})
+    base_digest = locate.digest(base)
+    if base_digest != card.base_digest:
         raise UserError(
-            f"the base at {config.path} is not the one that {model} was trained on "
-            "(its files have another digest): name the right one with --base-path"
+            f"the base at {base.path} is not the one that {model} was trained on "
+            "(other digest): name the right one with --base-path"
         )
-    pipeline = AnomalyControlPipeline.from_base(load_base(config), adapter.eval())
-    return pipeline.to(device), hashlib.sha256(weights + found.encode()).hexdigest()
+    pipeline = AnomalyControlPipeline.from_base(load_base(base), adapter.eval())
+    return pipeline.to(device), hashlib.sha256(weights + base_digest.encode()).hexdigest()
 
 
 def load_adapter(model: str) -> tuple[SemanticAdapter, AdapterCard, bytes]:
-    """Load the adapter of a run's or an adapter's folder: (adapter, card, weights' file).
+    """The adapter of a run or an adapter folder, its card, and the bytes of its weights file.
 
     Raises:
-        UserError: If there is no adapter, or its JSON is not ours.
+        UserError: If there is no adapter or its config is invalid.
     """
     with storage.local_copy(storage.storage_path(model), ADAPTER_FILES) as folder:
         return _load_adapter(model, folder)

@@ -80,7 +80,7 @@ def _load_pyfunc(path: str) -> ServedModel:
     check_model(Path(path), ignored=("registered_model_meta",))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        pipeline, _ = load_pipeline(
+        pipeline = load_pipeline(
             os.path.join(path, "adapter"), os.environ.get(BASE_PATH), device
         )
     except UserError as error:

@@ -20,7 +20,7 @@ class Setup:
 
     def __init__(self, data: Path, gate: Gate, count: int = 3):
         self.folder = open_folder(data)
-        self.pipeline, _ = load_pipeline(str(built_in_adapter()))
+        self.pipeline = load_pipeline(str(built_in_adapter()))
         self.pipeline.set_progress_bar_config(disable=True)
         self.planner = Planner(self.folder, split="all", sampling=Sampling(steps=2), cells=16)
         asked = every_defect(self.folder, split="all", count=count, defect="spots")

@@ -160,7 +160,7 @@ def test_the_client_writes_what_the_pipeline_draws(
     args += ["--prompt", example["prompt"], "--reference-phrase"]
     done = commands.run("examples.serve_client", *args, "a crack")
     assert done.stdout == f"Image: {tmp_path / 'out.png'}\n", done.stderr
-    pipeline, _ = load_pipeline(str(own_run))
+    pipeline = load_pipeline(str(own_run))
     images = {name: [Image.open(tmp_path / f"{name}.png")] for name in IMAGES}
     drawn = pipeline(
         prompt=[example["prompt"]],
