@@ -58,9 +58,9 @@ class DemoCommand(Settings):
     seed: int = Field(0, ge=0, description="Of the data, the training and the drawing.")
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Run every part in turn, and say where each thing is."""
-    command = parse(DemoCommand, args, prog=PROG, description=__doc__)
+    command = parse(DemoCommand, args, prog=prog, description=__doc__)
     out = command.out
     _clear(out)
     data, shards, run_folder, drawn = (

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
-import tyro
 from pydantic import BaseModel
 
 from acontrol.errors import UserError
@@ -29,18 +28,31 @@ def parse(
 
     tyro draws errors as a box and pydantic as a report; here they become one line.
     """
+    import tyro
+
     errors = io.StringIO()
     parsed: Command
     try:
         with contextlib.redirect_stderr(errors):
             parsed = tyro.cli(  # type: ignore[assignment]  # default is None or a Command
-                command, args=list(args), prog=prog, description=description, default=default
+                command,
+                args=list(args),
+                prog=prog,
+                description=named_for(prog, description),
+                default=default,
             )
     except SystemExit as stop:
         if stop.code == 2:
             raise UserError(one_line(errors.getvalue(), prog)) from None
         raise
     return parsed
+
+
+def named_for(prog: str, description: str | None) -> str:
+    """A command's description, for the ``acontrol`` script where that runs it."""
+    if not prog.startswith("acontrol "):
+        return description or ""
+    return re.sub(r"python -m (?:launch|tune)\.", "acontrol ", description or "")
 
 
 def one_line(report: str, prog: str) -> str:

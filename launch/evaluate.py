@@ -13,16 +13,17 @@ import sys
 from collections.abc import Sequence
 
 from acontrol.errors import UserError
-from launch.entry import main
+from launch.entry import main, named_for
 
+PROG = "python -m launch.evaluate"
 COMMANDS = ("quality", "localization", "classification", "ablation")
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Hand the rest of the line to the sub-command."""
     name = args[0] if args else ""
     if name in ("-h", "--help"):
-        print(__doc__)
+        print(named_for(prog, __doc__))
         sys.exit(0)
     if name == "quality":
         from launch.evaluate_quality import run as command
@@ -40,7 +41,7 @@ def run(args: Sequence[str]) -> None:
     for option in options:
         if options.count(option) > 1:
             raise UserError(f"give {option} once, with all its values after it")
-    command(rest)
+    command(rest, prog=f"{prog} {name}")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from launch.train import read_config_of
 PROG = "python -m launch.evaluate ablation"
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Train, draw, measure, and write the table."""
-    command = read_config_of(AblationConfig, args, PROG, __doc__)
+    command = read_config_of(AblationConfig, args, prog, __doc__)
     from acontrol.evaluation.ablation import run_ablation
 
     run_ablation(command)

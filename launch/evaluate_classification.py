@@ -54,9 +54,9 @@ class ClassificationCommand(ComparisonCommand):
     )
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Check, train what is missing, and write the tables."""
-    command = parse(ClassificationCommand, args, prog=PROG, description=__doc__)
+    command = parse(ClassificationCommand, args, prog=prog, description=__doc__)
     from acontrol.evaluation.budget import CLASSIFIER_BUDGETS
     from acontrol.evaluation.classification import TESTED, Classification, names_of
     from acontrol.evaluation.classifier import Classifier, weights_digest

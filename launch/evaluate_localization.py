@@ -51,9 +51,9 @@ class LocalizationCommand(ComparisonCommand):
     )
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Check, train what is missing, and write the tables."""
-    command = parse(LocalizationCommand, args, prog=PROG, description=__doc__)
+    command = parse(LocalizationCommand, args, prog=prog, description=__doc__)
     from acontrol.evaluation.budget import BUDGETS
     from acontrol.evaluation.dataset import CONTROLS, DETECTOR, CategoryDataset
     from acontrol.evaluation.localization import Localization

@@ -53,9 +53,9 @@ class QualityCommand(Settings):
     tracking: TrackingConfig = TrackingConfig()
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Check, look, and write the tables."""
-    command = parse(QualityCommand, args, prog=PROG, description=__doc__)
+    command = parse(QualityCommand, args, prog=prog, description=__doc__)
     from tqdm import tqdm
 
     from acontrol.evaluation import figures, published, quality

@@ -30,9 +30,9 @@ class ExportCommand(Settings):
     out: Path | None = Field(None, description="File to write; ends in .safetensors.")
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Export and say where."""
-    command = parse(ExportCommand, args, prog=PROG, description=__doc__)
+    command = parse(ExportCommand, args, prog=prog, description=__doc__)
     if command.out is None:
         raise UserError("--out FILE.safetensors is needed: the file to write")
     from acontrol.interop.ip_adapter import export

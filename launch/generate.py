@@ -26,9 +26,9 @@ from launch.entry import main, parse
 PROG = "python -m launch.generate"
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Plan, check, draw, and write the report."""
-    command = _absolute(parse(GenerationConfig, args, prog=PROG, description=__doc__))
+    command = _absolute(parse(GenerationConfig, args, prog=prog, description=__doc__))
     _check(command)
     open_folder(command.data)
     # Imported only once the arguments are known to be good.

@@ -32,9 +32,9 @@ class MasksCommand(MasksConfig):
     )
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Learn, and say what came and where it is."""
-    command = parse(MasksCommand, args, prog=PROG, description=__doc__)
+    command = parse(MasksCommand, args, prog=prog, description=__doc__)
     # The models are imported only once the arguments are known to be good.
     from acontrol.networks.load import quieten
 

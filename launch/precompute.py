@@ -18,9 +18,9 @@ from launch.train import read_config
 PROG = "python -m launch.precompute"
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Precompute and say where the features are."""
-    config = read_config(args, prog=PROG, description=__doc__)
+    config = read_config(args, prog=prog, description=__doc__)
     # Ray and the models are imported only once the arguments are known to be good.
     from acontrol.train.precompute import precompute
 

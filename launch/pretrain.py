@@ -19,11 +19,11 @@ from launch.entry import main, parse
 PROG = "python -m launch.pretrain"
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Train and say where the base is."""
     rest = list(args)
     root = Path(rest.pop(0)) if rest and not rest[0].startswith("-") else None
-    config = parse(PretrainConfig, rest, prog=PROG, description=__doc__)
+    config = parse(PretrainConfig, rest, prog=prog, description=__doc__)
     if root is not None and not root.is_dir():
         raise UserError(f"{root}: no such folder; name one in MVTec AD's layout, or none")
     from acontrol.pretrain.run import CARD, pretrain

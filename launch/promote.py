@@ -39,9 +39,9 @@ class PromoteCommand(Settings):
     tracking: ServerOptions = ServerOptions()
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Compare, then promote or not."""
-    command = parse(PromoteCommand, args, prog=PROG, description=__doc__)
+    command = parse(PromoteCommand, args, prog=prog, description=__doc__)
 
     from acontrol.registry.promote import promote
     from acontrol.runs.mlflow_client import server_uri

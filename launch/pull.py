@@ -30,9 +30,9 @@ class PullCommand(Settings):
     tracking: ServerOptions = ServerOptions()
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Fetch, check, and say where it is."""
-    command = parse(PullCommand, args, prog=PROG, description=__doc__)
+    command = parse(PullCommand, args, prog=prog, description=__doc__)
 
     from acontrol.generation.job import check_empty
     from acontrol.registry.pull import pull

@@ -49,9 +49,9 @@ class RegisterCommand(Settings):
     tracking: ServerOptions = ServerOptions()
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Register and say what is next."""
-    command = parse(RegisterCommand, args, prog=PROG, description=__doc__)
+    command = parse(RegisterCommand, args, prog=prog, description=__doc__)
     run_path = storage.storage_path(command.run)
     if not run_path.is_dir():
         raise UserError(f"{command.run}: no such folder")

@@ -59,9 +59,9 @@ class ShardCommand(Settings):
     dry_run: bool = Field(False, description="Check everything, count, and write nothing.")
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Check the folder, then write."""
-    command = parse(ShardCommand, args, prog=PROG, description=__doc__)
+    command = parse(ShardCommand, args, prog=prog, description=__doc__)
     if command.out is None and not command.dry_run:
         raise UserError("--out DIR is needed: where the shards go (or --dry-run)")
     if command.out is not None:

@@ -82,12 +82,12 @@ def _from_file(path: Path, default: Config) -> Config:
         raise UserError(f"--config {path}: {explain(error)}") from error
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Train and say where the result is."""
     rest = [arg for arg in args if arg != "--dry-run"]
     is_dry = len(rest) < len(args)
     rest, name = _take_register(rest)
-    config = read_config(rest)
+    config = read_config(rest, prog)
     if is_dry:
         from acontrol.train.dry_run import describe
 

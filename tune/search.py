@@ -20,10 +20,10 @@ from tune.plan import Plan, SweepConfig
 PROG = "python -m tune.search"
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], prog: str = PROG) -> None:
     """Search, and say where the best trial's config is."""
     rest = [arg for arg in args if arg != "--dry-run"]
-    config = read_config_of(SweepConfig, rest, PROG, __doc__)
+    config = read_config_of(SweepConfig, rest, prog, __doc__)
     plan = Plan(config)
     for line in plan.notes:
         print(line, flush=True)

@@ -1,0 +1,90 @@
+"""The ``acontrol`` script: one name for every command."""
+
+import configparser
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from acontrol import __version__
+from launch import cli
+from tests.launch.commands import ROOT
+
+SCRIPT = Path(sys.executable).with_name("acontrol")
+# An install from before the script was declared lacks it.
+START = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "launch.cli"]
+
+
+def acontrol(*args: object) -> "subprocess.CompletedProcess[str]":
+    command = [*START, *(str(arg) for arg in args)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_script_is_declared() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    name, target = setup["options.entry_points"]["console_scripts"].strip().split(" = ")
+    module, _, function = target.partition(":")
+    assert name == "acontrol"
+    assert getattr(importlib.import_module(module), function) is cli.main
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command_on_a_line(args: list[str]) -> None:
+    result = acontrol(*args)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    listed = [words[0] for words in lines if words and words[0] in cli.COMMANDS]
+    assert listed == list(cli.COMMANDS)
+
+
+def test_it_tells_its_version() -> None:
+    assert acontrol("--version").stdout == f"acontrol {__version__}\n"
+
+
+def test_an_unknown_command_is_one_line_with_the_closest_names() -> None:
+    result = acontrol("trian", "tiny")
+    assert (result.returncode, result.stdout) == (2, "")
+    expected = "error: no command 'trian'; did you mean train or pretrain?\n"
+    assert result.stderr == expected
+    assert acontrol("zzz").stderr == "error: no command 'zzz'; see acontrol --help\n"
+
+
+def test_a_command_runs(built_in_data: Path, tmp_path: Path) -> None:
+    result = acontrol("shard", built_in_data, "--out", tmp_path / "shards", "--split", "all")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("18 samples in 1 shards: ")
+    assert (tmp_path / "shards" / "index.json").is_file()
+
+
+def test_a_user_error_is_one_line(tmp_path: Path) -> None:
+    result = acontrol("shard", tmp_path / "missing", "--out", tmp_path / "shards")
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'missing'}: ")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_names_the_script(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(cli.COMMANDS[name][0])
+    assert list(inspect.signature(module.run).parameters) == ["args", "prog"]
+    with pytest.raises(SystemExit) as stop:
+        cli.run([name, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"acontrol {name}" in text
+    assert "python -m" not in text
+
+
+def test_its_help_loads_no_library() -> None:
+    code = (
+        "import sys; from launch import cli\n"
+        "try: cli.run(['--help'])\n"
+        "except SystemExit: print(*{'torch', 'ray', 'tyro', 'numpy'} & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == ""
