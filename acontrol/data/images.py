@@ -28,6 +28,16 @@ _ADVICE = {
 }
 
 
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height of an image, from its file's header alone.
+
+    Raises:
+        UserError: If the file is missing or not an image.
+    """
+    with _explained(path), opened(path, FORMATS) as image:
+        return image.size
+
+
 def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     """Decode a whole image.
 
@@ -136,23 +146,17 @@ def opened(
         yield image
 
 
-def _decode(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
-    """Pixels as stored: (H, W) of a grey image's own type, or (H, W, 3) uint8."""
+@contextlib.contextmanager
+def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn whatever reading an image file raises into a UserError.
+
+    Raises:
+        UserError: Also if the path is not a regular file.
+    """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UserError(f"{path}: is not a file; replace or remove it")
-        with opened(path, FORMATS) as image:
-            image.verify()  # Checksums and the end of the file, which decoding passes over.
-        with opened(path, FORMATS) as image:
-            image.load()
-            mode = image.mode
-            converted: Image.Image = image
-            if mode not in ("L", "I", "F") and not mode.startswith("I;16"):
-                # By way of RGBA, since a palette with transparency warns otherwise.
-                through = image.convert("RGBA") if mode in ("P", "PA") else image
-                converted = through.convert("RGB")
-            # A copy: Pillow lends its pixels read-only, which torch warns about.
-            pixels = np.array(converted)
+        yield
     except (MemoryError, UserError):
         raise
     except FileNotFoundError as error:
@@ -171,6 +175,23 @@ def _decode(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         advice = _ADVICE.get(getattr(error, "errno", None) or 0, "replace or remove it")
         raise UserError(f"{path}: cannot be decoded ({reason}); {advice}") from error
+
+
+def _decode(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Pixels as stored: (H, W) of a grey image's own type, or (H, W, 3) uint8."""
+    with _explained(path):
+        with opened(path, FORMATS) as image:
+            image.verify()  # Checksums and the end of the file, which decoding passes over.
+        with opened(path, FORMATS) as image:
+            image.load()
+            mode = image.mode
+            converted: Image.Image = image
+            if mode not in ("L", "I", "F") and not mode.startswith("I;16"):
+                # By way of RGBA, since a palette with transparency warns otherwise.
+                through = image.convert("RGBA") if mode in ("P", "PA") else image
+                converted = through.convert("RGB")
+            # A copy: Pillow lends its pixels read-only, which torch warns about.
+            pixels = np.array(converted)
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise UserError(f"{path}: holds values that are not finite; save it without them")
     return pixels

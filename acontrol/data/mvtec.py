@@ -7,7 +7,7 @@
     <category>/prompt/<defect>/<id>.txt                   their captions, optional
     <category>/prompt/phrases.json                        their phrases, optional
 
-Nothing is decoded here: `acontrol.data.validation` says whether the files are fit for use.
+Listing decodes nothing: `acontrol.data.validation` says whether the files are fit for use.
 """
 
 import os
@@ -16,7 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from acontrol.data import prompts
+from acontrol.data.images import image_size, read_mask
 from acontrol.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -140,6 +144,23 @@ class LabelledImage:
         """The image's name within the data set."""
         return f"{self.category}/{self.defect}/{self.id}"
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, from the image file's header (`image_size`)."""
+        return image_size(self.image)
+
+    def read_mask(self) -> npt.NDArray[np.bool_]:
+        """The defect's pixels, (H, W), at least one True.
+
+        Raises:
+            UserError: If the mask is missing, bad or of another size than the image.
+        """
+        if not os.path.lexists(self.mask):
+            raise UserError(
+                f"{self.image}: has no mask; put it at {self.mask}, or remove the image"
+            )
+        return read_mask(self.mask, self.size)
+
 
 @dataclass(frozen=True)
 class MvtecFolder:
@@ -189,7 +210,7 @@ class MvtecFolder:
     ) -> tuple[LabelledImage, ...]:
         """The images of defects, sorted by category, defect and id.
 
-        Masks are looked for and not read: `read_mask` or `check` refuse a missing one.
+        Masks are looked for and not read: `LabelledImage.read_mask` refuses a missing one.
 
         Args:
             split: "train" for the first third of each defect (`training_third`), "test" for

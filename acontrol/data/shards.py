@@ -18,7 +18,7 @@ from typing import Literal
 import webdataset
 from PIL import Image
 
-from acontrol.data.images import read_image, read_mask, shrink_mask
+from acontrol.data.images import read_image, shrink_mask
 from acontrol.data.index import (
     INDEX_NAME,
     IndexedSample,
@@ -162,7 +162,7 @@ def _key_of(name: str) -> str:
 
 def _encode(image: LabelledImage, resolution: int | None) -> dict[str, bytes | str]:
     pixels = Image.fromarray(read_image(image.image))
-    mask = Image.fromarray(read_mask(image.mask, pixels.size))
+    mask = Image.fromarray(image.read_mask())
     if resolution is not None and min(pixels.size) > resolution:
         scale = resolution / min(pixels.size)
         width, height = (max(1, round(side * scale)) for side in pixels.size)

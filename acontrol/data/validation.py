@@ -1,6 +1,5 @@
 """Whether the images and masks that a folder names can be used."""
 
-import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from acontrol.data.images import check_image, read_mask
+from acontrol.data.images import check_image
 from acontrol.data.mvtec import LabelledImage, MvtecFolder, image_files
 from acontrol.errors import UserError
 
@@ -60,12 +59,8 @@ def check(
         try:
             if one.key in clashes:
                 raise UserError(clashes[one.key])
-            height, width, _ = check_image(one.image).shape
-            if not os.path.lexists(one.mask):
-                raise UserError(
-                    f"{one.image}: has no mask; put it at {one.mask}, or remove the image"
-                )
-            mask = read_mask(one.mask, (width, height))
+            check_image(one.image)
+            mask = one.read_mask()
             _refuse_vanishing(one, mask, resolution)
         except UserError as error:
             if not skip_bad:

@@ -1,7 +1,6 @@
 """Images of one category in memory, at the detector's size, with their masks."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from acontrol.data.images import fit, read_image, read_mask
+from acontrol.data.images import fit, read_image
 from acontrol.data.mvtec import LabelledImage
 from acontrol.errors import UserError
 
@@ -65,15 +64,7 @@ def load(normals: Sequence[Path], labelled: Sequence[LabelledImage], size: int) 
     ]
     for path, one in rows:
         pixels = read_image(path)
-        height, width = pixels.shape[:2]
-        if one is None:
-            truth = np.zeros((height, width), dtype=bool)
-        else:
-            if not os.path.lexists(one.mask):
-                raise UserError(
-                    f"{one.image}: has no mask; put it at {one.mask}, or remove the image"
-                )
-            truth = read_mask(one.mask, (width, height))
+        truth = np.zeros(pixels.shape[:2], dtype=bool) if one is None else one.read_mask()
         image, mask = fit(Image.fromarray(pixels), Image.fromarray(truth), size)
         images.append(((image + 1) * 127.5).round().to(torch.uint8))
         masks.append((mask[0] > 0) & bool(truth.any()))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from acontrol.data.images import read_image, read_mask
+from acontrol.data.images import image_size, read_mask
 from acontrol.errors import UserError
 from acontrol.generation.plan import PlannedImage, Reference
 from acontrol.generation.sampler import GeneratedImage
@@ -74,8 +74,7 @@ def planned_of(line: Mapping[str, Any], folder: Path, roots: Roots) -> PlannedIm
     """
     try:
         normal = roots["normal"] / line["normal"]
-        height, width = read_image(normal).shape[:2]
-        mask = read_mask(folder / line["mask"], (width, height))
+        mask = read_mask(folder / line["mask"], image_size(normal))
         kind = line["reference_kind"]
         return PlannedImage(
             name=(line["category"], line["defect"], line["number"]),

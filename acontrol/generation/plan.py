@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from acontrol.data.images import read_image, read_mask
+from acontrol.data.images import image_size, read_mask
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.data.prompts import phrase, target_text
 from acontrol.errors import UserError
@@ -210,7 +210,7 @@ class Planner:
         normals: Sequence[Path]
         if request.normal is not None:
             normals = [base / request.normal]
-            size = _size(normals[0])
+            size = image_size(normals[0])
             if request.mask is not None:
                 file = base / request.mask
                 own_mask = PlacedMask.of("file", file, np.asarray(read_mask(file, size)))
@@ -292,7 +292,7 @@ class Planner:
                 raise UserError(str(error)) from error
         if request.reference_image is not None and request.reference_mask is not None:
             image, mask = base / request.reference_image, base / request.reference_mask
-            read_mask(mask, _size(image))
+            read_mask(mask, image_size(image))
             return [Reference(image, mask, words or phrase(request.defect))]
         named = request.reference
         if named is not None:
@@ -307,8 +307,3 @@ class Planner:
                 f"no reference {named or '/'.join(kind)} in {part}{self.folder.root}"
             )
         return [Reference(one.image, one.mask, words or one.phrase, kind) for one in images]
-
-
-def _size(image: Path) -> tuple[int, int]:
-    height, width = read_image(image).shape[:2]
-    return width, height

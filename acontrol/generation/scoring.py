@@ -11,7 +11,7 @@ from torch import Tensor
 from acontrol.data.images import read_image
 from acontrol.data.mvtec import LabelledImage
 from acontrol.generation.plan import PlannedImage
-from acontrol.masks.sampler import DefectType, mask_of
+from acontrol.masks.sampler import DefectType
 from acontrol.networks.defect_features import defect_features
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
@@ -78,7 +78,7 @@ class DefectScorer:
             [
                 self._features(
                     [Image.fromarray(read_image(one.image)) for one in some],
-                    [Image.fromarray(mask_of(one)) for one in some],
+                    [Image.fromarray(one.read_mask()) for one in some],
                 )
                 for some in (images[at : at + BATCH] for at in range(0, len(images), BATCH))
             ]

@@ -26,7 +26,7 @@ from acontrol._version import __version__
 from acontrol.data.mvtec import LabelledImage, open_folder
 from acontrol.errors import UserError
 from acontrol.masks.inversion import MaskObjective, MaskWords, draw_masks, picture_side
-from acontrol.masks.sampler import DefectType, mask_of
+from acontrol.masks.sampler import DefectType
 from acontrol.masks.settings import Inversion, MaskCard, MasksConfig
 from acontrol.masks.shape import Mask
 from acontrol.masks.statistics import Limits
@@ -185,7 +185,7 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
 
 
 def _read(images: Sequence[LabelledImage]) -> dict[str, Mask]:
-    masks = {one.id: mask_of(one) for one in images}
+    masks = {one.id: one.read_mask() for one in images}
     for one in images:
         if not masks[one.id].any():
             raise UserError(f"{one.mask}: the mask is empty; remove it with its image")

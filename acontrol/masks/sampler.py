@@ -8,7 +8,7 @@ from typing import Literal, Self
 import numpy as np
 from PIL import Image
 
-from acontrol.data.images import read_image, read_mask, shrink_mask
+from acontrol.data.images import image_size, read_image, read_mask, shrink_mask
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.errors import UserError
 from acontrol.masks.foreground import corrected, foreground, shared_foreground
@@ -59,8 +59,7 @@ def same_mask(source: LabelledImage, normal: Path) -> PlacedMask:
     Raises:
         UserError: If an image or the mask is bad.
     """
-    height, width = read_image(normal).shape[:2]
-    mask = shrink_mask(Image.fromarray(mask_of(source)), (width, height))
+    mask = shrink_mask(Image.fromarray(source.read_mask()), image_size(normal))
     return PlacedMask.of("same", source.mask, np.asarray(mask))
 
 
@@ -157,7 +156,7 @@ class MaskSampler:
                 f"no training masks of {'/'.join(kind)} for masks {source!r}: give a mask "
                 "file, or masks 'perlin'"
             )
-        masks = {one.id: mask_of(one) for one in images}
+        masks = {one.id: one.read_mask() for one in images}
         shared = self._common_place(product)
         products = [corrected(foreground(read_image(one.image)), shared) for one in images]
         rules = learn_rules([masks[one.id] for one in images], products) if images else Rules()
@@ -189,12 +188,7 @@ class MaskSampler:
             raise UserError(f"--masks-path {self._files}: no .png there, nor in {defect}/")
         found = {}
         for path in paths:
-            try:
-                with Image.open(path) as opened:
-                    size = opened.size
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read as an image") from error
-            found[path.name] = (path, read_mask(path, size))
+            found[path.name] = (path, read_mask(path, image_size(path)))
         return found
 
     def _common_place(self, product: tuple[MvtecFolder, str]) -> Mask | None:
@@ -212,13 +206,3 @@ class MaskSampler:
             estimate = foreground(read_image(normal))
             self._products[normal] = corrected(estimate, self._common_place(product))
         return self._products[normal]
-
-
-def mask_of(image: LabelledImage) -> Mask:
-    """Read a labelled image's mask.
-
-    Raises:
-        UserError: If the image or the mask is bad.
-    """
-    height, width = read_image(image.image).shape[:2]
-    return read_mask(image.mask, (width, height))

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from acontrol.data.builtin import dataset
-from acontrol.data.images import fit, read_image, read_mask, region
+from acontrol.data.images import fit, read_image, region
 from acontrol.data.mvtec import open_folder
 from acontrol.data.prompts import phrase, target_text
 from acontrol.data.validation import check
@@ -132,7 +132,7 @@ def folder_pool(root: Path, count: int, seed: int, resolution: int) -> Pool:
     pictures: list[tuple[Image.Image, Image.Image, DefectType]] = []
     for one in labelled:
         pixels = read_image(one.image)
-        mask = read_mask(one.mask, (pixels.shape[1], pixels.shape[0]))
+        mask = one.read_mask()
         kind = DefectType(
             one.category,
             one.defect,

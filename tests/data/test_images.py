@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from acontrol.data.images import read_image, read_mask
+from acontrol.data.images import image_size, read_image, read_mask
 from acontrol.errors import UserError
 
 HEIGHT, WIDTH = 6, 9
@@ -119,16 +119,30 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str) -> None:
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
-def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_a_file_that_is_not_an_image_is_refused(
+    tmp_path: Path, read: Callable[[Path], Any]
+) -> None:
     for name, content in (("text.png", b"no image"), ("empty.png", b"")):
         (tmp_path / name).write_bytes(content)
-        message = refusal(lambda name=name: read_image(tmp_path / name))
+        message = refusal(lambda name=name: read(tmp_path / name))
         expected = "is not a PNG, JPEG, BMP or TIFF image; replace or remove it"
         assert message == f"{tmp_path / name}: {expected}"
     (tmp_path / "folder.png").mkdir()
-    assert "is not a file" in refusal(lambda: read_image(tmp_path / "folder.png"))
+    assert "is not a file" in refusal(lambda: read(tmp_path / "folder.png"))
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
-    assert "link.png: does not exist" in refusal(lambda: read_image(tmp_path / "link.png"))
+    assert "link.png: does not exist" in refusal(lambda: read(tmp_path / "link.png"))
+
+
+def test_the_size_comes_from_the_header_alone(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: turned by 90 degrees.
+    Image.fromarray(NOISE).save(tmp_path / "x.jpg", exif=exif)
+    content = (tmp_path / "x.jpg").read_bytes()
+    assert image_size(tmp_path / "x.jpg") == (48, 64)
+    assert read_image(tmp_path / "x.jpg").shape == (64, 48, 3)
+    (tmp_path / "x.jpg").write_bytes(content[: len(content) * 2 // 3])
+    assert image_size(tmp_path / "x.jpg") == (48, 64)
 
 
 def palette_of_spot() -> Image.Image:

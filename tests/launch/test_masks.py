@@ -18,7 +18,6 @@ from acontrol.errors import UserError
 from acontrol.masks import inversion_run
 from acontrol.masks.perlin import PerlinMasks
 from acontrol.masks.placement import Placed, Rules, place
-from acontrol.masks.sampler import mask_of
 from acontrol.masks.shape import Mask
 from acontrol.masks.statistics import distance
 from acontrol.masks.store import read_learned
@@ -192,7 +191,7 @@ def test_learned_masks_are_closer_to_real_ones_than_noise_is(tmp_path) -> None:
         assert len(drawn) == 24
         # Against masks that were not learned from.
         images = open_folder(data).labelled("test", category=category, defect=defect)
-        real = [mask_of(one) for one in images]
+        real = [image.read_mask() for image in images]
         noise: list[Mask] = []
         for seed in range(40):
             blob = place(PerlinMasks(), everywhere, Rules(), cells=16, seed=seed)

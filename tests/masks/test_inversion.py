@@ -9,7 +9,6 @@ import torch
 from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
 from acontrol.masks.inversion import MaskObjective, MaskWords, draw_masks, embed_vectors
-from acontrol.masks.sampler import mask_of
 from acontrol.method.encoder import embed_text
 
 CAPTION = "a photo of wood with a crack"
@@ -18,7 +17,8 @@ CAPTION = "a photo of wood with a crack"
 @pytest.fixture(scope="module")
 def objective(tiny_base, built_in_data: Path) -> MaskObjective:
     images = open_folder(built_in_data).labelled("all", category="wood", defect="crack")
-    return MaskObjective(tiny_base, {one.id: mask_of(one) for one in images}, pool=12, seed=0)
+    masks = {image.id: image.read_mask() for image in images}
+    return MaskObjective(tiny_base, masks, pool=12, seed=0)
 
 
 def test_vectors_are_read_as_the_words_that_they_are(tiny_base) -> None:
