@@ -161,7 +161,7 @@ MEMBERS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "mask smooth": ("mask.png", lambda old: _levels(old, 9, 255), "255 on the defect"),
     "JSON cut": ("json", lambda old: old[:-5], "Unterminated"),
     "JSON no UTF-8": ("json", lambda old: b'{"caption": "\xff\xfe"}', "decode"),
-    "JSON a list": ("json", lambda old: b"[]", "instance of Facts"),
+    "JSON a list": ("json", lambda old: b"[]", "instance of SampleMetadata"),
     "JSON too deep": ("json", lambda old: b"[" * 99_999, "recursion"),
     "JSON without caption": ("json", _facts({}, without="caption"), "caption: Field required"),
     "JSON with a number": ("json", _facts({"caption": 7}), "caption: Input should be"),
