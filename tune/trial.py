@@ -14,13 +14,11 @@ import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from acontrol.config import RunConfig
-from acontrol.data.features import feature_folder
-from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
-from acontrol.networks import locate
 from acontrol.runs.mlflow_client import last_values
 from acontrol.runs.record import RunRecord
 from acontrol.train.driver import TrainingStoppedError, run_training
+from acontrol.train.plan import RunInputs
 from acontrol.train.precompute import precompute
 from tune.record import METRICS, Outcome, Sweep
 from tune.space import Value
@@ -81,8 +79,7 @@ def run_trial(values: Mapping[str, Value], sweep: Sweep) -> None:
 
 def share_features(config: RunConfig) -> None:
     """Precompute what this trial needs, unless another one has or does."""
-    reader = ShardReader(config.data.shards or "", config.data.cache_dir)
-    features = feature_folder(config, reader, locate.digest(config.base))
+    features = RunInputs.resolve(config).features()
     if features.why_not() is None:
         return
     features.root.mkdir(parents=True, exist_ok=True)

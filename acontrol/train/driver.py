@@ -1,12 +1,12 @@
-"""The driver: checks what a run is, opens its folder and MLflow run, and has Ray train it.
+"""The driver: resolves a run, opens its MLflow run and trains it with Ray.
 
 RUN/
   config.json      the resolved config of the last launch
-  run.json         launch and MLflow run, by which the same command continues
-  adapter/         the newest exported adapter: what launch.generate takes
-  events/          what goes to MLflow, sent or not yet
-  launches/*/      one folder a launch: Ray's own files and the checkpoint checkpoints
-  mlflow.db        MLflow, unless a server was named; artifacts/ beside it
+  run.json         launch and MLflow run, for the same command to continue
+  adapter/         the newest exported adapter, for launch.generate
+  events/          events for MLflow, sent or queued
+  launches/*/      one folder per launch: Ray's own files and the checkpoints
+  mlflow.db        MLflow, unless a server was named; with artifacts/
 """
 
 import secrets
@@ -18,35 +18,30 @@ import ray.train
 from ray.train import UserCallback
 
 from acontrol.config import RunConfig
-from acontrol.data.features import feature_folder
-from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
-from acontrol.networks import hub, locate
 from acontrol.runs import storage
 from acontrol.runs.cluster import joined_cluster
-from acontrol.runs.lock import only_launch
-from acontrol.runs.mlflow_client import named_uri, tracking_uri
-from acontrol.runs.paths import absolute
+from acontrol.runs.mlflow_client import named_uri
 from acontrol.runs.record import Launch, RunRecord
 from acontrol.runs.storage import StoragePath
 from acontrol.runs.tracking import Tracker
 from acontrol.train.checkpoint import export_adapter, newest_checkpoint
 from acontrol.train.fit import fit, root_cause, run_worker
-from acontrol.train.plan import unmet, unnamed
-from acontrol.train.resume import check_continues, how_to_resume, known_mlflow_run
+from acontrol.train.plan import RunPlan
+from acontrol.train.resume import how_to_resume
 
 LAUNCHES = "launches"
 
 
 class TrainingStoppedError(Exception):
-    """Training ended before its last step; says why and how to go on.
+    """Training ended before its last step; says why and how to continue.
 
     Attributes:
         status: Exit status for a command: 130 after an interrupt, else 1.
     """
 
     def __init__(self, message: str, status: int = 1):
-        """Take the message and the exit status."""
+        """Store the message and the exit status."""
         super().__init__(message)
         self.status = status
 
@@ -60,82 +55,62 @@ def run_training(
 
     Args:
         config: The run.
-        callbacks: Of Ray Train, told of the workers' reports.
-        worker: What each worker process runs; another one may surround ``run_worker``.
+        callbacks: For Ray Train; they receive the workers' reports.
+        worker: Runs in each worker process; tests and benchmarks wrap ``run_worker``.
 
     Raises:
-        UserError: If something about the config, the data or the base must be put right.
-        TrainingStoppedError: If it ended early: interrupted, or a worker failed.
+        UserError: If the user must mend something: an option, the data, the base.
+        TrainingStoppedError: If training was interrupted or a worker failed.
     """
-    config = absolute(config)
-    if unnamed(config):
-        raise UserError("; ".join(unmet(config)))
-    run = storage.storage_path(config.output or "")
-    reader = ShardReader(config.data.shards or "", config.data.cache_dir)
-    if config.sga.scale == 0:
-        raise UserError("sga.scale is 0: the adapter would not be used, so it cannot learn")
-    if config.init is not None:
-        from acontrol.interop.begin import check_beginning  # It brings diffusers.
-
-        check_beginning(config.init)
-    digest = locate.digest(config.base)
-    hub.fetch(config.base)
-    with only_launch(run):
-        checkpoint = newest_checkpoint(run)
+    with RunPlan.locked(config) as plan:
+        config, run, checkpoint = plan.config, plan.run, plan.checkpoint
         if checkpoint is not None:
-            check_continues(checkpoint, config, reader.index.digest, digest)
             line = f"Continuing from step {checkpoint.state.step} ({checkpoint.path})"
             print(line, flush=True)
-        tracker = Tracker.start(config, run, known_mlflow_run(run, config, checkpoint))
+        tracker = Tracker.start(config, run, plan.mlflow_run)
         if checkpoint is not None:
             tracker.event(line)
         if checkpoint is not None and checkpoint.state.step >= config.optim.steps:
             print(f"Nothing to do: {run} has its {config.optim.steps} steps", flush=True)
-            # A kill may have come between the last checkpoint and this.
+            # The last launch may have been killed after its last checkpoint.
             export_adapter(checkpoint.path, run / "adapter")
         else:
-            features = has_features(config, reader, digest)
-            _train(config, run, tracker, digest, features, callbacks, worker)
+            _train(plan, tracker, callbacks, worker)
         tracker.finish("FINISHED")
     return run
 
 
-def has_features(config: RunConfig, reader: ShardReader, digest: str) -> bool:
-    """Whether training reads precomputed features; says so either way, if any were named."""
-    if config.data.features is None:
-        return False
-    folder = feature_folder(config, reader, digest)
-    reason = folder.why_not()
-    if reason is None:
-        print(f"Features: precomputed, {folder.path}", flush=True)
-    else:
-        print(f"Features: computed online, since {reason}", flush=True)
-    return reason is None
-
-
 def _train(
-    config: RunConfig,
-    run: StoragePath,
+    plan: RunPlan,
     tracker: Tracker,
-    digest: str,
-    has_features: bool,
     callbacks: Sequence[UserCallback],
     worker: Callable[[dict[str, Launch]], None],
 ) -> None:
+    config, run = plan.config, plan.run
+    if plan.has_features:
+        print(f"Features: precomputed, {plan.features().path}", flush=True)
+    elif plan.online_reason is not None:
+        print(f"Features: computed online, since {plan.online_reason}", flush=True)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     folder = run / LAUNCHES / name
     RunRecord(launch=name, mlflow_run=tracker.run_id, mlflow_uri=named_uri(config)).write(run)
     storage.write(run / "config.json", config.model_dump_json(indent=1).encode())
-    progress = sys.stderr.isatty()
-    uri = tracking_uri(config, run)
-    launch = Launch(config, folder, uri, tracker.run_id, digest, progress, has_features)
+    launch = Launch(
+        config,
+        folder,
+        tracker.uri,
+        tracker.run_id,
+        plan.base_digest,
+        show_progress=sys.stderr.isatty(),
+        features=plan.has_features,
+    )
     try:
         with joined_cluster(config.cluster):
             fit(launch, callbacks, worker)
     except KeyboardInterrupt:
         checkpoint = newest_checkpoint(run)
         if checkpoint is not None and checkpoint.state.step >= config.optim.steps:
-            return  # The wish to stop came during the last step.
+            return  # It came during the last step.
         tracker.finish("KILLED")
         raise TrainingStoppedError(f"Interrupted. {how_to_resume(run)}", 130) from None
     except ray.train.TrainingFailedError as error:

@@ -1,18 +1,122 @@
-"""What a run still needs before it can start: the same list with and without --dry-run."""
+"""What a run is, resolved once: inputs, checkpoint to continue from, MLflow run."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from acontrol.config import RunConfig
-from acontrol.networks import hub
+from acontrol.data.features import FeatureFolder, feature_folder
+from acontrol.data.reader import ShardReader
+from acontrol.errors import UserError
+from acontrol.networks import hub, locate
+from acontrol.runs.lock import only_launch
+from acontrol.runs.paths import absolute
+from acontrol.runs.storage import StoragePath, storage_path
+from acontrol.train.checkpoint import Checkpoint, newest_checkpoint
+from acontrol.train.resume import check_continues, known_mlflow_run
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run reads.
+
+    Attributes:
+        config: The run, with absolute paths.
+        reader: Its shards.
+        base_digest: Names the base models by their contents.
+    """
+
+    config: RunConfig
+    reader: ShardReader
+    base_digest: str
+
+    @classmethod
+    def resolve(cls, config: RunConfig) -> "RunInputs":
+        """Find shards and base.
+
+        Raises:
+            UserError: If either is missing or invalid.
+        """
+        config = absolute(config)
+        reader = ShardReader(config.data.shards or "", config.data.cache_dir)
+        return cls(config, reader, locate.digest(config.base))
+
+    def features(self) -> FeatureFolder:
+        """The precomputed features that fit this run, which may not exist yet."""
+        return feature_folder(self.config, self.reader, self.base_digest)
+
+
+@dataclass(frozen=True)
+class RunPlan(RunInputs):
+    """A run, resolved under its lock; valid as long as the lock is held.
+
+    Attributes:
+        run: The run's folder.
+        checkpoint: Where it continues; None at the start.
+        mlflow_run: The MLflow run of the launch it continues, if any.
+        online_reason: Why features are computed online although the config names a folder of
+            precomputed ones; None if those fit, or if it names none.
+    """
+
+    run: StoragePath
+    checkpoint: Checkpoint | None
+    mlflow_run: str | None
+    online_reason: str | None
+
+    @classmethod
+    @contextlib.contextmanager
+    def locked(cls, config: RunConfig) -> Iterator["RunPlan"]:
+        """Resolve a run, and keep other launches out of its folder meanwhile.
+
+        Nothing is created before all inputs are found.
+
+        Raises:
+            UserError: If the user must mend something: an option, the data, the base, or
+                settings that differ from those of the run in the output folder.
+        """
+        config = absolute(config)
+        if unnamed(config):
+            raise UserError("; ".join(unmet(config)))
+        run = storage_path(config.output or "")
+        if config.sga.scale == 0:
+            raise UserError("sga.scale is 0: the adapter would not be used, so it cannot learn")
+        if config.init is not None:
+            from acontrol.interop.begin import check_beginning  # Imports diffusers.
+
+            check_beginning(config.init)
+        inputs = RunInputs.resolve(config)
+        hub.fetch(config.base)
+        with only_launch(run):
+            checkpoint = newest_checkpoint(run)
+            if checkpoint is not None:
+                check_continues(
+                    checkpoint, config, inputs.reader.index.digest, inputs.base_digest
+                )
+            yield cls(
+                config,
+                inputs.reader,
+                inputs.base_digest,
+                run,
+                checkpoint,
+                known_mlflow_run(run, config, checkpoint),
+                inputs.features().why_not() if config.data.features else None,
+            )
+
+    @property
+    def has_features(self) -> bool:
+        """Whether training reads precomputed features."""
+        return self.config.data.features is not None and self.online_reason is None
 
 
 def unnamed(config: RunConfig) -> list[str]:
-    """Options that are needed and not given, one line each."""
-    needed = (
+    """Required options without a value, one line each."""
+    required = (
         (config.output, "--output RUN is needed: where the run goes"),
         (config.data.shards, "--data.shards DIR is needed: what launch.shard wrote"),
     )
-    return [line for value, line in needed if value is None]
+    return [line for value, line in required if value is None]
 
 
 def unmet(config: RunConfig) -> list[str]:
-    """All that is missing: options that are not given, and weights not on this machine."""
+    """Everything missing before the run can start: options, and weights on this machine."""
     return unnamed(config) + hub.missing(config.base)

@@ -1,4 +1,4 @@
-"""Features of every sample, computed by plain Ray tasks."""
+"""Precomputed features of all samples, by plain Ray tasks."""
 
 from collections import deque
 from functools import lru_cache
@@ -14,7 +14,6 @@ from acontrol.data.reader import ShardReader
 from acontrol.data.stream import Batch, TrainingStream, collate
 from acontrol.errors import UserError
 from acontrol.method.encoder import FrozenEncoder
-from acontrol.networks import locate
 from acontrol.networks.load import load_base, quieten
 from acontrol.runs.cluster import (
     joined_cluster,
@@ -22,37 +21,33 @@ from acontrol.runs.cluster import (
     worker_environment,
     worker_resources,
 )
-from acontrol.runs.paths import absolute
+from acontrol.train.plan import RunInputs
 
 
 def precompute(config: RunConfig) -> Path:
-    """Write the features of a run's samples into ``data.features``; go on where a call stopped.
+    """Write the features of a run's samples into ``data.features``, skipping finished chunks.
 
     Returns:
         The set's folder.
 
     Raises:
-        UserError: If something about the config, the data or the base must be put right.
+        UserError: If the user must mend something: an option, the data, the base.
     """
     quieten()
-    config = absolute(config)
     if config.data.shards is None or config.data.features is None:
         raise UserError("--data.shards DIR and --data.features DIR are needed")
-    reader = ShardReader(config.data.shards, config.data.cache_dir)
-    digest = locate.digest(config.base)
-    folder = feature_folder(config, reader, digest)
-    missing = folder.missing()
-    if missing:
-        with joined_cluster(config.cluster):
-            _run_tasks(config, digest, folder, missing)
+    inputs = RunInputs.resolve(config)
+    folder = inputs.features()
+    if missing := folder.missing():
+        with joined_cluster(inputs.config.cluster):
+            _run_tasks(inputs, folder, missing)
     folder.finish()
     return folder.path
 
 
-def _run_tasks(
-    config: RunConfig, digest: str, folder: FeatureFolder, missing: list[int]
-) -> None:
-    """One task a chunk, as many at a time as the config has workers."""
+def _run_tasks(inputs: RunInputs, folder: FeatureFolder, missing: list[int]) -> None:
+    """One task per chunk, as many at a time as the config has workers."""
+    config = inputs.config
     on_gpus = uses_gpus(config.cluster)
     share = worker_resources(config.cluster, on_gpus)
     task = ray.remote(write_chunk).options(
@@ -60,7 +55,7 @@ def _run_tasks(
         num_gpus=share.pop("GPU", 0),
         memory=share.pop("memory", None),
         resources=share,
-        scheduling_strategy="DEFAULT",  # Also in a trial, which is held to its own reservation.
+        scheduling_strategy="DEFAULT",  # In a trial too, beyond the trial's own reservation.
         runtime_env={"env_vars": worker_environment(on_gpus)},
     )
     waiting, running = deque(missing), set[ray.ObjectRef]()
@@ -69,7 +64,7 @@ def _run_tasks(
     with tqdm(total=total, initial=done, desc="features", unit="sample", disable=None) as bar:
         while waiting or running:
             while waiting and len(running) < config.cluster.num_workers:
-                running.add(task.remote(config, digest, waiting.popleft()))
+                running.add(task.remote(config, inputs.base_digest, waiting.popleft()))
             ready, rest = ray.wait(list(running))
             running = set(rest)
             try:
@@ -81,13 +76,13 @@ def _run_tasks(
 
 
 def write_chunk(config: RunConfig, base_digest: str, first: int) -> int:
-    """Compute and write the chunk that begins with sample ``first``; returns its samples."""
+    """Compute and write the chunk from sample ``first`` on; returns its number of samples."""
     encoder, stream = _opened(config.model_dump_json())
     numbers = range(first, min(first + CHUNK, len(stream.reader)))
     size = config.micro_batch_size
     parts = []
     for start in range(0, len(numbers), size):
-        # Each sample with itself: its pair in training takes C' from the reference's features.
+        # Each sample is its own reference: in training C' comes from the reference's features.
         rows = [stream.paired(n, n, position=n) for n in numbers[start : start + size]]
         parts.append(encoder(collate(rows, Batch)))
     feature_folder(config, stream.reader, base_digest).write(first, joined(parts))
@@ -96,7 +91,7 @@ def write_chunk(config: RunConfig, base_digest: str, first: int) -> int:
 
 @lru_cache(maxsize=1)
 def _opened(config_json: str) -> tuple[FrozenEncoder, TrainingStream]:
-    """Networks and samples, once a process."""
+    """Networks and samples, loaded once per process."""
     quieten()
     config = RunConfig.model_validate_json(config_json)
     device = "cuda" if torch.cuda.is_available() else "cpu"

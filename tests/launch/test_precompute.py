@@ -1,5 +1,6 @@
 """Features computed by real Ray tasks, and a run that uses them."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from acontrol.errors import UserError
 from acontrol.method.encoder import FrozenEncoder
 from acontrol.networks.load import BaseModels
 from acontrol.networks.locate import digest as base_digest
-from acontrol.train.driver import has_features
+from acontrol.runs.record import Launch
+from acontrol.train import driver
 from launch import precompute
 from launch.train import read_config
 from tests.launch import commands
@@ -100,15 +102,20 @@ def test_a_second_call_has_nothing_to_compute(
 
 
 def test_other_settings_are_computed_online(
-    shards: Path, features: Path, capsys: pytest.CaptureFixture[str]
+    shards: Path,
+    features: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = read_config(
-        [*(str(one) for one in settings(shards, features)), "--asea.steps", "1"]
-    )
-    reader = ShardReader(str(shards))
-    assert not has_features(config, reader, base_digest(config.base))
-    assert "online" in (said := capsys.readouterr().out)
-    assert "asea.steps: 3 -> 1" in said
+    launches: list[Launch] = []
+    monkeypatch.setattr(driver, "joined_cluster", lambda cluster: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "fit", lambda launch, *rest: launches.append(launch))
+    args = [*map(str, settings(shards, features)), "--output", str(tmp_path / "run")]
+    driver.run_training(read_config([*args, "--asea.steps", "1"]))
+    assert not launches[0].features
+    assert "online" in (printed := capsys.readouterr().out)
+    assert "asea.steps: 3 -> 1" in printed
 
 
 def test_it_needs_to_know_where(shards: Path) -> None:

@@ -8,11 +8,12 @@ from ray.train import ControllerError, FailureConfig, WorkerGroupError
 from acontrol.config import ClusterConfig, CsmConfig, OptimConfig, RunConfig
 from acontrol.errors import UserError
 from acontrol.networks.load import BaseModels
+from acontrol.runs.lock import only_launch
 from acontrol.runs.paths import absolute
 from acontrol.runs.record import Launch, RunRecord
 from acontrol.runs.tracking import Tracker
-from acontrol.train import driver
 from acontrol.train.fit import StopOnUserError, root_cause, scaling
+from acontrol.train.plan import RunPlan
 from acontrol.train.resume import known_mlflow_run
 from launch.train import read_config
 
@@ -104,10 +105,18 @@ def test_resources_come_from_the_command_line() -> None:
 def test_a_second_launch_is_kept_out(tmp_path) -> None:
     run = tmp_path / "run"
     kept_out = pytest.raises(UserError, match="another launch")
-    with driver.only_launch(run), kept_out, driver.only_launch(run):
+    with only_launch(run), kept_out, only_launch(run):
         pass
-    with driver.only_launch(run):
+    with only_launch(run):
         pass
+
+
+def test_a_run_without_shards_creates_nothing(tmp_path) -> None:
+    run = tmp_path / "run"
+    config = RunConfig(output=str(run), data={"shards": str(tmp_path / "none")})
+    with pytest.raises(UserError, match=str(tmp_path / "none")), RunPlan.locked(config):
+        pass
+    assert not run.exists()
 
 
 def started(run, config: RunConfig) -> str:
