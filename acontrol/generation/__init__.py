@@ -1,1 +1,1 @@
-"""Draw labelled data sets: plan.py decides every image, draw.py draws and writes them."""
+"""Generate labelled data sets: plan.py decides every image, sampler.py draws them."""

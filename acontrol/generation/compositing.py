@@ -1,4 +1,4 @@
-"""Put a drawing back into its normal image, so that nothing but the defect changes."""
+"""Composite a drawing into its normal image, so that only the defect changes."""
 
 import math
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from acontrol.masks.shape import Mask
 
 Pixels = npt.NDArray[np.uint8]
-FEATHER = 2  # Of the model's pixels.
+FEATHER = 2  # In the model's pixels.
 
 
 def feather_px(side: int, resolution: int) -> int:
-    """Width of the fade in the image's pixels, for a drawing of so long a side."""
+    """Width of the fade in the image's pixels, for a drawing ``side`` pixels long."""
     return max(1, round(FEATHER * side / resolution))
 
 
@@ -29,19 +29,18 @@ def paste(
     blend: Literal["feather", "poisson", "hard"],
     width: int,
 ) -> Pixels:
-    """Put a drawing's defect onto the normal image.
+    """Composite a drawing's defect onto the normal image.
 
     Args:
         normal: (H, W, 3), not changed.
-        drawn: (H, W, 3), of which the mask's pixels are taken.
-        mask: (H, W), not empty.
-        blend: "hard" takes them as they are; "feather" also fades out over ``width`` pixels
-            around them; "poisson" shifts their colours smoothly, so that they meet the normal
-            image's at the mask's edge.
+        drawn: (H, W, 3).
+        mask: (H, W), not empty: the pixels to take from ``drawn``.
+        blend: "hard" copies them; "feather" also fades out over ``width`` pixels around them;
+            "poisson" shifts their colours smoothly to meet the normal image's at the edge.
         width: Of the fade, in pixels.
 
     Returns:
-        (H, W, 3); equal to ``normal`` outside the mask, and the fade around it.
+        (H, W, 3), equal to ``normal`` outside the mask and its fade.
     """
     if blend == "poisson":
         return _poisson(normal, drawn, mask)
@@ -55,35 +54,33 @@ def paste(
 
 
 def _poisson(normal: Pixels, drawn: Pixels, mask: Mask) -> Pixels:
-    """Keep the drawing's gradients; its edge takes the normal image's values.
+    """Keep the drawing's gradients, with the normal image's values at the mask's edge.
 
-    What is added is harmonic inside the mask and known around it (Perez et al. 2003). Where
-    the mask reaches the image's edge, nothing is prescribed.
+    The added correction is harmonic inside the mask and given around it (Perez et al. 2003).
+    At the image's own border there is no condition.
     """
-    number = np.full(mask.shape, -1)
+    index = np.full(mask.shape, -1)
     rows, columns = np.nonzero(mask)
-    number[rows, columns] = np.arange(len(rows))
-    known = normal.astype(np.float64) - drawn
+    index[rows, columns] = np.arange(len(rows))
+    correction = normal.astype(np.float64) - drawn
     diagonal = np.zeros(len(rows))
     right = np.zeros((len(rows), 3))
     entries: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
     for down, across in ((0, 1), (0, -1), (1, 0), (-1, 0)):
         y, x = rows + down, columns + across
-        there = (y >= 0) & (y < mask.shape[0]) & (x >= 0) & (x < mask.shape[1])
-        diagonal += there
-        own = np.flatnonzero(there)
-        neighbour = number[y[own], x[own]]
+        in_image = (y >= 0) & (y < mask.shape[0]) & (x >= 0) & (x < mask.shape[1])
+        diagonal += in_image
+        own = np.flatnonzero(in_image)
+        neighbour = index[y[own], x[own]]
         inner = neighbour >= 0
         entries.append((own[inner], neighbour[inner]))
         outer = own[~inner]
-        right[outer] += known[y[outer], x[outer]]
+        right[outer] += correction[y[outer], x[outer]]
     if not right.any():  # No edge to meet, or it is met already.
         return np.where(mask[..., None], drawn, normal)
-    row = np.concatenate([one for one, _ in entries])
-    column = np.concatenate([one for _, one in entries])
-    ones = np.ones(len(row))
+    row, column = (np.concatenate(parts) for parts in zip(*entries, strict=True))
     laplace = sparse.diags(diagonal) - sparse.csr_matrix(
-        (ones, (row, column)), shape=(len(rows), len(rows))
+        (np.ones(len(row)), (row, column)), shape=(len(rows), len(rows))
     )
     added = spsolve(laplace.tocsc(), right)
     result = normal.copy()
@@ -92,36 +89,35 @@ def _poisson(normal: Pixels, drawn: Pixels, mask: Mask) -> Pixels:
     return result
 
 
-LEAST = 8.0  # Grey levels: less is no change, however exact the autoencoder.
+LEAST = 8.0  # Grey levels: less is never a change, however exact the autoencoder.
 _ORDINARY = 0.95  # Share of the background whose change counts as the autoencoder's own.
-_SSIM_SIDE = 11  # Of its window; smaller images have no SSIM.
+_SSIM_SIDE = 11  # Of the window; smaller images have no SSIM.
 
 
 def changed(normal: Pixels, drawn: Pixels, mask: Mask) -> Mask:
     """Where a drawing differs from its normal image by more than the autoencoder's own error.
 
-    The drawing must not have been put back into the normal image yet: outside the mask
-    nothing was drawn, so what differs there is the autoencoder's error, and its 95 % quantile
-    is the least change that counts inside.
+    The drawing must not be composited yet: any difference outside the mask is then the
+    autoencoder's error, and its 95 % quantile is the least change that counts inside.
 
     Args:
         normal: (H, W, 3).
         drawn: (H, W, 3) as decoded.
-        mask: (H, W), what was to be drawn.
+        mask: (H, W), where to draw.
 
     Returns:
         (H, W), True only inside the mask.
     """
     difference = np.abs(normal.astype(np.float64) - drawn).max(axis=2)
-    # Over three pixels: fine grain comes out of the autoencoder elsewhere than it was.
+    # Over three pixels: the autoencoder moves fine grain.
     smooth = np.asarray(ndimage.gaussian_filter(difference, 1.0))
     outside = smooth[~mask]
-    own = float(np.quantile(outside, _ORDINARY)) if outside.size else 0.0
-    return np.asarray((smooth > max(LEAST, own)) & mask)
+    error = float(np.quantile(outside, _ORDINARY)) if outside.size else 0.0
+    return np.asarray((smooth > max(LEAST, error)) & mask)
 
 
 def refined(change: Mask, mask: Mask) -> Mask:
-    """The mask of what changed, without specks and pinholes; within ``mask``.
+    """The changed part of a mask, without specks and pinholes.
 
     Empty if nothing but specks changed.
     """
@@ -136,11 +132,11 @@ def refined(change: Mask, mask: Mask) -> Mask:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How well the background was kept.
+    """How similar the background is.
 
     Attributes:
-        psnr: In dB; None where every pixel is the same.
-        ssim: In [-1, 1]; None where the image is smaller than SSIM's window.
+        psnr: In dB; None if all pixels are equal.
+        ssim: In [-1, 1]; None for images smaller than SSIM's window.
     """
 
     psnr: float | None
@@ -148,9 +144,9 @@ class Fidelity:
 
 
 def fidelity(normal: Pixels, result: Pixels, mask: Mask) -> Fidelity | None:
-    """Compare two images outside a mask; None where the mask is the whole image.
+    """Compare two images outside a mask; None if the mask covers the whole image.
 
-    SSIM is averaged over the windows whose centre lies outside the mask.
+    SSIM is the mean over the windows centred outside the mask.
     """
     outside = ~mask
     if not outside.any():
@@ -160,7 +156,8 @@ def fidelity(normal: Pixels, result: Pixels, mask: Mask) -> Fidelity | None:
     if min(mask.shape) < _SSIM_SIDE:
         return Fidelity(psnr, None)
     first, second = (
-        torch.from_numpy(one.copy()).permute(2, 0, 1)[None].float() for one in (result, normal)
+        torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+        for image in (result, normal)
     )
     _, full = structural_similarity_index_measure(
         first, second, data_range=255.0, return_full_image=True

@@ -1,9 +1,9 @@
-"""A job: batches drawn one after the other into a folder that can be killed and continued.
+"""A job: batches drawn one after the other into a folder, safe to kill and continue.
 
-    .NAME.partial/job.json            what the job is; another one does not continue it
-    .NAME.partial/batches/00012.json  a batch whose images are all written
+    .NAME.partial/job.json             what the job is; a different job does not continue it
+    .NAME.partial/batches/000012.jsonl a batch with all its images written
 
-The folder is renamed to NAME when everything is there. No file depends on when, or in how many
+The folder is renamed to NAME once it is complete. No file depends on when, or in how many
 runs, it was drawn.
 """
 
@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,92 +22,95 @@ from PIL import Image
 from acontrol.data.images import read_image, read_mask
 from acontrol.errors import UserError
 from acontrol.generation.manifest import (
+    Line,
     Roots,
-    mask_picture,
-    paths_of,
     request_metadata,
     result_metadata,
 )
 from acontrol.generation.plan import PlannedImage
-from acontrol.generation.sampler import Generator
+from acontrol.generation.sampler import GeneratedImage, Generator
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
+from acontrol.runs import storage
 
 MANIFEST_NAME = "manifest.jsonl"
 JOB_NAME = "job.json"
-NOT_KEPT_NAME = "not_kept.jsonl"  # Dropped by the gate, or their files could not be read.
+NOT_KEPT_NAME = "not_kept.jsonl"  # Dropped by the gate, or their files were unreadable.
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """A drawn batch as it is written: files by their paths, and a line an image."""
+    """A drawn batch as it is written: file contents by path, and one line per image."""
 
     files: Mapping[str, bytes]
-    lines: Sequence[Mapping[str, Any]]
+    lines: Sequence[Line]
 
 
-def batches_of(planned: Sequence[PlannedImage], size: int) -> list[list[PlannedImage]]:
+def batches_of(images: Sequence[PlannedImage], size: int) -> list[list[PlannedImage]]:
     """Divide a plan: neighbours with the same sampling settings are drawn together."""
     batches: list[list[PlannedImage]] = []
-    for one in planned:
+    for image in images:
         last = batches[-1] if batches else []
-        if last and len(last) < size and last[0].sampling == one.sampling:
-            last.append(one)
+        if last and len(last) < size and last[0].sampling == image.sampling:
+            last.append(image)
         else:
-            batches.append([one])
+            batches.append([image])
     return batches
 
 
 def generate_batch(
     generator: Generator, batch: Sequence[PlannedImage], number: int, roots: Roots
 ) -> BatchResult:
-    """Draw and encode a batch, whatever happens to it.
+    """Draw and encode a batch, without failing for one bad image.
 
-    A batch that does not fit into memory is halved, and its lines say so. So is one with a
-    file that has become unreadable: it ends as a line with the error, the others are drawn.
+    A batch that does not fit into memory is halved, and its lines record the halves. So is
+    one with a file that has become unreadable: that image ends as a line with the error.
     """
     files: dict[str, bytes] = {}
-    lines: list[dict[str, Any]] = []
-    parts = [(0, len(batch))]
-    while parts:
-        first, end = parts.pop(0)
+    lines: list[Line] = []
+    ranges = [(0, len(batch))]
+    while ranges:
+        first, end = ranges.pop(0)
+        where = {"batch": number, "part": [first, end]}
         try:
-            drawings = generator.batch(batch[first:end])
+            images = generator.generate_batch(batch[first:end])
         except (UserError, MemoryError, torch.OutOfMemoryError, OSError) as error:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if end - first > 1:
                 middle = (first + end + 1) // 2
-                parts = [(first, middle), (middle, end), *parts]
+                ranges = [(first, middle), (middle, end), *ranges]
                 continue
-            one = batch[first]
-            files[_aside(one)] = _png(one.mask.image().convert("L"))
             reason = " ".join(str(error).split()) or type(error).__name__
+            mask = _not_kept_path(batch[first])
+            files[mask] = _mask_png(batch[first])
             lines.append(
-                request_metadata(one, roots)
-                | {"image": None, "mask": _aside(one), "batch": number}
-                | {"part": [first, end], "place": first, "error": reason}
+                request_metadata(batch[first], roots)
+                | {"image": None, "mask": mask, **where, "place": first, "error": reason}
             )
             continue
-        for place, drawing in enumerate(drawings, start=first):
-            one = drawing.planned
-            kept = drawing.scores.passed or generator.gate.gate != "drop"
-            refine = generator.finish.refine_mask
-            line = request_metadata(one, roots) | result_metadata(drawing, kept, refine)
-            if kept:
-                paths = {name: path.as_posix() for name, path in paths_of(one.name).items()}
-                files[paths["image"]] = _png(Image.fromarray(drawing.image))
-                files[paths["mask"]] = _png(one.mask.image().convert("L"))
-                if refine:
-                    files[paths["refined_mask"]] = _png(mask_picture(drawing.refined))
-            else:
-                line["mask"] = _aside(one)
-                files[_aside(one)] = _png(one.mask.image().convert("L"))
-            lines.append(line | {"batch": number, "part": [first, end], "place": place})
+        for place, image in enumerate(images, start=first):
+            kept = image.scores.passed or generator.gate.gate != "drop"
+            refine = generator.output.refine_mask
+            line = request_metadata(image.planned, roots) | result_metadata(image, kept, refine)
+            if not kept:
+                line["mask"] = _not_kept_path(image.planned)
+            files |= _encode(image, line)
+            lines.append(line | where | {"place": place})
     return BatchResult(files, lines)
 
 
+def _encode(image: GeneratedImage, line: Line) -> dict[str, bytes]:
+    """The files of an image that its line names."""
+    files = {line["mask"]: _mask_png(image.planned)}
+    if line["image"] is not None:
+        files[line["image"]] = _png(Image.fromarray(image.image))
+    if line["refined_mask"] is not None:
+        files[line["refined_mask"]] = _png(Image.fromarray(image.refined).convert("L"))
+    return files
+
+
 class Job:
-    """What is drawn so far."""
+    """An output folder and the batches drawn into it so far."""
 
     def __init__(
         self,
@@ -119,70 +122,69 @@ class Job:
         """Begin a job, or continue it.
 
         Args:
-            out: Folder to create; must not exist or be empty.
+            out: Folder to create; must be missing or empty.
             metadata: All that the images depend on, besides the plan.
             batches: The plan.
             roots: Folders that the manifest's paths start at.
 
         Raises:
-            UserError: If ``out`` holds something, or another job was begun there.
+            UserError: If ``out`` is not empty, or holds another job.
         """
         plan = hashlib.sha256()
         for batch in batches:
-            for one in batch:
-                plan.update(json.dumps(request_metadata(one, roots)).encode())
-                plan.update(one.mask.packed)
+            for image in batch:
+                plan.update(json.dumps(request_metadata(image, roots)).encode())
+                plan.update(image.mask.packed)
             plan.update(b"\n")
         self.text = json.dumps(
             {"format": "acontrol-generation-1", "plan": plan.hexdigest(), **metadata}, indent=1
         )
         self.out = out
         self.batches = batches
+        self.roots = roots
         self.folder = out.parent / f".{out.name}.partial"
-        self.done = _is(out / JOB_NAME, self.text)
+        self.done = _has_text(out / JOB_NAME, self.text)
         if self.done:
             return
         check_empty(out)
-        if (self.folder / JOB_NAME).exists() and not _is(self.folder / JOB_NAME, self.text):
+        file = self.folder / JOB_NAME
+        if file.exists() and not _has_text(file, self.text):
             raise UserError(
                 f"{self.folder} holds an unfinished job with other settings, data or model: "
-                "give the same command to continue it, or remove the folder"
+                "repeat its command to continue it, or remove the folder"
             )
         (self.folder / "batches").mkdir(parents=True, exist_ok=True)
-        _write(self.folder / JOB_NAME, self.text.encode())
+        storage.write(file, self.text.encode())
 
     def missing(self) -> list[int]:
-        """The batches that are still to be drawn."""
-        return [number for number in range(len(self.batches)) if self._lines(number) is None]
+        """Numbers of the batches still to be drawn."""
+        return [
+            number for number in range(len(self.batches)) if not self._record(number).exists()
+        ]
 
     def keep(self, number: int, result: BatchResult) -> None:
         """Write a batch; its record last, so that half a batch never counts."""
         for path, content in result.files.items():
-            _write(self.folder / path, content)
-        record = "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in result.lines)
-        _write(self._record(number), record.encode())
+            storage.write(self.folder / path, content)
+        storage.write(self._record(number), _jsonl(result.lines))
 
-    def finish(
-        self, report: Callable[[Path, list[dict[str, Any]]], None]
-    ) -> list[dict[str, Any]]:
-        """Write manifest and report, and give the folder its name.
+    def finish(self, report: Callable[[Path, list[Line]], None]) -> list[Line]:
+        """Write manifest and report, and rename the folder to its final name.
 
         Returns:
             The lines of all images, kept or not.
         """
-        lines = [line for number in range(len(self.batches)) for line in self._read(number)]
+        records = [self._record(number) for number in range(len(self.batches))]
+        lines = [line for record in records for line in _read_jsonl(record)]
         kept = [line for line in lines if line["image"] is not None]
-        for name, some in (
-            (MANIFEST_NAME, kept),
-            (NOT_KEPT_NAME, [line for line in lines if line["image"] is None]),
-        ):
-            if some or name == MANIFEST_NAME:
-                text = "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in some)
-                _write(self.folder / name, text.encode())
+        not_kept = [line for line in lines if line["image"] is None]
+        storage.write(self.folder / MANIFEST_NAME, _jsonl(kept))
+        if not_kept:
+            storage.write(self.folder / NOT_KEPT_NAME, _jsonl(not_kept))
         if kept:
             report(self.folder, kept)
-        for number in range(len(self.batches)):
-            self._record(number).unlink()
+        for record in records:
+            record.unlink()
         (self.folder / "batches").rmdir()
         if self.out.exists():
             self.out.rmdir()
@@ -192,75 +194,68 @@ class Job:
     def _record(self, number: int) -> Path:
         return self.folder / "batches" / f"{number:06d}.jsonl"
 
-    def _lines(self, number: int) -> list[dict[str, Any]] | None:
-        try:
-            return self._read(number)
-        except FileNotFoundError:
-            return None
 
-    def _read(self, number: int) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._record(number).read_text().splitlines()]
+def draw_locally(job: Job, generator: Generator) -> Iterator[int]:
+    """Draw the missing batches in this process; yields each one's number once written."""
+    for number in job.missing():
+        job.keep(number, generate_batch(generator, job.batches[number], number, job.roots))
+        yield number
 
 
-def run_local(
-    job: Job,
-    generator: Generator,
-    roots: Roots,
-    progress: Callable[[Iterable[int]], Iterable[int]],
-) -> None:
-    """Draw what is missing in this process."""
-    for number in progress(job.missing()):
-        job.keep(number, generate_batch(generator, job.batches[number], number, roots))
-
-
-def read_job(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What a finished job was, and its lines, kept or not, in the plan's order.
+def read_job(folder: Path) -> tuple[dict[str, Any], list[Line]]:
+    """Metadata of a finished job, and its lines, kept or not, in the plan's order.
 
     Raises:
-        UserError: If the folder is no finished job's.
+        UserError: If the folder is not that of a finished job.
     """
     try:
         metadata = json.loads((folder / JOB_NAME).read_text())
-        lines: list[dict[str, Any]] = []
-        for name in (MANIFEST_NAME, NOT_KEPT_NAME):
-            if (folder / name).exists():
-                lines += map(json.loads, (folder / name).read_text().splitlines())
+        lines = [
+            line
+            for name in (MANIFEST_NAME, NOT_KEPT_NAME)
+            if (folder / name).exists()
+            for line in _read_jsonl(folder / name)
+        ]
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: not a folder that launch.generate wrote") from error
     return metadata, sorted(lines, key=lambda line: (line["batch"], line["place"]))
 
 
 def check_empty(out: Path) -> None:
-    """Refuse to write into a folder that holds something.
+    """Refuse to write into a folder that is not empty.
 
     Raises:
-        UserError: If it does.
+        UserError: If it is not.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty: name another --out")
 
 
-def check_inputs(pipeline: AnomalyControlPipeline, planned: Sequence[PlannedImage]) -> None:
-    """Read every file of a plan and every phrase once, before the first image is drawn.
+def check_inputs(pipeline: AnomalyControlPipeline, images: Sequence[PlannedImage]) -> None:
+    """Read every file and phrase of a plan once, before the first image is drawn.
 
     Raises:
-        UserError: At the first that is bad.
+        UserError: At the first bad one.
     """
-    for normal in sorted({one.normal for one in planned}):
+    for normal in sorted({image.normal for image in images}):
         read_image(normal)
-    for source in {one.reference: None for one in planned}:
-        height, width = read_image(source.image).shape[:2]
-        read_mask(source.mask, (width, height))
-    for phrase in sorted({one.reference.phrase for one in planned}):
+    for reference in {image.reference: None for image in images}:
+        height, width = read_image(reference.image).shape[:2]
+        read_mask(reference.mask, (width, height))
+    for phrase in sorted({image.reference.phrase for image in images}):
         try:
             pipeline.semantics.read([phrase])
         except ValueError as error:
             raise UserError(str(error)) from error
 
 
-def _aside(one: PlannedImage) -> str:
-    category, defect, number = one.name
+def _not_kept_path(image: PlannedImage) -> str:
+    category, defect, number = image.name
     return f"not_kept/{category}-{defect}-{number}_mask.png"
+
+
+def _mask_png(image: PlannedImage) -> bytes:
+    return _png(image.mask.image().convert("L"))
 
 
 def _png(image: Image.Image) -> bytes:
@@ -269,16 +264,16 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _is(file: Path, text: str) -> bool:
+def _jsonl(lines: Sequence[Line]) -> bytes:
+    return "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines).encode()
+
+
+def _read_jsonl(file: Path) -> list[Line]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def _has_text(file: Path, text: str) -> bool:
     try:
         return file.read_text() == text
     except OSError:
         return False
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.part")
-    beside.write_bytes(content)
-    os.replace(beside, file)

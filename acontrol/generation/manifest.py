@@ -1,4 +1,4 @@
-"""The manifest: one JSON object an image, from which the image can be drawn again."""
+"""The manifest: one JSON object per image, enough to draw the image again."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from acontrol.data.images import image_size, read_mask
 from acontrol.errors import UserError
@@ -15,21 +14,22 @@ from acontrol.generation.sampler import GeneratedImage
 from acontrol.generation.settings import Sampling
 from acontrol.masks.sampler import PlacedMask
 
-Roots = Mapping[str, Path]  # "data" and "normal": what the manifest's paths start at.
+Roots = Mapping[str, Path]  # "data" and "normal": the folders that paths are relative to.
+Line = dict[str, Any]
 
 
-def paths_of(name: tuple[str, str, str]) -> dict[str, Path]:
-    """Where an image's files are, in MVTec AD's layout."""
+def output_paths(name: tuple[str, str, str]) -> dict[str, str]:
+    """An image's files, in MVTec AD's layout."""
     category, defect, number = name
     return {
-        "image": Path(category, "test", defect, f"{number}.png"),
-        "mask": Path(category, "ground_truth", defect, f"{number}_mask.png"),
-        "refined_mask": Path(category, "ground_truth_refined", defect, f"{number}_mask.png"),
+        "image": f"{category}/test/{defect}/{number}.png",
+        "mask": f"{category}/ground_truth/{defect}/{number}_mask.png",
+        "refined_mask": f"{category}/ground_truth_refined/{defect}/{number}_mask.png",
     }
 
 
-def request_metadata(planned: PlannedImage, roots: Roots) -> dict[str, Any]:
-    """What was asked for."""
+def request_metadata(planned: PlannedImage, roots: Roots) -> Line:
+    """The plan's part of a line."""
     reference = planned.reference
     return {
         "category": planned.name[0],
@@ -39,7 +39,7 @@ def request_metadata(planned: PlannedImage, roots: Roots) -> dict[str, Any]:
         "reference": _within(reference.image, roots["data"]),
         "reference_mask": _within(reference.mask, roots["data"]),
         "reference_phrase": reference.phrase,
-        "reference_kind": list(reference.kind) if reference.kind else None,
+        "reference_kind": list(reference.defect_type) if reference.defect_type else None,
         "mask_source": planned.mask.source,
         "mask_origin": _origin(planned.mask.origin, roots["data"]),
         "prompt": planned.prompt,
@@ -48,34 +48,34 @@ def request_metadata(planned: PlannedImage, roots: Roots) -> dict[str, Any]:
     }
 
 
-def result_metadata(drawing: GeneratedImage, kept: bool, refine: bool) -> dict[str, Any]:
-    """What came of it."""
-    files = paths_of(drawing.planned.name)
+def result_metadata(image: GeneratedImage, kept: bool, refine: bool) -> Line:
+    """The result's part of a line."""
+    files = output_paths(image.planned.name)
     scores = {
         name: round(value, 6) if isinstance(value, float) else value
-        for name, value in asdict(drawing.scores).items()
+        for name, value in asdict(image.scores).items()
     }
     return {
-        "image": files["image"].as_posix() if kept else None,
-        "mask": files["mask"].as_posix(),
-        "refined_mask": files["refined_mask"].as_posix() if kept and refine else None,
-        "seed": drawing.seed,
-        "attempt": drawing.attempt,
-        "boxes": [list(box) for box in drawing.boxes],
+        "image": files["image"] if kept else None,
+        "mask": files["mask"],
+        "refined_mask": files["refined_mask"] if kept and refine else None,
+        "seed": image.seed,
+        "attempt": image.attempt,
+        "boxes": [list(box) for box in image.boxes],
         "scores": scores,
     }
 
 
 def planned_of(line: Mapping[str, Any], folder: Path, roots: Roots) -> PlannedImage:
-    """What a line of a manifest asked for; its mask is read from beside the manifest.
+    """The planned image of a manifest's line; its mask is read from the manifest's folder.
 
     Raises:
-        UserError: If a file is missing or bad, or the line is no manifest's.
+        UserError: If a file is missing or bad, or the line has another format.
     """
     try:
         normal = roots["normal"] / line["normal"]
         mask = read_mask(folder / line["mask"], image_size(normal))
-        kind = line["reference_kind"]
+        defect_type = line["reference_kind"]
         return PlannedImage(
             name=(line["category"], line["defect"], line["number"]),
             normal=normal,
@@ -83,7 +83,7 @@ def planned_of(line: Mapping[str, Any], folder: Path, roots: Roots) -> PlannedIm
                 roots["data"] / line["reference"],
                 roots["data"] / line["reference_mask"],
                 line["reference_phrase"],
-                (kind[0], kind[1]) if kind else None,
+                (defect_type[0], defect_type[1]) if defect_type else None,
             ),
             mask=PlacedMask.of(line["mask_source"], None, np.asarray(mask)),
             prompt=line["prompt"],
@@ -91,21 +91,16 @@ def planned_of(line: Mapping[str, Any], folder: Path, roots: Roots) -> PlannedIm
             sampling=Sampling.model_validate(line["sampling"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder}: its manifest is none of this version: {error}") from error
-
-
-def mask_picture(mask: Any) -> Image.Image:
-    """A mask as it is written: 0 and 255."""
-    return Image.fromarray(np.asarray(mask)).convert("L")
+        raise UserError(f"{folder}: its manifest is not of this version: {error}") from error
 
 
 def _within(file: Path, root: Path) -> str:
-    """A file by its place in the data; one from elsewhere by its whole path."""
+    """A path relative to the data; an absolute one for a file outside it."""
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
 
 
 def _origin(file: Path | None, root: Path) -> str | None:
-    """A mask's file by its place in the data, any other by its name."""
+    """A mask file's path relative to the data; only its name for a file outside it."""
     if file is None:
         return None
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name

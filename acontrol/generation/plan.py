@@ -1,7 +1,7 @@
 """Decide every image of a data set before the first is drawn.
 
-The plan is a pure function of the requests and the folders' contents, and each image has a
-seed of its own, so what is drawn can be drawn again.
+The plan is a pure function of the requests and the folders' contents, and each image has its
+own seed, so every image can be drawn again.
 """
 
 import random
@@ -26,19 +26,19 @@ from acontrol.seeding import derive_seed
 
 @dataclass(frozen=True)
 class Reference:
-    """Whose defect is drawn.
+    """The defect to imitate.
 
     Attributes:
-        image: The file.
-        mask: Its mask's.
+        image: File of the image that shows it.
+        mask: File of its mask.
         phrase: The anomaly's words: T_a without its template.
-        kind: Category and defect, where it is one of the data set's.
+        defect_type: Category and defect, if it is one of the data set's.
     """
 
     image: Path
     mask: Path
     phrase: str
-    kind: DefectType | None = None
+    defect_type: DefectType | None = None
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class PlannedImage:
     """One image to draw.
 
     Attributes:
-        name: Its place in the data set, without a suffix: (category, defect, number).
+        name: Category, defect and number, which name its files.
         normal: Image to draw on.
-        reference: Whose defect is drawn.
-        mask: Where it goes.
+        reference: The defect to imitate.
+        mask: Where to draw it.
         prompt: Target text T_t.
-        seed: Of its own noise.
-        sampling: How it is drawn.
+        seed: Of its noise.
+        sampling: Sampling settings.
     """
 
     name: tuple[str, str, str]
@@ -64,7 +64,7 @@ class PlannedImage:
     sampling: Sampling
 
 
-def every_defect(
+def requests_for_all(
     folder: MvtecFolder,
     *,
     split: Literal["train", "test", "all"],
@@ -74,7 +74,7 @@ def every_defect(
     normal_folder: MvtecFolder | None = None,
     reference_category: str | None = None,
 ) -> list[tuple[str, Request]]:
-    """Ask for as many images of every category and defect.
+    """Request the same number of images of every category and defect.
 
     Args:
         folder: The defects.
@@ -90,24 +90,23 @@ def every_defect(
         UserError: If nothing matches.
     """
     images = folder.labelled(split, category=category, defect=defect)
-    kinds = sorted({(one.category, one.defect) for one in images})
-    if not kinds:
+    defect_types = sorted({(image.category, image.defect) for image in images})
+    if not defect_types:
         raise UserError(f"{folder.root}: no defect images to take references from")
-    asked = []
-    for kind, name in kinds:
-        product = _product(normal_folder or folder, kind)
-        # Named only where it differs: then nothing else says whose references to take.
-        other = reference_category or (kind if kind != product else None)
-        asked.append(
-            (
-                f"{kind}/{name}",
-                Request(category=product, defect=name, reference_category=other, count=count),
-            )
+    requests = []
+    for source, name in defect_types:
+        product = _product(normal_folder or folder, source)
+        # Only set where it differs, as then nothing else tells where references are.
+        reference = reference_category or (source if source != product else None)
+        request = Request(
+            category=product, defect=name, reference_category=reference, count=count
         )
-    return asked
+        requests.append((f"{source}/{name}", request))
+    return requests
 
 
 def _product(source: MvtecFolder, category: str) -> str:
+    """The category of normal images that fits a category of defects."""
     if category in source.categories:
         return category
     if len(source.categories) == 1:
@@ -119,7 +118,11 @@ def _product(source: MvtecFolder, category: str) -> str:
 
 
 class Planner:
-    """Turns requests into a plan."""
+    """Turns requests into planned images.
+
+    References and masks come only from the part of the data that was trained on, so that a
+    detector tested on the rest has not seen it in any form.
+    """
 
     def __init__(
         self,
@@ -135,22 +138,19 @@ class Planner:
         read_phrase: Callable[[Sequence[str]], object] | None = None,
         base_digest: str | None = None,
     ):
-        """Take the data.
-
-        References and masks come only from the part of the data that was trained on, so that
-        a detector tested on the rest has not seen it in any form.
+        """Set the data and the defaults of requests.
 
         Args:
             folder: The defects.
-            split: Where references and masks come from: what the adapter was trained on.
+            split: Part of the data for references and masks: what the adapter was trained on.
             cells: Side of the grid of attention cells; a mask covers at least one's area.
             masks_path: Folder of masks for "file" and "learned".
             normal_folder: The good images, if elsewhere.
-            masks: Where masks are from, if a request does not say.
-            sampling: How images are drawn, if a request does not say.
-            seed: Everything drawn follows from it.
+            masks: Default source of masks.
+            sampling: Default sampling settings.
+            seed: All random choices follow from it.
             read_phrase: Raises ValueError for words that the model cannot read.
-            base_digest: Of the base that learned masks must be of; None takes any.
+            base_digest: Of the base that learned masks must be from; None takes any.
         """
         self.folder = folder
         self.split: Literal["train", "test", "all"] = split
@@ -170,42 +170,42 @@ class Planner:
         self._good: dict[str, tuple[Path, ...]] = {}
         self._counts: dict[DefectType, int] = {}
 
-    def plan(
-        self, asked: Iterable[tuple[str, Request]], base: Path = Path()
+    def plan_images(
+        self, requests: Iterable[tuple[str, Request]], base: Path = Path()
     ) -> tuple[list[PlannedImage], list[str]]:
-        """Decide every image.
+        """Plan every image.
 
         Args:
-            asked: Where each request is from, for errors, and the request.
+            requests: The requests, each with where it is from, for errors.
             base: Folder that the requests' paths start at.
 
         Returns:
-            The plan, and a line for each image that found no place for its defect.
+            The plan, and a line for each image that has no place for its defect.
 
         Raises:
-            UserError: At the first request that cannot be met; or if no defect at all found a
-                place.
+            UserError: At the first request that cannot be met; or if no image has a place for
+                its defect.
         """
-        planned: list[PlannedImage] = []
+        images: list[PlannedImage] = []
         left_out: list[str] = []
-        for where, request in asked:
+        for where, request in requests:
             try:
-                some, none = self._plan(where, request, base)
+                planned, failed = self._plan_request(where, request, base)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
-            planned += some
-            left_out += none
-        if not planned:
+            images += planned
+            left_out += failed
+        if not images:
             raise UserError(f"no defect found a place: {left_out[0]}")
-        return planned, left_out
+        return images, left_out
 
-    def _plan(
+    def _plan_request(
         self, where: str, request: Request, base: Path
     ) -> tuple[list[PlannedImage], list[str]]:
         label = (request.category, request.defect)
-        line = where.rpartition(":")[2]  # Of a file its line: the file may move.
+        line = where.rpartition(":")[2]  # Only the line number: the file may move.
         seed = derive_seed(self.seed, line) if request.seed is None else request.seed
-        kind = (request.reference_category or request.category, request.defect)
+        defect_type = (request.reference_category or request.category, request.defect)
         own_mask = None
         normals: Sequence[Path]
         if request.normal is not None:
@@ -216,56 +216,56 @@ class Planner:
                 own_mask = PlacedMask.of("file", file, np.asarray(read_mask(file, size)))
         else:
             normals = self._normals(request.category)
-        references = self._references(request, kind, base)
+        references = self._references(request, defect_type, base)
         source = request.masks or self.masks
-        planned, left_out = [], []
+        images, left_out = [], []
         for number in range(request.count):
-            choice = random.Random(derive_seed(seed, "plan", number))
-            reference = choice.choice(references)
-            normal = choice.choice(normals)
-            found: PlacedMask | NotPlaced | None = own_mask
-            if found is None:
-                training = self.training(kind) if source != "file" else []
-                found = self.mask_sampler.find(
+            rng = random.Random(derive_seed(seed, "plan", number))
+            reference = rng.choice(references)
+            normal = rng.choice(normals)
+            mask: PlacedMask | NotPlaced | None = own_mask
+            if mask is None:
+                training = self.training(defect_type) if source != "file" else []
+                mask = self.mask_sampler.find(
                     source,
-                    kind,
+                    defect_type,
                     (self.normal_folder, request.category),
                     normal,
-                    choice.choice(training) if training else None,
+                    rng.choice(training) if training else None,
                     derive_seed(seed, "place", number),
                 )
-            if isinstance(found, NotPlaced):
-                left_out.append(f"{where} {number}, on {normal.name}: {found.reason}")
+            if isinstance(mask, NotPlaced):
+                left_out.append(f"{where} {number}, on {normal.name}: {mask.reason}")
                 continue
-            running = self._counts.get(label, 0)
-            self._counts[label] = running + 1
-            prompt = request.prompt or target_text(request.category, reference.phrase)
-            planned.append(
+            count = self._counts.get(label, 0)
+            self._counts[label] = count + 1
+            images.append(
                 PlannedImage(
-                    name=(*label, f"{running:03d}"),
+                    name=(*label, f"{count:03d}"),
                     normal=normal,
                     reference=reference,
-                    mask=found,
-                    prompt=prompt,
-                    # A seed that worked once can be asked for by itself.
+                    mask=mask,
+                    prompt=request.prompt or target_text(request.category, reference.phrase),
+                    # A seed that worked once can be requested by itself.
                     seed=derive_seed(seed, "noise", number) if number else seed,
                     sampling=request.sampling(self.sampling),
                 )
             )
-        return planned, left_out
+        return images, left_out
 
-    def training(self, kind: DefectType) -> list[LabelledImage]:
-        """The training images of a category and defect; none where there is no such defect."""
-        if kind not in self._training:
-            category, defect = kind
-            known = category in self.folder.categories
-            there = known and defect in self.folder.defect_types(category)
-            self._training[kind] = (
+    def training(self, defect_type: DefectType) -> list[LabelledImage]:
+        """The training images of a category and defect; empty for unknown ones."""
+        if defect_type not in self._training:
+            category, defect = defect_type
+            exists = category in self.folder.categories and defect in self.folder.defect_types(
+                category
+            )
+            self._training[defect_type] = (
                 list(self.folder.labelled(self.split, category=category, defect=defect))
-                if there
+                if exists
                 else []
             )
-        return self._training[kind]
+        return self._training[defect_type]
 
     def _normals(self, category: str) -> tuple[Path, ...]:
         if category not in self._good:
@@ -283,7 +283,9 @@ class Planner:
             )
         return self._good[category]
 
-    def _references(self, request: Request, kind: DefectType, base: Path) -> list[Reference]:
+    def _references(
+        self, request: Request, defect_type: DefectType, base: Path
+    ) -> list[Reference]:
         words = request.reference_phrase
         if words is not None and self._read_phrase is not None:
             try:
@@ -291,19 +293,19 @@ class Planner:
             except ValueError as error:
                 raise UserError(str(error)) from error
         if request.reference_image is not None and request.reference_mask is not None:
-            image, mask = base / request.reference_image, base / request.reference_mask
-            read_mask(mask, image_size(image))
-            return [Reference(image, mask, words or phrase(request.defect))]
-        named = request.reference
-        if named is not None:
-            category, defect, identity = named.split("/")
-            kind = (category, defect)
-        images = self.training(kind)
-        if named is not None:
-            images = [one for one in images if one.id == identity]
+            path, mask = base / request.reference_image, base / request.reference_mask
+            read_mask(mask, image_size(path))
+            return [Reference(path, mask, words or phrase(request.defect))]
+        identity = None
+        if request.reference is not None:
+            category, defect, identity = request.reference.split("/")
+            defect_type = (category, defect)
+        images = [image for image in self.training(defect_type) if identity in (None, image.id)]
         if not images:
             part = "the training part of " if self.split == "train" else ""
-            raise UserError(
-                f"no reference {named or '/'.join(kind)} in {part}{self.folder.root}"
-            )
-        return [Reference(one.image, one.mask, words or one.phrase, kind) for one in images]
+            name = request.reference or "/".join(defect_type)
+            raise UserError(f"no reference {name} in {part}{self.folder.root}")
+        return [
+            Reference(image.image, image.mask, words or image.phrase, defect_type)
+            for image in images
+        ]

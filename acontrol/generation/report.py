@@ -1,10 +1,9 @@
-"""What a job adds to its images: contact sheets, a page with best and worst, and shards."""
+"""Output next to the images: contact sheets, a page with best and worst, and shards."""
 
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -13,48 +12,46 @@ from PIL import Image
 from acontrol.data.images import read_image, read_mask, region
 from acontrol.data.mvtec import LabelledImage
 from acontrol.data.shards import write_shards
-from acontrol.generation.manifest import Roots
+from acontrol.generation.manifest import Line, Roots
 from acontrol.reporting import contact_sheet, outlined, page, picture, table
 
-ROWS = 12  # Of a contact sheet, evenly over the kind's images.
-EXTREMES = 3  # Best and worst of a kind on the page.
+ROWS = 12  # Of a contact sheet, evenly over the type's images.
+EXTREMES = 3  # Best and worst images of a type on the page.
 TITLES = ("normal", "where", "reference", "result", "difference x3")
-
-Line = Mapping[str, Any]
 
 
 def write_report(folder: Path, lines: Sequence[Line], roots: Roots) -> None:
     """Write report/index.html and report/CATEGORY-DEFECT.png.
 
     Args:
-        folder: The data set; images are read from it.
+        folder: The generated data set.
         lines: Its manifest, not empty.
         roots: Folders that the manifest's paths start at.
     """
-    kinds: dict[tuple[str, str], list[Line]] = {}
+    types: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
-        kinds.setdefault((line["category"], line["defect"]), []).append(line)
+        types.setdefault((line["category"], line["defect"]), []).append(line)
     report = folder / "report"
     report.mkdir(exist_ok=True)
     rows, sections = [], []
-    for (category, defect), some in sorted(kinds.items()):
+    for (category, defect), group in sorted(types.items()):
         name = f"{category}/{defect}"
-        count = min(ROWS, len(some))
-        chosen = [some[place * len(some) // count] for place in range(count)]
-        _sheet(folder, chosen, roots).save(report / f"{category}-{defect}.png")
-        rows.append(_row(name, some))
-        ordered = sorted(some, key=_quality, reverse=True)
-        if len(ordered) <= 2 * EXTREMES:  # Nothing is shown twice.
+        count = min(ROWS, len(group))
+        sample = [group[row * len(group) // count] for row in range(count)]
+        _sheet(folder, sample, roots).save(report / f"{category}-{defect}.png")
+        rows.append(_row(name, group))
+        ordered = sorted(group, key=_quality, reverse=True)
+        if len(ordered) <= 2 * EXTREMES:  # Shows no image twice.
             shown = {"All, best first": ordered}
         else:
             shown = {"Best": ordered[:EXTREMES], "Worst": ordered[::-1][:EXTREMES]}
         file = quote(f"{category}-{defect}.png")
         sections.append(
             f"<h2>{html.escape(name)}</h2>"
-            f"<p><a href='{file}'>Contact sheet</a>: {count} of {len(some)}</p>"
+            f"<p><a href='{file}'>Contact sheet</a>: {count} of {len(group)}</p>"
         )
-        for title, chosen in shown.items():
-            image = picture(_sheet(folder, chosen, roots), f"{title}: {name}")
+        for title, examples in shown.items():
+            image = picture(_sheet(folder, examples, roots), f"{title}: {name}")
             sections.append(f"<p>{title}</p>{image}")
     heads = (
         "kind",
@@ -76,18 +73,17 @@ def write_report(folder: Path, lines: Sequence[Line], roots: Roots) -> None:
         "after and before the normal image's own pixels were put back.</p>"
         f"{table(heads, rows)}"
     )
-    whole = page("Generated defects", body + "".join(sections))
-    (report / "index.html").write_text(whole, encoding="utf-8")
+    text = page("Generated defects", body + "".join(sections))
+    (report / "index.html").write_text(text, encoding="utf-8")
 
 
 def _row(name: str, lines: Sequence[Line]) -> list[str]:
     scores = [line["scores"] for line in lines]
-    passed = sum(one["passed"] for one in scores)
     return [
         name,
         str(len(lines)),
-        str(passed),
-        f"{fmean(one['mask_fill'] for one in scores):.2f}",
+        str(sum(score["passed"] for score in scores)),
+        f"{fmean(score['mask_fill'] for score in scores):.2f}",
         _mean(scores, "distance", ".3f"),
         _mean(scores, "limit", ".3f"),
         _mean(scores, "background_psnr", ".1f"),
@@ -96,9 +92,9 @@ def _row(name: str, lines: Sequence[Line]) -> list[str]:
 
 
 def _mean(scores: Sequence[Mapping[str, float | None]], name: str, form: str) -> str:
-    there = [value for one in scores if (value := one[name]) is not None]
-    if there:
-        return f"{fmean(there):{form}}"
+    values = [value for score in scores if (value := score[name]) is not None]
+    if values:
+        return f"{fmean(values):{form}}"
     return "exact" if name == "background_psnr" else "-"
 
 
@@ -117,11 +113,12 @@ def _sheet(folder: Path, lines: Sequence[Line], roots: Roots) -> Image.Image:
         difference = Image.fromarray(gap.clip(0, 255).astype(np.uint8))
         with Image.open(folder / line["mask"]) as opened:
             mask = opened.convert("1")
-        reference = _reference(line, roots)
         before, after = Image.fromarray(normal), Image.fromarray(result)
-        pictures = [before, outlined(before, mask), reference, after, difference]
         view = _view(line["boxes"])
-        rows.append([one if one is reference else one.crop(view) for one in pictures])
+        before, where, after, difference = (
+            image.crop(view) for image in (before, outlined(before, mask), after, difference)
+        )
+        rows.append([before, where, _reference(line, roots), after, difference])
         scores = line["scores"]
         distance = "" if scores["distance"] is None else f", distance {scores['distance']:.3f}"
         verdict = "" if scores["passed"] else ", did not pass"
@@ -133,7 +130,7 @@ def _sheet(folder: Path, lines: Sequence[Line], roots: Roots) -> Image.Image:
 
 
 def _reference(line: Line, roots: Roots) -> Image.Image:
-    """The reference's defect with its surroundings."""
+    """The reference's defect with some of its surroundings."""
     pixels = read_image(roots["data"] / line["reference"])
     height, width = pixels.shape[:2]
     mask = read_mask(roots["data"] / line["reference_mask"], (width, height))
@@ -141,7 +138,7 @@ def _reference(line: Line, roots: Roots) -> Image.Image:
 
 
 def _view(boxes: Sequence[Sequence[int]]) -> tuple[int, int, int, int]:
-    """What the model saw, all strokes together: a small defect shows there."""
+    """The smallest box around all crops: a small defect shows there."""
     return (
         min(box[0] for box in boxes),
         min(box[1] for box in boxes),
@@ -151,7 +148,7 @@ def _view(boxes: Sequence[Sequence[int]]) -> tuple[int, int, int, int]:
 
 
 def write_as_shards(folder: Path, lines: Sequence[Line]) -> None:
-    """Write the images as WebDataset shards too, in shards/, with their texts."""
+    """Also write images and texts as WebDataset shards, in shards/."""
     images = [
         LabelledImage(
             line["category"],

@@ -1,4 +1,4 @@
-"""What a user asks for, one JSON object a line, checked before anything is drawn."""
+"""Requests: one JSON object per line, checked before anything is drawn."""
 
 import json
 from pathlib import Path
@@ -9,32 +9,32 @@ from acontrol.errors import UserError, explain
 from acontrol.generation.settings import Sampling
 from acontrol.masks.settings import SourceName
 
-_NAME = r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$"  # A folder of its own, and no other.
+_NAME = r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$"  # Safe as a folder's name.
 
 
 class Request(Sampling):
-    """Images of one kind. What is left out is chosen, or taken from the command.
+    """Images of one defect type. Missing fields are chosen, or default to the command's.
 
-    Paths are absolute, or start at the requests file's folder.
+    Paths are absolute, or relative to the requests file's folder.
     """
 
     category: str = Field(pattern=_NAME, description="The product; names the output's folder.")
     defect: str = Field(pattern=_NAME, description="The label; names the output's folder.")
     normal: str | None = Field(
-        None, description="Image to draw on; by default one of the category's good images each."
+        None, description="Image to draw on; by default a random good one of the category."
     )
     mask: str | None = Field(None, description="Where to draw: a mask for this normal image.")
-    masks: SourceName | None = Field(None, description="Where masks are from, without one.")
+    masks: SourceName | None = Field(None, description="Source of masks.")
     reference: str | None = Field(
         None,
         pattern=r"^[^/]+/[^/]+/[^/]+$",
-        description="CATEGORY/DEFECT/ID of --data; by default one of the same kind each.",
+        description="CATEGORY/DEFECT/ID of --data; by default a random one of this type.",
     )
     reference_category: str | None = Field(
         None, description="Take references from this category; by default the same."
     )
     reference_image: str | None = Field(None, description="Any image that shows the defect.")
-    reference_mask: str | None = Field(None, description="Where it shows it.")
+    reference_mask: str | None = Field(None, description="Its mask.")
     reference_phrase: str | None = Field(
         None, min_length=1, description="Its words, such as 'a dark crack'."
     )
@@ -58,7 +58,7 @@ class Request(Sampling):
         return self
 
     def sampling(self, default: Sampling) -> Sampling:
-        """How to draw: what this asks for, the rest as the command says."""
+        """The request's own sampling settings, and the defaults for the rest."""
         own = self.model_dump(include=self.model_fields_set & Sampling.model_fields.keys())
         return default.model_copy(update=own)
 
@@ -70,8 +70,7 @@ def read_requests(file: Path) -> list[tuple[str, Request]]:
         "FILE:LINE" and request of each line that is not blank.
 
     Raises:
-        UserError: With file and line number, at the first that is no request, or if there is
-            none.
+        UserError: With file and line number, at the first bad request; or if there are none.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -79,7 +78,7 @@ def read_requests(file: Path) -> list[tuple[str, Request]]:
         raise UserError(f"{file}: is not UTF-8 text ({error.reason})") from error
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from error
-    found = []
+    requests = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -96,9 +95,9 @@ def read_requests(file: Path) -> list[tuple[str, Request]]:
                 '{"category": "tile", "defect": "crack", "count": 10}'
             )
         try:
-            found.append((where, Request.model_validate(value, strict=True)))
+            requests.append((where, Request.model_validate(value, strict=True)))
         except ValidationError as error:
             raise UserError(f"{where}: {explain(error)}") from error
-    if not found:
+    if not requests:
         raise UserError(f"{file}: holds no request")
-    return found
+    return requests

@@ -1,4 +1,4 @@
-"""Draw a data set: plan it, check it, draw it here or on Ray, and write the report."""
+"""Generate a data set: plan it, check it, draw it here or on Ray, and write the report."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -15,140 +15,139 @@ from acontrol.generation.job import (
     batches_of,
     check_empty,
     check_inputs,
-    run_local,
+    draw_locally,
 )
-from acontrol.generation.plan import PlannedImage, Planner, every_defect
-from acontrol.generation.replay import machine, replayed
+from acontrol.generation.plan import PlannedImage, Planner, requests_for_all
+from acontrol.generation.replay import machine_metadata, replayed
 from acontrol.generation.report import write_as_shards, write_report
 from acontrol.generation.request import read_requests
 from acontrol.generation.sampler import Generator
 from acontrol.generation.scoring import DefectScorer
 from acontrol.generation.settings import Gate, GenerationConfig, OutputSettings, Sampling
 from acontrol.networks.load import quieten
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pipelines.loading import load_with_digest
 
 
-def generate(command: GenerationConfig, model: str | None = None) -> None:
-    """Draw what the settings ask for; the same call continues where an earlier one stopped.
+def generate(config: GenerationConfig, model: str | None = None) -> None:
+    """Draw a data set; the same call continues where an earlier one stopped.
 
     Args:
-        command: Every setting.
-        model: Where the adapter is, if not where ``command.model`` says.
+        config: Every setting.
+        model: Where the adapter is, if not at ``config.model``.
 
     Raises:
-        UserError: If the model, the data or a request must be put right.
+        UserError: If the model, the data or a request is bad.
     """
-    model = command.model if model is None else model
+    model = config.model if model is None else model
     quieten()
-    if not (command.out / JOB_NAME).exists():
-        check_empty(command.out)
+    if not (config.out / JOB_NAME).exists():
+        check_empty(config.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline, digest = load_with_digest(model, command.base_path, device)
+    pipeline, digest = load_with_digest(model, config.base_path, device)
     pipeline.set_progress_bar_config(disable=True)
-    folder = open_folder(command.data)
-    normal_folder = open_folder(command.normal) if command.normal else folder
-    planner = Planner(
-        folder,
-        split=command.split or pipeline.card.split,
-        cells=pipeline.latent_side,
-        masks_path=command.masks_path,
-        normal_folder=normal_folder,
-        masks=command.masks,
-        sampling=Sampling(**command.model_dump(include=set(Sampling.model_fields))),
-        seed=command.seed,
-        read_phrase=pipeline.semantics.read,
-        base_digest=pipeline.card.base_digest,
-    )
-    roots = {"data": folder.root, "normal": normal_folder.root}
-    threads = max(1, torch.get_num_threads() // command.num_workers)
+    planner = _planner(config, pipeline)
+    roots = {"data": planner.folder.root, "normal": planner.normal_folder.root}
+    threads = max(1, torch.get_num_threads() // config.num_workers)
     metadata = {
         "model": digest,
         "split": planner.split,
-        "gate": command.model_dump(include=set(Gate.model_fields)),
-        "finish": command.model_dump(include=set(OutputSettings.model_fields)),
-        **machine(pipeline, threads),
+        "gate": config.model_dump(include=set(Gate.model_fields)),
+        "finish": config.model_dump(include=set(OutputSettings.model_fields)),
+        **machine_metadata(pipeline, threads),
     }
     left_out: list[str] = []
-    if command.replay is not None:
-        metadata, batches = replayed(command.replay, command.batch, metadata, roots)
+    if config.replay is not None:
+        metadata, batches = replayed(config.replay, config.batch, metadata, roots)
         planner.split = metadata["split"]
     else:
-        planned, left_out = _planned(command, planner)
-        batches = batches_of(planned, command.batch_size)
-    check_inputs(pipeline, [one for batch in batches for one in batch])
-    job = Job(command.out, metadata, batches, roots)
+        images, left_out = _plan_images(config, planner)
+        batches = batches_of(images, config.batch_size)
+    check_inputs(pipeline, [image for batch in batches for image in batch])
+    job = Job(config.out, metadata, batches, roots)
     if job.done:
-        print(f"Nothing to do: {command.out} holds what this command draws")
+        print(f"Nothing to do: {config.out} is complete")
         return
-    size = sum(len(batch) for batch in batches)
-    drawn = sum(len(batches[number]) for number in job.missing())
-    if drawn < size:
-        print(f"Continuing: {size - drawn} of {size} images are there", flush=True)
-    gate, finish = (
-        Gate.model_validate(metadata["gate"]),
-        OutputSettings.model_validate(metadata["finish"]),
+    gate = Gate.model_validate(metadata["gate"])
+    output = OutputSettings.model_validate(metadata["finish"])
+    if config.num_workers == 1:
+        scorer = DefectScorer(pipeline, planner.training)
+        _draw(job, draw_locally(job, Generator(pipeline, scorer, gate, output)))
+    else:
+        from acontrol.generation.workers import GeneratorSpec, draw_on_ray
+
+        split = planner.split
+        del pipeline, planner  # Their memory is the workers'.
+        spec = GeneratorSpec(model, config.base_path, split, gate, output, roots, threads)
+        _draw(job, draw_on_ray(job, spec, config.num_workers))
+
+    def report(folder: Path, lines: list[dict[str, Any]]) -> None:
+        write_report(folder, lines, roots)
+        if config.format == "shards":
+            write_as_shards(folder, lines)
+
+    _print_summary(config, job.finish(report), left_out)
+
+
+def _planner(config: GenerationConfig, pipeline: AnomalyControlPipeline) -> Planner:
+    folder = open_folder(config.data)
+    return Planner(
+        folder,
+        split=config.split or pipeline.card.split,
+        cells=pipeline.latent_side,
+        masks_path=config.masks_path,
+        normal_folder=open_folder(config.normal) if config.normal else folder,
+        masks=config.masks,
+        sampling=Sampling(**config.model_dump(include=set(Sampling.model_fields))),
+        seed=config.seed,
+        read_phrase=pipeline.semantics.read,
+        base_digest=pipeline.card.base_digest,
     )
-    bar = tqdm(total=size, initial=size - drawn, desc="drawing", unit="image", disable=None)
-
-    def progress(numbers: Iterable[int]) -> Iterable[int]:
-        for number in numbers:
-            yield number
-            bar.update(len(batches[number]))
-
-    with bar:
-        if command.num_workers == 1:
-            scorer = DefectScorer(pipeline, planner.training)
-            run_local(job, Generator(pipeline, scorer, gate, finish), roots, progress)
-        else:
-            from acontrol.generation.workers import GeneratorSpec, run_on_ray
-
-            del pipeline  # Its memory is the workers'.
-            spec = GeneratorSpec(
-                model, command.base_path, planner.split, gate, finish, roots, threads
-            )
-            run_on_ray(job, spec, command.num_workers, progress)
-
-    def report(where: Path, kept: list[dict[str, Any]]) -> None:
-        write_report(where, kept, roots)
-        if command.format == "shards":
-            write_as_shards(where, kept)
-
-    lines = job.finish(report)
-    _tell(command, lines, left_out)
 
 
-def _planned(
-    command: GenerationConfig, planner: Planner
+def _plan_images(
+    config: GenerationConfig, planner: Planner
 ) -> tuple[list[PlannedImage], list[str]]:
-    if command.requests is not None:
-        return planner.plan(read_requests(command.requests), command.requests.parent)
-    asked = every_defect(
+    if config.requests is not None:
+        return planner.plan_images(read_requests(config.requests), config.requests.parent)
+    requests = requests_for_all(
         planner.folder,
         split=planner.split,
-        count=command.count,
-        category=command.category,
-        defect=None if command.defect == "all" else command.defect,
+        count=config.count,
+        category=config.category,
+        defect=None if config.defect == "all" else config.defect,
         normal_folder=planner.normal_folder,
-        reference_category=command.reference_category,
+        reference_category=config.reference_category,
     )
-    return planner.plan(asked)
+    return planner.plan_images(requests)
 
 
-def _tell(
-    command: GenerationConfig, lines: list[dict[str, Any]], left_out: Sequence[str]
+def _draw(job: Job, finished: Iterable[int]) -> None:
+    """Draw the job's missing batches, with a progress bar over its images."""
+    size = sum(len(batch) for batch in job.batches)
+    done = size - sum(len(job.batches[number]) for number in job.missing())
+    if done:
+        print(f"Continuing: {done} of {size} images are already drawn", flush=True)
+    with tqdm(total=size, initial=done, desc="drawing", unit="image", disable=None) as bar:
+        for number in finished:
+            bar.update(len(job.batches[number]))
+
+
+def _print_summary(
+    config: GenerationConfig, lines: list[dict[str, Any]], left_out: Sequence[str]
 ) -> None:
-    """What came out, and last where it is."""
+    """Print what was drawn and, last, where it is."""
     failed = [line for line in lines if "error" in line]
+    scored = [line for line in lines if "error" not in line]
     kept = [line for line in lines if line["image"] is not None]
+    rejected = sum(not line["scores"]["passed"] for line in scored)
     if left_out:
         print(f"{len(left_out)} found no place for their defect; the first: {left_out[0]}")
     if failed:
         print(f"{len(failed)} could not be drawn; the first: {failed[0]['error']}")
-    if command.gate != "off":
-        missed = sum(not line["scores"]["passed"] for line in lines if "error" not in line)
-        what = "the best try of each was kept" if command.gate == "keep" else "dropped"
-        if missed:
-            print(f"{missed} of {len(lines) - len(failed)} did not pass the gate: {what}")
+    if config.gate != "off" and rejected:
+        action = "kept the best try of each" if config.gate == "keep" else "dropped"
+        print(f"{rejected} of {len(scored)} did not pass the gate: {action}")
     if kept:
-        print(f"Look at {command.out / 'report' / 'index.html'}")
-    print(f"{len(kept)} images with masks: {os.fspath(command.out)}")
+        print(f"Look at {config.out / 'report' / 'index.html'}")
+    print(f"{len(kept)} images with masks: {os.fspath(config.out)}")

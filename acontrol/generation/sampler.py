@@ -1,12 +1,12 @@
-"""Draw a batch of a plan: sample, judge, and draw again what shows no defect.
+"""Draw a batch of a plan: sample, score, and draw again whatever shows no defect.
 
-What comes out of a batch is a pure function of the batch, the model and the settings; neither
-other batches nor an interruption change it.
+A batch's result is a pure function of the batch, the model and the settings; neither other
+batches nor an interruption change it.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from acontrol.data.images import read_image, read_mask
 from acontrol.generation.compositing import changed, feather_px, fidelity, paste, refined
-from acontrol.generation.crops import Crop, crops
+from acontrol.generation.crops import Box, Crop, crops
 from acontrol.generation.plan import PlannedImage, Reference
 from acontrol.generation.scoring import DefectScorer
 from acontrol.generation.settings import Gate, OutputSettings, Sampling
@@ -28,14 +28,14 @@ LIMIT = 512  # References kept, each 1.6 MB at full size in half precision.
 
 
 class ConditionCache:
-    """Keeps what was computed for the references and texts met last.
+    """Keeps the conditions of the most recent references and texts.
 
     Each is computed in a batch of its own: in a larger one its neighbours could change the
-    last bit, and then a continued job would not draw what an uninterrupted one does.
+    last bit, and a continued job would differ from an uninterrupted one.
     """
 
     def __init__(self, pipeline: AnomalyControlPipeline, limit: int = LIMIT):
-        """Take the pipeline that computes."""
+        """Start empty, with the pipeline that computes the conditions."""
         self.pipeline = pipeline
         self.limit = limit
         self.computed = 0
@@ -44,31 +44,30 @@ class ConditionCache:
 
     def of(self, batch: Sequence[PlannedImage], sampling: Sampling) -> Conditions:
         """The conditions of a batch."""
-        text = [self._text(one.prompt) for one in batch]
-        semantic = [self._semantic(one.reference, sampling) for one in batch]
+        text = [self._text(image.prompt) for image in batch]
+        semantic = [self._semantic(image.reference, sampling) for image in batch]
         if self._empty is None:
             self._empty = self.pipeline.conditions(text[0], semantic[0])
-        empty = self._empty
-        return Conditions(
-            torch.cat(text), torch.cat(semantic), empty.empty_text, empty.empty_semantic
-        )
+        return replace(self._empty, text=torch.cat(text), semantic=torch.cat(semantic))
 
     def _text(self, prompt: str) -> Tensor:
-        return self._once(prompt, lambda: self.pipeline.encode_text([prompt]))
+        return self._cached(prompt, lambda: self.pipeline.encode_text([prompt]))
 
     def _semantic(self, reference: Reference, sampling: Sampling) -> Tensor:
         asea = self.pipeline.card.asea
-        changed = {"steps": sampling.asea_steps, "step_size": sampling.asea_step_size}
-        asea = asea.model_copy(update={k: v for k, v in changed.items() if v is not None})
+        if sampling.asea_steps is not None:
+            asea = asea.model_copy(update={"steps": sampling.asea_steps})
+        if sampling.asea_step_size is not None:
+            asea = asea.model_copy(update={"step_size": sampling.asea_step_size})
 
         def compute() -> Tensor:
             image = Image.fromarray(read_image(reference.image))
             mask = Image.fromarray(read_mask(reference.mask, image.size))
             return self.pipeline.encode_reference([image], [mask], [reference.phrase], asea)
 
-        return self._once((reference, asea.steps, asea.step_size), compute)
+        return self._cached((reference, asea.steps, asea.step_size), compute)
 
-    def _once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+    def _cached(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         if key not in self._kept:
             self._kept[key] = compute()
             self.computed += 1
@@ -83,18 +82,18 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Scores:
-    """How well one drawing shows what its label says.
+    """How well one image shows what its label says.
 
     Attributes:
         mask_fill: Share of the mask that changed by more than the autoencoder's own error.
-        distance: Cosine distance to the nearest training defect of its kind, to the vision
-            tower; None where there is none.
-        limit: The most that passes; None where any does.
-        background_psnr: Of the result outside the mask, in dB; None where it is exact.
-        background_ssim: The same; None for images too small for it.
-        leak_psnr: What the autoencoder made of the background before the normal image was put
-            back, in dB, lowest of the strokes; None where there is no background.
-        passed: Whether the gate lets it through.
+        distance: Cosine distance to the nearest training defect of its type, in the vision
+            tower's features; None without training defects.
+        limit: The largest distance that passes; None for any.
+        background_psnr: Outside the mask, in dB; None if exact.
+        background_ssim: Outside the mask; None for images smaller than its window.
+        leak_psnr: Of the background as decoded, before the normal image was put back, in dB,
+            lowest of the crops; None without background.
+        passed: Whether it passes the gate.
     """
 
     mask_fill: float
@@ -111,13 +110,13 @@ class GeneratedImage:
     """One image of a batch.
 
     Attributes:
-        planned: What was asked for.
+        planned: Its plan.
         image: (H, W, 3), as large as the normal image.
-        refined: (H, W), what of the mask really changed; the mask itself if nothing did.
-        attempt: Which drawing of it this is, from 0.
-        seed: What its noise was drawn with.
+        refined: (H, W), the part of the mask that really changed; the whole mask if none did.
+        attempt: Number of the attempt, from 0.
+        seed: Of its noise.
         scores: How good it is.
-        boxes: What the model saw of the image, stroke by stroke.
+        boxes: The crops that the model saw, in order.
     """
 
     planned: PlannedImage
@@ -126,19 +125,21 @@ class GeneratedImage:
     attempt: int
     seed: int
     scores: Scores
-    boxes: tuple[tuple[int, int, int, int], ...]
+    boxes: tuple[Box, ...]
 
 
 @dataclass
 class _Canvas:
     """One image while it is drawn."""
 
+    planned: PlannedImage
+    seed: int
     normal: Pixels
-    now: Pixels
+    pixels: Pixels
     mask: Mask
     crops: list[Crop]
     change: Mask
-    leaks: list[float]
+    leaks: list[float] = field(default_factory=list)
 
 
 class Generator:
@@ -149,17 +150,17 @@ class Generator:
         pipeline: AnomalyControlPipeline,
         scorer: DefectScorer,
         gate: Gate | None = None,
-        finish: OutputSettings | None = None,
+        output: OutputSettings | None = None,
     ):
-        """Take what draws and what judges."""
+        """Combine a pipeline with a scorer."""
         self.pipeline = pipeline
         self.scorer = scorer
         self.gate = gate or Gate()
-        self.finish = finish or OutputSettings()
+        self.output = output or OutputSettings()
         self.conditions = ConditionCache(pipeline)
 
-    def batch(self, planned: Sequence[PlannedImage]) -> list[GeneratedImage]:
-        """Draw a batch, in which all images have the same sampling settings.
+    def generate_batch(self, planned: Sequence[PlannedImage]) -> list[GeneratedImage]:
+        """Draw a batch of images that share their sampling settings.
 
         Raises:
             UserError: If an image or a mask is bad.
@@ -167,113 +168,95 @@ class Generator:
         """
         best: dict[int, GeneratedImage] = {}
         waiting = list(range(len(planned)))
-        tries = 1 if self.gate.gate == "off" else self.gate.tries
-        for attempt in range(tries):
-            drawn = self._attempt([planned[row] for row in waiting], attempt)
-            for row, one in zip(waiting, drawn, strict=True):
-                if row not in best or _rank(one, self.gate) > _rank(best[row], self.gate):
-                    best[row] = one
+        for attempt in range(1 if self.gate.gate == "off" else self.gate.tries):
+            images = self._attempt([planned[row] for row in waiting], attempt)
+            for row, image in zip(waiting, images, strict=True):
+                if row not in best or self._rank(image) > self._rank(best[row]):
+                    best[row] = image
             waiting = [row for row in waiting if not best[row].scores.passed]
             if not waiting:
                 break
         return [best[row] for row in range(len(planned))]
 
+    def _rank(self, image: GeneratedImage) -> tuple[bool, bool, float]:
+        """The better of two attempts: passed, then filled, then nearest."""
+        scores = image.scores
+        nearness = -scores.distance if scores.distance is not None else scores.mask_fill
+        return scores.passed, scores.mask_fill >= self.gate.min_fill, nearness
+
     def _attempt(self, planned: Sequence[PlannedImage], attempt: int) -> list[GeneratedImage]:
         """Draw every image once and score it."""
         conditions = self.conditions.of(planned, planned[0].sampling)
-        seeds = [
-            one.seed if attempt == 0 else derive_seed(one.seed, "attempt", attempt)
-            for one in planned
-        ]
-        canvases = [self._canvas(one) for one in planned]
-        for crop_index in range(max(len(canvas.crops) for canvas in canvases)):
-            rows = [row for row, one in enumerate(canvases) if crop_index < len(one.crops)]
-            some = replace(
-                conditions,
-                text=conditions.text[rows],
-                semantic=conditions.semantic[rows],
-            )
-            self._stroke(
+        canvases = [self._canvas(image, attempt) for image in planned]
+        for number in range(max(len(canvas.crops) for canvas in canvases)):
+            rows = [row for row, canvas in enumerate(canvases) if number < len(canvas.crops)]
+            self._draw_crops(
                 [canvases[row] for row in rows],
-                crop_index,
-                some,
-                planned[0],
-                [
-                    derive_seed(seeds[row], "stroke", crop_index) if crop_index else seeds[row]
-                    for row in rows
-                ],
+                number,
+                replace(
+                    conditions, text=conditions.text[rows], semantic=conditions.semantic[rows]
+                ),
             )
+        distances = self.scorer.distances(
+            planned, [Image.fromarray(canvas.pixels) for canvas in canvases]
+        )
         return [
-            self._scored(*each, attempt)
-            for each in zip(
-                planned, canvases, seeds, self._distances(planned, canvases), strict=True
-            )
+            self._result(canvas, attempt, *(distance or (None, None)))
+            for canvas, distance in zip(canvases, distances, strict=True)
         ]
 
-    def _canvas(self, planned: PlannedImage) -> _Canvas:
+    def _canvas(self, planned: PlannedImage, attempt: int) -> _Canvas:
+        seed = derive_seed(planned.seed, "attempt", attempt) if attempt else planned.seed
         normal = read_image(planned.normal)
         mask = np.asarray(planned.mask.image())
-        found = crops(mask, planned.sampling.crop, self.pipeline.card.resolution)
-        return _Canvas(normal, normal, mask, found, np.zeros_like(mask), [])
+        parts = crops(mask, planned.sampling.crop, self.pipeline.card.resolution)
+        return _Canvas(planned, seed, normal, normal, mask, parts, np.zeros_like(mask))
 
-    def _stroke(
-        self,
-        canvases: Sequence[_Canvas],
-        number: int,
-        conditions: Conditions,
-        like: PlannedImage,
-        seeds: Sequence[int],
+    def _draw_crops(
+        self, canvases: Sequence[_Canvas], number: int, conditions: Conditions
     ) -> None:
-        """Draw one stroke into each canvas."""
+        """Draw the crop of that number into each canvas."""
         views, masks = [], []
         for canvas in canvases:
             left, top, right, bottom = canvas.crops[number].box
-            views.append(canvas.now[top:bottom, left:right])
+            views.append(canvas.pixels[top:bottom, left:right])
             masks.append(canvas.crops[number].mask[top:bottom, left:right])
+        seeds = [
+            derive_seed(canvas.seed, "stroke", number) if number else canvas.seed
+            for canvas in canvases
+        ]
+        sampling = canvases[0].planned.sampling
         drawn = self.pipeline.sample(
             conditions,
             [Image.fromarray(view) for view in views],
             [Image.fromarray(mask) for mask in masks],
-            num_inference_steps=like.sampling.steps,
-            guidance_scale=like.sampling.guidance_scale,
-            semantic_scale=like.sampling.scale,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
+            semantic_scale=sampling.scale,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             composite=False,
         ).images
-        for canvas, view, mask, picture in zip(canvases, views, masks, drawn, strict=True):
+        for canvas, view, mask, image in zip(canvases, views, masks, drawn, strict=True):
             left, top, right, bottom = canvas.crops[number].box
-            pixels = np.asarray(picture)
+            pixels = np.asarray(image)
             canvas.change[top:bottom, left:right] |= changed(view, pixels, mask)
-            kept = fidelity(view, pixels, mask)
-            if kept is not None and kept.psnr is not None:
-                canvas.leaks.append(kept.psnr)
-            if self.finish.composite:
+            background = fidelity(view, pixels, mask)
+            if background is not None and background.psnr is not None:
+                canvas.leaks.append(background.psnr)
+            if self.output.composite:
                 width = feather_px(max(mask.shape), self.pipeline.card.resolution)
-                pixels = paste(view, pixels, mask, self.finish.blend, width)
-            canvas.now = canvas.now.copy()
-            canvas.now[top:bottom, left:right] = pixels
+                pixels = paste(view, pixels, mask, self.output.blend, width)
+            canvas.pixels = canvas.pixels.copy()
+            canvas.pixels[top:bottom, left:right] = pixels
 
-    def _distances(
-        self, planned: Sequence[PlannedImage], canvases: Sequence[_Canvas]
-    ) -> list[tuple[float, float | None] | None]:
-        return self.scorer.distances(
-            planned, [Image.fromarray(canvas.now) for canvas in canvases]
-        )
-
-    def _scored(
-        self,
-        planned: PlannedImage,
-        canvas: _Canvas,
-        seed: int,
-        found: tuple[float, float | None] | None,
-        attempt: int,
+    def _result(
+        self, canvas: _Canvas, attempt: int, distance: float | None, limit: float | None
     ) -> GeneratedImage:
-        distance, limit = found or (None, None)
         if self.gate.max_distance is not None:
             limit = self.gate.max_distance
         fill = float(canvas.change.sum() / canvas.mask.sum())
         near = distance is None or limit is None or distance <= limit
-        background = fidelity(canvas.normal, canvas.now, canvas.mask)
+        background = fidelity(canvas.normal, canvas.pixels, canvas.mask)
         scores = Scores(
             mask_fill=fill,
             distance=distance,
@@ -285,18 +268,11 @@ class Generator:
         )
         tight = refined(canvas.change, canvas.mask)
         return GeneratedImage(
-            planned,
-            canvas.now,
+            canvas.planned,
+            canvas.pixels,
             tight if tight.any() else canvas.mask,
             attempt,
-            seed,
+            canvas.seed,
             scores,
-            tuple(one.box for one in canvas.crops),
+            tuple(crop.box for crop in canvas.crops),
         )
-
-
-def _rank(drawing: GeneratedImage, gate: Gate) -> tuple[bool, bool, float]:
-    """The better of two attempts: passed, then filled, then nearest."""
-    scores = drawing.scores
-    nearness = -scores.distance if scores.distance is not None else scores.mask_fill
-    return scores.passed, scores.mask_fill >= gate.min_fill, nearness

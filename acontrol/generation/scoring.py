@@ -1,4 +1,4 @@
-"""Whether a drawn defect looks like the training defects of its kind."""
+"""Distance of generated defects to the training defects of their type."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ BATCH = 8
 
 
 @dataclass(frozen=True)
-class Known:
-    """Training defects of one kind, as the vision tower sees them.
+class TypeFeatures:
+    """The training defects of one type in the vision tower's features.
 
     Attributes:
         features: (defect, width), of length 1.
-        limit: The largest cosine distance of one of them to its nearest other; None for one
-            alone.
+        limit: The largest cosine distance of one of them to its nearest other; None for a
+            single defect.
     """
 
     features: Tensor
@@ -33,61 +33,63 @@ class Known:
 
 
 class DefectScorer:
-    """Compares drawings with training defects."""
+    """Compares generated images with training defects."""
 
     def __init__(
         self,
         pipeline: AnomalyControlPipeline,
         training: Callable[[DefectType], Sequence[LabelledImage]],
     ):
-        """Take the vision tower, and where training defects are found."""
+        """Use the pipeline's vision tower; ``training`` lists a type's training images."""
         self.vlm = pipeline.vlm
         self._training = training
-        self._known: dict[DefectType, Known | None] = {}
+        self._types: dict[DefectType, TypeFeatures | None] = {}
 
     def distances(
-        self, planned: Sequence[PlannedImage], drawn: Sequence[Image.Image]
+        self, planned: Sequence[PlannedImage], images: Sequence[Image.Image]
     ) -> list[tuple[float, float | None] | None]:
-        """Cosine distance in [0, 2] of each drawing to the nearest training defect of its kind.
+        """Cosine distance in [0, 2] of each image to the nearest training defect of its type.
 
         Returns:
-            Distance, and the most that is usual: None where the reference is of another
-            product than the drawing, since then the product differs too, or where there is
-            but one training defect. None altogether where there is none.
+            Distance and limit of each image; None without training defects. The limit is None
+            where the reference is of another product than the image, since then the product
+            differs too, or where there is only one training defect.
         """
-        features = self._features(list(drawn), [one.mask.image() for one in planned])
-        found: list[tuple[float, float | None] | None] = []
-        for one, own in zip(planned, features, strict=True):
-            kind = one.reference.kind
-            known = None if kind is None else self._of(kind)
-            if kind is None or known is None:
-                found.append(None)
+        features = self._features(list(images), [image.mask.image() for image in planned])
+        distances: list[tuple[float, float | None] | None] = []
+        for image, feature in zip(planned, features, strict=True):
+            defect_type = image.reference.defect_type
+            known = None if defect_type is None else self._of(defect_type)
+            if defect_type is None or known is None:
+                distances.append(None)
                 continue
-            distance = float(1 - (known.features @ own).max())
-            found.append((distance, known.limit if kind[0] == one.name[0] else None))
-        return found
+            distance = float(1 - (known.features @ feature).max())
+            same_product = defect_type[0] == image.name[0]
+            distances.append((distance, known.limit if same_product else None))
+        return distances
 
-    def _of(self, kind: DefectType) -> Known | None:
-        if kind not in self._known:
-            images = self._training(kind)
-            self._known[kind] = self._measure(images) if images else None
-        return self._known[kind]
+    def _of(self, defect_type: DefectType) -> TypeFeatures | None:
+        if defect_type not in self._types:
+            images = self._training(defect_type)
+            self._types[defect_type] = self._measure(images) if images else None
+        return self._types[defect_type]
 
-    def _measure(self, images: Sequence[LabelledImage]) -> Known:
+    def _measure(self, images: Sequence[LabelledImage]) -> TypeFeatures:
+        batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
         features = torch.cat(
             [
                 self._features(
-                    [Image.fromarray(read_image(one.image)) for one in some],
-                    [Image.fromarray(one.read_mask()) for one in some],
+                    [Image.fromarray(read_image(image.image)) for image in batch],
+                    [Image.fromarray(image.read_mask()) for image in batch],
                 )
-                for some in (images[at : at + BATCH] for at in range(0, len(images), BATCH))
+                for batch in batches
             ]
         )
         if len(images) == 1:
-            return Known(features, None)
-        alike = features @ features.T
-        alike.fill_diagonal_(-1)
-        return Known(features, float((1 - alike.max(dim=1).values).max()))
+            return TypeFeatures(features, None)
+        similarity = features @ features.T
+        similarity.fill_diagonal_(-1)
+        return TypeFeatures(features, float((1 - similarity.max(dim=1).values).max()))
 
     def _features(self, images: list[Image.Image], masks: list[Image.Image]) -> Tensor:
         return F.normalize(defect_features(self.vlm, images, masks).double(), dim=1).cpu()

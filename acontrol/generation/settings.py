@@ -1,4 +1,4 @@
-"""How images are drawn and judged; all of it is recorded beside them."""
+"""Settings of generation; all are recorded with the images."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,7 @@ from acontrol.masks.settings import SourceName
 
 
 class Sampling(Settings):
-    """How one image is drawn. A request may ask for each of these itself."""
+    """How one image is drawn. A request may set each of these itself."""
 
     steps: int = Field(30, ge=1, le=1000, description="DDIM steps (Sec. 4.1).")
     guidance_scale: float = Field(
@@ -36,7 +36,7 @@ class Sampling(Settings):
 
 
 class Gate(Settings):
-    """What becomes of a drawing that does not show its defect."""
+    """What happens to images that do not show their defect."""
 
     gate: Literal["keep", "drop", "off"] = Field(
         "keep",
@@ -57,7 +57,7 @@ class Gate(Settings):
 
 
 class OutputSettings(Settings):
-    """How drawings become files."""
+    """How generated images are composited and written."""
 
     composite: bool = Field(
         True,
@@ -76,7 +76,7 @@ class OutputSettings(Settings):
 
 
 class Selection(Settings):
-    """What to draw, with what, and where to."""
+    """Model, data and output."""
 
     model: str = Field(
         description="A run's or adapter's folder or its URI, or models:/NAME@ALIAS of the "

@@ -1,12 +1,12 @@
-"""Draw a job on Ray: a pipeline a worker, batches handed out one by one.
+"""Draw a job on Ray: each worker has a pipeline and takes one batch at a time.
 
-Workers read what the plan names, so data and model must lie where every node sees them. What
-they draw comes back to the driver, which alone writes.
+Workers read the plan's files, so every node must see data and model. Results go back to the
+driver, which alone writes.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import ray
 import torch
@@ -24,39 +24,38 @@ from acontrol.networks.load import quieten
 from acontrol.pipelines.loading import load_pipeline
 from acontrol.runs.cluster import joined_cluster, uses_gpus
 
-_RESTARTS = 3  # Of a worker that died, as for want of memory; then the job ends.
+_RESTARTS = 3  # Of a worker that died, for instance out of memory; then the job fails.
 
 
 @dataclass(frozen=True)
 class GeneratorSpec:
-    """All that a worker needs to make its drawer.
+    """What a worker needs to build its generator.
 
     Attributes:
         model: Adapter folder.
         base_path: Where the base is now, if it moved.
         split: Part of the data that training defects come from.
-        gate: What passes.
-        finish: How drawings become files.
+        gate: Which images pass.
+        output: How images become files.
         roots: Folders of the data and of the normal images.
-        threads: Of torch, in each worker.
+        threads: Torch threads of each worker.
     """
 
     model: str
     base_path: str | None
     split: Literal["train", "test", "all"]
     gate: Gate
-    finish: OutputSettings
+    output: OutputSettings
     roots: Roots
     threads: int
 
-    def make(self, device: str) -> Generator:
-        """Load the pipeline and what judges."""
+    def build(self, device: str) -> Generator:
+        """Load the pipeline and the scorer."""
         pipeline = load_pipeline(self.model, self.base_path, device)
         pipeline.set_progress_bar_config(disable=True)
         planner = Planner(open_folder(self.roots["data"]), split=self.split)
-        return Generator(
-            pipeline, DefectScorer(pipeline, planner.training), self.gate, self.finish
-        )
+        scorer = DefectScorer(pipeline, planner.training)
+        return Generator(pipeline, scorer, self.gate, self.output)
 
 
 class _Worker:
@@ -65,7 +64,7 @@ class _Worker:
     def __init__(self, spec: GeneratorSpec, batches: Sequence[Sequence[PlannedImage]]):
         quieten()
         torch.set_num_threads(spec.threads)
-        self.generator = spec.make("cuda" if torch.cuda.is_available() else "cpu")
+        self.generator = spec.build("cuda" if torch.cuda.is_available() else "cpu")
         self.roots = spec.roots
         self.batches = batches
 
@@ -73,19 +72,16 @@ class _Worker:
         return number, generate_batch(self.generator, self.batches[number], number, self.roots)
 
 
-def run_on_ray(
-    job: Job,
-    spec: GeneratorSpec,
-    num_workers: int,
-    progress: Callable[[Iterable[int]], Iterable[int]],
-) -> None:
-    """Draw what is missing on so many workers, each with a GPU where the cluster has them.
+def draw_on_ray(job: Job, spec: GeneratorSpec, num_workers: int) -> Iterator[int]:
+    """Draw the missing batches on Ray actors, each with a GPU where the cluster has them.
 
     Args:
-        job: What to draw, and what is there.
-        spec: Makes a worker's drawer.
-        num_workers: At most as many as batches are missing are started.
-        progress: Wraps the numbers of the batches as they come in.
+        job: What to draw.
+        spec: Builds each worker's generator.
+        num_workers: Upper bound; no more are started than batches are missing.
+
+    Yields:
+        The number of each batch once it is written, in the order they finish.
 
     Raises:
         UserError: If RAY_ADDRESS names a cluster that does not answer, or it has too few GPUs.
@@ -93,20 +89,16 @@ def run_on_ray(
     missing = job.missing()
     cluster = ClusterConfig(num_workers=max(1, min(num_workers, len(missing))))
     with joined_cluster(cluster):
-        on_gpus = uses_gpus(cluster)
-        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if on_gpus else 0}
-        made = ray.remote(_Worker).options(
-            max_restarts=_RESTARTS, max_task_retries=_RESTARTS, **options
+        worker = ray.remote(_Worker).options(
+            num_cpus=1,
+            num_gpus=1 if uses_gpus(cluster) else 0,
+            max_restarts=_RESTARTS,
+            max_task_retries=_RESTARTS,
         )
         batches = ray.put(job.batches)
-        pool = ActorPool([made.remote(spec, batches) for _ in range(cluster.num_workers)])
-
-        def results() -> Iterable[int]:
-            for number, result in pool.map_unordered(
-                lambda worker, number: worker.draw.remote(number), missing
-            ):
-                job.keep(number, result)
-                yield number
-
-        for _ in progress(results()):
-            pass
+        pool = ActorPool([worker.remote(spec, batches) for _ in range(cluster.num_workers)])
+        for number, result in pool.map_unordered(
+            lambda actor, number: actor.draw.remote(number), missing
+        ):
+            job.keep(number, result)
+            yield number

@@ -26,13 +26,13 @@ def test_outside_mask_and_fade_nothing_changes(blend) -> None:
     assert (result[mask] != normal[mask]).any()
 
 
-def test_inside_the_drawing_is_taken_as_it_is() -> None:
+def test_inside_the_drawing_is_copied() -> None:
     normal, drawn, mask = images()
     for blend in ("feather", "hard"):
         assert (paste(normal, drawn, mask, blend, 2)[mask] == drawn[mask]).all()
 
 
-def test_the_fade_lies_between_both_images() -> None:
+def test_the_fade_interpolates_between_both_images() -> None:
     normal, drawn = np.zeros((9, 9, 3), np.uint8), np.full((9, 9, 3), 240, np.uint8)
     mask = np.zeros((9, 9), bool)
     mask[:, :3] = True
@@ -40,8 +40,8 @@ def test_the_fade_lies_between_both_images() -> None:
     assert result[4, :, 0].tolist() == [240, 240, 240, 160, 80, 0, 0, 0, 0]
 
 
-def test_poisson_takes_away_a_shift_of_colour_and_keeps_the_texture() -> None:
-    """A drawing that is the normal image, only darker and with a dot, loses the darkness."""
+def test_poisson_removes_a_shift_of_colour_and_keeps_the_texture() -> None:
+    """The drawing is the normal image, darker and with a dot; only the dot remains."""
     normal = images()[0] // 2 + 60
     mask = images()[2]
     drawn = normal - 25
@@ -53,7 +53,7 @@ def test_poisson_takes_away_a_shift_of_colour_and_keeps_the_texture() -> None:
     assert (result[15, 25] < normal[15, 25] - 30).all()
 
 
-def test_poisson_of_a_whole_image_has_nothing_to_meet() -> None:
+def test_poisson_of_a_whole_image_is_the_drawing() -> None:
     normal, drawn, mask = images()
     assert (paste(normal, drawn, np.ones_like(mask), "poisson", 2) == drawn).all()
 
@@ -67,9 +67,10 @@ def test_poisson_solves_its_equation() -> None:
     result = paste(normal, drawn, mask, "poisson", 1).astype(float)
     expected = drawn.astype(float)
     expected[~mask] += (normal.astype(float) - drawn)[~mask]
-    found = [ndimage.laplace(one[..., 0]) for one in (result, drawn.astype(float))]
+    laplacian = ndimage.laplace(result[..., 0])
+    wanted = ndimage.laplace(drawn[..., 0].astype(float))
     inner = ndimage.binary_erosion(mask)
-    assert np.abs(found[0] - found[1])[inner].max() <= 4  # Eight pixels rounded by a half.
+    assert np.abs(laplacian - wanted)[inner].max() <= 4  # Eight pixels rounded by a half.
 
 
 def test_the_fade_follows_the_enlargement() -> None:
@@ -92,15 +93,15 @@ def test_an_autoencoders_error_is_no_change(scene) -> None:
     assert not changed(normal, normal, mask).any()
 
 
-def test_what_was_drawn_is_a_change_and_only_inside(scene) -> None:
+def test_a_drawing_is_a_change_and_only_inside(scene) -> None:
     rng, normal, mask = scene
     decoded = np.clip(normal + rng.normal(0, 5, normal.shape), 0, 255).astype(np.uint8)
     decoded[10:30, 10:20] = 0
     decoded[40:44, 40:44] = 0  # A leak far from the mask is not its filling.
-    found = changed(normal, decoded, mask)
-    assert not (found & ~mask).any()
-    assert found[11:29, 11:19].all()
-    assert 0.45 < found.sum() / mask.sum() < 0.65
+    change = changed(normal, decoded, mask)
+    assert not (change & ~mask).any()
+    assert change[11:29, 11:19].all()
+    assert 0.45 < change.sum() / mask.sum() < 0.65
 
 
 def test_the_refined_mask_has_no_specks_and_no_holes(scene) -> None:
@@ -115,7 +116,7 @@ def test_the_refined_mask_has_no_specks_and_no_holes(scene) -> None:
     assert not refined(np.zeros_like(mask), mask).any()
 
 
-def test_fidelity_looks_outside_alone(scene) -> None:
+def test_fidelity_is_measured_outside_the_mask(scene) -> None:
     _, normal, mask = scene
     result = normal.copy()
     result[mask] = 0
@@ -124,9 +125,9 @@ def test_fidelity_looks_outside_alone(scene) -> None:
     assert exact.psnr is None
     assert exact.ssim is not None
     assert exact.ssim < 1  # Windows that reach into the mask see it.
-    far = fidelity(normal, normal, mask)
-    assert far is not None
-    assert far.ssim == pytest.approx(1)
+    equal = fidelity(normal, normal, mask)
+    assert equal is not None
+    assert equal.ssim == pytest.approx(1)
     assert fidelity(normal, result, np.ones_like(mask)) is None
 
 
@@ -134,13 +135,13 @@ def test_psnr_by_hand(scene) -> None:
     _, normal, mask = scene
     result = normal.copy()
     result[~mask] += 5
-    found = fidelity(normal, result, mask)
-    assert found is not None
-    assert found.psnr == pytest.approx(20 * math.log10(255 / 5))
+    scores = fidelity(normal, result, mask)
+    assert scores is not None
+    assert scores.psnr == pytest.approx(20 * math.log10(255 / 5))
 
 
 def test_ssim_by_hand(scene) -> None:
-    """Against the formula written out, with Gaussian windows, where windows are whole."""
+    """Against the formula written out, with Gaussian windows."""
     rng, normal, _ = scene
     result = np.clip(normal + rng.normal(0, 20, normal.shape), 0, 255).astype(np.uint8)
     mask = np.ones((48, 48), bool)
@@ -151,13 +152,13 @@ def test_ssim_by_hand(scene) -> None:
 
     values = []
     for channel in range(3):
-        x, y = (one[..., channel].astype(float) for one in (result, normal))
+        x, y = (image[..., channel].astype(float) for image in (result, normal))
         mx, my = blur(x), blur(y)
         vx, vy, both = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
-        one, two = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
         values.append(
-            (2 * mx * my + one) * (2 * both + two) / ((mx**2 + my**2 + one) * (vx + vy + two))
+            (2 * mx * my + c1) * (2 * both + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
         )
-    found = fidelity(normal, result, mask)
-    assert found is not None
-    assert found.ssim == pytest.approx(np.mean(values, axis=0)[~mask].mean(), abs=1e-4)
+    scores = fidelity(normal, result, mask)
+    assert scores is not None
+    assert scores.ssim == pytest.approx(np.mean(values, axis=0)[~mask].mean(), abs=1e-4)

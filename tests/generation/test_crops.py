@@ -12,15 +12,15 @@ def disc(shape, *centres, radius=3):
 
 def test_an_image_of_the_models_size_is_seen_whole() -> None:
     mask = disc((64, 64), (30, 30))
-    (one,) = crops(mask, None, 64)
-    assert one.box == (0, 0, 64, 64)
-    assert (one.mask == mask).all()
+    (crop,) = crops(mask, None, 64)
+    assert crop.box == (0, 0, 64, 64)
+    assert (crop.mask == mask).all()
 
 
 def test_a_small_defect_on_a_large_image_is_seen_near() -> None:
     mask = disc((512, 400), (256, 200), radius=10)
-    (one,) = crops(mask, None, 64)
-    left, top, right, bottom = one.box
+    (crop,) = crops(mask, None, 64)
+    left, top, right, bottom = crop.box
     assert right - left == bottom - top == 4 * 21
     assert abs((left + right) / 2 - 200.5) <= 1
     assert crops(mask, 0, 64)[0].box == (0, 0, 400, 512)
@@ -28,31 +28,31 @@ def test_a_small_defect_on_a_large_image_is_seen_near() -> None:
 
 
 def test_a_speck_is_enlarged_at_most_four_times() -> None:
-    (one,) = crops(disc((512, 512), (5, 5), radius=1), 4, 64)
-    assert one.box == (0, 0, 16, 16)
+    (crop,) = crops(disc((512, 512), (5, 5), radius=1), 4, 64)
+    assert crop.box == (0, 0, 16, 16)
 
 
-def test_far_pieces_are_drawn_one_after_the_other_and_near_ones_together() -> None:
+def test_far_components_have_crops_of_their_own_and_near_ones_share_one() -> None:
     mask = disc((512, 512), (100, 100), (100, 112), (400, 400))
-    found = crops(mask, None, 64)
-    assert len(found) == 2
-    assert sorted(int(one.mask.sum()) for one in found) == [29, 58]
+    result = crops(mask, None, 64)
+    assert len(result) == 2
+    assert sorted(int(crop.mask.sum()) for crop in result) == [29, 58]
 
 
 @given(
     st.lists(st.tuples(st.integers(0, 89), st.integers(0, 119)), min_size=1, max_size=6),
     st.sampled_from([1, 1.5, 4, 100]),
 )
-def test_no_stroke_draws_over_another_and_all_is_drawn(centres, crop) -> None:
+def test_crops_cover_the_mask_and_none_draws_over_another(centres, scale) -> None:
     mask = disc((90, 120), *centres)
-    found = crops(mask, crop, 32)
-    assert (np.sum([one.mask for one in found], axis=0) == mask).all()
-    for one in found:
-        left, top, right, bottom = one.box
+    result = crops(mask, scale, 32)
+    assert (np.sum([crop.mask for crop in result], axis=0) == mask).all()
+    for crop in result:
+        left, top, right, bottom = crop.box
         assert 0 <= left < right <= 120
         assert 0 <= top < bottom <= 90
         inside = np.zeros_like(mask)
         inside[top:bottom, left:right] = True
-        assert not (one.mask & ~inside).any()
-        for other in found:
-            assert other is one or not (inside & other.mask).any()
+        assert not (crop.mask & ~inside).any()
+        for other in result:
+            assert other is crop or not (inside & other.mask).any()
