@@ -170,8 +170,6 @@ def test_public_names_exist() -> None:
         "import acontrol.train.driver",
         "import launch.shard",
         *(f"import launch.{name}" for name in ("train", "evaluate", "generate", "masks")),
-        *(f"import launch.evaluate_{name}" for name in ("quality", "localization")),
-        "import launch.evaluate_classification, launch.evaluate_ablation",
         "import tune.search",
     ],
 )

@@ -54,12 +54,6 @@ class SweepConfig(RunConfig):
         False, description="Give failed trials of this sweep another go."
     )
 
-    @property
-    def run(self) -> RunConfig:
-        """What a trial starts from, without its values."""
-        own = set(SweepConfig.model_fields) - set(RunConfig.model_fields)
-        return RunConfig.model_validate(self.model_dump(exclude=own))
-
 
 class Plan:
     """What a sweep's settings come to, checked.

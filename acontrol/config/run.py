@@ -159,6 +159,11 @@ class RunConfig(Settings):
         return self
 
     @property
+    def run(self) -> "RunConfig":
+        """The run's settings, without those that a command adds in a subclass."""
+        return RunConfig.model_validate(self.model_dump(include=set(RunConfig.model_fields)))
+
+    @property
     def micro_batch_size(self) -> int:
         """Samples a worker sees in one pass."""
         return self.optim.batch_size // (self.cluster.num_workers * self.optim.accumulation)

@@ -14,8 +14,6 @@ from acontrol.evaluation import figures, published, quality, summary
 from acontrol.evaluation.backends import load_backend
 from acontrol.evaluation.budget import BUDGETS
 from acontrol.evaluation.comparison import (
-    ROWS,
-    AblationConfig,
     said_of_likeness,
     say_how_long,
     train_missing,
@@ -27,6 +25,7 @@ from acontrol.evaluation.localization import Localization
 from acontrol.evaluation.protocol import METRICS, PROTOCOLS
 from acontrol.evaluation.report import Report, Table
 from acontrol.evaluation.results import TrainingJob
+from acontrol.evaluation.settings import ROWS, AblationConfig
 from acontrol.generation.run import generate
 from acontrol.generation.settings import GenerationConfig
 from acontrol.masks.perlin import perlin_blobs
@@ -49,7 +48,7 @@ def run_ablation(command: AblationConfig) -> None:
     """
     rows, real, out = _checked_rows(command)
     quieten()
-    base = absolute(command.common.model_copy(update={"output": str(out)}))
+    base = absolute(command.run.model_copy(update={"output": str(out)}))
     folder = open_folder(real)
     _check_shards(base, folder)
     budget = BUDGETS[command.budget]

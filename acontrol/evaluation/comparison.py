@@ -4,22 +4,23 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field
+import ray
+from ray.exceptions import RayTaskError
+from tqdm import tqdm
 
-from acontrol.config import ClusterConfig, RunConfig, Settings, TrackingConfig
+from acontrol.config import ClusterConfig
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.errors import UserError
+from acontrol.evaluation.budget import Schedule
+from acontrol.evaluation.dataset import CONTROLS, Checked, Folders, check
+from acontrol.evaluation.results import Experiment, TrainingJob, is_done
+from acontrol.evaluation.settings import ComparisonConfig
+from acontrol.networks.load import quieten
+from acontrol.runs.cluster import joined_cluster
 
-if TYPE_CHECKING:
-    from acontrol.evaluation.budget import Schedule
-    from acontrol.evaluation.dataset import Checked, Folders
-    from acontrol.evaluation.results import Experiment, TrainingJob
-
-Length = TypeVar("Length", bound="Schedule")
-# Of an ablation: the base alone (gamma 0), C' of the image alone, image and text, and ASEA.
-ROWS = ("nothing", "sga", "csm", "t1", "t2", "t3", "t4", "t5")
+Length = TypeVar("Length", bound=Schedule)
 
 
 def named_folders(given: Sequence[str]) -> dict[str, Path]:
@@ -28,8 +29,6 @@ def named_folders(given: Sequence[str]) -> dict[str, Path]:
     Raises:
         UserError: If one does not exist, or two share a name or have a name of ours.
     """
-    from acontrol.evaluation.dataset import CONTROLS
-
     found: dict[str, Path] = {}
     for text in given:
         name, divided, rest = text.partition("=")
@@ -100,78 +99,13 @@ def chosen_categories(folder: MvtecFolder, given: Sequence[str]) -> tuple[str, .
     return tuple(given) or folder.categories
 
 
-class ComparisonCommand(Settings):
-    """Options of what compares sources by training on them."""
-
-    real: Path = Field(description="Folder of real images, in MVTec AD's layout.")
-    out: Path | None = Field(
-        None,
-        description="Folder for results, needed without --dry-run; the same one continues.",
-    )
-    synthetic: tuple[str, ...] = Field(
-        (), description="Folders of generated pairs in the same layout: DIR or NAME=DIR."
-    )
-    sources: str | None = Field(
-        None,
-        description="What to train on, divided by commas, and nothing else; by default "
-        "everything, with NAME and real+NAME for each synthetic folder.",
-    )
-    category: tuple[str, ...] = Field((), description="Only these categories; by default all.")
-    pairs: int | None = Field(
-        None,
-        ge=1,
-        description="Synthetic pairs of each defect, at most; by default the budget's.",
-    )
-    seeds: int = Field(3, ge=1, description="Trainings of each category and source.")
-    num_workers: int | None = Field(
-        None,
-        ge=1,
-        description="Trainings at a time; by default as many as the cluster has room for.",
-    )
-    new_pieces: bool = Field(
-        False,
-        description="Test on pieces alone that are not trained on: test images that look like "
-        "another photograph of one are left out.",
-    )
-    tracking: TrackingConfig = TrackingConfig()
-    dry_run: bool = Field(False, description="Only say what would be trained, and how long.")
-
-
-class AblationConfig(RunConfig):
-    """An ablation: what its rows' trainings have in common, and how they are measured."""
-
-    real: Path | None = Field(None, description="Folder of real images, in MVTec AD's layout.")
-    out: Path | None = Field(None, description="Folder for results; the same one continues.")
-    rows: str = Field(",".join(ROWS), description="Rows to compare, divided by commas.")
-    budget: Literal["paper", "small", "smallest"] = Field(
-        "paper", description="How much to train detectors."
-    )
-    count: int | None = Field(
-        None, ge=1, description="Images to draw of each defect; by default the budget's pairs."
-    )
-    seeds: int = Field(3, ge=1, description="Detectors of each category and row.")
-    features: tuple[Literal["inception", "lpips-vgg", "vlm"], ...] = Field(
-        ("vlm",), min_length=1, description="Networks that look, as launch.evaluate quality."
-    )
-    weights: Path = Field(Path("weights"), description="Folder of their weights.")
-    dry_run: bool = Field(False, description="Only say what would be trained and drawn.")
-
-    @property
-    def common(self) -> RunConfig:
-        """What the rows' trainings have in common."""
-        own = set(AblationConfig.model_fields) - set(RunConfig.model_fields)
-        return RunConfig.model_validate(self.model_dump(exclude=own))
-
-
 def planned(
-    command: ComparisonCommand,
-    schedule: "Schedule",
+    command: ComparisonConfig,
+    schedule: Schedule,
     categories: Sequence[str],
     sources: Sequence[str],
-) -> "list[TrainingJob]":
+) -> list[TrainingJob]:
     """All trainings, which are announced."""
-    from acontrol.evaluation.results import TrainingJob
-
     trainings = [
         TrainingJob(category, source, seed)
         for category in categories
@@ -188,8 +122,8 @@ def planned(
 
 
 def compared(
-    command: ComparisonCommand, budget: Length, controls: Sequence[str]
-) -> "tuple[Length, Folders, list[str]]":
+    command: ComparisonConfig, budget: Length, controls: Sequence[str]
+) -> tuple[Length, Folders, list[str]]:
     """What a command compares.
 
     Args:
@@ -203,8 +137,6 @@ def compared(
     Raises:
         UserError: If a folder does not exist, or a name is unknown or given twice.
     """
-    from acontrol.evaluation.dataset import Folders
-
     synthetic = named_folders(command.synthetic)
     if command.pairs is not None:
         budget = budget.model_copy(update={"pairs": command.pairs})
@@ -213,7 +145,7 @@ def compared(
     return budget, Folders(root, synthetic, budget.size, budget.pairs), sources
 
 
-def check_out(command: ComparisonCommand) -> None:
+def check_out(command: ComparisonConfig) -> None:
     """Refuse a command that does not say where results go, before it reads anything.
 
     Raises:
@@ -224,12 +156,12 @@ def check_out(command: ComparisonCommand) -> None:
 
 
 def checked_data(
-    command: ComparisonCommand,
-    folders: "Folders",
+    command: ComparisonConfig,
+    folders: Folders,
     categories: Sequence[str],
     sources: Sequence[str],
     base: Sequence[str],
-) -> "tuple[Folders, dict[str, dict[str, str]], str]":
+) -> tuple[Folders, dict[str, dict[str, str]], str]:
     """Read all images, refuse what leaks, and say what shows a trained piece again.
 
     Args:
@@ -243,8 +175,6 @@ def checked_data(
         The folders, without what is left out; for each category and source a digest of its
         images; sentences on what shows a trained piece again.
     """
-    from acontrol.evaluation.dataset import check
-
     found = {one: check(folders, one, sources, base) for one in categories}
     said = said_of_likeness(found)
     if said and command.new_pieces:
@@ -262,7 +192,7 @@ def checked_data(
     return folders, {name: one.data for name, one in found.items()}, said
 
 
-def said_of_likeness(found: "Mapping[str, Checked]") -> str:
+def said_of_likeness(found: Mapping[str, Checked]) -> str:
     """Say which test images are no new pieces to a network: a sentence, if there are any."""
     said = ""
     for category, one in found.items():
@@ -287,7 +217,7 @@ def say_how_long(each: float, count: int) -> None:
 
 
 def train_all(
-    trainings: "Sequence[TrainingJob]", work: "Experiment", out: Path, at_once: int | None
+    trainings: Sequence[TrainingJob], work: Experiment, out: Path, at_once: int | None
 ) -> None:
     """Join a cluster, or start one, and train what is not there.
 
@@ -297,10 +227,6 @@ def train_all(
         out: The comparison's folder.
         at_once: Trainings at a time; by default as many as there is room for.
     """
-    from acontrol.evaluation.results import is_done
-    from acontrol.networks.load import quieten
-    from acontrol.runs.cluster import joined_cluster
-
     for one in trainings:  # What is wrong there had better be said before a cluster starts.
         is_done(one, work, out)
     quieten()
@@ -309,7 +235,7 @@ def train_all(
 
 
 def train_missing(
-    trainings: "Sequence[TrainingJob]", work: "Experiment", out: Path, at_once: int | None
+    trainings: Sequence[TrainingJob], work: Experiment, out: Path, at_once: int | None
 ) -> None:
     """Train what is not there, each as a task of the joined cluster, on a GPU if it has one.
 
@@ -319,11 +245,6 @@ def train_missing(
         out: The comparison's folder.
         at_once: Trainings at a time; by default as many as there is room for.
     """
-    import ray
-    from tqdm import tqdm
-
-    from acontrol.evaluation.results import is_done
-
     left = [one for one in trainings if not is_done(one, work, out)]
     done = len(trainings) - len(left)
     if done:
@@ -343,11 +264,8 @@ def train_missing(
                 bar.update()
 
 
-def _results(ended: Sequence[Any]) -> "list[TrainingJob]":
+def _results(ended: Sequence[Any]) -> list[TrainingJob]:
     """What ended tasks return; what the user can put right is raised as it was there."""
-    import ray
-    from ray.exceptions import RayTaskError
-
     try:
         return list(ray.get(ended))
     except RayTaskError as error:
@@ -356,7 +274,7 @@ def _results(ended: Sequence[Any]) -> "list[TrainingJob]":
         raise
 
 
-def _train(work: "Experiment", training: "TrainingJob", out: Path) -> "TrainingJob":
+def _train(work: Experiment, training: TrainingJob, out: Path) -> TrainingJob:
     return work.run(training, out)
 
 

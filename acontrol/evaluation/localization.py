@@ -1,4 +1,4 @@
-"""Does synthetic data make a detector better? The work of one training."""
+"""Does synthetic data make a detector better? Train one on each source, and compare them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,15 +8,45 @@ from typing import Any
 import numpy as np
 import torch
 
+from acontrol.data.mvtec import open_folder
+from acontrol.evaluation import figures, published, summary
 from acontrol.evaluation.bootstrap import resample_weights, resampled
-from acontrol.evaluation.budget import Budget
-from acontrol.evaluation.dataset import Folders, kept_dataset
+from acontrol.evaluation.budget import BUDGETS, Budget
+from acontrol.evaluation.comparison import (
+    check_out,
+    checked_data,
+    chosen_categories,
+    compared,
+    planned,
+    say_how_long,
+    train_all,
+)
+from acontrol.evaluation.dataset import (
+    CONTROLS,
+    DETECTOR,
+    CategoryDataset,
+    Folders,
+    kept_dataset,
+)
+from acontrol.evaluation.estimate import seconds_a_detector
 from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.metrics import FloatArray, count, precision_recall
-from acontrol.evaluation.protocol import Protocol, Truth, chosen_epoch, score
+from acontrol.evaluation.protocol import (
+    METRICS,
+    PROTOCOLS,
+    Protocol,
+    Truth,
+    chosen_epoch,
+    score,
+)
+from acontrol.evaluation.report import Report
 from acontrol.evaluation.results import TrainingJob, keep
+from acontrol.evaluation.settings import LocalizationConfig
 from acontrol.evaluation.sources import MaskMaker
 from acontrol.evaluation.trainer import anomaly_maps, train_detector
+from acontrol.masks.perlin import perlin_blobs
+from acontrol.runs.results import log, results_in
+from acontrol.runs.tracking import Tracker
 
 SHOWN = 4  # Test images whose maps are kept for the report.
 _CURVE = 200  # Points of a kept curve.
@@ -111,3 +141,71 @@ def _curve(maps: torch.Tensor, truth: Truth) -> FloatArray:
     grid = np.linspace(0, 1, _CURVE)
     place = np.minimum(np.searchsorted(recall, grid), len(recall) - 1)
     return np.stack([grid, best[place]])
+
+
+def run_localization(command: LocalizationConfig) -> None:
+    """Train the missing detectors and write the report; the same call continues.
+
+    Raises:
+        UserError: If a setting or the data must be put right.
+    """
+    budget, folders, sources = compared(command, BUDGETS[command.budget], CONTROLS)
+    categories = chosen_categories(open_folder(folders.root), command.category)
+    check_out(command)
+    trainings = planned(command, budget, categories, sources)
+    folders, data, alike = checked_data(command, folders, categories, sources, DETECTOR)
+    protocols = PROTOCOLS if command.protocol == "both" else (command.protocol,)
+    if command.out is None or command.dry_run:
+        test = CategoryDataset(folders, categories[0]).part("test")
+        looks = 1 if protocols == ("strict",) else budget.epochs
+        say_how_long(seconds_a_detector(budget, len(test), looks), len(trainings))
+        return
+    out = command.out.resolve()
+    work = Localization(folders, budget, protocols, data, perlin_blobs)
+    about = (
+        f"Budget {command.budget}: {budget.describe()}. Data {folders.root.name}, categories: "
+        f"{', '.join(categories)}; seeds: {command.seeds}.{alike}"
+    )
+    with results_in(out, "localization", command.tracking) as tracker:
+        train_all(trainings, work, out, command.num_workers)
+        _report(trainings, work, out, about, tracker)
+
+
+def _report(
+    trainings: Sequence[TrainingJob],
+    work: Localization,
+    out: Path,
+    about: str,
+    tracker: Tracker,
+) -> None:
+    """Write tables, curves and maps, and log them."""
+    written = Report(out, "Does synthetic data help?")
+    metrics = {}
+    for protocol in work.protocols:
+        rows = summary.summarise(trainings, out, protocol)
+        tables = summary.tables(rows, protocol, about)
+        written.tables += tables
+        written.rows += summary.long_rows(rows, protocol)
+        plot = out / f"precision-recall-{protocol}.png"
+        figures.precision_recall_plot(trainings, out, protocol, plot)
+        written.add_picture(f"Precision over recall, protocol {protocol}", plot)
+        for source, row in rows.items():
+            for name, value in zip(METRICS, row.values, strict=True):
+                metrics[f"{protocol}/{source.replace('+', '_')}/{name}"] = float(value)
+    written.tables.append(published.localization())
+    protocol = work.protocols[-1]
+    for category in dict.fromkeys(one.category for one in trainings):
+        first = {
+            one.source: one
+            for one in trainings
+            if one.category == category and one.seed == trainings[0].seed
+        }
+        test = CategoryDataset(work.folders, category).part("test")
+        file = out / f"maps-{category}.png"
+        figures.map_sheet(test, first, out, protocol).save(file)
+        written.add_picture(f"{category}: anomaly maps of the first seed", file)
+    files = written.write()
+    log(tracker, {"budget": work.budget.model_dump(), "about": about}, metrics, files)
+    print(tables[0].markdown())
+    print(f"Look at {out / 'index.html'}")
+    print(f"Results: {out / 'report.md'}")

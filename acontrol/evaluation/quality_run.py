@@ -1,70 +1,31 @@
-"""Score generated defects against real ones, in MVTec AD's layout.
-
-    python -m launch.evaluate quality --real ROOT --synthetic [NAME=]DIR ... --out DIR
-
-Inception Score, KID and IC-LPIPS, the latter also of the defects alone; copies of training
-defects; how far masks are filled, and how well the surroundings are a normal image's. Real
-defects outside the training third are scored beside the generated ones. --features says by
-which networks: vlm (the run's own vision tower) needs no download.
-"""
+"""Score generated folders against real ones, and write the report."""
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from tqdm import tqdm
 
-from acontrol.config import Settings, TrackingConfig
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.errors import UserError
-from launch.entry import parse
-
-if TYPE_CHECKING:
-    from acontrol.evaluation.quality import DefectType
-    from acontrol.evaluation.report import Table
-
-PROG = "python -m launch.evaluate quality"
+from acontrol.evaluation import figures, published, quality
+from acontrol.evaluation.backends import load_backend
+from acontrol.evaluation.comparison import chosen_categories, named_folders
+from acontrol.evaluation.quality import DefectType
+from acontrol.evaluation.report import Report, Table
+from acontrol.evaluation.settings import QualityConfig
+from acontrol.networks.load import quieten
+from acontrol.runs.results import log, results_in
 
 Scores = Mapping[tuple[str, str], Mapping[str, float]]
 
 
-class QualityCommand(Settings):
-    """Options of launch.evaluate quality."""
+def run_quality(command: QualityConfig) -> None:
+    """Score every source and write the report.
 
-    real: Path = Field(description="Folder of real images, in MVTec AD's layout.")
-    synthetic: tuple[str, ...] = Field(
-        description="Folders of generated pairs in the same layout: DIR or NAME=DIR."
-    )
-    out: Path = Field(description="Folder for results.")
-    category: tuple[str, ...] = Field((), description="Only these categories; by default all.")
-    features: tuple[Literal["inception", "lpips-vgg", "vlm"], ...] = Field(
-        ("vlm",), min_length=1, description="Networks that look; columns each, never mixed."
-    )
-    model: str | None = Field(
-        None, description="Run or adapter whose vision tower vlm is; by default the built-in's."
-    )
-    weights: Path = Field(
-        Path("weights"),
-        description="Folder of inception.safetensors and lpips-vgg.safetensors.",
-    )
-    count: int = Field(1000, ge=1, description="Images of each defect, at most.")
-    tracking: TrackingConfig = TrackingConfig()
-
-
-def run(args: Sequence[str], prog: str = PROG) -> None:
-    """Check, look, and write the tables."""
-    command = parse(QualityCommand, args, prog=prog, description=__doc__)
-    from tqdm import tqdm
-
-    from acontrol.evaluation import figures, published, quality
-    from acontrol.evaluation.backends import load_backend
-    from acontrol.evaluation.comparison import chosen_categories, named_folders
-    from acontrol.evaluation.report import Report
-    from acontrol.networks.load import quieten
-    from acontrol.runs.results import log, results_in
-
+    Raises:
+        UserError: If a setting or the data must be put right.
+    """
     quieten()
     folders = {
         name: open_folder(path) for name, path in named_folders(command.synthetic).items()
@@ -125,10 +86,8 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     print(f"Results: {out / 'report.md'}")
 
 
-def _check_kinds(folders: Mapping[str, MvtecFolder], kinds: "Sequence[DefectType]") -> None:
+def _check_kinds(folders: Mapping[str, MvtecFolder], kinds: Sequence[DefectType]) -> None:
     """Refuse a generated folder that has nothing to look at."""
-    from acontrol.evaluation import quality
-
     for name, folder in folders.items():
         if not any(len(quality.synthetic_of(folder, one, 1)) for one in kinds):
             names = ", ".join(f"{one.category}/{one.defect}" for one in kinds)
@@ -139,10 +98,7 @@ def _check_kinds(folders: Mapping[str, MvtecFolder], kinds: "Sequence[DefectType
 
 def _tables(
     scores: Mapping[str, Scores], counts: Mapping[str, int], columns: Sequence[str], about: str
-) -> "list[Table]":
-    from acontrol.evaluation import quality
-    from acontrol.evaluation.report import Table
-
+) -> list[Table]:
     first = Table(
         "Quality",
         ("images of", "count", *columns),
