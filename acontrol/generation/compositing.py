@@ -11,7 +11,7 @@ from scipy import ndimage, sparse
 from scipy.sparse.linalg import spsolve
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from acontrol.masks.shape import Mask
+from acontrol.masks.shape import Mask, label_components
 
 Pixels = npt.NDArray[np.uint8]
 FEATHER = 2  # In the model's pixels.
@@ -122,10 +122,9 @@ def refined(change: Mask, mask: Mask) -> Mask:
     Empty if nothing but specks changed.
     """
     filled = ndimage.binary_closing(change, iterations=2) & mask
-    labels, count = ndimage.label(filled, np.ones((3, 3)))
-    if count == 0:
+    labels, areas = label_components(filled)
+    if len(areas) == 0:
         return np.asarray(filled)
-    areas = np.bincount(labels.ravel())[1:]
     large = np.flatnonzero(areas >= max(2.0, 0.05 * areas.max())) + 1
     return np.asarray(np.isin(labels, large))
 

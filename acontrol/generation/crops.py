@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from scipy import ndimage
-
-from acontrol.masks.shape import Mask
+from acontrol.masks.shape import Mask, bounds, label_components
 
 AUTO_CROP = 4.0  # Side of the square, in longest sides of the defect.
 _MAGNIFY = 4  # Largest enlargement of a square: beyond, the normal image is only blur.
@@ -43,8 +40,8 @@ def crops(mask: Mask, crop: float | None, resolution: int) -> list[Crop]:
         crop = AUTO_CROP if max(height, width) > resolution else 0
     if crop == 0:
         return [Crop((0, 0, width, height), mask)]
-    labels, count = ndimage.label(mask, np.ones((3, 3)))
-    components = [labels == number for number in range(1, count + 1)]
+    labels, sizes = label_components(mask)
+    components = [labels == number for number in range(1, len(sizes) + 1)]
     least = resolution / _MAGNIFY
     boxes = [_square(component, crop, least) for component in components]
     first = 0
@@ -68,10 +65,7 @@ def crops(mask: Mask, crop: float | None, resolution: int) -> list[Crop]:
 
 def _square(component: Mask, crop: float, least: float) -> Box:
     """A square around a component, moved into the image, and cut where it does not fit."""
-    rows = np.flatnonzero(component.any(axis=1))
-    columns = np.flatnonzero(component.any(axis=0))
-    left, top = int(columns[0]), int(rows[0])
-    right, bottom = int(columns[-1]) + 1, int(rows[-1]) + 1
+    left, top, right, bottom = bounds(component)
     height, width = component.shape
     side = round(max(crop * max(right - left, bottom - top), least))
     side = max(side, right - left, bottom - top)

@@ -1,1 +1,1 @@
-"""Where a defect may go: masks from training masks, noise, a trained model or the user."""
+"""Masks for new defects: from training masks, noise, a trained model or the user."""

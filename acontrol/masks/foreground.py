@@ -1,7 +1,7 @@
 """Which pixels of a normal image show the product.
 
-An object lies on a plain background, which its image's edge shows; a texture fills the
-image. So the edge's colours are the background, if they are alike and the rest is not.
+An object lies on a plain background that reaches the image's edge; a texture fills the image.
+So the edge's colours are the background if they are uniform and the rest differs.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from acontrol.masks.shape import Mask
+from acontrol.masks.shape import Mask, iou
 
-_SIDE = 128  # Pixels; the estimate needs no more.
-_RING = 0.03  # Width of the edge that is looked at, as a share of the side.
-_CLEAR = 4.0  # The object's colour differs from the edge's by so many times its spread.
-_LEVELS = 16.0  # And by so many grey levels.
-_QUIET = 30.0  # A background's spread in grey levels is below this.
-_EDGE = 0.35  # Share of the edge that an object may reach.
+_SIDE = 128  # Pixels; enough for the estimate.
+_RING = 0.03  # Width of the edge, as a share of the side.
+_CLEAR = 4.0  # Least contrast between object and edge, in spreads of the edge's colour,
+_LEVELS = 16.0  # and in grey levels.
+_QUIET = 30.0  # Largest spread of a background, in grey levels.
+_EDGE = 0.35  # Largest share of the edge that an object covers.
 _SMALLEST = 0.01  # Share of the image: smaller parts and holes are noise.
-_FEW = 3  # Normal images that say whether the product always lies in the same place.
-_SAME = 0.85  # Intersection over union of foregrounds in the same place.
-_WHOLE = 0.9  # An object that fills so much of the image is a texture.
+_FEW = 3  # Fewest normal images for a shared place.
+_SAME = 0.85  # IoU of foregrounds in the same place.
+_WHOLE = 0.9  # An object that covers a larger share of the image is a texture.
 
 
 def foreground(image: npt.NDArray[np.uint8]) -> Mask:
@@ -32,8 +32,8 @@ def foreground(image: npt.NDArray[np.uint8]) -> Mask:
         image: Colours, (height, width, 3) in [0, 255].
 
     Returns:
-        (height, width), True on the product; True everywhere for a texture, and wherever
-        no plain background is found.
+        (height, width), True on the product; True everywhere for a texture, and if no plain
+        background is found.
     """
     height, width = image.shape[:2]
     everywhere = np.ones((height, width), dtype=bool)
@@ -51,60 +51,53 @@ def foreground(image: npt.NDArray[np.uint8]) -> Mask:
     threshold = _otsu(away)
     if spread > _QUIET or threshold < max(_LEVELS, _CLEAR * spread) / 2:
         return everywhere
-    found = away > threshold
-    if not found.any() or not (~found).any() or found[ring].mean() > _EDGE:
+    product = away > threshold
+    if not product.any() or product.all() or product[ring].mean() > _EDGE:
         return everywhere
-    contrast = np.median(away[found]) - np.median(away[~found])
+    contrast = np.median(away[product]) - np.median(away[~product])
     if contrast < max(_LEVELS, _CLEAR * spread):
         return everywhere
-    found = _without_specks(found)
-    if not found.any() or found.mean() > _WHOLE:
+    product = _without_specks(product)
+    if not product.any() or product.mean() > _WHOLE:
         return everywhere
-    return resized(found, (height, width))
+    return resized(product, (height, width))
 
 
 def shared_foreground(estimates: Sequence[Mask]) -> Mask | None:
-    """Where the product lies in every image, if it always lies in the same place.
+    """Where the product is in every image, if it is always in the same place.
 
     Args:
         estimates: Foregrounds of normal images of one category, of any sizes.
 
     Returns:
-        (128, 128), or None where products lie here and there, or images are too few to say.
+        (128, 128), or None if the place varies or there are too few images to tell.
     """
     if len(estimates) < _FEW:
         return None
-    squares = [resized(one, (_SIDE, _SIDE)) for one in estimates]
-    middle = np.mean(squares, axis=0) > 0.5
-    if np.median([likeness(one, middle) for one in squares]) < _SAME:
-        return None
-    return np.asarray(middle)
+    squares = [resized(estimate, (_SIDE, _SIDE)) for estimate in estimates]
+    middle = np.asarray(np.mean(squares, axis=0) > 0.5)
+    return middle if np.median([iou(square, middle) for square in squares]) >= _SAME else None
 
 
 def corrected(estimate: Mask, shared: Mask | None) -> Mask:
-    """An estimate, or, where it is unlike the shared place, that place.
+    """The estimate, or the shared place if the estimate differs much from it.
 
     A defect or a shadow can spoil the estimate of one image.
     """
     if shared is None:
         return estimate
     place = resized(shared, estimate.shape)
-    return estimate if likeness(estimate, place) >= _SAME else place
+    return estimate if iou(estimate, place) >= _SAME else place
 
 
 def resized(mask: Mask, size: tuple[int, ...]) -> Mask:
-    """A mask at another height and width, by its nearest pixels."""
-    picture = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    return np.asarray(picture)
-
-
-def likeness(one: Mask, other: Mask) -> float:
-    """Intersection over union, in [0, 1]."""
-    return float((one & other).sum() / max(1, (one | other).sum()))
+    """A mask at another height and width, by nearest neighbour."""
+    nearest = Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(mask).resize((size[1], size[0]), nearest))
 
 
 def _otsu(values: npt.NDArray[np.float64]) -> float:
-    """The threshold that parts the values with the least variance within both classes."""
+    """Otsu's threshold: the least variance within both classes."""
     counts, edges = np.histogram(values, bins=128)
     middles = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)[:-1]
@@ -115,11 +108,11 @@ def _otsu(values: npt.NDArray[np.float64]) -> float:
     return float(edges[1:-1][np.argmax(below * above * (mean_below - mean_above) ** 2)])
 
 
-def _without_specks(found: Mask) -> Mask:
+def _without_specks(mask: Mask) -> Mask:
     """Drop small parts and fill small holes; a large hole is background seen through."""
-    for _ in range(2):  # Parts first, then, turned inside out, holes.
-        labels, count = ndimage.label(found)
-        sizes = ndimage.sum_labels(found, labels, np.arange(1, count + 1))
-        large = 1 + np.flatnonzero(sizes >= _SMALLEST * found.size)
-        found = ~np.isin(labels, large)
-    return found
+    for _ in range(2):  # Parts first, then, inverted, holes.
+        labels, count = ndimage.label(mask)
+        sizes = ndimage.sum_labels(mask, labels, np.arange(1, count + 1))
+        large = 1 + np.flatnonzero(sizes >= _SMALLEST * mask.size)
+        mask = ~np.isin(labels, large)
+    return mask

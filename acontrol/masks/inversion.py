@@ -1,16 +1,17 @@
-"""Masks that the frozen base draws: textual inversion of one embedding a category and defect.
+"""Masks drawn by the frozen base: textual inversion, one embedding per category and defect.
 
-As AnomalyDiffusion (Hu et al., 2024) has it, masks are pictures, and a few vectors in the place
-of words learn, by the base's own objective, what it must read to draw such pictures. Nothing
-else is trained.
+As in AnomalyDiffusion (Hu et al., 2024), masks are pictures, and a few vectors in place of
+words learn, by the base's own objective, to make it draw such pictures. Nothing else is
+trained.
 
-Departures, without which a small base draws blots: a mask is dark on light grey, as a base
-knows defects, not white on black, which few pictures are; the vectors start as the words of
-the defect's caption; and the training masks are moved, turned, scaled, flipped and bent.
+Departures, without which a small base draws blots: a mask is dark on light grey, like defects
+in photographs, not white on black; the vectors start as the words of the defect's caption; and
+the training masks are moved, rotated, scaled, flipped and bent.
 """
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -29,29 +30,29 @@ from acontrol.seeding import derive_seed
 
 # Levels of a mask's picture in [-1, 1], outside and inside.
 _OUTSIDE, _INSIDE = 0.6, -0.6
-_THRESHOLD = 0.8  # Of the way from outside to inside; AnomalyDiffusion's.
-_MASK_WEIGHT = 3.0  # Extra weight of latents at the mask, or small ones vanish.
+_THRESHOLD = 0.8  # Of the way from outside to inside (AnomalyDiffusion's).
+_MASK_WEIGHT = 3.0  # Extra weight of latents at the mask, or small masks vanish.
 _CHUNK = 16  # Pictures encoded together.
 
 
 class MaskWords(nn.Module):
-    """Vectors that stand for a defect's masks in the base's prompt.
+    """The learned vectors for a defect's masks in the base's prompt.
 
     Attributes:
         vectors: (vector, dim) float32, in the space of token embeddings.
     """
 
     def __init__(self, vectors: Float[Tensor, "vector dim"]):
-        """Take where they start."""
+        """Start from a copy of these vectors."""
         super().__init__()
         self.vectors = nn.Parameter(vectors.clone().float())
 
     @classmethod
     def of_caption(cls, base: BaseModels, caption: str, count: int) -> "MaskWords":
-        """Start at a caption's token embeddings, over and over until there are enough.
+        """Start from a caption's token embeddings, repeated up to ``count``.
 
         Raises:
-            UserError: If the base's text has not so many places.
+            UserError: If the base's prompt is too short for them.
         """
         room = base.tokenizer.model_max_length - 2  # Begin and end.
         if count > room:
@@ -65,15 +66,15 @@ class MaskWords(nn.Module):
 def embed_vectors(
     text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, vectors: Float[Tensor, "vector dim"]
 ) -> Float[Tensor, "1 token dim"]:
-    """Let the text encoder read vectors as if they were a prompt's words."""
+    """Encode vectors as if they were a prompt's words."""
     count = len(vectors)
 
-    def put(module: nn.Module, given: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
-        own = vectors[None].to(embedded.dtype)
-        # Beginning, vectors, and the empty prompt's end moved back.
-        return torch.cat([embedded[:, :1], own, embedded[:, 1:-count]], dim=1)
+    def insert(module: nn.Module, args: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
+        words = vectors[None].to(embedded.dtype)
+        # The start token, the vectors, then the empty prompt's end tokens.
+        return torch.cat([embedded[:, :1], words, embedded[:, 1:-count]], dim=1)
 
-    handle = text_encoder.get_input_embeddings().register_forward_hook(put)
+    handle = text_encoder.get_input_embeddings().register_forward_hook(insert)
     try:
         return embed_text(text_encoder, tokenizer, [""])
     finally:
@@ -81,7 +82,7 @@ def embed_vectors(
 
 
 def picture_side(base: BaseModels) -> int:
-    """Side in pixels of the pictures that the base draws."""
+    """Side of the base's pictures in pixels."""
     return int(base.unet.config.sample_size * base.latent_shape[1])
 
 
@@ -89,23 +90,23 @@ class MaskObjective:
     """The base's noise-prediction loss on pictures of one defect's masks."""
 
     def __init__(self, base: BaseModels, masks: Mapping[str, Mask], *, pool: int, seed: int):
-        """Change the training masks as far as they differ, and encode the pictures.
+        """Vary the training masks within their own range, and encode the pictures.
 
         Args:
             base: The frozen networks.
             masks: Training masks by name, each as large as its image and not empty.
-            pool: Pictures to make.
-            seed: Of the changes.
+            pool: Number of pictures.
+            seed: Seed of the variations.
         """
         self.base = base
         self.weights = timestep_weights(base.scheduler.alphas_cumprod, "late")
         side = picture_side(base)
-        pictures = _changed(masks, side, int(base.unet.config.sample_size), pool, seed)
+        pictures = _varied(masks, side, int(base.unet.config.sample_size), pool, seed)
         with torch.no_grad():
             latents = [self._encode(part) for part in pictures.split(_CHUNK)]
         self.latents = torch.cat(latents)
         touched = F.adaptive_max_pool2d(pictures, self.latents.shape[-1])
-        # A latent also sees its neighbours' pixels.
+        # A latent also depends on its neighbours' pixels.
         self.region = F.max_pool2d(touched, 3, stride=1, padding=1)
 
     def _encode(self, pictures: Float[Tensor, "batch 1 height width"]) -> Tensor:
@@ -117,25 +118,25 @@ class MaskObjective:
     def __call__(
         self, words: MaskWords, seed: int, positions: Sequence[int]
     ) -> Float[Tensor, ""]:
-        """Eq. (6) on a batch, which seed and positions alone decide.
+        """Eq. (6) on a batch, a pure function of vectors, seed and positions.
 
         Args:
-            words: The vectors that are trained.
-            seed: The run's.
-            positions: Of the batch's samples in the stream.
+            words: The vectors.
+            seed: The run's seed.
+            positions: The samples' positions in the stream.
         """
         base, device = self.base, self.base.unet.device
         shape = tuple(self.latents.shape[1:])
         drawn = draw(seed, positions, (shape[0], shape[1], shape[2]), len(self.weights))
-        picked = [derive_seed(seed, "mask", one) % len(self.latents) for one in positions]
-        noisy = base.scheduler.add_noise(self.latents[picked], drawn.noise, drawn.timesteps)
+        numbers = [derive_seed(seed, "mask", at) % len(self.latents) for at in positions]
+        noisy = base.scheduler.add_noise(self.latents[numbers], drawn.noise, drawn.timesteps)
         text = embed_vectors(base.text_encoder, base.tokenizer, words.vectors)
         noise_pred = base.unet(
             noisy.to(device, base.unet.dtype),
             drawn.timesteps.to(device),
             text.expand(len(positions), -1, -1),
         ).sample
-        region = self.region[picked].to(device)
+        region = self.region[numbers].to(device)
         errors = denoising_loss(noise_pred, drawn.noise.to(device), region, _MASK_WEIGHT)
         return (self.weights[drawn.timesteps].to(device) * errors).mean()
 
@@ -149,11 +150,7 @@ def draw_masks(
     steps: int,
     guidance_scale: float,
 ) -> list[Mask]:
-    """Draw pictures and read masks from them, one a seed; some may be empty.
-
-    Returns:
-        Masks, (side, side).
-    """
+    """Draw one mask (side, side) per seed; some may be empty."""
     scheduler = DDIMScheduler.from_config(
         base.scheduler.config, clip_sample=False, set_alpha_to_one=False
     )
@@ -170,11 +167,10 @@ def draw_masks(
     pipeline.set_progress_bar_config(disable=True)
     text = embed_vectors(base.text_encoder, base.tokenizer, vectors.to(base.unet.device))
     text = text.expand(len(seeds), -1, -1)
+    empty = embed_text(base.text_encoder, base.tokenizer, [""])
     images = pipeline(
         prompt_embeds=text,
-        negative_prompt_embeds=embed_text(base.text_encoder, base.tokenizer, [""]).expand_as(
-            text
-        ),
+        negative_prompt_embeds=empty.expand_as(text),
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -182,26 +178,17 @@ def draw_masks(
     ).images
     levels = images.float().mean(dim=1) * 2 - 1
     inside = (_OUTSIDE - levels) / (_OUTSIDE - _INSIDE) > _THRESHOLD
-    return [one.cpu().numpy() for one in inside]
+    return list(inside.cpu().numpy())
 
 
-def _changed(
+def _varied(
     masks: Mapping[str, Mask], side: int, cells: int, count: int, seed: int
 ) -> Float[Tensor, "count 1 side side"]:
-    """Training masks moved and changed as ``RealMasks`` does, as float images of 0 and 1."""
-    source = RealMasks(masks)
-    everywhere = torch.ones(side, side, dtype=torch.bool).numpy()
-    made = []
-    for number in range(count):
-        found = place(
-            source,
-            everywhere,
-            Rules(),
-            cells=cells,
-            seed=derive_seed(seed, "changed mask", number),
-        )
-        if isinstance(found, Placed):
-            made.append(torch.from_numpy(found.mask))
-    if not made:
-        raise UserError("its training masks fit into no picture of the base's size")
-    return torch.stack(made)[:, None].float()
+    """Training masks varied by ``RealMasks``, as float images of 0 and 1."""
+    source, everywhere = RealMasks(masks), np.ones((side, side), dtype=bool)
+    seeds = [derive_seed(seed, "changed mask", number) for number in range(count)]
+    results = [place(source, everywhere, Rules(), cells=cells, seed=seed) for seed in seeds]
+    varied = [torch.from_numpy(result.mask) for result in results if isinstance(result, Placed)]
+    if not varied:
+        raise UserError("none of its training masks fits into a picture of the base's size")
+    return torch.stack(varied)[:, None].float()

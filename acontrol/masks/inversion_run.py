@@ -1,11 +1,11 @@
-"""From training masks to learned ones: each category and defect in turn, resumable.
+"""Learn masks for each category and defect in turn, resumable.
 
-    MASKS/run.json   the settings; other ones are not mixed in
-    MASKS/training/  the state of what is being learned
-    MASKS/events/    what goes to MLflow, sent or not yet
-    MASKS/mlflow.db  MLflow, unless a server was named
+    MASKS/run.json   the settings, which a rerun must share
+    MASKS/training/  the state of the current embedding
+    MASKS/events/    events for MLflow, sent or queued
+    MASKS/mlflow.db  MLflow, unless a server is given
 
-What lies in MASKS otherwise: `acontrol.masks.store`.
+The masks themselves: `acontrol.masks.store`.
 """
 
 import json
@@ -40,6 +40,7 @@ from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
 
 RUN, TRAINING = "run.json", "training"
+_SHOWN = 12  # Masks in a row of the sheet.
 
 
 def claim(config: MasksConfig, root: Path, digest: str) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def claim(config: MasksConfig, root: Path, digest: str) -> dict[str, Any]:
 def open_context(
     config: MasksConfig, noted: dict[str, Any], device: torch.device
 ) -> StageContext:
-    """Open the MLflow run, or make it and note it.
+    """Open the MLflow run; create and record it the first time.
 
     Raises:
         UserError: If the tracking server cannot be reached or refuses.
@@ -104,164 +105,155 @@ def _write(file: Path, noted: Mapping[str, Any]) -> None:
     storage.write(file, f"{json.dumps(noted, indent=1)}\n".encode())
 
 
-_SHOWN = 12  # Masks in a row of the sheet.
-
-
 def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
-    """Learn the masks of every category and defect asked for.
+    """Learn the masks of every selected category and defect.
 
-    The same call goes on where an earlier one stopped; what is finished is kept.
+    A repeated call continues where the last one stopped; finished defects are kept.
 
     Args:
-        config: Every setting.
+        config: The settings.
         root: Folder in MVTec AD's layout.
 
     Returns:
-        What there is, of each category and defect asked for.
+        The cards of all selected categories and defects.
 
     Raises:
-        UserError: If there are no such masks, or too few; if the output holds anything else,
-            or masks of other settings or another base; or if nothing drawn is like a mask.
+        UserError: If the masks are missing or too few; if the output holds anything else, or
+            masks of other settings or another base; or if no drawing resembles a mask.
     """
-    folder = open_folder(root)
-    kinds: dict[DefectType, list[LabelledImage]] = {}
-    for one in folder.labelled(config.split, category=config.category, defect=config.defect):
-        kinds.setdefault((one.category, one.defect), []).append(one)
-    if not kinds:
+    images: dict[DefectType, list[LabelledImage]] = {}
+    for image in open_folder(root).labelled(
+        config.split, category=config.category, defect=config.defect
+    ):
+        images.setdefault((image.category, image.defect), []).append(image)
+    if not images:
         raise UserError(f"{root}: no masks of defects in split {config.split}")
-    masks = {kind: _read(images) for kind, images in kinds.items()}
+    masks = {
+        defect_type: {image.id: image.read_mask() for image in group}
+        for defect_type, group in images.items()
+    }
     digest = locate.digest(config.base_config)
-    known = claim(config, root, digest)
-    done = {kind: read_card(config.output, *kind) for kind in kinds}
-    missing = [kind for kind in kinds if done[kind] is None]
-    if not missing:
-        return [card for card in done.values() if card is not None]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = load_base(config.base_config, device)
-    context = open_context(config, known, torch.device(device))
-    inversion = Inversion.model_validate(config.model_dump(include=set(Inversion.model_fields)))
-    failed = []
-    for kind in missing:
-        name = _metric_name(kind)
-        words = _learn(base, masks[kind], kinds[kind][0].caption, name, inversion, context)
-        vectors = words.vectors.detach()
-        limits = Limits.of(list(masks[kind].values()))
-        found, drawn, rejected = _draw(base, vectors, kind, limits, inversion, config.seed)
-        if not found:
-            why = ", ".join(f"{reason} {count}x" for reason, count in rejected.most_common())
-            failed.append(f"{'/'.join(kind)}: none of {drawn} drawings is like a mask ({why})")
-            continue
-        sheet = _sheet(list(masks[kind].values()), found)
-        context.tracker.log_image(sheet, name, inversion.steps)
-        counts = {"drawn": float(drawn), "kept": float(len(found))}
-        context.tracker.log_metrics(
-            {f"{name}/{k}": v for k, v in counts.items()}, inversion.steps
-        )
-        context.tracker.flush()
-        card = MaskCard(
-            acontrol_version=__version__,
-            category=kind[0],
-            defect=kind[1],
-            base=config.base_config,
-            base_digest=digest,
-            split=config.split,
-            training=tuple(masks[kind]),
-            template=kinds[kind][0].caption,
-            resolution=picture_side(base),
-            seed=config.seed,
-            inversion=inversion,
-            drawn=drawn,
-            kept=len(found),
-            rejected=dict(rejected),
-        )
-        write_learned(config.output, card, vectors, found, sheet)
-        done[kind] = card
-        _clear(context, name)
-    context.tracker.finish("FINISHED")
-    if failed:
-        more = f" (and {len(failed) - 1} more)" if failed[1:] else ""
-        raise UserError(f"{failed[0]}{more}; give more --steps, or another --base")
-    return [card for card in done.values() if card is not None]
-
-
-def _read(images: Sequence[LabelledImage]) -> dict[str, Mask]:
-    masks = {one.id: one.read_mask() for one in images}
-    for one in images:
-        if not masks[one.id].any():
-            raise UserError(f"{one.mask}: the mask is empty; remove it with its image")
-    return masks
+    noted = claim(config, root, digest)
+    cards = {defect_type: read_card(config.output, *defect_type) for defect_type in images}
+    missing = [defect_type for defect_type, card in cards.items() if card is None]
+    if missing:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        base = load_base(config.base_config, device)
+        context = open_context(config, noted, torch.device(device))
+        failures = []
+        for defect_type in missing:
+            caption = images[defect_type][0].caption
+            card = _learn(
+                config, base, digest, defect_type, masks[defect_type], caption, context
+            )
+            if isinstance(card, str):
+                failures.append(card)
+            else:
+                cards[defect_type] = card
+        context.tracker.finish("FINISHED")
+        if failures:
+            more = f" (and {len(failures) - 1} more)" if failures[1:] else ""
+            raise UserError(f"{failures[0]}{more}; give more --steps, or another --base")
+    return [card for card in cards.values() if card is not None]
 
 
 def _learn(
+    config: MasksConfig,
     base: BaseModels,
+    digest: str,
+    defect_type: DefectType,
     masks: Mapping[str, Mask],
     caption: str,
-    name: str,
-    inversion: Inversion,
     context: StageContext,
-) -> MaskWords:
-    """Train the vectors of one category and defect, from its newest state on."""
-    words = MaskWords.of_caption(base, caption, inversion.vectors)
-    objective = MaskObjective(base, masks, pool=inversion.pool, seed=context.seed)
-    size = inversion.batch_size
+) -> MaskCard | str:
+    """Learn and write the masks of one category and defect; why not if none is kept."""
+    name = _metric_name(defect_type)
+    words = MaskWords.of_caption(base, caption, config.vectors)
+    objective = MaskObjective(base, masks, pool=config.pool, seed=config.seed)
+    size = config.batch_size
 
     def loss(step: int) -> dict[str, Tensor]:
-        return {"loss": objective(words, context.seed, range(step * size, (step + 1) * size))}
+        return {"loss": objective(words, config.seed, range(step * size, (step + 1) * size))}
 
     _state(context, name).parent.mkdir(parents=True, exist_ok=True)
     run_stage(
-        name,
-        words,
-        loss,
-        context,
-        steps=inversion.steps,
-        learning_rate=inversion.learning_rate,
+        name, words, loss, context, steps=config.steps, learning_rate=config.learning_rate
     )
-    return words
+    vectors = words.vectors.detach()
+    kept, drawn, rejected = _draw(config, base, vectors, defect_type, list(masks.values()))
+    if not kept:
+        reasons = ", ".join(f"{reason} {count}x" for reason, count in rejected.most_common())
+        return f"{'/'.join(defect_type)}: none of {drawn} drawings is like a mask ({reasons})"
+    sheet = _sheet(list(masks.values()), kept)
+    context.tracker.log_image(sheet, name, config.steps)
+    counts = {f"{name}/drawn": float(drawn), f"{name}/kept": float(len(kept))}
+    context.tracker.log_metrics(counts, config.steps)
+    context.tracker.flush()
+    card = MaskCard(
+        acontrol_version=__version__,
+        category=defect_type[0],
+        defect=defect_type[1],
+        base=config.base_config,
+        base_digest=digest,
+        split=config.split,
+        training=tuple(masks),
+        template=caption,
+        resolution=picture_side(base),
+        seed=config.seed,
+        inversion=Inversion.model_validate(
+            config.model_dump(include=set(Inversion.model_fields))
+        ),
+        drawn=drawn,
+        kept=len(kept),
+        rejected=dict(rejected),
+    )
+    write_learned(config.output, card, vectors, kept, sheet)
+    _clear(context, name)
+    return card
 
 
 def _draw(
+    config: MasksConfig,
     base: BaseModels,
     vectors: Tensor,
-    kind: DefectType,
-    limits: Limits,
-    inversion: Inversion,
-    seed: int,
+    defect_type: DefectType,
+    training: Sequence[Mask],
 ) -> tuple[list[Mask], int, Counter[str]]:
-    """Draw until there are enough that are like training masks.
+    """Draw until enough masks are within the range of training masks.
 
     Returns:
-        Masks, how many were drawn for them, and why others are not there.
+        The masks, how many were drawn, and why the others were rejected.
     """
+    limits = Limits.of(training)
     kept: list[Mask] = []
     rejected: Counter[str] = Counter()
     drawn = 0
-    name = f"{'/'.join(kind)} drawing"
-    with tqdm(total=inversion.count, desc=name, unit="mask", disable=None) as bar:
-        while len(kept) < inversion.count and drawn < inversion.tries * inversion.count:
+    name = f"{'/'.join(defect_type)} drawing"
+    with tqdm(total=config.count, desc=name, unit="mask", disable=None) as bar:
+        while len(kept) < config.count and drawn < config.tries * config.count:
             # Batches are always whole: a mask does not depend on how many are wanted.
-            numbers = range(drawn, drawn + inversion.drawing_batch)
-            for one in draw_masks(
+            numbers = range(drawn, drawn + config.drawing_batch)
+            for mask in draw_masks(
                 base,
                 vectors,
-                [derive_seed(seed, "drawn mask", *kind, number) for number in numbers],
-                steps=inversion.drawing_steps,
-                guidance_scale=inversion.guidance_scale,
+                [derive_seed(config.seed, "drawn mask", *defect_type, n) for n in numbers],
+                steps=config.drawing_steps,
+                guidance_scale=config.guidance_scale,
             ):
-                if len(kept) == inversion.count:
+                if len(kept) == config.count:
                     break
                 drawn += 1
-                found = limits.check(one)
-                if isinstance(found, str):
-                    rejected[found] += 1
+                result = limits.check(mask)
+                if isinstance(result, str):
+                    rejected[result] += 1
                 else:
-                    kept.append(found)
+                    kept.append(result)
                     bar.update()
     return kept, drawn, rejected
 
 
 def _sheet(real: Sequence[Mask], drawn: Sequence[Mask]) -> Image.Image:
-    """Training masks above, drawn ones below."""
+    """Training masks above, drawn masks below."""
     rows = [real[:_SHOWN]]
     rows += [drawn[first : first + _SHOWN] for first in range(0, 4 * _SHOWN, _SHOWN)]
     pictures = [[Image.fromarray(mask) for mask in row] for row in rows if row]
@@ -269,13 +261,13 @@ def _sheet(real: Sequence[Mask], drawn: Sequence[Mask]) -> Image.Image:
     return contact_sheet(pictures, [""] * _SHOWN, captions, cell_px=96)
 
 
-def _metric_name(kind: DefectType) -> str:
-    """A name that MLflow takes."""
-    return "/".join(re.sub(r"[^\w.\- ]", "_", part) for part in kind)
+def _metric_name(defect_type: DefectType) -> str:
+    """A name that MLflow accepts."""
+    return "/".join(re.sub(r"[^\w.\- ]", "_", part) for part in defect_type)
 
 
 def _clear(context: StageContext, name: str) -> None:
-    """Remove a state, and folders that are empty then: another run may be at work beside."""
+    """Remove a state and its folders once empty; another run may still use them."""
     _state(context, name).unlink(missing_ok=True)
     for folder in (_state(context, name).parent, context.folder):
         with suppress(OSError):
@@ -283,5 +275,5 @@ def _clear(context: StageContext, name: str) -> None:
 
 
 def _state(context: StageContext, name: str) -> Path:
-    """Where ``run_stage`` keeps a stage of this name."""
+    """Where ``run_stage`` keeps the state of this stage."""
     return context.folder / f"{name}.safetensors"

@@ -1,4 +1,4 @@
-"""Masks that are taken as they are: the user's own, and those of a trained model."""
+"""Masks that are used as they are: the user's own, and those of a trained model."""
 
 from collections.abc import Mapping
 
@@ -13,16 +13,16 @@ _SMOOTH = Image.Resampling.BICUBIC
 
 
 class ListedMasks:
-    """Gives masks of a list, each a whole image's, brought to the image's size."""
+    """Image-sized masks from a list, resized to the image."""
 
     def __init__(self, masks: Mapping[str, Mask]):
-        """Take the masks.
+        """Sort the masks by name.
 
         Args:
             masks: By name; of any size, not empty.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there are none.
         """
         if not masks:
             raise ValueError("need at least one mask")
@@ -32,48 +32,47 @@ class ListedMasks:
     def sample(
         self, size: tuple[int, int], min_pixels: int, rng: np.random.Generator
     ) -> Shape | str:
-        """Choose one, as `acontrol.masks.shape.MaskSource` says."""
-        which = int(rng.integers(len(self.masks)))
-        mask = self.masks[which]
+        """Choose a mask (`acontrol.masks.shape.MaskSource`)."""
+        index = int(rng.integers(len(self.masks)))
+        name, mask = self.names[index], self.masks[index]
         if mask.shape != size:
-            shrunk = shrink_mask(Image.fromarray(mask), (size[1], size[0]))
-            mask = np.asarray(shrunk)
+            mask = np.asarray(shrink_mask(Image.fromarray(mask), (size[1], size[0])))
         if mask.sum() < min_pixels:
-            return f"{self.names[which]} is smaller than one attention cell"
-        return cut_out(mask, self.names[which])
+            return f"{name} is smaller than one attention cell"
+        return cut_out(mask, name)
 
 
 class LearnedMasks(ListedMasks):
-    """Gives square masks that a model drew, placed anywhere but where they touch the edge.
+    """Square masks drawn by a model, placed anywhere unless they touch the edge.
 
-    A shape keeps its share of the image and its proportions, in whatever image it comes to;
-    one that touches the edge is stretched with its frame, so that it still does.
+    A shape keeps its share of the image and its proportions in an image of any size; one that
+    touches the edge is stretched with its frame and keeps touching it.
     """
 
     def sample(
         self, size: tuple[int, int], min_pixels: int, rng: np.random.Generator
     ) -> Shape | str:
-        """Choose one, as `acontrol.masks.shape.MaskSource` says."""
-        which = int(rng.integers(len(self.masks)))
-        name, mask = self.names[which], self.masks[which]
-        flips = int(rng.integers(2))
-        edges = bool(sides_of(mask))
+        """Choose a mask (`acontrol.masks.shape.MaskSource`)."""
+        index = int(rng.integers(len(self.masks)))
+        name, mask = self.names[index], self.masks[index]
+        flip = bool(rng.integers(2))
+        at_edge = bool(sides_of(mask))
         zoom = [new / old for new, old in zip(size, mask.shape, strict=True)]
-        if not edges:
-            # Turned by half a circle, its direction stays.
-            mask = mask[::-1, ::-1] if flips else mask
+        if not at_edge:
+            # A rotation by 180 degrees keeps its direction.
+            mask = mask[::-1, ::-1] if flip else mask
             zoom = [float(np.sqrt(zoom[0] * zoom[1]))] * 2
-        made = _enlarged(mask, zoom)
-        if made.sum() < max(1, min_pixels):
+        mask = _zoomed(mask, zoom)
+        if mask.sum() < max(1, min_pixels):
             return f"{name} is smaller than one attention cell"
-        shape = cut_out(made, name)
-        if shape.pixels.shape[0] > size[0] or shape.pixels.shape[1] > size[1]:
+        shape = cut_out(mask, name)
+        if np.greater(shape.pixels.shape, size).any():
             return f"{name} would be larger than the image"
-        return shape if edges else Shape(shape.pixels, None, name)
+        return shape if at_edge else Shape(shape.pixels, None, name)
 
 
-def _enlarged(mask: Mask, zoom: list[float]) -> Mask:
-    """A mask at another size; one that grows keeps a smooth edge."""
+def _zoomed(mask: Mask, zoom: list[float]) -> Mask:
+    """A mask at another size, with a smooth edge if it grows."""
     size = [max(1, round(old * by)) for old, by in zip(mask.shape, zoom, strict=True)]
     if min(zoom) <= 1:
         return np.asarray(shrink_mask(Image.fromarray(mask), (size[1], size[0])))

@@ -1,7 +1,7 @@
 """Masks from Perlin noise: a control that knows nothing of the defect.
 
-As DRAEM makes them (Zavrtanik et al., 2021): noise of a random period for each axis, turned,
-above a threshold.
+As in DRAEM (Zavrtanik et al., 2021): noise of a random period for each axis, rotated and
+thresholded.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ _THRESHOLD = 0.5
 
 
 class PerlinMasks:
-    """Makes blobs all over the image."""
+    """Blobs all over the image."""
 
     def sample(
         self, size: tuple[int, int], min_pixels: int, rng: np.random.Generator
     ) -> Shape | str:
-        """Make the blobs of one image, as `acontrol.masks.shape.MaskSource` says."""
+        """Generate the blobs of one image (`acontrol.masks.shape.MaskSource`)."""
         mask = perlin_blobs(size, rng)
         if mask.sum() < max(1, min_pixels):
             return "the noise has no blob of one attention cell"
@@ -28,7 +28,7 @@ class PerlinMasks:
 
 
 def perlin_blobs(size: tuple[int, int], rng: np.random.Generator) -> Mask:
-    """Blobs on an image of this height and width, (height, width); there may be none."""
+    """Blobs on an image of this height and width, (height, width); may be empty."""
     periods = 2 ** rng.integers(0, _LARGEST_POWER, 2)
     noise = perlin_noise(size, (int(periods[0]), int(periods[1])), rng)
     angle = rng.uniform(-90, 90)

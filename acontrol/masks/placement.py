@@ -1,4 +1,4 @@
-"""Put shapes where a defect of their kind can be."""
+"""Place shapes where their defect can occur."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from acontrol.masks.shape import Mask, MaskSource, Shape
+from acontrol.masks.shape import Mask, MaskSource, Shape, bounds
 
 TRIES = 64
-_ENOUGH = 8  # Training masks that make a prior of their places.
-_OVERLAP = 0.95  # A shape lies on the product with so much of its area ...
-_BOUND = 0.8  # ... unless its training masks do so less: then the product does not matter.
+_ENOUGH = 8  # Fewest training masks for a prior of their places.
+_OVERLAP = 0.95  # Least share of a shape on the product ...
+_BOUND = 0.8  # ... unless the training masks' median share is lower: then it goes anywhere.
 
 Points = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Where a defect's masks may lie.
+    """Where a defect's masks may be placed.
 
     Attributes:
-        on_product: Whether they lie on the product; if not, anywhere in the image.
-        overlap: Least share of a shape that lies on the product; the rest is cut off.
+        on_product: Whether only on the product, or anywhere in the image.
+        overlap: Least share of a shape that is on the product; the rest is cut off.
         places: (n, 2) centres of training masks, row and column, as shares of the product's
-            bounding box; empty where any place is as likely as any other.
+            bounding box; empty if all places are equally likely.
         spread: (2,) standard deviation of a new centre around one of them.
     """
 
@@ -37,11 +37,11 @@ class Rules:
 
 @dataclass(frozen=True)
 class Placed:
-    """A mask that found its place.
+    """A mask in its place.
 
     Attributes:
         mask: (height, width) of the image, not empty, on the product.
-        origin: Name of the mask that it was made from, if there was one.
+        origin: Name of the mask that it was made from, if any.
     """
 
     mask: Mask
@@ -50,72 +50,61 @@ class Placed:
 
 @dataclass(frozen=True)
 class NotPlaced:
-    """No mask found a place.
+    """No shape could be placed.
 
     Attributes:
-        reason: Why, with how often each hindrance was met.
+        reason: Why, with a count for each reason.
     """
 
     reason: str
 
 
 def learn_rules(masks: Sequence[Mask], products: Sequence[Mask]) -> Rules:
-    """Read from training masks where their defect lies.
+    """Learn from training masks where their defect occurs.
 
     Args:
         masks: Training masks, not empty.
         products: The foreground of each one's image, of the same size.
     """
-    shares = [
-        float(mask[product].sum() / mask.sum()) for mask, product in _pairs(masks, products)
-    ]
+    pairs = list(zip(masks, products, strict=True))
+    shares = [float(mask[product].sum() / mask.sum()) for mask, product in pairs]
     on_product = float(np.median(shares)) >= _BOUND
     overlap = min(_OVERLAP, float(np.quantile(shares, 0.25))) if on_product else _OVERLAP
     if len(masks) < _ENOUGH:
         return Rules(on_product, overlap)
     places = []
-    for mask, product in _pairs(masks, products):
+    for mask, product in pairs:
         low, side = _box(product if on_product else np.ones_like(product))
         places.append((np.argwhere(mask).mean(axis=0) + 0.5 - low) / side)
-    found = np.clip(np.array(places), 0, 1)
+    centres = np.clip(np.array(places), 0, 1)
     # Silverman's rule for two dimensions.
-    spread = found.std(axis=0) * len(found) ** (-1 / 6)
-    rows = tuple((float(y), float(x)) for y, x in found)
+    spread = centres.std(axis=0) * len(centres) ** (-1 / 6)
+    rows = tuple((float(y), float(x)) for y, x in centres)
     return Rules(on_product, overlap, rows, (float(spread[0]), float(spread[1])))
 
 
 def place(
-    source: MaskSource,
-    product: Mask,
-    rules: Rules,
-    *,
-    cells: int,
-    seed: int,
-    tries: int = TRIES,
+    source: MaskSource, product: Mask, rules: Rules, *, cells: int, seed: int
 ) -> Placed | NotPlaced:
-    """Make shapes until one fits.
+    """Sample shapes until one fits, up to ``TRIES``.
 
     Args:
-        source: Makes them.
-        product: Foreground of the image that they are for, (height, width).
+        source: Where shapes come from.
+        product: Foreground of the image, (height, width).
         rules: What fits.
         cells: Side of the square grid of attention cells; a mask covers at least one's area.
         seed: The same seed gives the same mask.
-        tries: Shapes to try.
-
-    Returns:
-        The mask, or why there is none.
     """
     rng = np.random.default_rng(seed)
     ground = product if rules.on_product else np.ones_like(product)
     if not ground.any():
         return NotPlaced("the image shows no product")
     min_pixels = max(1, int(np.ceil(ground.size / cells**2)))
-    hindrances: Counter[str] = Counter()
-    for _ in range(tries):
+    failures: Counter[str] = Counter()
+    for _ in range(TRIES):
         shape = source.sample((ground.shape[0], ground.shape[1]), min_pixels, rng)
         if isinstance(shape, str):
-            hindrances[shape] += 1
+            failures[shape] += 1
             continue
         top, left = shape.at or _somewhere(shape, ground, rules, rng)
         height, width = shape.pixels.shape
@@ -123,19 +112,19 @@ def place(
         mask[top : top + height, left : left + width] = shape.pixels
         mask &= ground
         if mask.sum() < rules.overlap * shape.pixels.sum():
-            hindrances[f"less than {rules.overlap:.0%} of it would lie on the product"] += 1
+            failures[f"less than {rules.overlap:.0%} of it would lie on the product"] += 1
         elif mask.sum() < min_pixels:
-            hindrances["what lies on the product is under one attention cell"] += 1
+            failures["what lies on the product is under one attention cell"] += 1
         else:
             return Placed(mask, shape.origin)
-    told = "; ".join(f"{reason} ({count}x)" for reason, count in hindrances.most_common(3))
-    return NotPlaced(f"none of {tries} shapes fits: {told}")
+    reasons = "; ".join(f"{reason} ({count}x)" for reason, count in failures.most_common(3))
+    return NotPlaced(f"none of {TRIES} shapes fits: {reasons}")
 
 
 def _somewhere(
     shape: Shape, ground: Mask, rules: Rules, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Row and column for a shape's top left pixel; the shape stays in the image."""
+    """Row and column for a shape's top left pixel, with the shape inside the image."""
     if rules.places:
         low, side = _box(ground)
         near = np.array(rules.places[int(rng.integers(len(rules.places)))])
@@ -147,18 +136,13 @@ def _somewhere(
     rows, columns = np.nonzero(shape.pixels)
     corner = np.rint(centre - (rows.mean(), columns.mean()))
     room = np.array(ground.shape) - shape.pixels.shape
-    # A shape that training masks have inside the image does not come to touch its edge.
+    # A shape from inside a training image must not touch the edge.
     inner = np.minimum(1, room // 2)
     top, left = np.clip(corner, inner, room - inner).astype(int)
     return int(top), int(left)
 
 
-def _pairs(masks: Sequence[Mask], products: Sequence[Mask]) -> list[tuple[Mask, Mask]]:
-    return list(zip(masks, products, strict=True))
-
-
 def _box(mask: Mask) -> tuple[Points, Points]:
-    """Corner and sides of the bounding box."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    low = np.array([rows[0], columns[0]], dtype=np.float64)
-    return low, np.array([rows[-1], columns[-1]]) + 1 - low
+    """Corner and sides of the bounding box, rows before columns."""
+    left, top, right, bottom = bounds(mask)
+    return np.array([top, left], np.float64), np.array([bottom - top, right - left], np.float64)

@@ -1,6 +1,6 @@
-"""Where the defects of a plan go: a mask for each normal image, from the source asked for."""
+"""Where new defects go: a mask for each normal image, from the chosen source."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -21,7 +21,7 @@ from acontrol.masks.shape import Mask, MaskSource
 from acontrol.masks.store import read_learned
 
 DefectType = tuple[str, str]  # Category and defect.
-_NORMALS = 16  # Good images of a category that tell whether its product keeps its place.
+_NORMALS = 16  # Normal images of a category that show whether its product keeps its place.
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class PlacedMask:
     """A mask as large as the image that it is for.
 
     Attributes:
-        source: Where it is from.
-        origin: The mask file that it was made from, if there was one.
+        source: Its source.
+        origin: The mask file that it was made from, if any.
         size: Width and height.
-        packed: Its pixels, eight in a byte: a plan holds thousands.
+        packed: Its pixels, eight to a byte: a plan holds thousands.
     """
 
     source: SourceName
@@ -53,129 +53,117 @@ class PlacedMask:
         return Image.fromarray(bits.reshape(height, width).astype(bool))
 
 
-def same_mask(source: LabelledImage, normal: Path) -> PlacedMask:
-    """A training mask where it is, brought to the normal image's size.
+@dataclass(frozen=True)
+class _Prepared:
+    """A source for one defect type, its rules, and the files of its masks by name."""
 
-    Raises:
-        UserError: If an image or the mask is bad.
-    """
-    mask = shrink_mask(Image.fromarray(source.read_mask()), image_size(normal))
-    return PlacedMask.of("same", source.mask, np.asarray(mask))
+    source: MaskSource
+    rules: Rules
+    files: Mapping[str, Path]
 
 
 class MaskSampler:
-    """Finds the places for defects.
-
-    What a source learns from training masks, it learns once, when it is first needed.
-    """
+    """Places masks on normal images. Each source learns from training masks once."""
 
     def __init__(
         self,
         training: Callable[[DefectType], Sequence[LabelledImage]],
         *,
         cells: int,
-        files: Path | None = None,
-        base_digest: str | None = None,
-        split: Literal["train", "test", "all"] = "train",
+        files: Path | None,
+        base_digest: str | None,
+        split: Literal["train", "test", "all"],
     ):
-        """Take the training masks.
+        """Store the settings; nothing is read yet.
 
         Args:
             training: Gives the labelled images of a category and defect, none if unknown.
             cells: Side of the grid of attention cells; a mask covers at least one's area.
             files: Folder of masks for "file", FILES/DEFECT/*.png or FILES/*.png for all; or
-                what launch.masks wrote, for "learned".
-            base_digest: Of the base that learned masks must be of; None takes any.
-            split: The part of the data that learned masks must be of.
+                the output of launch.masks, for "learned".
+            base_digest: The base of learned masks; None accepts any.
+            split: The split of learned masks.
         """
         self._training = training
         self._cells = cells
         self._files = files
         self._base_digest = base_digest
         self._split: Literal["train", "test", "all"] = split
-        self._sources: dict[tuple[str, DefectType], MaskSource] = {}
-        self._rules: dict[tuple[str, DefectType], Rules] = {}
-        self._origins: dict[tuple[str, DefectType], dict[str, Path]] = {}
+        self._prepared: dict[tuple[str, DefectType], _Prepared] = {}
         self._shared: dict[tuple[Path, str], Mask | None] = {}
         self._products: dict[Path, Mask] = {}
 
     def find(
         self,
         source: SourceName,
-        kind: DefectType,
+        defect_type: DefectType,
         product: tuple[MvtecFolder, str],
         normal: Path,
         same: LabelledImage | None,
         seed: int,
     ) -> PlacedMask | NotPlaced:
-        """Find the place for one drawing.
+        """Find the place of one new defect.
 
         Args:
-            source: Where masks are from.
-            kind: Category and defect whose masks are taken.
+            source: The mask source.
+            defect_type: Category and defect of the masks.
             product: Folder of the normal images, and the category there.
             normal: The image to draw on.
-            same: The training image whose mask "same" takes.
+            same: The training image whose mask "same" copies.
             seed: The same seed gives the same place.
 
         Raises:
             UserError: If an image or a mask is bad, or the source has no masks of this defect.
         """
         if source == "same" and same is not None:
-            return same_mask(same, normal)
-        key = (source, kind)
-        if key not in self._rules:
-            self._learn(source, kind, product)
-        found = place(
-            self._sources[key],
+            mask = shrink_mask(Image.fromarray(same.read_mask()), image_size(normal))
+            return PlacedMask.of("same", same.mask, np.asarray(mask))
+        key = (source, defect_type)
+        if key not in self._prepared:
+            self._prepared[key] = self._prepare(source, defect_type, product)
+        prepared = self._prepared[key]
+        placed = place(
+            prepared.source,
             self._product(product, normal),
-            self._rules[key],
+            prepared.rules,
             cells=self._cells,
             seed=seed,
         )
-        if isinstance(found, NotPlaced):
-            return found
-        origin = self._origins[key].get(found.origin or "")
-        return PlacedMask.of(source, origin, found.mask)
+        if isinstance(placed, NotPlaced):
+            return placed
+        return PlacedMask.of(source, prepared.files.get(placed.origin or ""), placed.mask)
 
-    def _learn(
-        self, source: SourceName, kind: DefectType, product: tuple[MvtecFolder, str]
-    ) -> None:
-        """Read a defect's training masks, and what tells where they lie."""
-        key = (source, kind)
-        self._origins[key] = {}
-        if source == "file":  # The user's own stay where and as they are.
-            listed = self._listed(kind[1])
-            self._rules[key] = Rules(on_product=False)
-            self._sources[key] = ListedMasks({name: one for name, (_, one) in listed.items()})
-            self._origins[key] = {name: path for name, (path, _) in listed.items()}
-            return
-        images = self._training(kind)
+    def _prepare(
+        self, source: SourceName, defect_type: DefectType, product: tuple[MvtecFolder, str]
+    ) -> _Prepared:
+        """Read a defect's masks, and learn where they may be placed."""
+        if source == "file":  # The user's own keep their place.
+            files, masks = _parted(self._listed(defect_type[1]))
+            return _Prepared(ListedMasks(masks), Rules(on_product=False), files)
+        images = self._training(defect_type)
         if not images and source != "perlin":
             raise UserError(
-                f"no training masks of {'/'.join(kind)} for masks {source!r}: give a mask "
-                "file, or masks 'perlin'"
+                f"no training masks of {'/'.join(defect_type)} for masks {source!r}: give a "
+                "mask file, or masks 'perlin'"
             )
-        masks = {one.id: one.read_mask() for one in images}
-        shared = self._common_place(product)
-        products = [corrected(foreground(read_image(one.image)), shared) for one in images]
-        rules = learn_rules([masks[one.id] for one in images], products) if images else Rules()
-        self._rules[key] = rules
+        training = {image.id: image.read_mask() for image in images}
+        shared = self._shared_place(product)
+        products = [corrected(foreground(read_image(image.image)), shared) for image in images]
+        rules = learn_rules(list(training.values()), products) if images else Rules()
         if source == "perlin":
-            self._sources[key] = PerlinMasks()
-        elif source == "learned":
-            drawn = self._drawn(kind)
-            self._origins[key] = {name: path for name, (path, _) in drawn.items()}
-            self._sources[key] = LearnedMasks({name: one for name, (_, one) in drawn.items()})
-        else:
-            self._origins[key] = {one.id: one.mask for one in images}
-            self._sources[key] = RealMasks(masks)
+            return _Prepared(PerlinMasks(), rules, {})
+        if source == "learned":
+            files, masks = _parted(self._learned(defect_type))
+            return _Prepared(LearnedMasks(masks), rules, files)
+        return _Prepared(RealMasks(training), rules, {image.id: image.mask for image in images})
 
-    def _drawn(self, kind: DefectType) -> dict[str, tuple[Path, Mask]]:
+    def _learned(self, defect_type: DefectType) -> dict[str, tuple[Path, Mask]]:
         if self._files is None:
-            raise UserError("--masks learned needs what launch.masks wrote: --masks-path MASKS")
+            raise UserError(
+                "--masks learned needs the output of launch.masks: --masks-path MASKS"
+            )
         return read_learned(
-            self._files, *kind, base_digest=self._base_digest, split=self._split
+            self._files, *defect_type, base_digest=self._base_digest, split=self._split
         )
 
     def _listed(self, defect: str) -> dict[str, tuple[Path, Mask]]:
@@ -186,23 +174,28 @@ class MaskSampler:
         paths = sorted(folder.glob("*.png"))
         if not paths:
             raise UserError(f"--masks-path {self._files}: no .png there, nor in {defect}/")
-        found = {}
-        for path in paths:
-            found[path.name] = (path, read_mask(path, image_size(path)))
-        return found
+        return {path.name: (path, read_mask(path, image_size(path))) for path in paths}
 
-    def _common_place(self, product: tuple[MvtecFolder, str]) -> Mask | None:
+    def _shared_place(self, product: tuple[MvtecFolder, str]) -> Mask | None:
         folder, category = product
         key = (folder.root, category)
         if key not in self._shared:
             normals = folder.normals(category)[:_NORMALS]
             self._shared[key] = shared_foreground(
-                [foreground(read_image(one)) for one in normals]
+                [foreground(read_image(normal)) for normal in normals]
             )
         return self._shared[key]
 
     def _product(self, product: tuple[MvtecFolder, str], normal: Path) -> Mask:
         if normal not in self._products:
             estimate = foreground(read_image(normal))
-            self._products[normal] = corrected(estimate, self._common_place(product))
+            self._products[normal] = corrected(estimate, self._shared_place(product))
         return self._products[normal]
+
+
+def _parted(
+    masks: Mapping[str, tuple[Path, Mask]],
+) -> tuple[dict[str, Path], dict[str, Mask]]:
+    """Files by name, and masks by name."""
+    files = {name: file for name, (file, _) in masks.items()}
+    return files, {name: mask for name, (_, mask) in masks.items()}

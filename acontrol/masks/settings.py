@@ -1,4 +1,4 @@
-"""Every setting of launch.masks, and what lies beside learned masks."""
+"""The settings of launch.masks, and the card of learned masks."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,53 +11,53 @@ SourceName = Literal["real", "same", "learned", "perlin", "file"]  # Of masks.
 
 
 class Inversion(Settings):
-    """How a mask embedding is learned and drawn from."""
+    """How a mask embedding is learned, and masks drawn with it."""
 
     vectors: int = Field(16, ge=1, description="Vectors of an embedding (AnomalyDiffusion).")
     steps: int = Field(400, ge=1, description="Optimizer steps for each category and defect.")
     batch_size: int = Field(8, ge=1, description="Pictures a step.")
     learning_rate: float = Field(0.4, gt=0, description="Of AdamW; falls as a cosine.")
     pool: int = Field(
-        256, ge=1, description="Pictures made of a defect's training masks, for training."
+        256, ge=1, description="Variations of a defect's training masks to train on."
     )
     count: int = Field(100, ge=1, description="Masks to keep of each category and defect.")
     tries: int = Field(
-        10, ge=1, description="Drawings for each mask that is wanted, at most; see rejected."
+        10, ge=1, description="Most drawings for each mask to keep; see rejected."
     )
     drawing_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of a drawing.")
     guidance_scale: float = Field(2.0, ge=1, le=100, description="Classifier-free guidance.")
     drawing_batch: int = Field(
-        32, ge=1, description="Pictures drawn together; more need more memory."
+        32, ge=1, description="Pictures drawn together; more takes more memory."
     )
 
 
 class MasksConfig(Inversion):
-    """What to learn, on which base, and where to."""
+    """What to learn, on which base, and where to write it."""
 
     base: str = Field(
         BUILT_IN,
-        description="The frozen base: a folder or a hub id; 'tiny' is the built-in one. Take "
-        "the one that the adapter was trained on.",
+        description="The adapter's frozen base: a folder or a hub id; 'tiny' is the built-in "
+        "one.",
     )
     base_revision: str | None = Field(None, description="Commit of the hub id in --base.")
     vlm_path: str | None = Field(
-        None, description="As base.vlm_path in training: it is part of the base's digest."
+        None, description="base.vlm_path, as in training: it is part of the base's digest."
     )
-    vlm_revision: str | None = Field(None, description="As base.vlm_revision in training.")
-    output: Path = Field(description="Folder of the learned masks; the same one goes on.")
+    vlm_revision: str | None = Field(None, description="base.vlm_revision, as in training.")
+    output: Path = Field(description="Folder of the learned masks; a rerun continues it.")
     category: str | None = Field(None, description="Only this category; by default all.")
     defect: str | None = Field(None, description="Only this defect type; by default all.")
     split: Literal["train", "test", "all"] = Field(
         "train",
         description="Which masks to learn from: each defect's first third, the rest, "
-        "or all; as the adapter was trained.",
+        "or all; as in the adapter's training.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
-    save_every: int = Field(100, ge=1, description="Steps between states that a rerun takes.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of all randomness.")
+    save_every: int = Field(100, ge=1, description="Steps between saved states.")
     tracking_uri: str | None = Field(
         None,
-        description="MLflow's server or database; by default MLFLOW_TRACKING_URI, else an "
-        "SQLite file in MASKS.",
+        description="MLflow server or database; by default MLFLOW_TRACKING_URI, else an SQLite "
+        "file in MASKS.",
     )
     experiment: str = Field("acontrol-masks", min_length=1, description="MLflow experiment.")
 
@@ -73,7 +73,7 @@ class MasksConfig(Inversion):
 
 
 class MaskCard(Settings):
-    """What a folder of learned masks is; checked on the way back in."""
+    """Where learned masks come from; validated when read."""
 
     acontrol_version: str
     category: str
@@ -82,10 +82,10 @@ class MaskCard(Settings):
     base_digest: str = Field(description="sha256 over the base models' files.")
     split: Literal["train", "test", "all"]
     training: tuple[str, ...] = Field(description="Ids of the training masks.")
-    template: str = Field(description="The caption whose words the vectors started as.")
+    template: str = Field(description="The caption that the vectors started from.")
     resolution: int = Field(ge=8, description="Side of the masks, in pixels.")
     seed: int
     inversion: Inversion
-    drawn: int = Field(ge=0, description="Pictures drawn for them.")
+    drawn: int = Field(ge=0, description="Pictures drawn in all.")
     kept: int = Field(ge=1)
-    rejected: dict[str, int] = Field(description="Why the others are not there.")
+    rejected: dict[str, int] = Field(description="Why the others were rejected.")

@@ -1,10 +1,11 @@
-"""What every source of masks gives: a shape, and perhaps its place."""
+"""Masks, and the shapes that every mask source gives."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 Mask = npt.NDArray[np.bool_]
 Side = str
@@ -17,8 +18,8 @@ class Shape:
 
     Attributes:
         pixels: (height, width), no empty row or column at its edges.
-        at: Row and column of its top left pixel in the image; None where it may go anywhere.
-        origin: Name of the mask that it was made from, if there was one.
+        at: Row and column of its top left pixel in the image; None if it may go anywhere.
+        origin: Name of the mask that it was made from, if any.
     """
 
     pixels: Mask
@@ -27,26 +28,26 @@ class Shape:
 
 
 class MaskSource(Protocol):
-    """Makes shapes. One source serves one category and defect."""
+    """Generates shapes for one category and defect."""
 
     def sample(
         self, size: tuple[int, int], min_pixels: int, rng: np.random.Generator
     ) -> Shape | str:
-        """Make a shape.
+        """Generate a shape.
 
         Args:
-            size: Height and width in pixels of the image that it is for.
-            min_pixels: The shape has at least as many pixels.
+            size: Height and width of the image in pixels.
+            min_pixels: Fewest pixels of the shape.
             rng: All of its randomness.
 
         Returns:
-            The shape, or why this time there is none.
+            The shape, or why there is none this time.
         """
         ...
 
 
-def cut_out(mask: Mask, origin: str | None = None) -> Shape:
-    """The pixels of a mask that is as large as its image, with their place.
+def bounds(mask: Mask) -> tuple[int, int, int, int]:
+    """The bounding box as left, top, right, bottom; right and bottom are exclusive.
 
     Raises:
         ValueError: If the mask is empty.
@@ -54,9 +55,32 @@ def cut_out(mask: Mask, origin: str | None = None) -> Shape:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
         raise ValueError("the mask is empty")
-    top, left = int(rows[0]), int(columns[0])
-    pixels = mask[top : rows[-1] + 1, left : columns[-1] + 1]
-    return Shape(np.ascontiguousarray(pixels), (top, left), origin)
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def label_components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Label the connected components; pixels that touch at a corner are connected.
+
+    Returns:
+        Labels from 1, 0 outside the mask, and the pixels of each component.
+    """
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    return labels, np.bincount(labels.ravel(), minlength=count + 1)[1:]
+
+
+def cut_out(mask: Mask, origin: str | None = None) -> Shape:
+    """The shape and place of an image-sized mask.
+
+    Raises:
+        ValueError: If the mask is empty.
+    """
+    left, top, right, bottom = bounds(mask)
+    return Shape(np.ascontiguousarray(mask[top:bottom, left:right]), (top, left), origin)
+
+
+def iou(first: Mask, second: Mask) -> float:
+    """Intersection over union, in [0, 1]."""
+    return float((first & second).sum() / max(1, (first | second).sum()))
 
 
 def sides_of(mask: Mask) -> frozenset[Side]:

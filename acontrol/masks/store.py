@@ -1,11 +1,11 @@
 """Learned masks on disk.
 
-    MASKS/<category>/<defect>/learned.json         what they are (`MaskCard`)
+    MASKS/<category>/<defect>/learned.json         `MaskCard`
     MASKS/<category>/<defect>/vectors.safetensors  the embedding, (vector, dim)
-    MASKS/<category>/<defect>/masks/000.png        masks; those not wanted may be removed
-    MASKS/<category>/<defect>/sheet.png            the training masks and what was drawn
+    MASKS/<category>/<defect>/masks/000.png        masks; unwanted ones may be deleted
+    MASKS/<category>/<defect>/sheet.png            training masks and drawn masks
 
-A category's and defect's folder appears whole, by a rename.
+Each <category>/<defect> folder is written elsewhere and renamed, so it is always complete.
 """
 
 import os
@@ -31,7 +31,7 @@ CARD, VECTORS, MASKS, SHEET = "learned.json", "vectors.safetensors", "masks", "s
 def write_learned(
     root: Path, card: MaskCard, vectors: Tensor, masks: Sequence[Mask], sheet: Image.Image
 ) -> Path:
-    """Write what was learned for one category and defect."""
+    """Write the masks of one category and defect."""
     folder = root / card.category / card.defect
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -46,10 +46,10 @@ def write_learned(
 
 
 def read_card(root: Path, category: str, defect: str) -> MaskCard | None:
-    """What was learned for a category and defect; None if nothing.
+    """The card of a category and defect; None if there are no learned masks.
 
     Raises:
-        UserError: If its JSON is not ours.
+        UserError: If the card is malformed.
     """
     file = root / category / defect / CARD
     if not file.is_file():
@@ -71,24 +71,23 @@ def read_learned(
     """The masks of a category and defect, with their files, by name.
 
     Args:
-        root: What launch.masks wrote.
+        root: Output folder of launch.masks.
         category: The category.
         defect: The defect.
-        base_digest: Of the base that draws; None takes masks of any.
-        split: The part of the data that the adapter was trained on.
+        base_digest: The adapter's base; None accepts masks of any.
+        split: The split that the adapter was trained on.
 
     Raises:
-        UserError: If nothing was learned for it, or on another base, or from images that
-            are kept for tests.
+        UserError: If there are none, or they were learned on another base or from test images.
     """
     card = read_card(root, category, defect)
     if card is None:
-        learned = sorted(
+        others = sorted(
             file.parent.relative_to(root).as_posix() for file in root.glob(f"*/*/{CARD}")
         )
         raise UserError(
             f"--masks-path {root}: no masks learned for {category}/{defect}; it has "
-            f"{', '.join(learned[:8]) or 'none'}; learn them with python -m launch.masks"
+            f"{', '.join(others[:8]) or 'none'}; learn them with python -m launch.masks"
         )
     if base_digest is not None and card.base_digest != base_digest:
         raise UserError(

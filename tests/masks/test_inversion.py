@@ -1,4 +1,4 @@
-"""Textual inversion on the frozen base: what is trained, on what, and what is drawn."""
+"""Textual inversion on the frozen base: training and drawing."""
 
 from pathlib import Path
 
@@ -21,15 +21,15 @@ def objective(tiny_base, built_in_data: Path) -> MaskObjective:
     return MaskObjective(tiny_base, masks, pool=12, seed=0)
 
 
-def test_vectors_are_read_as_the_words_that_they_are(tiny_base) -> None:
+def test_a_captions_own_embeddings_encode_as_the_caption(tiny_base) -> None:
     ids = tiny_base.tokenizer(CAPTION, add_special_tokens=False).input_ids
     vectors = MaskWords.of_caption(tiny_base, CAPTION, len(ids)).vectors
-    given = (tiny_base.text_encoder, tiny_base.tokenizer)
-    read, words = embed_vectors(*given, vectors), embed_text(*given, [CAPTION])
-    torch.testing.assert_close(read, words)
-    moved = embed_vectors(*given, vectors + 0.1)
+    encoder = (tiny_base.text_encoder, tiny_base.tokenizer)
+    states, words = embed_vectors(*encoder, vectors), embed_text(*encoder, [CAPTION])
+    torch.testing.assert_close(states, words)
+    moved = embed_vectors(*encoder, vectors + 0.1)
     assert not torch.allclose(moved, words)
-    assert torch.equal(embed_text(*given, [CAPTION]), words), "the encoder is as it was"
+    assert torch.equal(embed_text(*encoder, [CAPTION]), words), "the encoder has changed"
 
 
 def test_a_caption_is_repeated_until_there_are_enough_vectors(tiny_base) -> None:
@@ -45,7 +45,7 @@ def test_only_the_vectors_are_trained_and_the_loss_falls(tiny_base, objective) -
     words = MaskWords.of_caption(tiny_base, CAPTION, 16)
     optimizer = torch.optim.AdamW(words.parameters(), lr=0.2)
     assert [name for name, _ in words.named_parameters()] == ["vectors"]
-    before = [one.clone() for one in tiny_base.unet.parameters()]
+    before = [weight.clone() for weight in tiny_base.unet.parameters()]
     losses = []
     for _ in range(5):  # The same batch: the loss falls by learning alone.
         loss = objective(words, 0, range(3))
@@ -56,7 +56,7 @@ def test_only_the_vectors_are_trained_and_the_loss_falls(tiny_base, objective) -
     assert words.vectors.grad is not None
     assert bool((words.vectors.grad.abs().sum(dim=1) > 0).all())
     for model in (tiny_base.unet, tiny_base.text_encoder, tiny_base.vae):
-        assert all(one.grad is None for one in model.parameters())
+        assert all(weight.grad is None for weight in model.parameters())
     after = tiny_base.unet.parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert losses[-1] < losses[0]
@@ -87,7 +87,7 @@ def test_a_seed_draws_the_same_mask_again(tiny_base) -> None:
     first = draw_masks(tiny_base, vectors, [1, 2], steps=3, guidance_scale=2)
     again = draw_masks(tiny_base, vectors, [1, 2], steps=3, guidance_scale=2)
     other = draw_masks(tiny_base, vectors, [3, 2], steps=3, guidance_scale=2)
-    assert [one.shape for one in first] == [(64, 64)] * 2
+    assert [mask.shape for mask in first] == [(64, 64)] * 2
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert np.array_equal(first[1], other[1])
     assert not np.array_equal(first[0], other[0])

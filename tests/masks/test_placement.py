@@ -19,26 +19,26 @@ PRODUCT = box(20, 20, 40, 40)
 SPOTS = {f"{n}": box(25 + 3 * n, 30, 8, 10) for n in range(4)}
 
 
-def test_masks_lie_on_the_product_and_in_different_places() -> None:
+def test_masks_are_placed_on_the_product_in_different_places() -> None:
     rules = learn_rules(list(SPOTS.values()), [PRODUCT] * len(SPOTS))
     assert rules.on_product
     assert rules.places == ()
     corners = set()
     for seed in range(60):
-        found = place(RealMasks(SPOTS), PRODUCT, rules, cells=16, seed=seed)
-        assert isinstance(found, Placed)
-        assert found.mask.any()
-        assert not (found.mask & ~PRODUCT).any()
-        assert found.mask.sum() >= 80 * 80 / 16**2
-        corners.add(tuple(np.argwhere(found.mask)[0]))
+        placed = place(RealMasks(SPOTS), PRODUCT, rules, cells=16, seed=seed)
+        assert isinstance(placed, Placed)
+        assert placed.mask.any()
+        assert not (placed.mask & ~PRODUCT).any()
+        assert placed.mask.sum() >= 80 * 80 / 16**2
+        corners.add(tuple(np.argwhere(placed.mask)[0]))
         again = place(RealMasks(SPOTS), PRODUCT, rules, cells=16, seed=seed)
-        assert np.array_equal(found.mask, again.mask)
+        assert np.array_equal(placed.mask, again.mask)
     assert len(corners) > 40
 
 
-def test_a_defect_beside_the_product_may_lie_anywhere() -> None:
-    beside = [box(0, 0, 10, 10), box(70, 70, 10, 10), box(0, 60, 10, 10)]
-    rules = learn_rules(beside, [PRODUCT] * 3)
+def test_a_defect_off_the_product_may_be_placed_anywhere() -> None:
+    outside = [box(0, 0, 10, 10), box(70, 70, 10, 10), box(0, 60, 10, 10)]
+    rules = learn_rules(outside, [PRODUCT] * 3)
     assert not rules.on_product
     places = {
         bool((place(RealMasks(SPOTS), PRODUCT, rules, cells=8, seed=n).mask & PRODUCT).any())
@@ -47,14 +47,14 @@ def test_a_defect_beside_the_product_may_lie_anywhere() -> None:
     assert places == {True, False}
 
 
-def test_enough_training_masks_say_where() -> None:
+def test_enough_training_masks_determine_the_place() -> None:
     masks = [box(22, 22 + n % 3, 6, 8) for n in range(12)]
     rules = learn_rules(masks, [PRODUCT] * 12)
     assert len(rules.places) == 12
     source = RealMasks({str(n): mask for n, mask in enumerate(masks)})
     for seed in range(30):
-        found = place(source, PRODUCT, rules, cells=16, seed=seed)
-        row, column = np.argwhere(found.mask).mean(axis=0)
+        placed = place(source, PRODUCT, rules, cells=16, seed=seed)
+        row, column = np.argwhere(placed.mask).mean(axis=0)
         assert row < 32
         assert column < 36
 
@@ -67,9 +67,9 @@ def test_enough_training_masks_say_where() -> None:
         (box(30, 30, 8, 8), np.zeros(SIZE, bool), 8, "the image shows no product"),
     ],
 )
-def test_what_cannot_be_placed_says_why(
+def test_a_mask_that_cannot_be_placed_gives_the_reason(
     mask: Mask, product: Mask, cells: int, reason: str
 ) -> None:
-    found = place(ListedMasks({"m": mask}), product, Rules(), cells=cells, seed=0)
-    assert isinstance(found, NotPlaced)
-    assert reason in found.reason
+    placed = place(ListedMasks({"m": mask}), product, Rules(), cells=cells, seed=0)
+    assert isinstance(placed, NotPlaced)
+    assert reason in placed.reason

@@ -1,4 +1,4 @@
-"""Shapes keep to the statistics of the masks that they are made from."""
+"""Generated shapes keep the statistics of their training masks."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def whole(pixels: Mask) -> Mask:
 
 @pytest.fixture
 def scratches() -> dict[str, Mask]:
-    """Flat ellipses, all lying nearly level."""
+    """Flat ellipses, all nearly horizontal."""
     return {f"{n}": drawn(20 + n, 30 + 2 * n, 60 + 3 * n, 38 + 2 * n) for n in range(6)}
 
 
@@ -35,13 +35,13 @@ def test_made_masks_stay_within_the_training_masks_statistics(
     source, rng = RealMasks(scratches), np.random.default_rng(0)
     areas = [mask.mean() for mask in scratches.values()]
     made = [source.sample(SIZE, 1, rng) for _ in range(100)]
-    shapes = [one for one in made if not isinstance(one, str)]
+    shapes = [shape for shape in made if not isinstance(shape, str)]
     assert len(shapes) > 80
     for shape in shapes:
         share = shape.pixels.sum() / (SIZE[0] * SIZE[1])
         assert min(areas) * 0.99 <= share <= max(areas) * 1.01
-        level = measure(whole(shape.pixels)).angle
-        assert min(level, np.pi - level) < np.radians(35)
+        angle = measure(whole(shape.pixels)).angle
+        assert min(angle, np.pi - angle) < np.radians(35)
         assert shape.origin in scratches
         assert shape.at is None
     assert len({shape.pixels.tobytes() for shape in shapes}) == len(shapes)
@@ -63,7 +63,7 @@ def test_made_masks_are_closer_to_real_ones_than_noise_is(scratches: dict[str, M
     assert made["real"] < 0.3 * made["perlin"]
 
 
-def test_a_chipped_rim_stays_at_its_rim() -> None:
+def test_a_chipped_rim_stays_at_the_rim() -> None:
     masks = {f"{n}": drawn(-10, 10 + 8 * n, 10, 30 + 8 * n) for n in range(6)}
     source, rng = RealMasks(masks), np.random.default_rng(1)
     tops = set()
@@ -101,13 +101,13 @@ def test_shapes_follow_the_images_size_and_the_seed(
 
 def test_a_listed_mask_keeps_its_place() -> None:
     mask = drawn(10, 20, 40, 50)
-    shape = ListedMasks({"mine": mask}).sample(SIZE, 1, np.random.default_rng(0))
+    shape = ListedMasks({"own": mask}).sample(SIZE, 1, np.random.default_rng(0))
     assert shape.at == (20, 10)
     assert np.array_equal(shape.pixels, cut_out(mask).pixels)
-    half = ListedMasks({"mine": mask}).sample((48, 48), 1, np.random.default_rng(0))
+    half = ListedMasks({"own": mask}).sample((48, 48), 1, np.random.default_rng(0))
     assert half.at == (10, 5)
-    reason = ListedMasks({"mine": mask}).sample(SIZE, 5000, np.random.default_rng(0))
-    assert reason == "mine is smaller than one attention cell"
+    reason = ListedMasks({"own": mask}).sample(SIZE, 5000, np.random.default_rng(0))
+    assert reason == "own is smaller than one attention cell"
 
 
 def test_noise_is_smooth_and_within_its_range() -> None:
@@ -117,9 +117,9 @@ def test_noise_is_smooth_and_within_its_range() -> None:
     assert np.abs(np.diff(noise, axis=0)).max() < 0.2
 
 
-def test_no_masks_no_source() -> None:
-    for kind in (RealMasks, ListedMasks):
+def test_a_source_needs_masks() -> None:
+    for source in (RealMasks, ListedMasks):
         with pytest.raises(ValueError, match="at least one mask"):
-            kind({})
+            source({})
     with pytest.raises(ValueError, match="empty"):
         RealMasks({"a": np.zeros(SIZE, bool)})

@@ -1,4 +1,4 @@
-"""What of a drawing counts as a mask, and in which words it is refused."""
+"""Which drawings count as masks, and why the others are rejected."""
 
 import numpy as np
 import pytest
@@ -33,45 +33,44 @@ AT_EDGE = [box(0, 20, 8, 30), box(52, 10, 8, 30)]
         (box(20, 10, 4, 20), "too long"),
     ],
 )
-def test_a_drawing_unlike_its_training_masks_is_refused(drawn: Mask, reason: str) -> None:
+def test_a_drawing_unlike_the_training_masks_is_rejected(drawn: Mask, reason: str) -> None:
     assert Limits.of(INSIDE).check(drawn) == reason
 
 
-def test_a_drawing_like_them_is_taken_without_its_specks() -> None:
+def test_a_drawing_like_the_training_masks_is_kept_without_its_specks() -> None:
     good = box(25, 25, 7, 13)
     dotted = good | box(5, 50, 1, 2)
     assert np.array_equal(Limits.of(INSIDE).check(dotted), good)
     assert np.array_equal(Limits.of([dotted]).check(dotted), dotted), "as small as theirs"
 
 
-def test_a_defect_of_the_edge_may_lie_there() -> None:
-    taken = Limits.of(AT_EDGE).check(box(0, 12, 8, 29))
-    assert not isinstance(taken, str)
+def test_a_defect_at_the_edge_may_touch_it() -> None:
+    result = Limits.of(AT_EDGE).check(box(0, 12, 8, 29))
+    assert not isinstance(result, str)
     assert Limits.of(AT_EDGE).check(box(0, 10, 7, 40)) == "along the border"
 
 
 def test_learned_shapes_keep_share_and_proportions_in_any_image() -> None:
     mask = box(20, 18, 8, 16) | box(28, 18, 4, 4)
-    source = LearnedMasks({"one": mask})
+    source = LearnedMasks({"m": mask})
     for size in [(60, 60), (240, 60), (200, 330)]:
-        found = [source.sample(size, 1, np.random.default_rng(seed)) for seed in range(6)]
-        for shape in found:
+        shapes = [source.sample(size, 1, np.random.default_rng(seed)) for seed in range(6)]
+        for shape in shapes:
             assert not isinstance(shape, str)
             assert shape.at is None, "placed by the rules"
-            assert shape.origin == "one"
+            assert shape.origin == "m"
             frame = np.zeros(size, bool)
             frame[: shape.pixels.shape[0], : shape.pixels.shape[1]] = shape.pixels
             assert measure(frame).area == pytest.approx(measure(mask).area, rel=0.1)
             assert measure(frame).elongation == pytest.approx(measure(mask).elongation, rel=0.1)
-        turned = {shape.pixels.tobytes() for shape in found}
-        assert len(turned) == 2
-    assert LearnedMasks({"one": mask}).sample((60, 60), 400, np.random.default_rng(0)) == (
-        "one is smaller than one attention cell"
+        assert len({shape.pixels.tobytes() for shape in shapes}) == 2, "upright and rotated"
+    assert LearnedMasks({"m": mask}).sample((60, 60), 400, np.random.default_rng(0)) == (
+        "m is smaller than one attention cell"
     )
 
 
 def test_learned_shapes_at_the_edge_stay_there() -> None:
-    found = LearnedMasks({"top": AT_EDGE[0]}).sample((120, 90), 1, np.random.default_rng(0))
-    assert not isinstance(found, str)
-    assert found.at == (0, 30)
-    assert found.pixels.shape == (16, 45)
+    shape = LearnedMasks({"top": AT_EDGE[0]}).sample((120, 90), 1, np.random.default_rng(0))
+    assert not isinstance(shape, str)
+    assert shape.at == (0, 30)
+    assert shape.pixels.shape == (16, 45)
