@@ -44,9 +44,9 @@ from acontrol.networks.load import BaseModels, load_base, quieten
 from acontrol.networks.locate import digest
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pretrain.pool import built_in_vocabulary, draw_pool
-from acontrol.pretrain.probe import DefectScorer, as_tensor, train_probe
+from acontrol.pretrain.probe import Probe, as_tensor, train_probe
 from acontrol.pretrain.settings import HELD_OUT
-from acontrol.runs.stage import Desk
+from acontrol.runs.stage import StageContext
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
 
@@ -213,7 +213,7 @@ def cases(seed: int) -> list[Case]:
 
 
 def judged(
-    base: BaseModels, adapter: SemanticAdapter, row: Row, scorer: DefectScorer, seed: int
+    base: BaseModels, adapter: SemanticAdapter, row: Row, scorer: Probe, seed: int
 ) -> list[dict[str, object]]:
     """Draw every case, and say of each whether type and colour came out right."""
     pipeline = AnomalyControlPipeline.from_base(base, adapter)
@@ -259,11 +259,11 @@ def judged(
     return results
 
 
-def make_judge(folder: Path) -> DefectScorer:
+def make_judge(folder: Path) -> Probe:
     """Train the classifier on images that nothing else here has seen, and test it."""
     tracker = Tracker.open(f"sqlite:///{folder / 'scorer.db'}", "judge", "judge", None, folder)
-    desk = Desk(folder, tracker, 99, torch.device("cpu"), 10_000, 10_000)
-    scorer = train_probe(draw_pool(16_000, derive_seed(99, "judge"), 64), 1_500, desk)
+    context = StageContext(folder, tracker, 99, torch.device("cpu"), 10_000, 10_000)
+    scorer = train_probe(draw_pool(16_000, derive_seed(99, "judge"), 64), 1_500, context)
     test = draw_pool(1_000, derive_seed(99, "test"), 64)
     shown = [built_in_vocabulary()[place] for place in test.kinds.tolist()]
     print("judge on real images:", scorer.score(test.pixels(torch.arange(len(test))), shown))
