@@ -1,9 +1,14 @@
 """The one-command benchmark of a GPU runs to its end, at a tiny size."""
 
+import importlib
 import json
+import pkgutil
+import sys
 from pathlib import Path
 
 import pytest
+
+import benchmarks
 
 from tests.launch import commands
 
@@ -48,6 +53,23 @@ def test_the_gpu_benchmark_writes_every_row(tmp_path: Path) -> None:
     assert max(losses.values()) - min(losses.values()) < 1e-3 * max(losses.values())
     assert report["config"]["profile"][0]["ms"] > 0
     assert (tmp_path / file.with_suffix(".md").name).read_text().count("| error of") == 5
+
+
+MODULES = [info.name for info in pkgutil.iter_modules(benchmarks.__path__)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_benchmark_imports_and_explains_itself(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"benchmarks.{name}")
+    if not hasattr(module, "main"):
+        return
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    assert stop.value.code == 0
+    assert "usage:" in capsys.readouterr().out
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

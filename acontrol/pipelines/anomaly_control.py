@@ -138,6 +138,14 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return int(self.card.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @classmethod
+    def load_config(cls, *args: Any, **options: Any) -> Any:
+        """``model_index.json``, also of a pipeline that was saved before ``acontrol.method``."""
+        config = super().load_config(*args, **options)
+        if isinstance(config, dict) and config.get("adapter", [""])[0] == "acontrol.sga":
+            config["adapter"] = [SemanticAdapter.__module__, config["adapter"][1]]
+        return config
+
+    @classmethod
     def from_base(cls, base: BaseModels, adapter: SemanticAdapter) -> "AnomalyControlPipeline":
         """Assemble from loaded base models, with a DDIM sampler on the base's own schedule."""
         scheduler = DDIMScheduler.from_config(

@@ -1,8 +1,13 @@
-"""Loading an adapter with its base."""
+"""Loading an adapter with its base, and a pipeline that was saved whole."""
 
 import hashlib
+import json
+from pathlib import Path
+
+import torch
 
 import acontrol
+from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.locate import built_in_adapter
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pipelines.loading import load_with_digest
@@ -19,3 +24,21 @@ def test_the_digest_names_weights_and_base() -> None:
     pipe, digest = load_with_digest(str(folder))
     weights = (folder / "diffusion_pytorch_model.safetensors").read_bytes()
     assert digest == hashlib.sha256(weights + pipe.card.base_digest.encode()).hexdigest()
+
+
+def test_a_pipeline_saved_before_the_adapter_moved_loads(tmp_path: Path) -> None:
+    pipe = acontrol.load_pipeline(str(built_in_adapter()))
+    pipe.save_pretrained(tmp_path)
+    file = tmp_path / "model_index.json"
+    index = json.loads(file.read_text())
+    assert index["adapter"] == ["acontrol.method.sga", "SemanticAdapter"]
+    file.write_text(json.dumps({**index, "adapter": ["acontrol.sga", "SemanticAdapter"]}))
+    loaded = AnomalyControlPipeline.from_pretrained(tmp_path)
+    assert type(loaded.adapter) is SemanticAdapter
+    torch.testing.assert_close(
+        loaded.adapter.state_dict(), pipe.adapter.state_dict(), rtol=0, atol=0
+    )
+    # Saved again, it has the present form.
+    loaded.save_pretrained(tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "model_index.json").read_text())
+    assert again["adapter"] == index["adapter"]
