@@ -95,7 +95,7 @@ def main() -> None:
     per_s = parser.parse_args().images_per_s
     for name, size in sizes().items():
         print(f"{name}: {size / 1e6:.2f} MB")
-    head = ["GPUs", "batch per GPU", "slowest link", "step", "exchange", "efficiency, predicted"]
+    head = ["GPUs", "batch / GPU", "slowest link", "step", "exchange", "efficiency, predicted"]
     print(f"\n{table(head, communication(per_s))}")
     head = ["GPUs", "samples/s", "features read", "240,000 samples"]
     print(f"\n{table(head, loading(per_s))}")

@@ -1,4 +1,4 @@
-"""The one-command benchmark of a GPU runs to its end, at a tiny size."""
+"""Every benchmark starts; that of a GPU runs to its end, at a tiny size."""
 
 import importlib
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks
-
+from benchmarks import scale
 from tests.launch import commands
 
 
@@ -70,6 +70,17 @@ def test_each_benchmark_imports_and_explains_itself(
         module.main()
     assert stop.value.code == 0
     assert "usage:" in capsys.readouterr().out
+
+
+def test_the_scale_page_has_the_tables_that_its_command_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["scale"])
+    scale.main()
+    _, *tables = capsys.readouterr().out.strip().split("\n\n")
+    page = (Path(scale.__file__).parents[1] / "docs" / "scale.md").read_text()
+    assert len(tables) == 2
+    assert all(f"{table}\n" in page for table in tables)
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

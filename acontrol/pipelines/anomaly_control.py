@@ -139,7 +139,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     @classmethod
     def load_config(cls, *args: Any, **options: Any) -> Any:
-        """``model_index.json``, also of a pipeline that was saved before ``acontrol.method``."""
+        """``model_index.json``, also of pipelines saved before ``acontrol.method`` existed."""
         config = super().load_config(*args, **options)
         if isinstance(config, dict) and config.get("adapter", [""])[0] == "acontrol.sga":
             config["adapter"] = [SemanticAdapter.__module__, config["adapter"][1]]
