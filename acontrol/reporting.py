@@ -1,17 +1,18 @@
-"""What people look at: contact sheets, and pages that need no other file."""
+"""Contact sheets, and self-contained HTML pages."""
 
 import base64
 import html
-import io
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
+
+from acontrol.data.images import encode_png
 
 CELL_PX = 160
 
 
 def outlined(image: Image.Image, mask: Image.Image) -> Image.Image:
-    """Tint the masked pixels red, so that image and mask show in one picture."""
+    """Tint the masked pixels red."""
     image = image.convert("RGB")
     tint = Image.new("RGB", image.size, (255, 30, 30))
     return Image.composite(Image.blend(image, tint, 0.6), image, mask.convert("1"))
@@ -23,9 +24,9 @@ def contact_sheet(
     captions: Sequence[str] | None = None,
     cell_px: int = CELL_PX,
 ) -> Image.Image:
-    """Lay pictures out in titled columns, a caption under each row.
+    """Lay out pictures in titled columns, with a caption under each row.
 
-    A caption's parts, divided by " | ", share the row's width.
+    The parts of a caption, separated by " | ", share the row's width.
     """
     gap, head, foot = 8, 20, 20 if captions else 0
     width = len(titles) * (cell_px + gap) + gap
@@ -39,15 +40,15 @@ def contact_sheet(
         for column, picture in enumerate(row):
             scale = cell_px / max(picture.size)
             size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-            # Enlarged pixels stay pixels: a smooth enlargement would flatter the model.
-            kind = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-            shown = picture.convert("RGB").resize(size, kind)
+            # A smooth enlargement would flatter the model.
+            filter_ = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
             left = gap + column * (cell_px + gap) + (cell_px - size[0]) // 2
-            sheet.paste(shown, (left, top + (cell_px - size[1]) // 2))
+            resized = picture.convert("RGB").resize(size, filter_)
+            sheet.paste(resized, (left, top + (cell_px - size[1]) // 2))
         if captions:
             parts = captions[number].split(" | ")
-            for place, part in enumerate(parts):
-                left = gap + place * (width - gap) // len(parts)
+            for index, part in enumerate(parts):
+                left = gap + index * (width - gap) // len(parts)
                 pen.text((left, top + cell_px + 3), part, fill="black")
     return sheet
 
@@ -62,7 +63,7 @@ _STYLE = (
 
 
 def page(title: str, body: str) -> str:
-    """A whole page around HTML."""
+    """A complete HTML page around a body."""
     name = html.escape(title)
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
@@ -71,7 +72,7 @@ def page(title: str, body: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts."""
+    """An HTML table of texts."""
     lines = [
         "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
         for tag, cells in [("th", head), *(("td", row) for row in rows)]
@@ -80,8 +81,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def picture(image: Image.Image, name: str) -> str:
-    """A picture, within the page itself."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
+    """An HTML image with its data inline."""
+    data = base64.b64encode(encode_png(image)).decode()
     return f"<img alt='{html.escape(name, quote=True)}' src='data:image/png;base64,{data}'>"

@@ -13,10 +13,10 @@ from acontrol.presets import PRESETS, preset
 from acontrol.seeding import derive_seed
 
 
-def refusal(entries: dict[str, Any], prefix: tuple[str, ...] = ()) -> str:
+def refusal(entries: dict[str, Any]) -> str:
     with pytest.raises(ValidationError) as caught:
         RunConfig.model_validate(entries)
-    return explain(caught.value, prefix)
+    return explain(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,6 @@ def test_several_mistakes_are_one_line() -> None:
     assert "\n" not in line
     assert "asea.steps: " in line
     assert "; sedd: " in line or line.startswith("sedd: ")
-
-
-def test_explain_puts_a_prefix_before_the_name() -> None:
-    assert refusal({"asea": {"steps": -1}}, ("file", "config")).startswith(
-        "file.config.asea.steps: "
-    )
 
 
 @pytest.mark.parametrize(

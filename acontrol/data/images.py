@@ -1,11 +1,11 @@
-"""Images and masks: decoding, what makes a file unfit, and bringing them to a model's size.
+"""Images and masks: decoding, checking, resizing and encoding.
 
-Pixels are taken as the files store them: an orientation in EXIF is not applied, since a mask
-does not carry one.
+Pixels are read as stored: EXIF orientation is not applied, since masks have none.
 """
 
 import contextlib
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from acontrol.errors import UserError
 
-# Whatever a file is called, no other reader of Pillow's gets it: one starts Ghostscript.
+# No other Pillow reader, whatever the file's name: one starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _ADVICE = {
     errno.EACCES: "check its permissions",
@@ -41,14 +41,14 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     """Decode a whole image.
 
-    Sixteen-bit grey is scaled so that 65535 becomes 255. Float images hold values in [0, 1]
-    or in [0, 255]. Transparency is dropped.
+    Sixteen-bit grey is scaled from 65535 to 255. Float images must be in [0, 1] or [0, 255].
+    Transparency is dropped.
 
     Returns:
         The colours, (H, W, 3) in [0, 255].
 
     Raises:
-        UserError: If the file is missing, damaged or holds values out of range.
+        UserError: If the file is missing, damaged or has values out of range.
     """
     pixels = _decode(path)
     if pixels.dtype != np.uint8:
@@ -72,18 +72,18 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
 def read_mask(
     path: str | os.PathLike[str], image_size: tuple[int, int]
 ) -> npt.NDArray[np.bool_]:
-    """Decode a mask of two grey levels, black and any other; one level is the whole image.
+    """Decode a mask of two grey levels, black and another; a single level covers the image.
 
     Args:
-        path: The file; colours are taken where their channels agree.
-        image_size: Width and height of the image it belongs to.
+        path: The file; colour is accepted if the channels are equal.
+        image_size: Width and height of its image.
 
     Returns:
         The defect's pixels, (H, W), at least one True.
 
     Raises:
-        UserError: If the file is missing, damaged, empty, coloured, not binary or of another
-            size than the image.
+        UserError: If the file is missing, damaged, empty, coloured, not binary or differs in
+            size from the image.
     """
     pixels = _decode(path)
     if pixels.ndim == 3:
@@ -111,7 +111,7 @@ def read_mask(
 
 
 def check_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-    """``read_image`` for a file that is to be trained on, which must show something.
+    """``read_image`` for training, which refuses a uniform image.
 
     Raises:
         UserError: Also if every pixel has the same colour.
@@ -129,13 +129,13 @@ def check_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
 def opened(
     source: str | os.PathLike[str] | BinaryIO, formats: tuple[str, ...]
 ) -> Iterator[Image.Image]:
-    """Open a picture, of these formats alone and of no more pixels than Pillow's limit.
+    """Open an image of these formats, up to Pillow's pixel limit.
 
-    Pillow itself only warns up to twice its limit. Its warning is not made an error here: that
-    takes a change of the process's filters, after which every other warning comes again.
+    Pillow itself only warns up to twice its limit, and turning its warning into an error would
+    reset the process's warning filters.
 
     Raises:
-        Image.DecompressionBombError: If it has more.
+        Image.DecompressionBombError: If it has more pixels.
     """
     with Image.open(source, formats=formats) as image:
         pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
@@ -170,8 +170,8 @@ def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
             f"{path}: is over {Image.MAX_IMAGE_PIXELS} pixels, the most that is decoded; scale "
             "it down or remove it"
         ) from error
-    except Exception as error:  # Pillow's readers pass on whatever a damaged file trips.
-        # The operating system's own errors name the path once more.
+    except Exception as error:  # A damaged file can raise anything in Pillow's readers.
+        # str() of an OSError would repeat the path.
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         advice = _ADVICE.get(getattr(error, "errno", None) or 0, "replace or remove it")
         raise UserError(f"{path}: cannot be decoded ({reason}); {advice}") from error
@@ -181,16 +181,16 @@ def _decode(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     """Pixels as stored: (H, W) of a grey image's own type, or (H, W, 3) uint8."""
     with _explained(path):
         with opened(path, FORMATS) as image:
-            image.verify()  # Checksums and the end of the file, which decoding passes over.
+            image.verify()  # Checksums and the end of the file, which decoding skips.
         with opened(path, FORMATS) as image:
             image.load()
             mode = image.mode
             converted: Image.Image = image
             if mode not in ("L", "I", "F") and not mode.startswith("I;16"):
-                # By way of RGBA, since a palette with transparency warns otherwise.
+                # Through RGBA, since a palette with transparency warns otherwise.
                 through = image.convert("RGBA") if mode in ("P", "PA") else image
                 converted = through.convert("RGB")
-            # A copy: Pillow lends its pixels read-only, which torch warns about.
+            # A copy: Pillow's own array is read-only, which torch warns about.
             pixels = np.array(converted)
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise UserError(f"{path}: holds values that are not finite; save it without them")
@@ -198,7 +198,7 @@ def _decode(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
 
 
 def fit(image: Image.Image, mask: Image.Image, size: int) -> tuple[Tensor, Tensor]:
-    """Resize image and mask to a square, aspect not kept: no defect falls off the edge.
+    """Resize image and mask to a square, ignoring the aspect ratio: no defect is cropped.
 
     Returns:
         (3, size, size) in [-1, 1] and (1, size, size) of 0 and 1.
@@ -219,8 +219,7 @@ def region(
 ) -> tuple[Image.Image, Image.Image]:
     """Cut out a square around the mask, larger than it by ``margin`` on each side.
 
-    The square is moved to stay inside the image where it can; beyond the image's edge the
-    border pixels are not invented but the square is cut.
+    The square is moved into the image if possible, and cut at the edge rather than padded.
     """
     left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
     side = max(right - left, bottom - top) * (1 + 2 * margin)
@@ -237,7 +236,7 @@ def region(
 
 
 def shrink_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize a 1-bit mask; a defect thinner than a new pixel keeps every pixel it touches."""
+    """Resize a 1-bit mask; a defect thinner than a pixel keeps every pixel it touches."""
     covered = mask.convert("L").resize(size, Image.Resampling.BOX)
     half = covered.point(lambda value: 255 * (value >= 128))
     if half.getbbox() is None:
@@ -251,6 +250,13 @@ def shrink_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def pictures(images: Tensor) -> list[Image.Image]:
-    """Turn (batch, 3, height, width) in [-1, 1] into PIL, rounded to the nearest level."""
+    """Convert (batch, 3, height, width) in [-1, 1] to PIL, rounded to the nearest level."""
     levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in levels.cpu()]
+    return [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in levels.cpu()]
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """The image as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

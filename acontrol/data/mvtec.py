@@ -1,4 +1,4 @@
-"""Folders in the layout of MVTec AD: which images they hold, and with which words.
+"""Folders in MVTec AD's layout: their images, masks, captions and phrases.
 
     <category>/train/good/*                               normal images
     <category>/test/good/*
@@ -7,7 +7,7 @@
     <category>/prompt/<defect>/<id>.txt                   their captions, optional
     <category>/prompt/phrases.json                        their phrases, optional
 
-Listing decodes nothing: `acontrol.data.validation` says whether the files are fit for use.
+Listing decodes nothing; `acontrol.data.validation` checks the files.
 """
 
 import os
@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What a folder holds, sorted, without hidden entries; nothing if it is missing."""
+    """A folder's entries, sorted, without hidden ones; empty if it is missing."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
@@ -42,43 +42,42 @@ def subfolders(folder: Path) -> list[Path]:
     """The folders inside a folder, sorted.
 
     Raises:
-        UserError: If a link leads nowhere, which may have been one, or a folder's name is none
-            that shards can hold.
+        UserError: For a dangling link, or a folder name that shards cannot hold.
     """
-    found = []
+    folders = []
     for path in _entries(folder):
         if path.is_symlink() and not path.exists():
             raise UserError(f"{path}: the link leads nowhere; mend or remove it")
         if path.is_dir():
             _check_name(path)
-            found.append(path)
-    return found
+            folders.append(path)
+    return folders
 
 
 def image_files(folder: Path) -> dict[str, list[Path]]:
-    """The image files of a folder by their ids, which are their stems."""
+    """The image files of a folder by id, which is their stem."""
     files: dict[str, list[Path]] = {}
     for path in _entries(folder):
-        # A dangling link counts, so that reading it says what is wrong.
+        # A dangling link counts, so that reading it reports the error.
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
             files.setdefault(path.stem, []).append(path)
     return files
 
 
 def by_id(folder: Path) -> dict[str, Path]:
-    """The one image file of each id.
+    """The image file of each id.
 
     Raises:
-        UserError: If two share an id, or a name is none that shards can hold.
+        UserError: If two share an id, or shards cannot hold a name.
     """
     return {name: only(name, paths) for name, paths in image_files(folder).items()}
 
 
 def only(name: str, paths: Sequence[Path]) -> Path:
-    """The one file of an id.
+    """The only file of an id.
 
     Raises:
-        UserError: If there is another, or its name is none that shards can hold.
+        UserError: If there is another, or shards cannot hold its name.
     """
     _check_name(paths[0])
     if len(paths) > 1:
@@ -88,45 +87,38 @@ def only(name: str, paths: Sequence[Path]) -> Path:
 
 
 def _check_name(path: Path) -> None:
-    """Names go into JSON, tars and other people's file systems: UTF-8, no control characters.
+    """Names go into JSON, tars and other file systems: UTF-8, no control characters.
 
     Raises:
-        UserError: For another name.
+        UserError: For any other name.
     """
-    if not path.name.isascii() and not _is_utf8(path.name):
+    codes = [ord(character) for character in path.name]
+    if any(0xD800 <= code < 0xE000 for code in codes):  # Surrogates: undecodable bytes.
         problem = "is not UTF-8"
-    elif any(ord(sign) < 32 or ord(sign) == 127 for sign in path.name):
+    elif any(code < 32 or code == 127 for code in codes):
         problem = "holds a control character"
     else:
         return
     raise UserError(f"{path.parent}: the name {os.fsencode(path.name)!r} {problem}; rename it")
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 _LAYOUT = (
     "<category>/train/good/*, <category>/test/<defect>/<id>.png and "
     "<category>/ground_truth/<defect>/<id>_mask.png, or one such category"
 )
-_NAMED = 8
+_LISTED = 8  # Most names in a message.
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image of a defect, with its words.
+    """One image of a defect, with its mask and words.
 
     Attributes:
         category: Name of the category.
         defect: Name of the defect folder.
         id: The image's file name without its suffix.
         image: The image file.
-        mask: The mask file; where there is none, the place where it is expected.
+        mask: The mask file; if missing, where it is expected.
         caption: The sentence for the whole image (T_t).
         phrase: The words for the defect, such as "broken large".
     """
@@ -141,7 +133,7 @@ class LabelledImage:
 
     @property
     def key(self) -> str:
-        """The image's name within the data set."""
+        """The image's unique name in the data set."""
         return f"{self.category}/{self.defect}/{self.id}"
 
     @property
@@ -164,10 +156,10 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class MvtecFolder:
-    """A data set on disk; `open_folder` makes one. Files are listed at each call.
+    """A data set on disk, from `open_folder`. Files are listed at each call.
 
     Attributes:
-        root: The folder as it was given.
+        root: The folder.
         folders: The folder of each category.
         captions: Captions from a JSON file, if any.
     """
@@ -178,14 +170,14 @@ class MvtecFolder:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """The categories' names, sorted."""
+        """The names of the categories, sorted."""
         return tuple(sorted(self.folders))
 
     def defect_types(self, category: str) -> tuple[str, ...]:
-        """The names of a category's defect folders, sorted, empty folders too.
+        """The names of a category's defect folders, sorted, including empty ones.
 
         Raises:
-            UserError: If there is no such category.
+            UserError: If the category is unknown.
         """
         folders = subfolders(self._folder(category) / "test")
         return tuple(folder.name for folder in folders if not _is_good(folder))
@@ -193,10 +185,10 @@ class MvtecFolder:
     def normals(
         self, category: str, part: Literal["train", "test"] = "train"
     ) -> tuple[Path, ...]:
-        """The images of good products, sorted; none where the folder is missing.
+        """The images of good products, sorted; empty if the folder is missing.
 
         Raises:
-            UserError: If there is no such category, or two images share an id.
+            UserError: If the category is unknown, or two images share an id.
         """
         good = [f for f in subfolders(self._folder(category) / part) if _is_good(f)]
         return tuple(path for folder in good for _, path in sorted(by_id(folder).items()))
@@ -210,53 +202,55 @@ class MvtecFolder:
     ) -> tuple[LabelledImage, ...]:
         """The images of defects, sorted by category, defect and id.
 
-        Masks are looked for and not read: `LabelledImage.read_mask` refuses a missing one.
+        Masks are not read: a missing one is an error of `LabelledImage.read_mask`.
 
         Args:
             split: "train" for the first third of each defect (`training_third`), "test" for
                 the rest, "all" for both.
-            category: This category alone.
-            defect: This defect alone, in each category that has it.
-            left_out: If given, images that cannot be told apart or named are left out, and
-                what is wrong with each is put here. They count for the thirds all the same.
+            category: Only this category.
+            defect: Only this defect, in each category that has it.
+            left_out: If given, images with a bad name or a shared id are left out and a message
+                for each is appended here. They still count towards the thirds.
 
         Returns:
-            The images; none where no category has a defect.
+            The images; empty if no category has a defect.
 
         Raises:
-            UserError: If there is no such category or defect, a caption file is malformed,
-                with split "train" a selected defect has fewer than three images, or, without
+            UserError: If the category or defect is unknown, a caption file is malformed, a
+                selected defect has fewer than three images for split "train", or, without
                 ``left_out``, two images or masks share an id or a name is not UTF-8.
         """
         if split not in ("train", "test", "all"):
             raise ValueError(f"split must be 'train', 'test' or 'all', got {split!r}")
-        names = self.categories if category is None else (category,)
-        types = {name: self.defect_types(name) for name in names}
+        categories = self.categories if category is None else (category,)
+        defects = {name: self.defect_types(name) for name in categories}
         if defect is not None:
-            known = sorted({one for found in types.values() for one in found})
-            if defect not in known:
-                where = self.root if category is None else self.folders[category]
-                raise UserError(_unknown(where, "defect", defect, known))
-            types = {name: (defect,) for name, found in types.items() if defect in found}
-        found = {
-            (name, one): image_files(self.folders[name] / "test" / one)
-            for name, several in types.items()
-            for one in several
+            choices = sorted({name for names in defects.values() for name in names})
+            if defect not in choices:
+                folder = self.root if category is None else self.folders[category]
+                raise UserError(_unknown(folder, "defect", defect, choices))
+            defects = {name: (defect,) for name, names in defects.items() if defect in names}
+        files = {
+            (category, defect): image_files(self.folders[category] / "test" / defect)
+            for category, names in defects.items()
+            for defect in names
         }
         if left_out is None:
-            for images in found.values():
+            for images in files.values():
                 for name, paths in images.items():
                     only(name, paths)
         if split == "train":
-            self._refuse_few(found)
+            self._require_three(files)
         phrases = {
             name: prompts.load_phrases(self.folders[name] / "prompt" / "phrases.json")
-            for name in types
+            for name in defects
         }
         return tuple(
-            one
-            for (name, kind), images in found.items()
-            for one in self._defect(name, kind, images, split, phrases[name], left_out)
+            image
+            for (category, defect), images in files.items()
+            for image in self._defect(
+                category, defect, images, split, phrases[category], left_out
+            )
         )
 
     def _folder(self, category: str) -> Path:
@@ -264,17 +258,17 @@ class MvtecFolder:
             raise UserError(_unknown(self.root, "category", category, self.categories))
         return self.folders[category]
 
-    def _refuse_few(self, found: Mapping[tuple[str, str], Mapping[str, list[Path]]]) -> None:
+    def _require_three(self, files: Mapping[tuple[str, str], Mapping[str, list[Path]]]) -> None:
         few = [
             f"{category}/{defect} ({len(images)})"
-            for (category, defect), images in found.items()
+            for (category, defect), images in files.items()
             if not training_third(list(images))
         ]
         if few:
-            more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+            more = f" and {len(few) - _LISTED} more" if len(few) > _LISTED else ""
             raise UserError(
                 f"{self.root}: the training split is the first third of each defect's images, "
-                f"and these have fewer than three: {', '.join(few[:_NAMED])}{more}; "
+                f"and these have fewer than three: {', '.join(few[:_LISTED])}{more}; "
                 "add images (shards can hold every image, by launch.shard --split all)"
             )
 
@@ -287,29 +281,28 @@ class MvtecFolder:
         phrases: Mapping[str, str],
         left_out: list[str] | None,
     ) -> list[LabelledImage]:
-        """The images of one defect that the split takes, in the order of their ids."""
+        """One defect's images in the split, sorted by id."""
         ids = sorted(images)
         train = set(training_third(ids))
-        taken = [
-            name for name in ids if split == "all" or (name in train) == (split == "train")
-        ]
         folder = self.folders[category]
         truth = folder / "ground_truth" / defect
         masks = image_files(truth)
-        listed = self.captions.sentences(category, defect, ids) if self.captions else {}
-        several = phrases.get(defect) or prompts.phrase(defect)
+        captions = self.captions.sentences(category, defect, ids) if self.captions else {}
+        defect_phrase = phrases.get(defect) or prompts.phrase(defect)
         rows = []
-        for name in taken:
-            phrase = phrases.get(f"{defect}/{name}") or several
+        for name in ids:
+            if split != "all" and (name in train) != (split == "train"):
+                continue
+            phrase = phrases.get(f"{defect}/{name}") or defect_phrase
             caption = (
                 prompts.read_caption(folder / "prompt" / defect / f"{name}.txt")
-                or listed.get(name)
+                or captions.get(name)
                 or prompts.target_text(category, phrase)
             )
-            found = masks.get(f"{name}_mask", []) + masks.get(name, [])
+            files = masks.get(f"{name}_mask", []) + masks.get(name, [])
             try:
                 image = only(name, images[name])
-                mask = only(name, found) if found else truth / f"{name}_mask.png"
+                mask = only(name, files) if files else truth / f"{name}_mask.png"
             except UserError as error:
                 if left_out is None:
                     raise
@@ -325,14 +318,14 @@ def open_folder(
     """Open a folder of categories, or one category.
 
     Args:
-        root: A folder that holds `test` or `train` is one category, named after the folder
-            that the path resolves to; otherwise each such folder inside it is one.
-        captions: JSON file of captions (`prompts.Captions`). A caption beside an image goes
-            before it; what it does not name falls back to the template.
+        root: A folder with a `test` or `train` folder is one category, named after the
+            resolved path; otherwise each such folder inside it is a category.
+        captions: JSON file of captions (`prompts.Captions`). An image's own caption file takes
+            precedence over it, and it over the template.
 
     Raises:
-        UserError: If the folder is missing or not of this layout, or the captions are
-            malformed or for other categories alone.
+        UserError: If the folder is missing or has another layout, or the captions are
+            malformed or cover none of its categories.
     """
     path = Path(root)
     if not path.is_dir():
@@ -341,25 +334,25 @@ def open_folder(
     if _is_category(path):
         folders = {path.resolve().name: path}
     else:
-        folders = {one.name: one for one in subfolders(path) if _is_category(one)}
+        folders = {folder.name: folder for folder in subfolders(path) if _is_category(folder)}
     if not folders:
         raise UserError(f"{path}: holds no category; give a folder that holds {_LAYOUT}")
-    given = None if captions is None else prompts.Captions.load(captions)
-    if given is not None and not given.table.keys() & folders.keys():
+    loaded = None if captions is None else prompts.Captions.load(captions)
+    if loaded is not None and not loaded.table.keys() & folders.keys():
         raise UserError(
             f"{captions}: has captions for none of the categories of {path}; name these: "
             f"{', '.join(sorted(folders))}"
         )
-    return MvtecFolder(path, folders, given)
+    return MvtecFolder(path, folders, loaded)
 
 
 def training_third(ids: Sequence[str]) -> list[str]:
-    """The ids of one defect to train on: the first floor(n / 3) when sorted."""
+    """The training ids of one defect: the first floor(n / 3) when sorted."""
     return sorted(ids)[: len(ids) // 3]
 
 
-def _unknown(where: Path, what: str, name: str, known: Sequence[str]) -> str:
-    return f"{where}: has no {what} {name!r}; choose from {', '.join(known) or 'none'}"
+def _unknown(folder: Path, noun: str, name: str, choices: Sequence[str]) -> str:
+    return f"{folder}: has no {noun} {name!r}; choose from {', '.join(choices) or 'none'}"
 
 
 def _is_category(folder: Path) -> bool:

@@ -1,11 +1,11 @@
-"""The words of a labelled image: a phrase for its defect, and a caption for the whole.
+"""The words of a labelled image: a phrase for its defect, and a caption for the whole image.
 
-    T_a   reference_text   "This is an image with broken large", for the reference image
-    T_t   target_text      "a photo of bottle with broken large", where no caption is given
+The phrase completes T_a, the text with the reference image (`config.CsmConfig.template`); the
+caption is T_t. Without the user's own words both come from the folder names: "broken large" and
+"a photo of bottle with broken large".
 
-Users may bring their own: a caption file beside each image, one JSON file of captions, and
-`prompt/phrases.json` in a category. A malformed file is refused; blank words count as
-not given.
+The user's own words are a caption file per image, one JSON file of captions, and
+`prompt/phrases.json` in a category. A malformed file is an error; blank words are ignored.
 """
 
 import json
@@ -21,8 +21,8 @@ from acontrol.errors import UserError
 A_DEFECT = "a defect"
 SEVERAL_DEFECTS = "several defects"
 
-# Words that tell a defect from a good product and nothing more; "not" is there for "not_ok".
-_SAY_NOTHING = re.compile(
+# Words that only mean "defective"; "not" is there for "not_ok".
+_UNINFORMATIVE = re.compile(
     r"(abnormal(ity)?|anomal(y|ies|ous)|bad|class|defect(s|ive)?|error|fail|failed|failure|"
     r"fault(s|y)?|flaw(s|ed)?|kind|ko|misc|ng|nok|not|ok|others?|reject(ed)?|type|unknown)?"
     r"\d*"
@@ -44,22 +44,17 @@ def phrase(defect: str) -> str:
 
     Returns:
         The words in lower case, such as "broken large"; "several defects" for "combined" and
-        "a defect" for a name that says nothing, such as "bad", "defect_01" or "3".
+        "a defect" for an uninformative name, such as "bad", "defect_01" or "3".
     """
     words = _readable(defect).split()
-    telling = [word for word in words if not _SAY_NOTHING.fullmatch(word)]
-    if not telling:
+    informative = [word for word in words if not _UNINFORMATIVE.fullmatch(word)]
+    if not informative:
         return A_DEFECT
-    return SEVERAL_DEFECTS if telling == ["combined"] else " ".join(words)
-
-
-def reference_text(phrase: str, template: str = "This is an image with") -> str:
-    """T_a of Sec. 3.2.2, the text beside the reference image."""
-    return f"{template} {phrase}"
+    return SEVERAL_DEFECTS if informative == ["combined"] else " ".join(words)
 
 
 def target_text(category: str, phrase: str) -> str:
-    """The caption of an image for which none is given."""
+    """The default caption of an image."""
     return f"a photo of {_readable(category) or category} with {phrase}"
 
 
@@ -80,21 +75,21 @@ class Captions:
         """Read and check the file.
 
         Raises:
-            UserError: If it is missing, no JSON or of another shape; names the place.
+            UserError: If it is missing, not JSON or has another structure.
         """
         file = Path(path)
         table = _objects(file, "", _parse(file), _SHAPE)
         for category, defects in table.items():
-            for defect, given in _objects(file, category, defects, _SHAPE).items():
+            for defect, value in _objects(file, category, defects, _SHAPE).items():
                 place = f"{category}: {defect}"
-                if isinstance(given, list):
-                    for number, sentence in enumerate(given):
+                if isinstance(value, list):
+                    for number, sentence in enumerate(value):
                         _text(file, f"{place}[{number}]", sentence)
-                elif isinstance(given, dict):
-                    for name, sentence in given.items():
+                elif isinstance(value, dict):
+                    for name, sentence in value.items():
                         _text(file, f"{place}: {name}", sentence)
                 else:
-                    _text(file, place, given, "a sentence, a list or an object of sentences")
+                    _text(file, place, value, "a sentence, a list or an object of sentences")
         return cls(file, table)
 
     def sentences(self, category: str, defect: str, ids: Sequence[str]) -> dict[str, str]:
@@ -103,36 +98,35 @@ class Captions:
         Args:
             category: The category.
             defect: The defect folder's name.
-            ids: The ids of all its images, whatever the split; a list follows their order
-                when sorted.
+            ids: The ids of all its images, in any split; a list follows their sorted order.
 
         Returns:
-            The sentence of each id that has one, without surrounding white space.
+            The sentence of each id that has one, stripped.
 
         Raises:
-            UserError: If the file holds a list of another length than there are images.
+            UserError: If a list's length differs from the number of images.
         """
-        given = self.table.get(category, {}).get(defect, {})
-        if isinstance(given, str):
-            given = dict.fromkeys(ids, given)
-        elif isinstance(given, list):
-            if len(given) != len(ids):
+        value = self.table.get(category, {}).get(defect, {})
+        if isinstance(value, str):
+            value = dict.fromkeys(ids, value)
+        elif isinstance(value, list):
+            if len(value) != len(ids):
                 raise UserError(
-                    f"{self.path}: {category}: {defect}: {len(given)} captions for {len(ids)} "
+                    f"{self.path}: {category}: {defect}: {len(value)} captions for {len(ids)} "
                     "images; give one for each image, in the order of their sorted names"
                 )
-            given = dict(zip(sorted(ids), given, strict=True))
-        return {name: given[name].strip() for name in ids if given.get(name, "").strip()}
+            value = dict(zip(sorted(ids), value, strict=True))
+        return {name: value[name].strip() for name in ids if value.get(name, "").strip()}
 
 
 def load_phrases(path: Path) -> dict[str, str]:
     """Read `prompt/phrases.json` of a category.
 
     Returns:
-        The phrase of each "<defect>/<id>" or "<defect>"; empty where there is no file.
+        The phrase of each "<defect>/<id>" or "<defect>"; empty if there is no file.
 
     Raises:
-        UserError: If the file is no JSON object of texts; names the place.
+        UserError: If the file is not a JSON object of texts.
     """
     if not os.path.lexists(path):
         return {}
@@ -142,7 +136,7 @@ def load_phrases(path: Path) -> dict[str, str]:
 
 
 def read_caption(path: Path) -> str:
-    """The caption in a text file, stripped; "" where there is no file.
+    """The caption in a text file, stripped; "" if there is no file.
 
     Raises:
         UserError: If the file cannot be read as UTF-8.
@@ -156,7 +150,7 @@ def _readable(name: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        # Editors on Windows put a byte order mark first.
+        # Editors on Windows write a byte order mark.
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
@@ -180,8 +174,8 @@ def _parse(path: Path) -> Any:
 
 def _objects(path: Path, place: str, value: Any, shape: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        where = f"{path}: {place}" if place else f"{path}"
-        raise UserError(f"{where}: need an object, got {_show(value)}; write {shape}")
+        prefix = f"{path}: {place}" if place else f"{path}"
+        raise UserError(f"{prefix}: need an object, got {_show(value)}; write {shape}")
     return value
 
 
@@ -192,6 +186,6 @@ def _text(path: Path, place: str, value: Any, need: str = "a text in quotes") ->
 
 
 def _show(value: Any) -> str:
-    """A JSON value as the file has it, cut short."""
+    """A JSON value, shortened."""
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,12 +1,11 @@
-"""Write defect images as WebDataset shards with an index that says what every byte should be.
+"""Write defect images as WebDataset shards, with an index of every member.
 
-A shard is a plain WebDataset tar: stock ``webdataset`` reads it. The index beside the shards
-(``index.json``) holds the offset, size and sha256 of every member, because seven of twelve
-ways to damage a tar raise nothing in plain reading (docs/architecture.md).
+A shard is a plain WebDataset tar that stock ``webdataset`` reads. The index next to the shards
+(``index.json``) holds the offset, size and sha256 of every member, because plain reading
+misses seven of twelve ways to damage a tar (docs/architecture.md).
 """
 
 import hashlib
-import io
 import json
 import os
 import tarfile
@@ -18,7 +17,7 @@ from typing import Literal
 import webdataset
 from PIL import Image
 
-from acontrol.data.images import read_image, shrink_mask
+from acontrol.data.images import encode_png, read_image, shrink_mask
 from acontrol.data.index import (
     INDEX_NAME,
     IndexedSample,
@@ -34,7 +33,7 @@ from acontrol.errors import UserError
 def webdataset_key(image: LabelledImage) -> str:
     """The sample's key: category/defect/id, with the id's dots escaped.
 
-    WebDataset takes everything after a name's first dot for the extension.
+    To WebDataset, everything after a name's first dot is the extension.
     """
     safe = image.id.replace("%", "%25").replace(".", "%2E")
     return f"{image.category}/{image.defect}/{safe}"
@@ -51,21 +50,21 @@ def write_shards(
 ) -> ShardIndex:
     """Write shards and index; the same input gives the same bytes.
 
-    Everything is written to a folder beside ``out`` and renamed at the end, so a set that was
-    interrupted never looks whole. An earlier set at ``out`` is replaced as a whole.
+    Everything is written to a folder next to ``out`` and renamed at the end, so an interrupted
+    set never looks complete. An earlier set at ``out`` is replaced.
 
     Args:
-        images: What to write. Samples are ordered by a hash of their key, which mixes
-            categories within every shard: training shuffles within blocks of shards.
+        images: The images. Samples are ordered by a hash of their key, which mixes categories
+            within each shard: training shuffles within blocks of shards.
         out: Folder to create.
-        split: Which part of the data this is; recorded.
-        resolution: Images whose shorter side is longer are scaled down to it; None keeps all.
-        shard_size: Samples a shard.
+        split: Recorded in the index.
+        resolution: Longest shorter side; larger images are scaled down. None keeps the size.
+        shard_size: Samples per shard.
         progress: Wraps the images, to show a progress bar.
 
     Raises:
-        UserError: If ``out`` holds something else than a set of shards, if there is nothing
-            to write, or if an image or mask is bad.
+        UserError: If ``out`` holds anything but shards, there are no images, or an image or
+            mask is bad.
     """
     out = Path(out)
     check_replaceable(out)
@@ -78,14 +77,14 @@ def write_shards(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as scratch:
         folder = Path(scratch, "shards")
         folder.mkdir()
-        shown = iter(progress(ordered))
+        remaining = iter(progress(ordered))
         shards: list[Shard] = []
         for start in range(0, len(ordered), shard_size):
             count = min(shard_size, len(ordered) - start)
             path = folder / f"shard-{len(shards):05d}.tar"
-            batch = [next(shown) for _ in range(count)]
+            batch = [next(remaining) for _ in range(count)]
             shards.append(_write_shard(path, batch, resolution))
-        for _ in shown:  # Lets a progress bar close.
+        for _ in remaining:  # Lets a progress bar close.
             pass
         index = ShardIndex(
             split=split, resolution=resolution, num_samples=len(ordered), shards=tuple(shards)
@@ -97,7 +96,7 @@ def write_shards(
         try:
             os.rename(folder, out)
         except BaseException:
-            if replaced.exists():  # Or it would go with the scratch folder.
+            if replaced.exists():  # It would be deleted with the scratch folder.
                 os.rename(replaced, out)
             raise
     return index
@@ -107,7 +106,7 @@ def check_replaceable(out: Path) -> None:
     """Refuse to overwrite anything but an earlier set of shards or an empty folder.
 
     Raises:
-        UserError: If ``out`` is something else, or holds anything besides such a set.
+        UserError: If ``out`` is or holds anything else.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -115,9 +114,9 @@ def check_replaceable(out: Path) -> None:
         raise UserError(f"{out} exists and is no set of shards: name another --out")
     earlier = parse_index((out / INDEX_NAME).read_bytes(), str(out / INDEX_NAME))
     ours = {INDEX_NAME, *(shard.name for shard in earlier.shards)}
-    strangers = sorted(path.name for path in out.iterdir() if path.name not in ours)
-    if strangers:
-        raise UserError(f"{out} holds {strangers[0]} besides shards: name another --out")
+    others = sorted(path.name for path in out.iterdir() if path.name not in ours)
+    if others:
+        raise UserError(f"{out} holds {others[0]} besides shards: name another --out")
 
 
 def _write_shard(path: Path, images: Sequence[LabelledImage], resolution: int | None) -> Shard:
@@ -177,13 +176,7 @@ def _encode(image: LabelledImage, resolution: int | None) -> dict[str, bytes | s
     }
     return {
         "__key__": webdataset_key(image),
-        "png": _png(pixels),
-        "mask.png": _png(mask.convert("L")),
+        "png": encode_png(pixels),
+        "mask.png": encode_png(mask.convert("L")),
         "json": json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode(),
     }
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -1,14 +1,15 @@
-"""The list of training images that the authors' repository prepares, with its captions.
+"""The authors' list of training images, with captions.
 
     [{"image_file": "bottle/test/crack/000.png", "mask_file": "bottle/ground_truth/...png",
       "text": "a bottle with a crack", "subject_text": "crack"}, ...]
 
 Paths are relative to the data's root. ``text`` is the caption; ``subject_text``, which the
-authors' training reads and does not use, is the anomaly's words.
+authors' training reads but does not use, is the anomaly's words.
 """
 
 import json
 import os
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,14 +23,13 @@ NEEDED = ("image_file", "mask_file", "text")
 def read_train_list(
     root: str | os.PathLike[str], path: str | os.PathLike[str]
 ) -> tuple[LabelledImage, ...]:
-    """The images that a list names, in its order.
+    """The images of a list, in its order.
 
-    An image's category and defect are the first folder of its path and the one that it lies
-    in. Masks are taken where the list says.
+    An image's category and defect are the first and the last folder of its path.
 
     Raises:
-        UserError: If the list is malformed, names a file outside the root, an image twice, or
-            one that is not there; says which entry.
+        UserError: If the list is malformed, names a file outside the root, a missing image, or
+            an image twice.
     """
     root, path = Path(root), Path(path)
     try:
@@ -37,13 +37,13 @@ def read_train_list(
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise UserError(f"{path}: no JSON: {error}") from error
+        raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: need a list of objects with {', '.join(NEEDED)}")
     images = [_image(root, entry, f"{path}: entry {n}") for n, entry in enumerate(entries)]
-    keys = [one.key for one in images]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise UserError(f"{path}: names {twice[0]} twice")
+    key, count = Counter(image.key for image in images).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{path}: names {key} twice")
     return tuple(images)
 
 
@@ -60,7 +60,7 @@ def _image(root: Path, entry: Any, place: str) -> LabelledImage:
             f"{place}: image_file {entry['image_file']}: need <category>/.../<defect>/<id>.png"
         )
     if not image.is_file():
-        raise UserError(f"{place}: {image} is not there")
+        raise UserError(f"{place}: {image} is missing")
     category, defect = parts[0], parts[-2]
     phrase = entry.get("subject_text", "").strip() or prompts.phrase(defect)
     caption = entry["text"].strip() or prompts.target_text(category, phrase)

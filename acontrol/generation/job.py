@@ -8,7 +8,6 @@ runs, it was drawn.
 """
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from acontrol.data.images import read_image, read_mask
+from acontrol.data.images import encode_png, read_image, read_mask
 from acontrol.errors import UserError
 from acontrol.generation.manifest import (
     Line,
@@ -103,9 +102,9 @@ def _encode(image: GeneratedImage, line: Line) -> dict[str, bytes]:
     """The files of an image that its line names."""
     files = {line["mask"]: _mask_png(image.planned)}
     if line["image"] is not None:
-        files[line["image"]] = _png(Image.fromarray(image.image))
+        files[line["image"]] = encode_png(Image.fromarray(image.image))
     if line["refined_mask"] is not None:
-        files[line["refined_mask"]] = _png(Image.fromarray(image.refined).convert("L"))
+        files[line["refined_mask"]] = encode_png(Image.fromarray(image.refined).convert("L"))
     return files
 
 
@@ -255,13 +254,7 @@ def _not_kept_path(image: PlannedImage) -> str:
 
 
 def _mask_png(image: PlannedImage) -> bytes:
-    return _png(image.mask.image().convert("L"))
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+    return encode_png(image.mask.image().convert("L"))
 
 
 def _jsonl(lines: Sequence[Line]) -> bytes:

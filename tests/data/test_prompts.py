@@ -9,7 +9,6 @@ from acontrol.data.prompts import (
     load_phrases,
     phrase,
     read_caption,
-    reference_text,
     target_text,
 )
 from acontrol.errors import UserError
@@ -56,11 +55,6 @@ def test_a_name_that_says_nothing_is_a_defect(folder: str) -> None:
 @pytest.mark.parametrize("folder", ["combined", "Combined", "combined_defects"])
 def test_combined_is_several_defects(folder: str) -> None:
     assert phrase(folder) == "several defects"
-
-
-def test_reference_text_is_template_and_phrase() -> None:
-    assert reference_text("a crack") == "This is an image with a crack"
-    assert reference_text("a crack", "Look:") == "Look: a crack"
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_shards_hold_just_the_list(built_in_data: Path, tmp_path: Path) -> None:
         ([{**ENTRY, "text": None}], "entry 0: text is null, need a text"),
         ([{**ENTRY, "subject_text": 5}], "entry 0: subject_text is 5"),
         ([{**ENTRY, "image_file": "crack/001.png"}], "need <category>/.../<defect>/<id>.png"),
-        ([{**ENTRY, "image_file": "wood/test/crack/9.png"}], "9.png is not there"),
+        ([{**ENTRY, "image_file": "wood/test/crack/9.png"}], "9.png is missing"),
         ([{**ENTRY, "mask_file": "../m.png"}], "../m.png is not under"),
         ([{**ENTRY, "image_file": "/etc/passwd"}], "/etc/passwd is not under"),
         ([ENTRY, ENTRY], "names wood/crack/001 twice"),
@@ -75,5 +75,5 @@ def test_no_list_is_one_line(built_in_data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_train_list(built_in_data, tmp_path / "no.json")
     (tmp_path / "list.json").write_text("{")
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match="not valid JSON"):
         read_train_list(built_in_data, tmp_path / "list.json")

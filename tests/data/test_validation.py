@@ -111,14 +111,14 @@ BAD: dict[str, tuple[Callable[[Path], object], str, int]] = {
     "ids alike but for case": (
         both(renamed(b"a"), *(copy(one.replace("001", "000"), one.replace("001", "A"))
                               for one in (IMAGE, MASK))),
-        "differ by case or accents' coding alone",
+        "differ only in case or in the coding of accents",
         2,
     ),
     "ids alike but for accents": (
         both(renamed("\u00e9".encode()),
              *(copy(one.replace("001", "000"), one.replace("001", "e\u0301"))
                for one in (IMAGE, MASK))),
-        "differ by case or accents' coding alone",
+        "differ only in case or in the coding of accents",
         2,
     ),
     "name not UTF-8": (renamed(b"\xff\xfe"), r"the name b'\xff\xfe.png' is not UTF-8", 1),
