@@ -1,6 +1,7 @@
 """Errors that the user can fix, printed by commands in one line."""
 
 import re
+from collections.abc import Callable, Sequence
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,11 +13,16 @@ class UserError(Exception):
     """
 
 
-def explain(error: ValidationError) -> str:
-    """Pydantic's report as one line: each setting, what is wrong, and the value."""
+def explain(error: ValidationError, name_of: Callable[[Sequence[str]], str] = ".".join) -> str:
+    """Pydantic's report as one line: each setting, what is wrong, and the value.
+
+    Args:
+        error: The report.
+        name_of: Names a setting by its path; by default with dots.
+    """
     parts = []
     for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
+        name = name_of([str(part) for part in item["loc"]])
         message = re.sub(r"^(Value error|Assertion failed), ", "", item["msg"])
         value = item["input"]
         got = "" if isinstance(value, dict | BaseModel) else f", got {value!r}"

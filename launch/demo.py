@@ -24,7 +24,8 @@ from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
 from acontrol.seeding import derive_seed
 from launch import generate, shard, train
-from launch.entry import main, parse
+from launch.entry import main
+from launch.options import parse
 
 PROG = "python -m launch.demo"
 MARKER = ".acontrol-demo"

@@ -19,7 +19,8 @@ from acontrol.evaluation.settings import (
     LocalizationConfig,
     QualityConfig,
 )
-from launch.entry import main, named_for, parse
+from launch.entry import main
+from launch.options import named_for, parse
 from launch.train import read_config_of
 
 PROG = "python -m launch.evaluate"

@@ -9,14 +9,13 @@ csm.mode queries has no such file; a pipeline takes it with acontrol.install.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from pydantic import Field
 
 from acontrol.config import Settings
 from acontrol.errors import UserError
-from launch.entry import main, parse
+from launch.entry import main
+from launch.options import parse
 
 PROG = "python -m launch.export"
 
@@ -24,15 +23,15 @@ PROG = "python -m launch.export"
 class ExportCommand(Settings):
     """Options of launch.export."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = Field(
-        description="A run's output folder, or an adapter's."
-    )
+    model: str = Field(description="A run's output folder, or an adapter's.")
     out: Path | None = Field(None, description="File to write; ends in .safetensors.")
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
     """Export and say where."""
-    command = parse(ExportCommand, args, prog=prog, description=__doc__)
+    command = parse(
+        ExportCommand, args, prog=prog, description=__doc__, positional={"model": "MODEL"}
+    )
     if command.out is None:
         raise UserError("--out FILE.safetensors is needed: the file to write")
     from acontrol.interop.ip_adapter import export

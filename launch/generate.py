@@ -21,7 +21,8 @@ from acontrol.errors import UserError
 from acontrol.generation.settings import GenerationConfig
 from acontrol.runs.paths import full_path, in_ray_job
 from acontrol.runs.storage import storage_path
-from launch.entry import main, parse
+from launch.entry import main
+from launch.options import parse
 
 PROG = "python -m launch.generate"
 

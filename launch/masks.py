@@ -13,13 +13,12 @@ MASKS/CATEGORY/DEFECT/sheet.png, and remove from masks/ there what you do not li
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from pydantic import Field
 
 from acontrol.masks.settings import MasksConfig
-from launch.entry import main, parse
+from launch.entry import main
+from launch.options import parse
 
 PROG = "python -m launch.masks"
 
@@ -27,14 +26,16 @@ PROG = "python -m launch.masks"
 class MasksCommand(MasksConfig):
     """Options of launch.masks."""
 
-    root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")] = Field(
+    root: Path = Field(
         description="Folder of categories in MVTec AD's layout, or one category."
     )
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
     """Learn, and say what came and where it is."""
-    command = parse(MasksCommand, args, prog=prog, description=__doc__)
+    command = parse(
+        MasksCommand, args, prog=prog, description=__doc__, positional={"root": "ROOT"}
+    )
     # The models are imported only once the arguments are known to be good.
     from acontrol.networks.load import quieten
 

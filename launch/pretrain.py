@@ -14,7 +14,8 @@ from pathlib import Path
 
 from acontrol.errors import UserError
 from acontrol.pretrain.settings import PretrainConfig
-from launch.entry import main, parse
+from launch.entry import main
+from launch.options import parse
 
 PROG = "python -m launch.pretrain"
 

@@ -8,13 +8,12 @@ if the candidate is not better; the champion then stays.
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
-import tyro
 from pydantic import Field
 
 from acontrol.config import Settings
-from launch.entry import main, parse
+from launch.entry import main
+from launch.options import parse
 from launch.register import ServerOptions
 
 PROG = "python -m launch.promote"
@@ -23,9 +22,7 @@ PROG = "python -m launch.promote"
 class PromoteCommand(Settings):
     """Options of launch.promote."""
 
-    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = Field(
-        description="The model's name."
-    )
+    name: str = Field(description="The model's name.")
     metric: str = Field(
         "validation_loss", description="What is compared: a metric of both MLflow runs."
     )
@@ -41,7 +38,9 @@ class PromoteCommand(Settings):
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
     """Compare, then promote or not."""
-    command = parse(PromoteCommand, args, prog=prog, description=__doc__)
+    command = parse(
+        PromoteCommand, args, prog=prog, description=__doc__, positional={"name": "NAME"}
+    )
 
     from acontrol.registry.promote import promote
     from acontrol.runs.mlflow_client import server_uri

@@ -8,13 +8,12 @@ launch.train --init take.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from pydantic import Field
 
 from acontrol.config import Settings
-from launch.entry import main, parse
+from launch.entry import main
+from launch.options import parse
 from launch.register import ServerOptions
 
 PROG = "python -m launch.pull"
@@ -23,16 +22,20 @@ PROG = "python -m launch.pull"
 class PullCommand(Settings):
     """Options of launch.pull."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="models:/NAME@ALIAS")] = (
-        Field(description="The model, by alias or as models:/NAME/VERSION.")
-    )
+    model: str = Field(description="The model, by alias or as models:/NAME/VERSION.")
     out: Path = Field(description="Folder to create.")
     tracking: ServerOptions = ServerOptions()
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
     """Fetch, check, and say where it is."""
-    command = parse(PullCommand, args, prog=prog, description=__doc__)
+    command = parse(
+        PullCommand,
+        args,
+        prog=prog,
+        description=__doc__,
+        positional={"model": "models:/NAME@ALIAS"},
+    )
 
     from acontrol.generation.job import check_empty
     from acontrol.registry.pull import pull

@@ -9,15 +9,14 @@ to the MLflow server that has the run, unless another one is named.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from pydantic import Field
 
 from acontrol.config import Settings
 from acontrol.errors import UserError
 from acontrol.runs import storage
-from launch.entry import main, parse
+from launch.entry import main
+from launch.options import parse
 
 PROG = "python -m launch.register"
 
@@ -37,12 +36,8 @@ REGISTERED = ("run.json", "config.json", "adapter")
 class RegisterCommand(Settings):
     """Options of launch.register."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Field(
-        description="The run's output folder, or its URI."
-    )
-    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = Field(
-        description="The model's name; made if it is new."
-    )
+    run: str = Field(description="The run's output folder, or its URI.")
+    name: str = Field(description="The model's name; made if it is new.")
     licence: tuple[str, ...] = Field(
         (), description="Notes on licences for the card, as your data's."
     )
@@ -51,7 +46,13 @@ class RegisterCommand(Settings):
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
     """Register and say what is next."""
-    command = parse(RegisterCommand, args, prog=prog, description=__doc__)
+    command = parse(
+        RegisterCommand,
+        args,
+        prog=prog,
+        description=__doc__,
+        positional={"run": "RUN", "name": "NAME"},
+    )
     run_path = storage.storage_path(command.run)
     if not run_path.is_dir():
         raise UserError(f"{command.run}: no such folder")

@@ -10,9 +10,8 @@ replaced only once the new one is whole.
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
 from pydantic import Field
 from tqdm import tqdm
 
@@ -22,7 +21,8 @@ from acontrol.data.shards import check_replaceable, write_shards
 from acontrol.data.train_list import read_train_list
 from acontrol.data.validation import check, empty_defects
 from acontrol.errors import UserError
-from launch.entry import main, parse
+from launch.entry import main
+from launch.options import parse
 
 PROG = "python -m launch.shard"
 
@@ -30,7 +30,7 @@ PROG = "python -m launch.shard"
 class ShardCommand(Settings):
     """Options of launch.shard."""
 
-    root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")] = Field(
+    root: Path = Field(
         description="Folder of categories in MVTec AD's layout, or one category."
     )
     out: Path | None = Field(None, description="Folder to write the shards to.")
@@ -61,7 +61,9 @@ class ShardCommand(Settings):
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
     """Check the folder, then write."""
-    command = parse(ShardCommand, args, prog=prog, description=__doc__)
+    command = parse(
+        ShardCommand, args, prog=prog, description=__doc__, positional={"root": "ROOT"}
+    )
     if command.out is None and not command.dry_run:
         raise UserError("--out DIR is needed: where the shards go (or --dry-run)")
     if command.out is not None:

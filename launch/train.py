@@ -23,7 +23,8 @@ from acontrol.config import RunConfig
 from acontrol.errors import UserError, explain
 from acontrol.presets import PRESETS, preset
 from acontrol.registry.card import check_model_name
-from launch.entry import main, parse
+from launch.entry import main
+from launch.options import parse
 from launch.register import REGISTERED, register
 
 PROG = "python -m launch.train"

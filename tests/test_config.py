@@ -104,6 +104,13 @@ def test_several_mistakes_are_one_line() -> None:
     assert "; sedd: " in line or line.startswith("sedd: ")
 
 
+def test_explain_names_a_setting_as_it_is_told_to() -> None:
+    with pytest.raises(ValidationError) as caught:
+        RunConfig.model_validate({"asea": {"steps": -1}})
+    line = explain(caught.value, lambda path: f"--{'/'.join(path)}")
+    assert line.startswith("--asea/steps: ")
+
+
 @pytest.mark.parametrize(
     ("text", "semantic", "both", "allowed"),
     [(0.3, 0.3, 0.39, True), (0.25, 0.25, 0.5, False), (1.0, 0.0, 0.0, False)],

@@ -30,7 +30,7 @@ def error_of(run: Callable[[list[str]], None], *args: object) -> str:
         (["huge"], "unknown preset 'huge'; choose one of"),
         (["tiny", "--asea.stepz", "3"], "--asea.stepz"),
         (["tiny", "--asea.steps", "-1"], "--asea.steps: Input should be greater"),
-        (["tiny", "--asea.steps", "-1"], "got -1"),
+        (["tiny", "--asea.steps", "-1"], "got '-1'"),
         (["tiny", "--asea.steps", "three"], "'three'"),
         (["tiny", "--zero.stage", "4"], "'4'"),
         (["tiny", "--dropout.text", "0.95"], "text + semantic + both must stay under 1"),
