@@ -120,9 +120,9 @@ class RunObserver:
             if report.step == self.config.optim.steps:
                 self.bar.close()
 
-    def on_validation(self, step: int, found: Validation) -> None:
+    def on_validation(self, step: int, result: Validation) -> None:
         """Log a validation; rank 0 draws what is asked for, the others help to gather."""
-        self.validated = {"validation_loss": found.loss, "validation_energy": found.energy}
+        self.validated = {"validation_loss": result.loss, "validation_energy": result.energy}
         drawings = self.config.validation.drawings
         if drawings and self.held is not None:
             weights = self.engine.weights()

@@ -1,8 +1,8 @@
-"""DeepSpeed around the adapter, and nothing else: the frozen networks stay outside.
+"""DeepSpeed around the adapter; the frozen networks stay outside.
 
-The state handed out is whole, not split among ranks: full fp32 weights and AdamW moments.
-AdamW works on each element alone, so splitting them anew gives the same bits back, for every
-ZeRO stage and any number of ranks, and a checkpoint needs no pickle.
+Saved state is whole, not split among ranks: full fp32 weights and AdamW moments. AdamW is
+elementwise, so splitting them again gives the same bits for every ZeRO stage and any number of
+ranks, and a checkpoint needs no pickle.
 """
 
 import logging
@@ -20,7 +20,7 @@ from acontrol.train.checkpoint import AdapterState
 
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any]:
-    """Say our settings in DeepSpeed's words."""
+    """DeepSpeed's config for a run."""
     zero: dict[str, Any] = {
         "stage": config.zero.stage,
         # 19 million parameters fit one bucket; the default is sized for billions.
@@ -33,11 +33,11 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     }
     if config.zero.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
-    said: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "train_batch_size": config.optim.batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": config.optim.accumulation,
-        # 0 is DeepSpeed's word for none.
+        # 0 turns it off.
         "gradient_clipping": config.optim.max_grad_norm or 0.0,
         # The optimizer is torch's own AdamW, which needs no compiled operator.
         "zero_allow_untested_optimizer": True,
@@ -47,36 +47,33 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
         "wall_clock_breakdown": False,
     }
     if config.runtime.precision == "bfloat16":
-        said["bf16"] = {"enabled": True}
+        settings["bf16"] = {"enabled": True}
         # Gradients of several passes are summed in full precision.
-        said["data_types"] = {"grad_accum_dtype": "fp32"}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
     elif config.runtime.precision == "float16":
-        said["fp16"] = {"enabled": True}
-    return said
+        settings["fp16"] = {"enabled": True}
+    return settings
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class AdapterEngine:
-    """The adapter under DeepSpeed: project, backward, step, and its whole state.
-
-    Needs an initialized process group; ``state`` is collective, so every rank calls it.
-    """
+    """The adapter under DeepSpeed. Needs an initialized process group."""
 
     def __init__(self, adapter: SemanticAdapter, config: RunConfig, state: AdapterState | None):
-        """Wrap the adapter, continuing from ``state`` where there is one."""
+        """Wrap the adapter, continuing from ``state`` if given."""
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        # Only here: a process without a training rank never imports it.
+        # Imported by training ranks only.
         import deepspeed
         import deepspeed.ops
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        # An operator for sharing memory between CPU ranks that gloo does not need. Building
-        # it takes a compiler and most of a minute, and a build that is killed leaves a lock
-        # on which every later start hangs (pytorch#189245).
+        # A shared-memory operator for CPU ranks, which gloo does not need. Building it takes a
+        # compiler and most of a minute, and a killed build leaves a lock on which every later
+        # start hangs (pytorch#189245).
         deepspeed.ops.__compatible_ops__["shm_comm"] = False
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if state is not None:
@@ -95,7 +92,7 @@ class AdapterEngine:
             dist_init_required=False,
         )
         self._steps = self._updates = 0
-        self._bad = torch.zeros(2, dtype=torch.bool, device=self.engine.device)
+        self._nonfinite = torch.zeros(2, dtype=torch.bool, device=self.engine.device)
         self._averages: dict[str, Tensor] | None = None
         if config.optim.ema_decay is not None:
             # A fresh engine's module still holds exactly these.
@@ -105,7 +102,7 @@ class AdapterEngine:
 
     @property
     def rank(self) -> int:
-        """This process's place among the ranks."""
+        """This process's rank."""
         return dist.get_rank()
 
     @property
@@ -116,78 +113,78 @@ class AdapterEngine:
     def project(self, tokens: Tensor) -> Tensor:
         """The adapter's forward, in the run's precision."""
         projected = self.engine(tokens.to(getattr(torch, self.config.runtime.precision)))
-        # float16 overflows in the course of things, and DeepSpeed lowers its loss scale then.
+        # float16 overflows regularly, and DeepSpeed then lowers its loss scale.
         if projected.requires_grad and self.config.runtime.precision != "float16":
             projected.register_hook(self._watch)
         return projected
 
     def _watch(self, gradient: Tensor) -> None:
-        """Note, without waiting for the device, whether a pass's gradient is finite.
+        """Record, without waiting for the device, whether a pass's gradient is finite.
 
-        Here it is still this rank's own: what ZeRO keeps is averaged over ranks already.
+        Here it is still this rank's own; ZeRO keeps it averaged over ranks.
         """
         largest = torch.linalg.vector_norm(gradient, torch.inf)
-        self._bad[1] |= ~largest.isfinite()
+        self._nonfinite[1] |= ~largest.isfinite()
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
-        """Add this rank's gradient of a pass's mean loss; DeepSpeed averages ranks and passes.
+        """Accumulate this rank's gradient; DeepSpeed averages ranks and passes.
 
         Args:
             loss: Mean over the pass's samples.
-            last: Whether the next ``step`` follows, and not another pass.
+            last: Whether this is the step's last pass.
         """
         finite = loss.detach().isfinite()
-        self._bad[0] |= ~finite
-        # The gradient of a loss that is no number becomes none either, whatever it is: by
-        # the averaged gradient DeepSpeed then sees on every rank that there is no step to take.
+        self._nonfinite[0] |= ~finite
+        # A non-finite loss may have a finite gradient. Made NaN, it shows in the averaged
+        # gradient, by which DeepSpeed skips the step on every rank.
         self.engine.backward(loss * torch.where(finite, 1.0, torch.nan))
         if not last:
             self.engine.step()  # Only counts the pass.
 
     def mean(self, values: Sequence[Tensor]) -> list[float]:
-        """Average scalars over all ranks: one collective and the step's one host read."""
+        """Scalars averaged over all ranks: one collective and one host read."""
         total = torch.stack([value.detach().float() for value in values])
         dist.all_reduce(total)
         return (total / self.world_size).tolist()
 
     @property
-    def bad(self) -> tuple[Tensor, Tensor]:
-        """Whether this rank's loss and gradient since the last step have been no numbers.
+    def nonfinite(self) -> tuple[Tensor, Tensor]:
+        """Whether this rank had a non-finite loss or gradient since the last step.
 
-        As 0 or 1 on the device, for ``mean``; the gradient's is that of the loss by K' and V'.
+        0 or 1 on the device, for ``mean``. The gradient is that by K' and V'.
         """
-        loss, gradient = self._bad.float()
+        loss, gradient = self._nonfinite.float()
         return loss, gradient
 
     def step(self, *, skip: bool = False) -> tuple[float, bool]:
-        """Update the weights, and go on to the next step.
+        """Update the weights and advance to the next step.
 
-        A skipped step counts in the schedule; weights, moments, AdamW's own count and the
-        averages stay as they are, and its gradients are dropped.
+        A skipped step counts in the schedule, but changes neither weights, moments, AdamW's own
+        count nor averages, and drops its gradients.
 
         Args:
-            skip: Whether a rank's ``bad`` is set; the same on every rank.
+            skip: Whether any rank is ``nonfinite``; the same on every rank.
 
         Returns:
-            The step's rate, and whether the update was made: DeepSpeed leaves it out too where
-            the norm of the averaged gradient is no number, as when float16 overflows.
+            The step's rate, and whether the weights were updated: DeepSpeed also skips a step
+            if the averaged gradient's norm is non-finite, as when float16 overflows.
         """
         rate = self.config.optim.rate(self._steps + 1)
         self._set_rate(rate)
-        if skip and not self.config.zero.stage:  # ZeRO sees by itself that it must not.
+        if skip and not self.config.zero.stage:  # ZeRO detects it itself.
             self.engine.zero_grad()
             self.engine.set_gradient_accumulation_boundary(False)
             self.engine.step()
-            # From here on where passes end is DeepSpeed's to count again.
+            # DeepSpeed counts passes itself again.
             self.engine.set_gradient_accumulation_boundary(None)
         else:
             self.engine.step()
         self._steps += 1
-        self._bad.zero_()
+        self._nonfinite.zero_()
         if not self.engine.was_step_applied():
             return rate, False
         if skip:
-            raise RuntimeError("DeepSpeed took a step by a gradient that is no number")
+            raise RuntimeError("DeepSpeed took a step with a non-finite gradient")
         self._updates += 1
         decay = self.config.optim.ema_decay
         if self._averages is not None and decay is not None:
@@ -197,12 +194,12 @@ class AdapterEngine:
 
     @property
     def skipped_steps(self) -> int:
-        """Steps of the run that changed nothing."""
+        """Steps of the run that were skipped."""
         return self._steps - self._updates
 
     def weights(self) -> dict[str, Tensor]:
         """Whole fp32 weights on the CPU; collective."""
-        return {name: self._whole(one) for name, one in self.adapter.named_parameters()}
+        return {name: self._whole(weight) for name, weight in self.adapter.named_parameters()}
 
     def state(self) -> AdapterState:
         """Whole weights and moments on the CPU; collective."""
@@ -218,10 +215,10 @@ class AdapterEngine:
         return AdapterState(self.weights(), moments, self._steps, averages)
 
     def _whole(self, parameter: nn.Parameter, key: str | None = None) -> Tensor:
-        """A parameter's fp32 weight or moment; gathered from all ranks if it is split."""
+        """A parameter's fp32 weight or moment, gathered from all ranks if split."""
         from deepspeed import utils
 
-        if key is not None and not self._updates:  # The optimizer has made no moments yet.
+        if key is not None and not self._updates:  # AdamW has no moments yet.
             return torch.zeros_like(self._whole(parameter))
         if not _is_split(parameter):
             whole = parameter if key is None else self._torch_optimizer.state[parameter][key]
@@ -241,25 +238,24 @@ class AdapterEngine:
             group["lr"] = rate
 
     def _restore(self, state: AdapterState) -> None:
-        """Put master weights and moments back.
+        """Restore master weights and moments.
 
-        The optimizer makes its state in its first step, so one is taken with a zero gradient
-        at rate zero, which changes no weight; then the saved state replaces what it left.
+        The optimizer creates its state in its first step. So one is taken with a zero gradient
+        at rate zero, which changes no weight; then the saved state replaces it.
         """
         from deepspeed import utils
 
         self._set_rate(0.0)
         device = self.engine.device
-        nothing = torch.zeros(1, 1, self.adapter.config.semantic_dim, device=device)
-        for number in range(1, self.config.optim.accumulation + 1):
-            self.backward(
-                0 * self.project(nothing).sum(), last=number == self.config.optim.accumulation
-            )
+        zeros = torch.zeros(1, 1, self.adapter.config.semantic_dim, device=device)
+        passes = self.config.optim.accumulation
+        for number in range(1, passes + 1):
+            self.backward(0 * self.project(zeros).sum(), last=number == passes)
         self.engine.step()
         for name, parameter in self.adapter.named_parameters():
             moments = {key: state.moments[f"{key}.{name}"].to(device) for key in MOMENTS}
             if _is_split(parameter):
-                # In low precision the engine began with rounded master weights.
+                # In low precision the engine started from rounded master weights.
                 utils.safe_set_full_fp32_param(parameter, state.weights[name].to(device))
                 for key, value in moments.items():
                     utils.safe_set_full_optimizer_state(parameter, value, key)
@@ -273,5 +269,5 @@ class AdapterEngine:
 
 
 def _is_split(parameter: nn.Parameter) -> bool:
-    """Whether DeepSpeed keeps this parameter's master weights itself, split among ranks."""
+    """Whether DeepSpeed keeps this parameter's master weights split among ranks."""
     return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")

@@ -1,4 +1,4 @@
-"""The training loop: a plain function that knows neither Ray nor MLflow."""
+"""The training loop, which depends on neither Ray nor MLflow."""
 
 import math
 import time
@@ -12,19 +12,19 @@ import torch
 from acontrol.config import DropoutConfig, RunConfig
 from acontrol.data.features import FeatureBatch
 from acontrol.data.stream import Batch, TrainingStream
-from acontrol.method.model import AnomalyControl
+from acontrol.method.model import AnomalyControl, Losses
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.nonfinite import NonFiniteSteps
 
 
 @dataclass
 class StepTimer:
-    """Shares of a step by phase, which cover it without gaps.
+    """Shares of a step's time by phase, without gaps.
 
     On a CPU they come from the clock. On CUDA the host runs ahead of the device, so marks are
-    events in its queue, and those of a step are read at the end of the next one, when the
-    step's own host read has long passed them: nothing waits for it. Then a phase's share is
-    what the device spent on it, and "data" what it stood idle for.
+    events in its queue. Those of a step are read at the end of the next step, when the device
+    has long passed them, so nothing waits. A phase's share is then device time, and "data" is
+    its idle time.
 
     Attributes:
         device: Where the step runs.
@@ -42,17 +42,17 @@ class StepTimer:
         self.ends("")
 
     def ends(self, phase: str) -> None:
-        """Mark that what happened since the last mark was ``phase``."""
+        """End ``phase``, which began at the last mark."""
         self._marks.append((phase, self._now()))
 
     def shares(self) -> dict[str, float]:
-        """Shares by phase of this step, on CUDA of the one before; empty if there is none."""
+        """Shares by phase of this step, on CUDA of the previous one (empty at the first)."""
         marks = self._before if self.device.type == "cuda" else self._marks
         spent: dict[str, float] = {}
         for (_, begun), (phase, ended) in pairwise(marks):
             spent[phase] = spent.get(phase, 0.0) + self._between(begun, ended)
         total = sum(spent.values())
-        return {phase: one / total for phase, one in spent.items()} if total else {}
+        return {phase: seconds / total for phase, seconds in spent.items()} if total else {}
 
     def _now(self) -> Any:
         if self.device.type != "cuda":
@@ -67,19 +67,19 @@ class StepTimer:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step gave, averaged over all ranks.
+    """Results of one step, averaged over all ranks.
 
     Attributes:
         step: Optimizer steps taken, from 1.
         loss: Mean of Eq. (6) over the global batch; with ``runtime.skip_dropped`` over its
-            conditioned samples, NaN if there are none.
+            conditioned samples, NaN without any.
         energy_before: Mean E of Eq. (3) before ASEA, over the same samples.
-        energy_after: And after it.
-        samples_per_s: Global throughput of this step.
-        shares: Of the step's time on this rank, by phase: "data", "forward", "backward" and
-            "optimizer", with the exchange of losses; empty where not known yet.
-        learning_rate: Of this step.
-        skipped: Why the step changed nothing, in a line; None: it did.
+        energy_after: Mean E after ASEA.
+        samples_per_s: Global throughput.
+        shares: Shares of the step's time on this rank: "data", "forward", "backward" and
+            "optimizer", which includes the exchange of losses; empty if not known yet.
+        learning_rate: Rate of this step.
+        skipped: Why the step was skipped, in one line; None if it was not.
     """
 
     step: int
@@ -93,11 +93,64 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class StepMeans:
+    """Scalars of one step, averaged over all ranks and passes.
+
+    Attributes:
+        loss: As in ``StepReport``.
+        energy_before: As in ``StepReport``.
+        energy_after: As in ``StepReport``.
+        should_stop: Whether any rank was asked to stop.
+        is_nonfinite: Whether any rank had a non-finite loss or gradient.
+    """
+
+    loss: float
+    energy_before: float
+    energy_after: float
+    should_stop: bool
+    is_nonfinite: bool
+
+
+class StepSums:
+    """Losses of one step, summed on the device over this rank's passes."""
+
+    def __init__(self, device: torch.device):
+        """Start at zero."""
+        self.loss, self.energy_before, self.energy_after, self.share = torch.zeros(
+            4, device=device
+        )
+
+    def add(self, losses: Losses, samples: int) -> None:
+        """Add a pass over so many samples."""
+        # Means over the whole batch, skipped samples included: ranks may skip unlike many.
+        self.loss += losses.loss.detach().float()
+        self.energy_before += (losses.energy_before.sum() / samples).detach().float()
+        self.energy_after += (losses.energy_after.sum() / samples).detach().float()
+        self.share += losses.share
+
+    def average(self, engine: AdapterEngine, should_stop: bool) -> StepMeans:
+        """Average over passes and ranks: the step's only collective and host read."""
+        sums = (self.loss, self.energy_before, self.energy_after, self.share)
+        passes = engine.config.optim.accumulation
+        stop = self.loss.new_tensor(float(should_stop))
+        loss, before, after, share, stopping, *nonfinite = engine.mean(
+            [*(total / passes for total in sums), stop, *engine.nonfinite]
+        )
+        return StepMeans(
+            loss / share if share else math.nan,
+            before / share if share else math.nan,
+            after / share if share else math.nan,
+            bool(stopping),
+            any(nonfinite),
+        )
+
+
+@dataclass(frozen=True)
 class Validation:
     """Means over the held-out samples, each with its own fixed noise and timestep.
 
     Attributes:
-        loss: Of Eq. (6), without condition dropout.
+        loss: Eq. (6), without condition dropout.
         energy: E of Eq. (3) after ASEA.
     """
 
@@ -106,7 +159,7 @@ class Validation:
 
 
 class Observer(Protocol):
-    """What happens around the steps. Every rank calls each method equally often."""
+    """Callbacks around the steps. Every rank calls each method equally often."""
 
     def on_step(self, report: StepReport) -> None:
         """After a step."""
@@ -114,17 +167,17 @@ class Observer(Protocol):
     def on_checkpoint(self, report: StepReport) -> None:
         """When a checkpoint is due."""
 
-    def on_validation(self, step: int, found: Validation) -> None:
+    def on_validation(self, step: int, result: Validation) -> None:
         """After a validation."""
 
     def on_samples(self, step: int) -> None:
         """When a grid of samples is due."""
 
     def should_stop(self) -> bool:
-        """Whether this rank knows of a wish to stop; one rank's is enough."""
+        """Whether this rank was asked to stop; one rank is enough."""
 
     def wants_checkpoint(self, step: int) -> bool:
-        """Whether a checkpoint is due beside the periodic ones; the same on every rank."""
+        """Whether an extra checkpoint is due; the same on every rank."""
 
 
 def train(
@@ -138,34 +191,34 @@ def train(
     validation: TrainingStream | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Train from step ``start`` to the config's last, or until a rank wishes to stop.
+    """Train from step ``start`` to the config's last, or until a rank is asked to stop.
 
-    A step with a non-finite loss or gradient on any rank is skipped by all together: step and
-    position go on, and nothing else changes. A checkpoint that is due meanwhile waits for the
-    next step that counts, so that the newest one is from before; only the last step and a wish
-    to stop do not let it wait.
+    A step with a non-finite loss or gradient on any rank is skipped by all ranks: step and
+    position advance, nothing else changes. A checkpoint due then is deferred to the next step
+    that is not skipped, so that the newest one is from before; only the last step and a
+    request to stop write one anyway.
 
     Args:
-        model: The assembly, whose adapter the engine wraps.
-        batches: This rank's batches, the first of them for step ``start``.
-        engine: Projects, differentiates and steps.
+        model: The assembly with the adapter that the engine wraps.
+        batches: This rank's batches, starting with that of step ``start``.
+        engine: The adapter under DeepSpeed.
         config: The run.
-        observer: Told of steps, due checkpoints and due samples.
+        observer: Callbacks.
         start: Steps already taken.
         validation: The held-out samples, if any.
         clock: Seconds from any origin.
 
     Raises:
-        NonFiniteLossError: On every rank together, if too many steps in a row were skipped.
+        NonFiniteLossError: On all ranks, if too many steps in a row were skipped.
     """
     last, passes = config.optim.steps, config.optim.accumulation
     timer = StepTimer(model.device, clock)
-    bad_numbers = NonFiniteSteps(engine, config)
+    nonfinite_steps = NonFiniteSteps(engine, config)
     due = False
     for step in range(start + 1, last + 1):
         begun = clock()
         timer.begin()
-        sums = [torch.zeros((), device=model.device) for _ in range(4)]
+        sums = StepSums(model.device)
         keys, positions = list[str](), list[int]()
         for number in range(1, passes + 1):
             batch = next(batches)
@@ -175,45 +228,34 @@ def train(
             timer.ends("forward")
             engine.backward(losses.loss, last=number == passes)
             timer.ends("backward")
-            # Over the whole batch, skipped samples too: ranks may have skipped unlike many.
-            found = (
-                losses.loss,
-                losses.energy_before.sum() / len(batch.keys),
-                losses.energy_after.sum() / len(batch.keys),
-                losses.loss.new_full((), losses.share),
-            )
-            sums = [
-                total + one.detach().float() for total, one in zip(sums, found, strict=True)
-            ]
-        # One collective and one host read a step.
-        wish = torch.tensor(float(observer.should_stop()), device=model.device)
-        loss, before, after, share, stop, *bad = engine.mean(
-            [*(total / passes for total in sums), wish, *engine.bad]
+            sums.add(losses, len(batch.keys))
+        means = sums.average(engine, observer.should_stop())
+        cause = nonfinite_steps.on_this_rank(keys, positions) if means.is_nonfinite else ""
+        rate, updated = engine.step(skip=means.is_nonfinite)
+        skipped = nonfinite_steps.record(
+            step, cause, nonfinite=means.is_nonfinite, updated=updated
         )
-        seen = bad_numbers.on_this_rank(keys, positions) if any(bad) else ""
-        rate, made = engine.step(skip=any(bad))
-        skipped = bad_numbers.judge(step, seen, bad=any(bad), made=made)
         timer.ends("optimizer")
         elapsed = clock() - begun
         report = StepReport(
             step,
-            loss / share if share else math.nan,
-            before / share if share else math.nan,
-            after / share if share else math.nan,
+            means.loss,
+            means.energy_before,
+            means.energy_after,
             samples_per_s=config.optim.batch_size / elapsed,
             shares=timer.shares(),
             learning_rate=rate,
             skipped=skipped,
         )
         observer.on_step(report)
-        bad_numbers.check()
+        nonfinite_steps.check()
         if validation is not None and (step == last or step % config.validation.every == 0):
             observer.on_validation(step, validate(model, validation, engine))
         due = due or observer.wants_checkpoint(step) or step % config.checkpoint.every == 0
-        if (due and not skipped) or step == last or stop:
+        if (due and not skipped) or step == last or means.should_stop:
             observer.on_checkpoint(report)
             due = False
-        if stop:
+        if means.should_stop:
             return
         if step == last or (config.samples.every and step % config.samples.every == 0):
             observer.on_samples(step)
@@ -226,17 +268,17 @@ NO_DROPOUT = DropoutConfig(text=0, semantic=0, both=0)
 def validate(
     model: AnomalyControl, stream: TrainingStream, engine: AdapterEngine
 ) -> Validation:
-    """Go through the held-out samples without training on them.
+    """Mean losses over the held-out samples.
 
-    Ranks share the samples and make equally many passes; where the samples do not divide, what
-    comes after the last one is not counted.
+    Ranks share the samples and make equally many passes; padding after the last sample is not
+    counted.
     """
     per_rank = engine.config.micro_batch_size
     passes = math.ceil(len(stream) / (per_rank * engine.world_size))
     loss, energy, count = torch.zeros(3, device=model.device)
     for batch in stream.batches(0, per_rank, engine.rank, engine.world_size, passes):
         losses = model(batch, engine.project, seed=stream.seed, dropout=NO_DROPOUT)
-        counted = [row for row, place in enumerate(batch.positions) if place < len(stream)]
+        counted = [row for row, at in enumerate(batch.positions) if at < len(stream)]
         loss += losses.per_sample[counted].sum()
         energy += losses.energy_after[counted].sum()
         count += len(counted)

@@ -1,4 +1,4 @@
-"""Steps whose numbers are none: on which samples, and how many in a row."""
+"""Steps skipped for a non-finite loss or gradient: their samples, how many in a row."""
 
 import torch.distributed as dist
 
@@ -8,17 +8,14 @@ from acontrol.train.engine import AdapterEngine
 
 
 class NonFiniteLossError(UserError):
-    """Too many steps in a row had a loss or a gradient that is no number; names the samples.
+    """Too many steps in a row had a non-finite loss or gradient; names the samples.
 
-    An error of the user's, since a restart would meet the same numbers again.
+    A UserError, since a restart would compute the same again.
     """
 
 
 class NonFiniteSteps:
-    """What the ranks know together of the steps that they skip.
-
-    Collective where a step was skipped, and silent otherwise.
-    """
+    """The skipped steps, shared by all ranks. Collective only where a step was skipped."""
 
     def __init__(self, engine: AdapterEngine, config: RunConfig):
         """Start with no step skipped."""
@@ -27,11 +24,11 @@ class NonFiniteSteps:
         self.last = ""
 
     def on_this_rank(self, keys: list[str], positions: list[int]) -> str:
-        """What was no number on this rank, with its samples; nothing if all were.
+        """What was non-finite on this rank, with its samples; "" if nothing was.
 
-        Reads from the device once more, as nothing hurries in a step that is skipped.
+        One more read from the device, which does not matter in a skipped step.
         """
-        loss, gradient = (bool(flag) for flag in self.engine.bad)
+        loss, gradient = (bool(flag) for flag in self.engine.nonfinite)
         if not loss and not gradient:
             return ""
         return (
@@ -39,36 +36,36 @@ class NonFiniteSteps:
             f"(samples {', '.join(keys)}; positions {positions})"
         )
 
-    def judge(self, step: int, seen: str, *, bad: bool, made: bool) -> str | None:
-        """Say why a step was skipped, the same on every rank; None if it counts.
+    def record(self, step: int, cause: str, *, nonfinite: bool, updated: bool) -> str | None:
+        """Why the step was skipped, the same on every rank; None if it was not.
 
         Args:
-            step: Which.
-            seen: What this rank had that was no number.
-            bad: Whether any rank had.
-            made: Whether the update was made.
+            step: Number of the step.
+            cause: From ``on_this_rank``.
+            nonfinite: Whether any rank had a non-finite loss or gradient.
+            updated: Whether the weights were updated.
         """
-        # In float16 a gradient without end is the loss scale's affair, not the samples'.
-        if made or (not bad and self.config.runtime.precision == "float16"):
+        # In float16 an infinite gradient comes from the loss scale, not from the samples.
+        if updated or (not nonfinite and self.config.runtime.precision == "float16"):
             self.in_a_row = 0
             return None
         self.in_a_row += 1
-        said = [""] * self.engine.world_size
-        dist.all_gather_object(said, seen)
-        cause = "; ".join(filter(None, said)) or "the averaged gradient's norm is not finite"
-        self.last = f"step {step} skipped by all ranks: {cause}; seed {self.config.seed}"
+        causes = [""] * self.engine.world_size
+        dist.all_gather_object(causes, cause)
+        text = "; ".join(filter(None, causes)) or "the averaged gradient's norm is not finite"
+        self.last = f"step {step} skipped by all ranks: {text}; seed {self.config.seed}"
         return self.last
 
     def check(self) -> None:
         """End the run after too many in a row.
 
         Raises:
-            NonFiniteLossError: On every rank together.
+            NonFiniteLossError: On all ranks.
         """
         limit = self.config.optim.max_skipped
         if self.in_a_row > limit:
             raise NonFiniteLossError(
                 f"{self.in_a_row} steps in a row were skipped, optim.max_skipped is {limit}: "
-                "look at the samples, or start anew with a lower optim.learning_rate. "
+                "look at the samples, or start again with a lower optim.learning_rate. "
                 f"{self.last}"
             )

@@ -42,9 +42,9 @@ class Notes:
     def on_step(self, report: StepReport) -> None:
         self.reports.append(report)
 
-    def on_validation(self, step: int, found: Validation) -> None:
+    def on_validation(self, step: int, result: Validation) -> None:
         self.told.append(("validation", step))
-        self.validations.append(found.loss)
+        self.validations.append(result.loss)
 
     def on_samples(self, step: int) -> None:
         self.told.append(("samples", step))

@@ -67,16 +67,16 @@ def config_of(name: str, world_size: int) -> RunConfig:
     )
 
 
-def one_step(engine: AdapterEngine, step: int, kind: str | None) -> tuple[float, str | None]:
-    """A step of a little regression; rank 1's first pass is spoiled if a kind is named."""
+def one_step(engine: AdapterEngine, step: int, spoiled: str | None) -> tuple[float, str | None]:
+    """A step of a small regression, with rank 1's first pass spoiled on request."""
     share, passes = engine.config.micro_batch_size, engine.config.optim.accumulation
-    total, places = torch.zeros(()), list[int]()
+    total, positions = torch.zeros(()), list[int]()
     for number in range(passes):
         begin = (number * engine.world_size + engine.rank) * share
-        places += range(begin, begin + share)
+        positions += range(begin, begin + share)
         inputs, targets = batch_of(step, range(begin, begin + share))
         projected = engine.project(inputs).float()
-        here = kind if engine.rank == 1 and number == 0 else None
+        here = spoiled if engine.rank == 1 and number == 0 else None
         if here is not None and "gradient" in here:
             projected = Spoiled.apply(projected, float(here.split()[0]))
         loss = (projected - targets).square().mean()
@@ -86,12 +86,14 @@ def one_step(engine: AdapterEngine, step: int, kind: str | None) -> tuple[float,
             loss = loss * torch.nan
         engine.backward(loss, last=number + 1 == passes)
         total += loss.detach() / passes
-    mean, *bad = engine.mean([total, *engine.bad])
-    numbers = NonFiniteSteps(engine, engine.config)
-    seen = numbers.on_this_rank([f"s{place}" for place in places], places) if any(bad) else ""
-    made = engine.step(skip=any(bad))[1]
-    assert made == (kind is None) == (not any(bad))
-    return mean, numbers.judge(step, seen, bad=any(bad), made=made)
+    mean, *flags = engine.mean([total, *engine.nonfinite])
+    nonfinite = any(flags)
+    steps = NonFiniteSteps(engine, engine.config)
+    keys = [f"s{position}" for position in positions]
+    cause = steps.on_this_rank(keys, positions) if nonfinite else ""
+    updated = engine.step(skip=nonfinite)[1]
+    assert updated == (spoiled is None) == (not nonfinite)
+    return mean, steps.record(step, cause, nonfinite=nonfinite, updated=updated)
 
 
 def trained(name: str, kind: str | None, planted: int = PLANTED) -> dict[str, object]:
