@@ -25,7 +25,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 import acontrol
-import launch
+import launch.options
 from acontrol.config import AdapterCard
 from acontrol.errors import UserError
 from acontrol.generation.request import read_requests
@@ -33,7 +33,6 @@ from acontrol.interop.ip_adapter import export
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.locate import built_in_adapter
 from acontrol.presets import PRESETS, preset
-from launch import entry
 from launch.cli import COMMANDS
 from tune import space
 
@@ -113,7 +112,7 @@ class Parsed(Exception):  # It is no error: the parser is done.
 @pytest.fixture
 def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command stops once its options are read; it runs in a folder of its own."""
-    parse = entry.parse
+    parse = launch.options.parse
 
     def parse_and_stop(settings: type[BaseModel], args: list[str], **how: Any) -> None:
         if "--help" not in args:
