@@ -1,8 +1,8 @@
-"""index.json: what every byte of a set of shards should be, and what it may say at all.
+"""index.json: the schema and validation of a set of shards.
 
-An index is trusted no further than this: it names tars beside itself and plain files inside
-them, each within its tar and none twice. Nothing it says makes a reader leave its folder,
-follow a link or decode anything but PNG and JSON.
+An index is not trusted: it may only name tars next to itself and plain files inside them, each
+within its tar and none twice. It cannot make a reader leave its folder, follow a link or decode
+anything but PNG and JSON.
 """
 
 import hashlib
@@ -17,22 +17,22 @@ from acontrol.config import Settings
 from acontrol.errors import UserError, explain
 
 INDEX_NAME = "index.json"
-KINDS = ("json", "mask.png", "png")  # A sample's members; in this order they lie in the tar.
+KINDS = ("json", "mask.png", "png")  # A sample's members, in the tar's order.
 TAR_BLOCK = 512
 
 
 class Member(Settings):
     """One file inside a shard."""
 
-    # Nothing else is ever decoded: webdataset would unpickle some other endings.
+    # Nothing else is decoded: webdataset would unpickle some other extensions.
     name: str = Field(pattern=r"^(.*/)?[^./]+\.(png|mask\.png|json)$")
-    offset: int = Field(ge=0, description="Of the content, from the shard's first byte.")
+    offset: int = Field(ge=0, description="Of the content, from the start of the shard.")
     size: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
     @property
     def kind(self) -> str:
-        """What follows the name's first dot, as "mask.png"."""
+        """The name after its first dot, such as "mask.png"."""
         return self.name.rpartition("/")[2].split(".", 1)[1]
 
 
@@ -45,7 +45,7 @@ class IndexedSample(Settings):
     members: tuple[Member, ...]
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def _is_complete(self) -> Self:
         parts = self.key.split("/")
         if parts[:-1] != [self.category, self.defect] or {"", ".", ".."} & set(parts):
             raise ValueError(f"key {self.key!r} is not category/defect/id of its sample")
@@ -65,47 +65,47 @@ class Shard(Settings):
     samples: tuple[IndexedSample, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _members_lie_apart(self) -> Self:
+    def _members_do_not_overlap(self) -> Self:
         members = [member for sample in self.samples for member in sample.members]
         members.sort(key=lambda member: member.offset)
         for member in members:
             end = member.offset + member.size
             if member.offset < TAR_BLOCK or member.offset % TAR_BLOCK or end > self.size:
                 raise ValueError(
-                    f"{self.name}: {member.name} cannot lie at offset {member.offset} "
+                    f"{self.name}: {member.name} cannot be at offset {member.offset} "
                     f"with {member.size} bytes in a tar of {self.size}"
                 )
-        for one, other in pairwise(members):
-            if one.offset + one.size > other.offset:
-                raise ValueError(f"{self.name}: {one.name} and {other.name} overlap")
+        for member, following in pairwise(members):
+            if member.offset + member.size > following.offset:
+                raise ValueError(f"{self.name}: {member.name} and {following.name} overlap")
         return self
 
 
 class ShardIndex(Settings):
-    """A whole set of shards."""
+    """A set of shards."""
 
     format: Literal["acontrol-shards-1"] = "acontrol-shards-1"
     split: Literal["train", "test", "all"]
-    resolution: int | None = Field(description="Longest short side in pixels; null: as found.")
+    resolution: int | None = Field(description="Longest short side in pixels; null: unscaled.")
     num_samples: int = Field(ge=1)
     shards: tuple[Shard, ...]
 
     @property
     def digest(self) -> str:
-        """Sha256 that any change of any sample changes."""
+        """Sha256 of the index, and so of every sample."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         keys = (sample.key for shard in self.shards for sample in shard.samples)
-        for name, times in Counter([*(shard.name for shard in self.shards), *keys]).items():
-            if times > 1:
-                raise ValueError(f"{name!r} is there {times} times")
+        for name, count in Counter([*(shard.name for shard in self.shards), *keys]).items():
+            if count > 1:
+                raise ValueError(f"{name!r} is listed {count} times")
         return self
 
 
-def parse_index(text: str | bytes, where: str) -> ShardIndex:
-    """Check an index's JSON.
+def parse_index(text: str | bytes, path: str) -> ShardIndex:
+    """Validate an index's JSON.
 
     Raises:
         UserError: If it is not an index of this format.
@@ -113,9 +113,9 @@ def parse_index(text: str | bytes, where: str) -> ShardIndex:
     try:
         index = ShardIndex.model_validate_json(text)
     except ValidationError as error:
-        said = textwrap.shorten(explain(error), 400)  # A damaged index may hold thousands.
-        raise UserError(f"{where}: not an acontrol shard index: {said}") from error
-    counted = sum(len(shard.samples) for shard in index.shards)
-    if counted != index.num_samples:
-        raise UserError(f"{where}: lists {counted} samples but claims {index.num_samples}")
+        errors = textwrap.shorten(explain(error), 400)  # A damaged index may have thousands.
+        raise UserError(f"{path}: not an acontrol shard index: {errors}") from error
+    count = sum(len(shard.samples) for shard in index.shards)
+    if count != index.num_samples:
+        raise UserError(f"{path}: lists {count} samples but claims {index.num_samples}")
     return index

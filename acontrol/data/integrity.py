@@ -1,7 +1,7 @@
-"""What of a shard is not as its index says: which samples are lost, and where.
+"""Damage of a shard, found by comparison with its index.
 
-Contents are compared by offset and sha256, so that a damaged header, which loses half a shard
-for whoever reads it as a stream, loses nothing here.
+Contents are compared by offset and sha256, so a damaged header, which costs a streaming reader
+the rest of the shard, costs nothing here.
 """
 
 import errno
@@ -15,74 +15,70 @@ from acontrol.data.index import TAR_BLOCK, IndexedSample, Member, Shard
 
 
 @dataclass(frozen=True)
-class Damaged:
+class Damage:
     """One damaged place.
 
     Attributes:
         shard: The shard's name.
-        key: The sample's; None where the place is no sample's.
-        what: What is damaged there, with its offset.
-        lost: Whether the sample cannot be used any more.
+        key: The sample's key; None between samples.
+        detail: The damaged part, with its offset.
+        lost: Whether the sample is unusable.
     """
 
     shard: str
     key: str | None
-    what: str
+    detail: str
     lost: bool
 
     @property
     def place(self) -> str:
-        """Where in the shard."""
-        return f"sample {self.key}, {self.what}" if self.key else self.what
+        """The place in the shard."""
+        return f"sample {self.key}, {self.detail}" if self.key else self.detail
 
 
-def damage_of(path: Path | None, shard: Shard) -> list[Damaged]:
-    """Compare a shard with its index, and find each damaged sample if they differ.
+def find_shard_damage(path: Path | None, shard: Shard) -> list[Damage]:
+    """Compare a shard with its index entry.
 
     Args:
-        path: The tar; None if there is none.
-        shard: What the index says.
+        path: The tar; None if it is missing.
+        shard: The index entry.
 
     Returns:
-        What is damaged, at most one place a sample, in the index's order; nothing for a whole
-        shard, at least one place for any other.
+        At most one damaged place per sample, in the index's order; empty only if the shard is
+        intact.
     """
     if path is None:
-        what = "lost with its shard, which is not there"
-        return [Damaged(shard.name, sample.key, what, lost=True) for sample in shard.samples]
+        detail = "lost with its shard, which is missing"
+        return [Damage(shard.name, sample.key, detail, lost=True) for sample in shard.samples]
     size = path.stat().st_size
     with path.open("rb") as stream:
-        if size == shard.size and _whole(stream, shard):
+        if size == shard.size and _is_shard_intact(stream, shard):
             return []
         expected = f"(file of {size} bytes, {shard.size} expected)"
-        places = (_place(stream, sample, expected) for sample in shard.samples)
-        found = [
-            Damaged(shard.name, sample.key, *place)
-            for sample, place in zip(shard.samples, places, strict=True)
-            if place is not None
-        ]
+        places = [(sample, _place(stream, sample, expected)) for sample in shard.samples]
+    damage = [Damage(shard.name, sample.key, *place) for sample, place in places if place]
     # Padding and the tar's end belong to no sample.
-    return found or [Damaged(shard.name, None, f"between its members {expected}", lost=False)]
+    return damage or [Damage(shard.name, None, f"between its members {expected}", lost=False)]
 
 
 def is_intact(content: bytes, member: Member) -> bool:
-    """Whether these are a member's bytes."""
+    """Whether the content is the member's."""
     return hashlib.sha256(content).hexdigest() == member.sha256
 
 
-def _whole(stream: io.BufferedReader, shard: Shard) -> bool:
+def _is_shard_intact(stream: io.BufferedReader, shard: Shard) -> bool:
     try:
         return hashlib.file_digest(stream, "sha256").hexdigest() == shard.sha256
     except OSError as error:
-        return _refuse_all_but_bad_blocks(error)
+        return _raise_unless_bad_block(error)
 
 
 def _place(
     stream: io.BufferedReader, sample: IndexedSample, expected: str
 ) -> tuple[str, bool] | None:
-    """A sample's first damaged place and whether it loses the sample; contents go first."""
+    """A sample's first damaged place and whether the sample is lost; contents come first."""
     for member in sample.members:
-        if not _intact_at(stream, member):
+        if not _is_member_intact(stream, member):
             return f"member {member.name} at offset {member.offset} {expected}", True
     for member in sample.members:
         start = member.offset - TAR_BLOCK
@@ -92,7 +88,7 @@ def _place(
 
 
 def _has_header_at(stream: io.BufferedReader, start: int, member: Member) -> bool:
-    """Whether a plain file of the member's size begins here; long names lie elsewhere."""
+    """Whether a regular file of the member's size starts here; long names are elsewhere."""
     stream.seek(start)
     try:
         info = tarfile.TarInfo.frombuf(stream.read(TAR_BLOCK), "utf-8", "surrogateescape")
@@ -101,16 +97,16 @@ def _has_header_at(stream: io.BufferedReader, start: int, member: Member) -> boo
     return info.isreg() and info.size == member.size
 
 
-def _intact_at(stream: io.BufferedReader, member: Member) -> bool:
+def _is_member_intact(stream: io.BufferedReader, member: Member) -> bool:
     try:
         stream.seek(member.offset)
         return is_intact(stream.read(member.size), member)
     except OSError as error:
-        return _refuse_all_but_bad_blocks(error)
+        return _raise_unless_bad_block(error)
 
 
-def _refuse_all_but_bad_blocks(error: OSError) -> bool:
-    """False for a disk that cannot read a block; anything else is no damage of the data."""
+def _raise_unless_bad_block(error: OSError) -> bool:
+    """False for an unreadable disk block; any other error is not damage of the data."""
     if error.errno == errno.EIO:
         return False
     raise error

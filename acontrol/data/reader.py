@@ -1,4 +1,4 @@
-"""Random access to the samples of shards, each checked against the index before it is used."""
+"""Random access to the samples of shards, each checked against the index before use."""
 
 import hashlib
 import io
@@ -19,17 +19,17 @@ from webdataset.autodecode import Decoder, DecodingError, handle_extension
 from acontrol.config import Settings, check_scheme
 from acontrol.data.images import opened
 from acontrol.data.index import INDEX_NAME, IndexedSample, Shard, ShardIndex, parse_index
-from acontrol.data.integrity import Damaged, damage_of, is_intact
+from acontrol.data.integrity import Damage, find_shard_damage, is_intact
 from acontrol.errors import UserError, explain
 
-# webdataset's own decoders go by a member's ending and would unpickle some, load others with
-# torch and unpack .gz; Pillow's go by the content and would start Ghostscript for one. So
-# webdataset's stage is given exactly two of them here, without its defaults: PNG and JSON.
+# webdataset's default decoders go by a member's extension: they unpickle some, load others by
+# torch and unpack .gz. Pillow goes by the content and starts Ghostscript for one format. Only
+# two decoders are registered here: PNG and JSON.
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A sample as it lies in its shard."""
+    """A decoded sample."""
 
     image: Image.Image
     mask: Image.Image
@@ -47,23 +47,23 @@ class SampleMetadata(Settings):
     phrase: str
 
 
-def decode(sample: IndexedSample, contents: dict[str, bytes], where: str) -> Decoded:
-    """Turn members into picture, mask and words.
+def decode(sample: IndexedSample, contents: dict[str, bytes], path: str) -> Decoded:
+    """Decode a sample's members.
 
     Args:
-        sample: What the index says of it.
+        sample: The index entry.
         contents: Bytes by the member's kind: "png", "mask.png", "json".
-        where: The shard, for messages.
+        path: The shard, for messages.
 
     Raises:
-        UserError: If a member is not what its name says, mask and image do not fit, or the
-            JSON is of another sample; names shard, member and offset.
+        UserError: If a member does not have its name's format, mask and image differ in size,
+            or the JSON belongs to another sample.
     """
     offsets = {member.kind: member.offset for member in sample.members}
 
     def refusal(kind: str, reason: str) -> UserError:
         return UserError(
-            f"{where}: sample {sample.key}, member {sample.key}.{kind} at offset "
+            f"{path}: sample {sample.key}, member {sample.key}.{kind} at offset "
             f"{offsets[kind]}: {reason}; make the shards again with launch.shard"
         )
 
@@ -101,22 +101,21 @@ def _png(content: bytes) -> Image.Image:
 class ShardReader:
     """Random access to the samples of a set of shards, each checked against the index.
 
-    Local shards are read in place; others are fetched through fsspec into ``cache_dir``.
-    Every shard is verified once a process, before anything of it is used, and every member
-    each time that it is read.
+    Local shards are read in place; others are fetched through fsspec into ``cache_dir``. A
+    shard is verified once per process, before its first use, and a member at each read.
 
     Attributes:
-        index: What the set should be.
-        places: Shard and entry of each sample; a sample's number is its place here.
-        usable: (num_samples,) bool; False for what ``skip`` left out.
-        skipped: Keys of what it left out, in the index's order.
+        index: The index of the set.
+        places: Shard and index entry of each sample, by its number.
+        usable: (num_samples,) bool; False for skipped samples.
+        skipped: Keys of skipped samples, in the index's order.
     """
 
     def __init__(self, root: str, cache_dir: str | None = None):
         """Open a set by the folder or URI of its index.
 
         Raises:
-            UserError: If there is no index, or it is not one.
+            UserError: If the index is missing or malformed.
         """
         self.root = root.rstrip("/")
         self.cache_dir = cache_dir
@@ -127,13 +126,13 @@ class ShardReader:
         self.usable = np.ones(len(self.places), dtype=bool)
         self.skipped: tuple[str, ...] = ()
         self._verified: dict[str, Path] = {}
-        self._read_in_part: set[str] | None = None  # Shards; None before ``skip``.
+        self._damaged_shards: set[str] | None = None  # None before ``skip``.
 
     def _load_index(self) -> ShardIndex:
-        where = f"{self.root}/{INDEX_NAME}"
+        path = f"{self.root}/{INDEX_NAME}"
         try:
             check_scheme(self.root)
-            with fsspec.open(where, "rb") as stream:
+            with fsspec.open(path, "rb") as stream:
                 text = stream.read()
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
@@ -142,85 +141,86 @@ class ShardReader:
             ) from None
         except (ImportError, ValueError) as error:  # A scheme whose package is not installed.
             raise UserError(f"shards {self.root}: {error}") from error
-        return parse_index(text, where)
+        return parse_index(text, path)
 
     def __len__(self) -> int:
-        """Number of samples, with those that are skipped."""
+        """Number of samples, including skipped ones."""
         return self.index.num_samples
 
     @property
     def skipped_digest(self) -> str:
-        """Sha256 over the skipped keys; empty if there are none."""
+        """Sha256 of the skipped keys; empty if there are none."""
         if not self.skipped:
             return ""
         return hashlib.sha256(json.dumps(sorted(self.skipped)).encode()).hexdigest()
 
-    def skip(self, found: Sequence[Damaged]) -> None:
-        """Leave out damaged samples, and read what is whole in damaged shards by offset.
+    def skip(self, damage: Sequence[Damage]) -> None:
+        """Skip lost samples, and read the others of damaged shards by offset.
 
         Args:
-            found: All that is damaged.
+            damage: All damage of the set.
         """
-        lost = {place.key for place in found if place.lost}
+        lost = {place.key for place in damage if place.lost}
         keys = [sample.key for _, sample in self.places]
         self.usable = np.array([key not in lost for key in keys])
         self.skipped = tuple(key for key in keys if key in lost)
-        self._read_in_part = {place.shard for place in found}
+        self._damaged_shards = {place.shard for place in damage}
         self._verified.clear()
 
     def read(self, number: int) -> Decoded:
         """Decode one sample.
 
         Raises:
-            UserError: If its shard is damaged; names the shard, the sample and the offset.
+            UserError: If its shard is damaged.
         """
         shard, sample = self.places[number]
         if not self.usable[number]:
             raise ValueError(f"sample {sample.key} is skipped")
-        where = f"{self.root}/{shard.name}"
-        path = self._verify(shard)
+        name = f"{self.root}/{shard.name}"
         contents = {}
-        with path.open("rb") as stream:
+        with self._verify(shard).open("rb") as stream:
             for member in sample.members:
                 stream.seek(member.offset)
                 contents[member.kind] = stream.read(member.size)
                 if not is_intact(contents[member.kind], member):
                     raise UserError(
-                        f"{where} is damaged: sample {sample.key}, member {member.name} at "
-                        f"offset {member.offset} is not what the index says any more"
+                        f"{name} is damaged: sample {sample.key}, member {member.name} at "
+                        f"offset {member.offset} no longer matches the index"
                     )
-        return decode(sample, contents, where)
+        return decode(sample, contents, name)
 
     def _verify(self, shard: Shard) -> Path:
         if shard.name not in self._verified:
             try:
-                path, found = self.inspect(shard)
+                path, damage = self.inspect(shard)
             except OSError as error:
                 raise UserError(
                     f"{self.root}/{shard.name}: cannot be read ({error.strerror or error})"
                 ) from error
-            known = self._read_in_part is not None and shard.name in self._read_in_part
-            if path is None or (found and not known):
-                since = "" if self._read_in_part is None else " since this run's check"
-                raise UserError(f"{self.root}/{shard.name} is damaged{since}: {found[0].place}")
+            expected = self._damaged_shards is not None and shard.name in self._damaged_shards
+            if path is None or (damage and not expected):
+                since = "" if self._damaged_shards is None else " since this run's check"
+                raise UserError(
+                    f"{self.root}/{shard.name} is damaged{since}: {damage[0].place}"
+                )
             self._verified[shard.name] = path
         return self._verified[shard.name]
 
-    def inspect(self, shard: Shard) -> tuple[Path | None, list[Damaged]]:
-        """A shard's local file, None if the set lacks it, and all that is damaged in it.
+    def inspect(self, shard: Shard) -> tuple[Path | None, list[Damage]]:
+        """A shard's local file, None if it is missing, and all its damage.
 
-        A damaged copy in the cache is fetched once more: the set itself may be whole.
+        A damaged copy in the cache is fetched again: the set itself may be intact.
         """
-        path, is_old = self._fetch(shard)
-        found = damage_of(path, shard)
-        if found and is_old and path is not None:
+        path, was_cached = self._fetch(shard)
+        damage = find_shard_damage(path, shard)
+        if damage and was_cached and path is not None:
             path.unlink(missing_ok=True)
             path, _ = self._fetch(shard)
-            found = damage_of(path, shard)
-        return path, found
+            damage = find_shard_damage(path, shard)
+        return path, damage
 
     def _fetch(self, shard: Shard) -> tuple[Path | None, bool]:
-        """The local file, and whether it is a copy that was there before."""
+        """The local file, and whether it was in the cache already."""
         filesystem, _, (remote,) = fsspec.get_fs_token_paths(f"{self.root}/{shard.name}")
         if "file" in filesystem.protocol or "local" in filesystem.protocol:
             return (Path(remote) if os.path.isfile(remote) else None), False

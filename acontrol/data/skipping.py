@@ -1,8 +1,8 @@
-"""Going on without damaged samples: which, how many at the most, and alike on every rank.
+"""Training without damaged samples: which, at most how many, and the same on every rank.
 
-The order of an epoch is a function of seed and index, from which the skipped samples are then
-struck out: what is left keeps its order, and is a pure function of (seed, usable samples).
-Positions shift, though, so a run can go on from a checkpoint only with the same samples.
+An epoch's order is a function of seed and index, with the skipped samples removed: the others
+keep their order, a pure function of (seed, usable samples). Positions shift, though, so a
+checkpoint can only be continued with the same samples.
 """
 
 import logging
@@ -14,101 +14,100 @@ from itertools import groupby
 from torch import distributed
 
 from acontrol.config import DataConfig
-from acontrol.data.integrity import Damaged
+from acontrol.data.integrity import Damage
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
 
-THREADS = 8  # Hashing lets go of the interpreter.
+THREADS = 8  # Hashing releases the GIL.
 log = logging.getLogger(__name__)
 
 
-def find_damage(reader: ShardReader) -> tuple[Damaged, ...]:
-    """Compare every shard with the index: one read of the whole set.
+def find_damage(reader: ShardReader) -> tuple[Damage, ...]:
+    """Compare every shard with the index: reads the whole set once.
 
     Returns:
-        All that is damaged, in the index's order; a shard that is missing loses every sample.
+        All damage, in the index's order; a missing shard loses all its samples.
 
     Raises:
-        UserError: If a shard cannot be read for another reason than damage.
+        UserError: If a shard cannot be read for any reason but damage.
     """
     try:
         with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-            found = pool.map(lambda shard: reader.inspect(shard)[1], reader.index.shards)
-            return tuple(place for places in found for place in places)
+            results = pool.map(reader.inspect, reader.index.shards)
+            return tuple(place for _, damage in results for place in damage)
     except OSError as error:
         raise UserError(
             f"{error.filename or reader.root}: cannot be read ({error.strerror or error})"
         ) from error
 
 
-def skip_damaged(reader: ShardReader, found: Sequence[Damaged], most: float) -> None:
-    """Have a reader go on without what is damaged.
+def skip_damaged(reader: ShardReader, damage: Sequence[Damage], max_share: float) -> None:
+    """Make a reader skip lost samples.
 
     Args:
-        reader: Of the set.
-        found: All that is damaged in it.
-        most: Largest share of the samples that may be lost.
+        reader: The reader.
+        damage: All damage of its set.
+        max_share: Largest share of the samples that may be lost.
 
     Raises:
-        UserError: If more are lost; gives the counts, and the first place.
+        UserError: If more are lost.
     """
-    lost = [place for place in found if place.lost]
-    if len(lost) > most * len(reader):
+    lost = [place for place in damage if place.lost]
+    if len(lost) > max_share * len(reader):
         raise UserError(
             f"{reader.root}: {len(lost)} of {len(reader)} samples are damaged "
-            f"({len(lost) / len(reader):.2%}), over data.max_damaged {most:g}; the first is in "
-            f"{lost[0].shard}: {lost[0].place}; restore the shards, or allow more"
+            f"({len(lost) / len(reader):.2%}), over data.max_damaged {max_share:g}; the first "
+            f"is in {lost[0].shard}: {lost[0].place}; restore the shards, or allow more"
         )
-    reader.skip(found)
+    reader.skip(damage)
 
 
 def agree_on_damage(reader: ShardReader, data: DataConfig) -> None:
-    """With ``data.damaged`` "skip", leave out on every rank what rank 0 finds damaged.
+    """With ``data.damaged`` "skip", skip on every rank the samples that rank 0 finds lost.
 
-    A collective: storage may show other ranks something else, and ranks that skipped each for
-    itself would take different samples at one position. What is damaged only for another rank
-    is an error there.
+    A collective: storage may look different to other ranks, and ranks that decided on their own
+    would take different samples at one position. Damage that only another rank sees is an error
+    there.
 
     Raises:
-        UserError: On every rank together, if more is lost than ``data.max_damaged`` allows.
+        UserError: On all ranks, if more is lost than ``data.max_damaged`` allows.
     """
     if data.damaged != "skip":
         return
     is_first = distributed.get_rank() == 0
-    told: list[tuple[Damaged, ...]] = [find_damage(reader) if is_first else ()]
-    distributed.broadcast_object_list(told)
-    skip_damaged(reader, told[0], data.max_damaged)
-    if is_first and told[0]:
-        log.warning("%s", report(reader, told[0]))
+    message: list[tuple[Damage, ...]] = [find_damage(reader) if is_first else ()]
+    distributed.broadcast_object_list(message)
+    (damage,) = message
+    skip_damaged(reader, damage, data.max_damaged)
+    if is_first and damage:
+        log.warning("%s", report(reader, damage))
 
 
-def report(reader: ShardReader, found: Sequence[Damaged]) -> str:
-    """What is left out: a count, then a line a damaged shard with every key."""
+def report(reader: ShardReader, damage: Sequence[Damage]) -> str:
+    """The number of skipped samples, then a line per damaged shard with their keys."""
     count = len(reader.skipped)
     lines = [f"Skipping {count} of {len(reader)} samples, damaged ({count / len(reader):.2%}):"]
-    for shard, places in groupby(found, key=lambda place: place.shard):
-        several = list(places)
-        keys = [place.key for place in several if place.lost and place.key]
-        lines.append(
-            f"  {shard}: {', '.join(keys) or 'no sample'}; first damage: {several[0].place}"
-        )
+    for shard, group in groupby(damage, key=lambda place: place.shard):
+        places = list(group)
+        keys = ", ".join(place.key for place in places if place.lost and place.key)
+        lines.append(f"  {shard}: {keys or 'no sample'}; first damage: {places[0].place}")
     return "\n".join(lines)
 
 
-def refuse_other_skips(remembered: str, reader: ShardReader) -> None:
-    """Keep a run from going on with other samples than its checkpoint's.
+def refuse_other_skips(skipped_digest: str, reader: ShardReader) -> None:
+    """Refuse to continue a checkpoint with other skipped samples.
 
     Args:
-        remembered: The checkpoint's ``skipped_digest``.
-        reader: Of the set, after ``agree_on_damage``.
+        skipped_digest: The checkpoint's.
+        reader: The reader, after ``agree_on_damage``.
 
     Raises:
         UserError: If the skipped samples differ.
     """
-    if remembered != reader.skipped_digest:
-        before = "some" if remembered else "no"
+    if skipped_digest != reader.skipped_digest:
+        before = "some" if skipped_digest else "no"
         raise UserError(
-            f"{reader.root}: the run went so far with {before} samples skipped, and now "
+            f"{reader.root}: the run was trained with {before} samples skipped; now "
             f"{len(reader.skipped)} others are damaged, so the order would differ; restore the "
             "shards to continue it, or name another --output (--init keeps the adapter)"
         )

@@ -105,7 +105,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def bomb(side: int) -> bytes:
-    """A PNG of a few hundred kB at the most that claims to be side x side pixels."""
+    """A PNG of a few hundred kB at most that claims to be side x side pixels."""
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     row = bytes(1 + (side + 7) // 8)
     data = zlib.compress(row * side, 9)
@@ -262,11 +262,11 @@ INDEX: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "an absolute sample": (lambda index: _elsewhere(index, "/etc/x"), "is not category"),
     "a sample of another defect": (_set(_sample, defect="hole"), "is not category"),
     "a sample without mask": (lambda index: _sample(index)["members"].pop(1), "needs"),
-    "a sample twice": (_twice, "is there 2 times"),
-    "a shard twice": (lambda index: index["shards"].append(_shard(index)), "is there 2 times"),
+    "a sample twice": (_twice, "is listed 2 times"),
+    "a shard twice": (lambda index: index["shards"].append(_shard(index)), "is listed 2 times"),
     "members that overlap": (_set(_member, offset=512), "overlap"),
-    "an offset between blocks": (_set(_member, offset=1025), "cannot lie at offset 1025"),
-    "an offset beyond the end": (_set(_member, offset=512 * 10**6), "cannot lie at offset 512"),
+    "an offset between blocks": (_set(_member, offset=1025), "cannot be at offset 1025"),
+    "an offset beyond the end": (_set(_member, offset=512 * 10**6), "cannot be at offset 512"),
     "a negative offset": (_set(_member, offset=-512), "greater than or equal to 0"),
     "a size beyond the end": (_set(_member, size=10**9), "with 1000000000 bytes"),
 }

@@ -111,7 +111,7 @@ def test_a_damaged_tar_costs_exactly_what_is_damaged(
     found = find_damage(reader)
     assert found, "the damage went unseen"
     assert [place.key for place in found if place.lost] == lost
-    skip_damaged(reader, found, most=1)
+    skip_damaged(reader, found, max_share=1)
     expected = read_all(ShardReader(str(whole)))
     seen = read_all(reader)
     assert seen.keys() == expected.keys() - set(lost)

@@ -49,7 +49,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 def skipping(folder: Path) -> ShardReader:
     reader = ShardReader(str(folder))
-    skip_damaged(reader, find_damage(reader), most=1)
+    skip_damaged(reader, find_damage(reader), max_share=1)
     return reader
 
 
@@ -89,13 +89,13 @@ def test_nothing_left_to_go_through_is_an_error(folder: Path) -> None:
 def test_the_share_that_may_be_lost_is_capped(folder: Path, most: float, passes: bool) -> None:
     lost = hurt(folder, 2, 11)
     reader = ShardReader(str(folder))
-    found = find_damage(reader)
+    damage = find_damage(reader)
     if passes:
-        skip_damaged(reader, found, most)
+        skip_damaged(reader, damage, most)
         assert reader.skipped == tuple(lost)
         return
     with pytest.raises(UserError) as caught:
-        skip_damaged(reader, found, most)
+        skip_damaged(reader, damage, most)
     for part in (str(folder), "2 of 18 samples", "11.11%", f"{most:g}", lost[0], "offset"):
         assert part in str(caught.value)
     assert reader.usable.all()
@@ -106,7 +106,7 @@ def test_damage_that_loses_no_sample_is_no_loss(folder: Path) -> None:
     with (folder / shard.name).open("ab") as stream:
         stream.write(b"more")
     reader = ShardReader(str(folder))
-    skip_damaged(reader, find_damage(reader), most=0)
+    skip_damaged(reader, find_damage(reader), max_share=0)
     assert reader.usable.all() and reader.skipped == () and reader.skipped_digest == ""
     assert len(order_of(reader)) == 36
 
@@ -138,9 +138,7 @@ def test_damage_that_comes_later_is_an_error(folder: Path, checked: bool) -> Non
     key = hurt(folder, later)[0]
     with pytest.raises(UserError) as caught:
         reader.read(later)
-    said = (
-        "damaged since this run's check" if checked else "is not what the index says any more"
-    )
+    said = "damaged since this run's check" if checked else "no longer matches the index"
     assert said in str(caught.value) and key in str(caught.value)
 
 
@@ -149,7 +147,7 @@ def test_damage_that_comes_later_to_a_damaged_shard_is_an_error(folder: Path) ->
     reader = skipping(folder)
     reader.read(1)
     key = hurt(folder, 3)[0]
-    with pytest.raises(UserError, match="any more") as caught:
+    with pytest.raises(UserError, match="no longer matches") as caught:
         reader.read(3)
     assert key in str(caught.value)
     with pytest.raises(ValueError, match="is skipped"):
@@ -231,7 +229,7 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(folder: Path, tmp_path: Pa
     reader = ShardReader("memory://bucket/cached", cache)
     lost = [sample.key for sample in shard.samples]
     assert [place.key for place in find_damage(reader)] == lost
-    with pytest.raises(UserError, match="not there"):
+    with pytest.raises(UserError, match="which is missing"):
         reader.read(5)
 
 
