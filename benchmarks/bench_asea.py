@@ -1,9 +1,9 @@
-"""How much does ASEA cost? Each solver and T_g against the naive loop, on the real shapes.
+"""How much does ASEA cost? Each solver and T_g against the naive loop, at the real shapes.
 
 The naive loop runs BLIP-2's whole Q-Former under autograd in every step. Its shape is the
 published one (12 layers of 768, cross-attention in every other, 32 queries, 257 x 1408 visual
-tokens) with random weights; e_v is given, since the vision tower runs once either way. What is
-timed is C' from e_v: the steps and the final pass.
+tokens) with random weights; e_v is precomputed, since the vision tower runs once either way.
+Timed is C' from e_v: the steps and the final pass.
 
     python -m benchmarks.bench_asea [--batch 2] [--rounds 5] [--device cpu]
 
@@ -92,15 +92,15 @@ def main() -> None:
                 "first, own part": lambda quick=quick: ours(quick, finish=False),
             }
             times = interleaved(cases, arguments.rounds, device)
-            middle = {name: statistics.median(found) for name, found in times.items()}
-            for name, value in middle.items():
+            median_s = {name: statistics.median(seconds) for name, seconds in times.items()}
+            for name, value in median_s.items():
                 rows.append(
                     {
                         "T_g": steps,
                         "map": method,
                         "what": name,
                         "median_ms": round(1000 * value, 1),
-                        "ratio": round(value / middle["naive"], 3),
+                        "ratio": round(value / median_s["naive"], 3),
                         "goal": GOALS.get(name, "") if steps == 3 else "",
                     }
                 )

@@ -1,10 +1,10 @@
-"""How fast are images drawn, against diffusers' own IP-Adapter pipeline?
+"""How fast are images generated, compared with diffusers' own IP-Adapter pipeline?
 
     python -m benchmarks.bench_generate [--batch 4] [--rounds 5] [--device cpu] [--full-size]
 
-Both draw from the same prompts, C' (given: diffusers cannot make it), noise and weights,
-with DDIM and classifier-free guidance, and the pictures are compared before anything is timed.
-"ours, onto normal images" also keeps what lies outside a mask. Writes
+Both take the same prompts, C' (precomputed: diffusers cannot make it), noise and weights, with
+DDIM and classifier-free guidance, and the images are compared before anything is timed.
+"ours, onto normal images" also keeps the pixels outside a mask. Writes
 benchmarks/results/DATE_generate_HARDWARE.{json,md}.
 """
 
@@ -42,12 +42,12 @@ def stock_pipeline(
         if name not in widths:
             processors[name] = AttnProcessor2_0()
             continue
-        one = IPAdapterAttnProcessor2_0(
+        processor = IPAdapterAttnProcessor2_0(
             widths[name], adapter.proj.in_features, num_tokens=(1,), scale=1.0
         )
-        for linear in (one.to_k_ip[0], one.to_v_ip[0]):
+        for linear in (processor.to_k_ip[0], processor.to_v_ip[0]):
             linear.weight.data = next(blocks).detach().clone()
-        processors[name] = one.to(unet.device, unet.dtype).requires_grad_(False)
+        processors[name] = processor.to(unet.device, unet.dtype).requires_grad_(False)
     unet.set_attn_processor(processors)
     # C' is as wide as the text: nothing is projected in between.
     unet.encoder_hid_proj = MultiIPAdapterImageProjection([nn.Identity()])
@@ -148,7 +148,7 @@ def main() -> None:
         "ours, onto normal images": lambda: draw_ours(*onto),
     }
     stocks, free = (
-        np.stack([np.asarray(one, np.int16) for one in draw()])
+        np.stack([np.asarray(image, np.int16) for image in draw()])
         for draw in (draw_stock, draw_ours)
     )
     difference = int(np.abs(stocks - free).max())
@@ -156,16 +156,16 @@ def main() -> None:
     if difference > 2:
         raise SystemExit("these are not the same pictures: nothing is timed")
     times = interleaved(cases, arguments.rounds, device)
-    middle = {name: statistics.median(found) for name, found in times.items()}
+    median_s = {name: statistics.median(seconds) for name, seconds in times.items()}
     rows = [
         {
             "pipeline": name,
             "median_s": round(value, 3),
             "images_per_s": round(count / value, 2),
-            "of diffusers'": round(middle["diffusers' IP-Adapter"] / value, 3),
+            "of diffusers'": round(median_s["diffusers' IP-Adapter"] / value, 3),
             "fastest_s": round(min(times[name]), 3),
         }
-        for name, value in middle.items()
+        for name, value in median_s.items()
     ]
     settings = {**vars(arguments), "largest_difference": difference}
     write_report("generate", rows, settings, __doc__.splitlines()[0])

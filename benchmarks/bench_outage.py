@@ -1,12 +1,12 @@
-"""Does a step take longer while MLflow is away?
+"""Does a step take longer while MLflow is unavailable?
 
     python -m benchmarks.bench_outage [--steps 20] [--rounds 5] [--batch 4]
 
 The training loop with the tiny base and DeepSpeed in one process, without Ray, against a real
-``mlflow server`` behind a line that is there, refuses, hangs, answers 500, or is cut for half
-of the steps. Each round has a stretch of steps of every kind, in an order that changes; after
-it the line is whole again, and what the server then holds is counted. A ratio is of a stretch's
-median step to that of the same round with the server there; the table has the median of them.
+``mlflow server`` behind a proxy that works, refuses, hangs, answers 500, or is cut for half of
+the steps. Each round has a stretch of steps of every kind, in changing order; after each the
+proxy works again, and the steps on the server are counted. A ratio compares a stretch's median
+step with that of the same round with the server reachable; the table has their median.
 Writes benchmarks/results/DATE_outage_HARDWARE.{json,md}.
 """
 
@@ -39,10 +39,10 @@ KINDS = {"there": "pass", "refuses": "refuse", "hangs": "hang", "500": "500", "c
 
 
 class Watch:
-    """Logs as a run does, and times what lies between two steps."""
+    """Logs as a run does, and times the steps."""
 
     def __init__(self, tracker: Tracker, proxy: Proxy, cut: tuple[int, int] | None):
-        """Take the tracker, and between which steps the line is cut."""
+        """Take the tracker, and between which steps the proxy is cut."""
         self.tracker, self.proxy, self.cut = tracker, proxy, cut
         self.seconds: list[float] = []
         self.logging: list[float] = []
@@ -64,11 +64,11 @@ class Watch:
         """As before a checkpoint."""
         self.tracker.flush()
 
-    def on_validation(self, step: int, found: Validation) -> None:
-        """There is none."""
+    def on_validation(self, step: int, validation: Validation) -> None:
+        """Nothing to do."""
 
     def on_samples(self, step: int) -> None:
-        """There are none."""
+        """Nothing to do."""
 
     def should_stop(self) -> bool:
         """Never."""
@@ -80,7 +80,7 @@ class Watch:
 
 
 class Bench:
-    """One model, and stretches of steps with it."""
+    """A model, and stretches of steps with it."""
 
     def __init__(self, batch: int, steps: int, server: Server, folder: Path):
         """Build what all stretches share."""
@@ -118,7 +118,7 @@ class Bench:
         self.proxy.set("pass")
         tracker.finish("FINISHED")
         client = mlflow.MlflowClient(tracking_uri=self.server.uri)
-        held = [one.step for one in client.get_metric_history(tracker.run_id, "loss")]
+        held = [metric.step for metric in client.get_metric_history(tracker.run_id, "loss")]
         lost = self.steps - len(set(held)) + (len(held) - len(set(held)))
         return statistics.median(watch.seconds), max(watch.logging), lost
 
@@ -134,7 +134,7 @@ def main() -> None:
     quieten()
     torch.set_num_threads(1)
     join_alone()
-    found: dict[str, list[tuple[float, float, int]]] = {kind: [] for kind in KINDS}
+    measured: dict[str, list[tuple[float, float, int]]] = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory() as scratch:
         server = Server(Path(scratch)).start()
         try:
@@ -144,24 +144,24 @@ def main() -> None:
             for number in range(arguments.rounds):
                 shuffle.shuffle(order)
                 for kind in order:
-                    found[kind].append(bench.stretch(kind, f"{kind}-{number}"))
+                    measured[kind].append(bench.stretch(kind, f"{kind}-{number}"))
         finally:
             server.kill()
     rows = []
-    for kind, stretches in found.items():
-        pairs = zip(stretches, found["there"], strict=True)
-        ratios = [one[0] / there[0] for one, there in pairs]
+    for kind, stretches in measured.items():
+        pairs = zip(stretches, measured["there"], strict=True)
+        ratios = [stretch[0] / there[0] for stretch, there in pairs]
         rows.append(
             {
                 "MLflow": kind,
                 "median_step_ms": round(
-                    1000 * statistics.median(one[0] for one in stretches), 1
+                    1000 * statistics.median(stretch[0] for stretch in stretches), 1
                 ),
                 "ratio": round(statistics.median(ratios), 3),
                 "ratio_least": round(min(ratios), 3),
                 "ratio_most": round(max(ratios), 3),
-                "longest_log_ms": round(1000 * max(one[1] for one in stretches), 2),
-                "steps_lost_or_doubled": sum(one[2] for one in stretches),
+                "longest_log_ms": round(1000 * max(stretch[1] for stretch in stretches), 2),
+                "steps_lost_or_doubled": sum(stretch[2] for stretch in stretches),
             }
         )
     write_report("outage", rows, vars(arguments), __doc__.splitlines()[0])

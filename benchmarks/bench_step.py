@@ -1,14 +1,14 @@
-"""How long is a training step, against the public IP-Adapter trainer's shape?
+"""How long does a training step take, compared with the public IP-Adapter trainer?
 
     python -m benchmarks.bench_step [--batch 16] [--rounds 11] [--device cpu] [--full-size]
 
     P0   all online: VAE, text encoder, BLIP-2 with ASEA in plain autograd; .item() a step
-    P1   the same with latents, text and C' given
+    P1   the same with latents, text and C' precomputed
     P1t  P1 without .item()
 
 P0 to P1t are plain diffusers (its own IP-Adapter attention) and accelerate. Ours: online and on
 precomputed features, each with and without ``runtime.skip_dropped``; and on features with
-DeepSpeed's engine around. Weights, samples and noise are the same everywhere, and the losses
+DeepSpeed's engine. Weights, samples and noise are the same everywhere, and the losses
 are compared before anything is timed. Writes benchmarks/results/DATE_step_HARDWARE.{json,md}.
 """
 
@@ -58,7 +58,7 @@ class IpAdapterTrainer:
     """One step as the public trainers take it: a list of layers, MSE, AdamW."""
 
     def __init__(self, base: BaseModels, adapter: SemanticAdapter, *, read_loss: bool):
-        """Give a copy of the U-Net diffusers' attention with the adapter's weights."""
+        """Copy the U-Net, with diffusers' attention and the adapter's weights."""
         self.base, self.read_loss = base, read_loss
         self.unet = copy.deepcopy(base.unet)
         widths = dict(cross_attention_layers(self.unet))
@@ -68,17 +68,17 @@ class IpAdapterTrainer:
             if name not in widths:
                 processors[name] = AttnProcessor2_0()
                 continue
-            one = IPAdapterAttnProcessor2_0(
+            processor = IPAdapterAttnProcessor2_0(
                 widths[name], adapter.proj.in_features, num_tokens=(1,), scale=1.0
             )
             for linear, matrix in zip(
-                (one.to_k_ip[0], one.to_v_ip[0]), next(pairs), strict=True
+                (processor.to_k_ip[0], processor.to_v_ip[0]), next(pairs), strict=True
             ):
                 linear.weight.data = matrix.detach().clone()
-            processors[name] = one.to(base.unet.device)
-        self.unet.set_attn_processor(dict(processors))  # It empties what it is given.
+            processors[name] = processor.to(base.unet.device)
+        self.unet.set_attn_processor(dict(processors))  # It empties its argument.
         self.layers = nn.ModuleList(
-            one for one in processors.values() if isinstance(one, nn.Module)
+            layer for layer in processors.values() if isinstance(layer, nn.Module)
         ).requires_grad_(True)
         self.accelerator = Accelerator(cpu=base.unet.device.type == "cpu")
         optimizer = torch.optim.AdamW(self.layers.parameters(), lr=1e-4, weight_decay=0.01)
@@ -87,12 +87,14 @@ class IpAdapterTrainer:
     def __call__(
         self, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor, tokens: Tensor
     ) -> Tensor:
-        """A whole step, given latents, text and C'."""
+        """A whole step from latents, text and C'."""
         noisy = self.base.scheduler.add_noise(latents, noise, timesteps)
-        kind = self.unet.dtype
-        with torch.autocast(latents.device.type, kind, enabled=kind != torch.float32):
-            found = self.unet(noisy.to(kind), timesteps, (text.to(kind), [tokens])).sample
-        loss = F.mse_loss(found.float(), noise.float())
+        dtype = self.unet.dtype
+        with torch.autocast(latents.device.type, dtype, enabled=dtype != torch.float32):
+            noise_pred = self.unet(
+                noisy.to(dtype), timesteps, (text.to(dtype), [tokens])
+            ).sample
+        loss = F.mse_loss(noise_pred.float(), noise.float())
         self.accelerator.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -119,14 +121,14 @@ class Bench:
         self.drawn = draw(config.seed, batch.positions, (channels, side, side), 1000)
         drop_text, drop_semantic = dropped_conditions(self.drawn.chance, config.dropout)
         self.drop_text, self.drop_semantic = drop_text.to(device), drop_semantic.to(device)
-        every = draw(config.seed, list(range(TURNS * len(batch.keys))), (1, 1, 1), 1000)
+        all_turns = draw(config.seed, list(range(TURNS * len(batch.keys))), (1, 1, 1), 1000)
         self.dropped_share = float(
-            dropped_conditions(every.chance, config.dropout)[1].float().mean()
+            dropped_conditions(all_turns.chance, config.dropout)[1].float().mean()
         )
         self.empty = embed_text(base.text_encoder, base.tokenizer, [""])
 
-    def given(self, features: Features) -> tuple[Tensor, ...]:
-        """What the U-Net's side of a step takes."""
+    def unet_inputs(self, features: Features) -> tuple[Tensor, ...]:
+        """Latents, noise, timesteps, text and C' of a step."""
         noise = self.drawn.posterior_noise.to(self.device)
         latents = (features.latent_mean + features.latent_std * noise).float()
         latents = latents * self.base.vae.config.scaling_factor
@@ -225,11 +227,11 @@ class Bench:
             IpAdapterTrainer(self.base, self.adapter, read_loss=read)
             for read in (True, True, False)
         )
-        given = self.given(self.features)
+        inputs = self.unet_inputs(self.features)
         return {
-            "P0": lambda: online(*self.given(self.plainly())),
-            "P1": lambda: reading(*given),
-            "P1t": lambda: timed(*given),
+            "P0": lambda: online(*self.unet_inputs(self.plainly())),
+            "P1": lambda: reading(*inputs),
+            "P1t": lambda: timed(*inputs),
             "ours, online": self.ours(features=False),
             "ours, online, skipping": self.ours(features=False, skipping=True),
             "ours, features": self.ours(features=True),
@@ -239,7 +241,7 @@ class Bench:
 
 
 def random_batch(count: int, resolution: int, reference_px: int) -> Batch:
-    """Noise in the shape of samples: what is shown does not change the time."""
+    """Noise in the shape of samples: the content does not change the time."""
     generator = torch.Generator().manual_seed(0)
 
     def image(side: int) -> Tensor:
@@ -263,19 +265,19 @@ def random_batch(count: int, resolution: int, reference_px: int) -> Batch:
 
 
 def join_alone() -> None:
-    """A process group of one, which DeepSpeed asks for."""
+    """Join a process group of one, which DeepSpeed needs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     values = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_SIZE": 1}
     os.environ |= {name: str(value) for name, value in values.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    kind = "nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(kind, rank=0, world_size=1)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, rank=0, world_size=1)
 
 
 def main() -> None:
-    """Check that all ways agree, then time them in turn."""
+    """Compare the losses of all ways, then time them in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=TURNS - 1)
@@ -309,18 +311,18 @@ def main() -> None:
     losses = {name: float(step()) for name, step in cases.items()}
     print({name: round(value, 6) for name, value in losses.items()})
     times = interleaved(cases, arguments.rounds, device)
-    middle = {name: statistics.median(found) for name, found in times.items()}
+    median_s = {name: statistics.median(seconds) for name, seconds in times.items()}
     rows = [
         {
             "step": name,
             "loss": round(losses[name], 5),
             "median_ms": round(1000 * value, 1),
             "samples_per_s": round(arguments.batch / value, 1),
-            "of P0": round(value / middle["P0"], 3),
-            "of P1t": round(value / middle["P1t"], 3),
-            "of own online": round(value / middle["ours, online"], 3),
+            "of P0": round(value / median_s["P0"], 3),
+            "of P1t": round(value / median_s["P1t"], 3),
+            "of own online": round(value / median_s["ours, online"], 3),
         }
-        for name, value in middle.items()
+        for name, value in median_s.items()
     ]
     settings = {**vars(arguments), "dropped_share": bench.dropped_share}
     write_report("step", rows, settings, __doc__.splitlines()[0])

@@ -1,9 +1,9 @@
-"""A small real training run that is disturbed where a plan says, to see what it loses.
+"""A small real training run with faults injected by a plan.
 
     python -m benchmarks.disturbed PLAN.json
 
-The worker here surrounds acontrol's own: it notes every step, and does to its own process what
-the plan says. Each fault happens once, however often the step is repeated.
+The worker here wraps acontrol's own: it records every step, and injects the plan's faults into
+its own process. Each fault happens once, however often the step is repeated.
 """
 
 import argparse
@@ -26,21 +26,21 @@ from acontrol.errors import UserError
 from acontrol.runs.record import Launch
 from acontrol.train.fit import run_worker
 
-DefectType = Literal["kill", "stall", "hang", "corrupt", "full"]
+FaultKind = Literal["kill", "stall", "hang", "corrupt", "full"]
 
 
 class Fault(Settings):
-    """What happens to whom and when.
+    """A fault, and when it happens to which worker.
 
     Attributes:
-        kind: "kill" (SIGKILL), "stall" (SIGSTOP), "hang" (waits for ever), "corrupt" (a byte
-            of the newest checkpoint is turned, then SIGKILL) or "full" (no room on the disk).
+        kind: "kill" (SIGKILL), "stall" (SIGSTOP), "hang" (waits for ever), "corrupt" (flips a
+            bit of the newest checkpoint, then SIGKILL) or "full" (no space left on the disk).
         rank: Of the worker.
         step: Once it has taken this optimizer step.
         phase: After the step, in the middle of saving, or at the report of the checkpoint.
     """
 
-    kind: DefectType
+    kind: FaultKind
     rank: int = Field(ge=0)
     step: int = Field(ge=1)
     phase: Literal["step", "save", "report"] = "step"
@@ -51,7 +51,7 @@ class Plan(Settings):
 
     Attributes:
         config: The run.
-        notes: Folder for what the workers note, and for what has happened.
+        notes: Folder for the workers' records, and for markers of faults that have happened.
         faults: In any order.
     """
 
@@ -61,18 +61,20 @@ class Plan(Settings):
 
 
 class Disturber:
-    """Knows the plan inside one worker, and carries it out."""
+    """Injects the plan's faults inside one worker."""
 
     def __init__(self, plan: Plan, launch: Launch, rank: int):
-        """Take what this rank is to suffer."""
+        """Select the faults of this rank."""
         self.notes, self.launch, self.rank = Path(plan.notes), launch, rank
-        self.faults = [(n, one) for n, one in enumerate(plan.faults) if one.rank == rank]
+        self.faults = [
+            (number, fault) for number, fault in enumerate(plan.faults) if fault.rank == rank
+        ]
         self.keys: list[str] = []
         self.step = 0
         self.file = self.notes / f"steps-{rank}-{os.getpid()}-{time.time_ns()}.jsonl"
 
     def note(self, step: int, loss: float) -> None:
-        """Write down a step and its samples."""
+        """Record a step and its samples."""
         self.step = step
         with self.file.open("a") as stream:
             line = {"step": step, "rank": self.rank, "loss": loss, "keys": self.keys}
@@ -80,7 +82,7 @@ class Disturber:
         self.keys = []
 
     def reach(self, phase: str) -> None:
-        """Do what is due in this phase of the step."""
+        """Inject the faults that are due in this phase of the step."""
         for number, fault in self.faults:
             if (fault.step, fault.phase) == (self.step, phase) and self._first(number):
                 self._do(fault)
@@ -117,7 +119,7 @@ def turn_a_byte(run: Path) -> None:
 
 
 def disturbed_worker(plan: str, settings: dict[str, Launch]) -> None:
-    """Ray Train's entry into a worker: acontrol's own, surrounded."""
+    """Ray Train's entry into a worker: acontrol's own, wrapped."""
     import ray.train
 
     from acontrol.data.stream import TrainingStream

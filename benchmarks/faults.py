@@ -1,14 +1,14 @@
-"""Faults drawn at random against a small real training run, and what they cost.
+"""Random faults injected into a small real training run, and what they cost.
 
     python -m benchmarks.faults --minutes 10 [--seed 0]
 
 Two workers on the built-in base, DeepSpeed's ZeRO 1 or 2, Ray Train, MLflow on a real server.
-Each trial suffers a few of: a worker killed (after a step, in a save, at a report), a worker
-halted (SIGSTOP), the newest checkpoint damaged and a worker killed, a disk that is full in a
-save, the driver killed with all its processes, and MLflow away for some seconds (refusing,
-hanging, answering 500). The same command is given until the run is done; then its weights,
-moments, losses, sample keys and MLflow's history are compared with those of a run that
-nothing disturbed.
+Each trial has a few of: a worker killed (after a step, in a save, at a report), a worker
+stopped (SIGSTOP), the newest checkpoint damaged and a worker killed, a full disk in a save, the
+driver killed with all its processes, and MLflow unavailable for some seconds (refusing,
+hanging, answering 500). The same command is repeated until the run is done; then its weights,
+moments, losses, sample keys and MLflow's history are compared with an undisturbed run's.
+
 Prints a table, and writes benchmarks/results/DATE_faults_HARDWARE.{json,md}.
 """
 
@@ -41,7 +41,7 @@ KINDS = ("kill", "stall", "corrupt", "full", "driver", "mlflow")
 
 
 class Bench:
-    """What all trials share, and the counts."""
+    """The data, server and counts of all trials."""
 
     def __init__(self, folder: Path, seed: int):
         """Make data and start the server."""
@@ -61,7 +61,7 @@ class Bench:
         self.trials = 0
 
     def undisturbed(self, stage: int) -> Path:
-        """The folder of a run of this stage that nothing happens to."""
+        """The folder of an undisturbed run with this ZeRO stage."""
         if stage not in self.calm:
             folder = self.folder / f"calm-{stage}"
             done = carry_out(folder, self._config(folder, stage))
@@ -105,7 +105,7 @@ class Bench:
         return Fault(kind=kind, rank=rank, step=step, phase=phase)  # type: ignore[arg-type]
 
     def _away(self, notes: Path) -> None:
-        """Once a step is noted, take the server away for some seconds."""
+        """Once a step is recorded, disconnect the server for some seconds."""
         deadline = time.monotonic() + 120
         while not list(notes.glob("steps-*")) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -119,7 +119,7 @@ class Bench:
         wrong = bytes_wrong(done.run, calm / "run") if whole else -1
         once, again = steps_noted(calm / "notes"), steps_noted(folder / "notes")
         same = whole and all(
-            set(again.get(place, ())) == {one} for place, (one,) in once.items()
+            set(again.get(step, ())) == {record} for step, (record,) in once.items()
         )
         logged = whole and losses_in_mlflow(done.run, self.proxy.uri) == losses_in_mlflow(
             calm / "run", self.proxy.uri
@@ -133,14 +133,14 @@ class Bench:
             if name != "mlflow" and after:
                 self.lost[name] += after[0]
                 self.most[name] = max(self.most[name], after[0])
-        told = ", ".join(name for _, name in done.happened)
+        names = ", ".join(name for _, name in done.happened)
         verdict = "same" if whole and same and logged and not wrong else "NOT the same"
-        print(f"trial {self.trials}: {told}: exits {done.statuses}, {verdict}", flush=True)
+        print(f"trial {self.trials}: {names}: exits {done.statuses}, {verdict}", flush=True)
         if verdict != "same":
             print(f"  bytes {wrong}, steps {same}, MLflow {logged}; {done.errors}", flush=True)
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a kind."""
+        """One row per kind of fault."""
         return [
             {
                 "fault": kind,
@@ -155,7 +155,7 @@ class Bench:
 
 
 def main() -> None:
-    """Draw faults until the time is over."""
+    """Run trials until the time is up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)

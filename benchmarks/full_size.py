@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5 and BLIP-2 at their real shapes, with random weights.
 
-Times and memory are those of the real ones; what they draw is noise.
+Times and memory are those of the real weights; the images are noise.
 """
 
 import torch
@@ -19,12 +19,12 @@ def random_sd15(device: str, dtype: torch.dtype) -> BaseModels:
     torch.manual_seed(0)
     for module in (shapes.vae, shapes.text_encoder, shapes.unet, shapes.vlm):
         module.to(dtype).to_empty(device=device).eval().requires_grad_(False)
-        for name, one in module.named_parameters():
+        for name, weight in module.named_parameters():
             # Norms scale by one; everything else keeps its input's size, about.
-            if one.ndim < 2:
-                one.data.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            if weight.ndim < 2:
+                weight.data.fill_(1.0 if name.endswith("norm.weight") else 0.0)
             else:
-                one.data.normal_(std=one[0].numel() ** -0.5)
+                weight.data.normal_(std=weight[0].numel() ** -0.5)
         for name, buffer in module.named_buffers():
             if name.endswith("position_ids"):
                 buffer.copy_(torch.arange(buffer.shape[-1], device=device)[None])

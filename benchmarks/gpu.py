@@ -1,13 +1,13 @@
-"""Every row of one GPU's table, in one command and one report; needs no Ray.
+"""Every row of one GPU's table, in one command and one report, without Ray.
 
     python -m benchmarks.gpu [--minutes 8] [--tiny]
 
 Builds Stable Diffusion 1.5 and BLIP-2 at their real shapes with random weights on the device,
-compares the low precision's numbers with float32's, then times, in this order: a training step
-at batch 64 and 8 (our own ways and the public trainer's, benchmarks/bench_step.py), its memory
-and profile, ASEA, drawing, the loader, and a compiled step. What does not fit into the minutes
-is left out and named. Ratios are of the same run, cases in turn. --tiny does all of it on the
-built-in base, on a CPU too: a check of the command, no measurement.
+compares bfloat16 with float32, then times, in this order: a training step at batch 64 and 8
+(our variants and the public trainer's, benchmarks/bench_step.py), its memory and profile, ASEA,
+sampling, the loader, and a compiled step. Stages that do not fit into the minutes are left out
+and listed. Ratios are within the same run, cases interleaved. --tiny runs everything on the
+built-in base, on a CPU too: a check of the command, not a measurement.
 
 Writes benchmarks/results/DATE_gpu_HARDWARE.{json,md}.
 """
@@ -65,14 +65,14 @@ class Bench:
         return self.deadline - time.monotonic()
 
     def mfu(self, tflop: float, per_s: float) -> float | None:
-        """Share of what the card's large products reach; None on other cards and models."""
+        """Share of the rate of large matrix products; None on other cards and models."""
         name = torch.cuda.get_device_name() if self.device == "cuda" else ""
-        reached = next((one for card, one in REACHED.items() if card in name), None)
+        reached = next((rate for card, rate in REACHED.items() if card in name), None)
         return None if reached is None or self.tiny else round(tflop * per_s / reached, 3)
 
     def row(
         self,
-        what: str,
+        metric: str,
         value: float,
         goal: str = "",
         stretch: str = "",
@@ -82,10 +82,10 @@ class Bench:
         """Add a row; a goal is a bound such as "<= 0.65"."""
         met = "" if self.tiny or not goal else ("yes" if _holds(value, goal) else "no")
         shown = float(f"{value:.4g}")
-        note = ", ".join(f"{name} {said}" for name, said in more.items() if said is not None)
+        note = ", ".join(f"{name} {value}" for name, value in more.items() if value is not None)
         self.rows.append(
             {
-                "metric": what,
+                "metric": metric,
                 "value": f"{shown:g}{' ' + unit if unit else ''}",
                 "goal": goal,
                 "stretch": stretch,
@@ -93,7 +93,7 @@ class Bench:
                 "note": note,
             }
         )
-        print(f"  {what}: {shown:g} {unit} {note}", flush=True)
+        print(f"  {metric}: {shown:g} {unit} {note}", flush=True)
 
 
 def _holds(value: float, goal: str) -> bool:
@@ -101,7 +101,7 @@ def _holds(value: float, goal: str) -> bool:
     return value <= float(bound) if sign == "<=" else value >= float(bound)
 
 
-# Each with the seconds that it is known to need on a large card, compilation included.
+# Each with the seconds that it needs on a large card, compilation included.
 PLAN: dict[str, tuple[Callable[[Any], None], float]] = {
     "numerics": (gpu_training.numerics, 10),
     "training, large batch": (lambda bench: gpu_training.training(bench, bench.batches[0]), 60),
@@ -115,7 +115,7 @@ PLAN: dict[str, tuple[Callable[[Any], None], float]] = {
 
 
 def run(bench: Bench) -> Iterator[str]:
-    """Go through the plan; yields the stages that were left out, with why."""
+    """Run the plan; yields the stages that were left out, with the reason."""
     for name, (stage, needed_s) in PLAN.items():
         if bench.left_s < needed_s and not bench.tiny:
             yield f"{name}: {max(bench.left_s, 0):.0f} s were left"
@@ -138,37 +138,37 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--batch", type=int, nargs=2, default=(64, 8))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     begun = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not given.tiny:
+    if device == "cpu" and not args.tiny:
         parser.error("no GPU here; --tiny checks the command on a CPU")
     quieten()
     if not torch.distributed.is_initialized():
         join_alone()
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    base = load_base(BaseConfig(), device, dtype) if given.tiny else random_sd15(device, dtype)
+    base = load_base(BaseConfig(), device, dtype) if args.tiny else random_sd15(device, dtype)
     bench = Bench(
         base,
         device,
-        given.tiny,
-        tuple(given.batch),
-        given.rounds,
-        begun + 60 * given.minutes,
+        args.tiny,
+        tuple(args.batch),
+        args.rounds,
+        begun + 60 * args.minutes,
     )
     skipped = list(run(bench))
     for line in skipped:
         print(f"left out: {line}")
     settings = {
-        "minutes": given.minutes,
-        "tiny": given.tiny,
-        "batches": list(given.batch),
+        "minutes": args.minutes,
+        "tiny": args.tiny,
+        "batches": list(args.batch),
         "precision": str(dtype).removeprefix("torch."),
         "took_s": round(time.monotonic() - begun),
         "left_out": skipped,
         **bench.metadata,
     }
-    return write_report("gpu", bench.rows, settings, __doc__.splitlines()[0], given.out)
+    return write_report("gpu", bench.rows, settings, __doc__.splitlines()[0], args.out)
 
 
 if __name__ == "__main__":

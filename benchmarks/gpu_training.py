@@ -31,20 +31,20 @@ from benchmarks.report import interleaved
 # A sample of training on precomputed features, counted layer by layer.
 TRAINING_TFLOP = 1.67
 LOW = torch.bfloat16
-PER_STAGE = 0.25  # Of the time that is left, the most that one set of cases takes.
+PER_STAGE = 0.25  # At most, of the time left, for one set of cases.
 
 
 def medians(bench: Any, cases: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Median seconds of each case, in as many rounds as there is time for."""
     begun = time.monotonic()
-    for case in cases.values():  # Warm-up, and how long a round is.
+    for case in cases.values():  # Warm-up, and the length of a round.
         case()
     if bench.device == "cuda":
         torch.cuda.synchronize()
-    one = max(time.monotonic() - begun, 1e-3)
-    rounds = min(bench.rounds, max(3, int(PER_STAGE * bench.left_s / one)))
+    round_s = max(time.monotonic() - begun, 1e-3)
+    rounds = min(bench.rounds, max(3, int(PER_STAGE * bench.left_s / round_s)))
     times = interleaved(cases, rounds, bench.device)
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def _config(bench: Any, batch: int) -> RunConfig:
@@ -72,7 +72,7 @@ def numerics(bench: Any) -> None:
     adapter = SemanticAdapter.from_unet(
         bench.base.unet, bench.base.vlm.config.qformer_config.hidden_size
     ).to(bench.device)
-    found: dict[str, dict[str, Tensor]] = {}
+    values: dict[str, dict[str, Tensor]] = {}
     for name, base in (("low", low), ("float32", _cast(low, torch.float32))):
         own = copy.deepcopy(adapter).to(base.unet.dtype)
         model = AnomalyControl(base, own, config)
@@ -80,44 +80,44 @@ def numerics(bench: Any) -> None:
         losses = model(samples, lambda tokens, own=own: own(tokens.to(own.dtype)))
         losses.loss.backward()
         assert own.proj.weight.grad is not None
-        found[name] = {
+        values[name] = {
             "latents": features.latent_mean.float(),
             "text": features.text.float(),
             "C'": features.tokens.float(),
             "loss": losses.per_sample.float(),
             "gradient": own.proj.weight.grad.float(),
         }
-    for part, exact in found["float32"].items():
-        error = (found["low"][part] - exact).norm() / exact.norm()
+    for part, exact in values["float32"].items():
+        error = (values["low"][part] - exact).norm() / exact.norm()
         bench.row(f"error of {part} against float32", float(error), "<= 0.05")
 
 
 def _cast(base: BaseModels, dtype: torch.dtype) -> BaseModels:
     """A copy in another precision; the Q-Former is in float32 in both."""
     names = ("vae", "text_encoder", "unet", "vlm")
-    made = {name: copy.deepcopy(getattr(base, name)).to(dtype) for name in names}
-    for part in (made["vlm"].qformer, made["vlm"].embeddings):
+    parts = {name: copy.deepcopy(getattr(base, name)).to(dtype) for name in names}
+    for part in (parts["vlm"].qformer, parts["vlm"].embeddings):
         part.float()
-    made["vlm"].query_tokens.data = made["vlm"].query_tokens.data.float()
-    return dataclasses.replace(base, **made)
+    parts["vlm"].query_tokens.data = parts["vlm"].query_tokens.data.float()
+    return dataclasses.replace(base, **parts)
 
 
 def training(bench: Any, batch: int) -> None:
-    """A step our ways and the public trainer's."""
+    """A step of our variants and of the public trainer."""
     steps = _steps(bench, batch)
     cases = steps.cases()
     losses = {name: float(step()) for name, step in cases.items()}
-    bench.metadata[f"losses_b{batch}"] = {name: round(one, 5) for name, one in losses.items()}
-    middle = medians(bench, cases)
-    for name, value in middle.items():
+    bench.metadata[f"losses_b{batch}"] = {name: round(loss, 5) for name, loss in losses.items()}
+    median_s = medians(bench, cases)
+    for name, value in median_s.items():
         bench.times[batch, name] = value
     bench.metadata[f"step_ms_b{batch}"] = {
-        name: round(1000 * value, 2) for name, value in middle.items()
+        name: round(1000 * value, 2) for name, value in median_s.items()
     }
-    ours, tuned, online = middle["ours, features"], middle["P1t"], middle["ours, online"]
+    ours, tuned, online = median_s["ours, features"], median_s["P1t"], median_s["ours, online"]
     large = batch == bench.batches[0]
     goal, stretch = ("<= 0.65", "<= 0.50") if large else ("<= 0.60", "<= 0.45")
-    skipping = middle["ours, features, skipping"]
+    skipping = median_s["ours, features, skipping"]
     bench.row(
         f"step / P1t, batch {batch}",
         skipping / tuned,
@@ -131,12 +131,12 @@ def training(bench: Any, batch: int) -> None:
     mfu = bench.mfu(TRAINING_TFLOP, per_s)
     bench.row("images/s, no elision", per_s, ">= 160", ">= 200", mfu=mfu)
     bench.row("images/s, nominal, with elision", batch / skipping, ">= 178", ">= 222")
-    bench.row("online / P0", online / middle["P0"], "<= 0.60", "<= 0.45")
+    bench.row("online / P0", online / median_s["P0"], "<= 0.60", "<= 0.45")
     bench.row("cached / own online", ours / online, "<= 0.55", "<= 0.50")
-    bench.row("cached / P0", ours / middle["P0"], "<= 0.33", "<= 0.22")
+    bench.row("cached / P0", ours / median_s["P0"], "<= 0.33", "<= 0.22")
     bench.row(
         "DeepSpeed's engine / bare loop (no Ray)",
-        middle["ours, features, DeepSpeed"] / ours,
+        median_s["ours, features, DeepSpeed"] / ours,
         "<= 1.01",
         "<= 1.003",
     )
@@ -159,21 +159,21 @@ def profile(bench: Any) -> None:
     with torch.profiler.profile(activities=kinds) as trace:
         step()
     on = "self_device_time_total" if bench.device == "cuda" else "self_cpu_time_total"
-    events = sorted(trace.key_averages(), key=lambda one: -getattr(one, on))
-    total = sum(getattr(one, on) for one in events) or 1
+    events = sorted(trace.key_averages(), key=lambda event: -getattr(event, on))
+    total = sum(getattr(event, on) for event in events) or 1
     bench.metadata["profile"] = [
         {
-            "what": one.key[:90],
-            "ms": round(getattr(one, on) / 1000, 2),
-            "share": round(getattr(one, on) / total, 3),
-            "calls": one.count,
+            "what": event.key[:90],
+            "ms": round(getattr(event, on) / 1000, 2),
+            "share": round(getattr(event, on) / total, 3),
+            "calls": event.count,
         }
-        for one in events[:20]
+        for event in events[:20]
     ]
 
 
 def asea_overhead(bench: Any) -> None:
-    """A step with the Q-Former and ASEA inside, given e_v, at T_g 3 and 0."""
+    """A step with the Q-Former and ASEA inside, from e_v, at T_g 3 and 0."""
     goals = {bench.batches[0]: ("<= 0.08", "<= 0.06"), bench.batches[1]: ("<= 0.12", "<= 0.08")}
     for batch, (goal, stretch) in goals.items():
         steps = _steps(bench, batch)
@@ -204,15 +204,20 @@ def asea_overhead(bench: Any) -> None:
             "all": AseaConfig(steps=3),
             "first": AseaConfig(steps=3, solver="first"),
         }
-        middle = medians(
+        median_s = medians(
             bench,
-            {name: lambda one=one: with_asea(one) for name, one in settings.items()},
+            {
+                name: lambda config=config: with_asea(config)
+                for name, config in settings.items()
+            },
         )
-        what = f"ASEA, t(T_g 3) / t(0) - 1, batch {batch}"
-        bench.row(f"{what}: all layers", middle["all"] / middle["none"] - 1, goal, stretch)
+        metric = f"ASEA, t(T_g 3) / t(0) - 1, batch {batch}"
         bench.row(
-            f"{what}: first layer's closed form",
-            middle["first"] / middle["none"] - 1,
+            f"{metric}: all layers", median_s["all"] / median_s["none"] - 1, goal, stretch
+        )
+        bench.row(
+            f"{metric}: first layer's closed form",
+            median_s["first"] / median_s["none"] - 1,
             "<= 0.01",
             "<= 0.003",
         )
@@ -235,15 +240,15 @@ def compiled(bench: Any) -> None:
         for _ in range(2):
             fast()
         bench.metadata[f"compile_s_b{batch}"] = round(time.monotonic() - begun, 1)
-        middle = medians(bench, {"plain": plain, "compiled": fast})
-        ratio = middle["compiled"] / middle["plain"]
+        median_s = medians(bench, {"plain": plain, "compiled": fast})
+        ratio = median_s["compiled"] / median_s["plain"]
         bench.row(f"compiled, channels last / plain, batch {batch}", ratio)
         tuned = bench.times.get((batch, "P1t"))
         if tuned is not None:
-            per_s = batch / middle["compiled"]
+            per_s = batch / median_s["compiled"]
             bench.row(
                 f"compiled / P1t, batch {batch}",
-                middle["compiled"] / tuned,
+                median_s["compiled"] / tuned,
                 images_per_s=round(per_s, 1),
                 mfu=bench.mfu(TRAINING_TFLOP, per_s),
             )

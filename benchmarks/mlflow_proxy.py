@@ -1,4 +1,4 @@
-"""A real MLflow server in a process of its own, and a line to it that can be disturbed."""
+"""A real MLflow server in its own process, and a proxy to it that can fail."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ STARTS_S = 120.0
 
 
 def free_port() -> int:
-    """A port on which nobody listens."""
+    """A free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -43,7 +43,7 @@ class Server:
                 ],
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                # Workers for jobs that nobody here has: seven processes more.
+                # Job workers would be seven more processes.
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 start_new_session=True,
             )
@@ -57,24 +57,25 @@ class Server:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """Kill it and all that it started."""
+        """Kill it and all its children."""
         assert self.process is not None
-        for one in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+        process = psutil.Process(self.process.pid)
+        for child in [*process.children(recursive=True), process]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+                child.kill()
         self.process.wait()
 
 
 class Proxy:
-    """Passes connections on, or disturbs them.
+    """Forwards connections, or makes them fail.
 
     ``mode`` is "pass", "refuse" (nobody listens), "hang" (accepts and never answers), "500"
-    (says so) or "deaf" (the server does as told, and its answer is lost). To change it cuts
-    what goes on.
+    (answers so) or "deaf" (the server gets the request, and its answer is lost). Changing it
+    cuts open connections.
     """
 
     def __init__(self, target: int):
-        """Take the server's port; it refuses until it is set to anything else."""
+        """Take the server's port; refuses until another mode is set."""
         self.target, self.port = target, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.mode, self.seen = "refuse", 0
@@ -85,10 +86,10 @@ class Proxy:
         """Change the mode."""
         self.mode, self.seen = mode, 0
         ends, self._open = self._open, []
-        for one in ends:
+        for end in ends:
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
         if mode == "refuse":
             if self._listener is not None:
                 self._listener.shutdown(socket.SHUT_RDWR)

@@ -71,7 +71,9 @@ def attend(
             encoder_hidden_states=visual,
         ).last_hidden_state
     # The class token is no place in the image.
-    cross = [None if one is None else one[..., 1:] for one in record.cross_maps]
+    cross = [
+        None if cross_map is None else cross_map[..., 1:] for cross_map in record.cross_maps
+    ]
     return hidden[:, :num_queries], read_map(record.self_maps, cross, text, method, solver)
 
 

@@ -1,8 +1,8 @@
-"""What do ASEA's rules, maps and solvers do? Energy against T_g, and where the text looks.
+"""What do ASEA's rules, maps and solvers do? Energy against T_g, and where the text attends.
 
-Every defect image of the built-in data, and of each folder named, is guided under every rule;
-the energy is the solver's own. Where the text looks is the share of the rollout's attention
-over all layers inside the true mask, before and after, whatever rule and map drove the steps.
+Every defect image of the built-in data, and of each --data folder, is guided under every rule;
+the energy is the solver's own. Where the text attends is the share of the rollout's attention
+over all layers inside the true mask, before and after, for any rule and map of the steps.
 
     python -m benchmarks.plot_asea [--base PATH] [--data ROOT ...] [--steps 5]
 
@@ -80,7 +80,7 @@ def guided(
     encoder: CrossModalEncoder, root: Path, cases: list[AseaConfig], steps: int
 ) -> tuple[list[dict[str, Tensor]], int]:
     """For each case energies (image, step), shares before and after, and C' kept; cells."""
-    found: list[list[dict[str, Tensor]]] = [[] for _ in cases]
+    collected: list[list[dict[str, Tensor]]] = [[] for _ in cases]
     fewest = 10**9
     for image, phrases, mask in batches(root, encoder.image_px):
         words = encoder.read(phrases)
@@ -88,9 +88,9 @@ def guided(
         fewest = min(fewest, int(region.sum(dim=1).min()))
         visual = encoder.embed_image(image)
 
-        scorer = QFormerPass(encoder.vlm, len(image), words, method="rollout", first=False)
-        tokens, seen = scorer.finish(visual)
-        for case, rows in zip(cases, found, strict=True):
+        rollout = QFormerPass(encoder.vlm, len(image), words, method="rollout", first=False)
+        tokens, seen = rollout.finish(visual)
+        for case, rows in zip(cases, collected, strict=True):
             first = case.solver == "first"
             attention = QFormerPass(
                 encoder.vlm, len(image), words, method=case.map, first=first
@@ -101,7 +101,7 @@ def guided(
             embedding, _ = asea.guide(
                 attention, visual, region, case.model_copy(update={"steps": steps})
             )
-            moved, after = scorer.finish(embedding)
+            moved, after = rollout.finish(embedding)
             rows.append(
                 {
                     "energies": energies,
@@ -112,14 +112,16 @@ def guided(
             )
     whole = [
         {key: torch.cat([row[key] for row in rows]).float() for key in rows[0]}
-        for rows in found
+        for rows in collected
     ]
     return whole, fewest
 
 
-def row_of(data: str, case: AseaConfig, found: dict[str, Tensor], steps: int) -> dict[str, Any]:
-    """One line of the table."""
-    energies = found["energies"]
+def row_of(
+    data: str, case: AseaConfig, values: dict[str, Tensor], steps: int
+) -> dict[str, Any]:
+    """A row of the table."""
+    energies = values["energies"]
     fall = 1 - energies[:, -1] / energies[:, 0]
     # Above rounding: float32 has 7 digits.
     rose = (energies[:, 1:] > energies[:, :-1] + 1e-6).any(dim=1)
@@ -133,9 +135,9 @@ def row_of(data: str, case: AseaConfig, found: dict[str, Tensor], steps: int) ->
         f"E at T_g 0 to {steps}": " ".join(means),
         "median relative fall": f"{fall.median().item():.3f}",
         "images where a step raised E": f"{rose.float().mean().item():.3f}",
-        "in mask before": f"{found['before'].mean().item():.3f}",
-        "in mask after": f"{found['after'].mean().item():.3f}",
-        "cos(C', without)": f"{found['kept'].mean().item():.3f}",
+        "in mask before": f"{values['before'].mean().item():.3f}",
+        "in mask after": f"{values['after'].mean().item():.3f}",
+        "cos(C', without)": f"{values['kept'].mean().item():.3f}",
     }
 
 
@@ -154,12 +156,12 @@ def main() -> None:
         built_in = Path(scratch, "built-in")
         write_dataset(built_in, num_good=1, num_good_test=1, num_defects=6)
         for root in [built_in, *arguments.data]:
-            found, fewest = guided(encoder, root, CASES, arguments.steps)
+            results, fewest = guided(encoder, root, CASES, arguments.steps)
             print(f"{root.name}: the smallest mask keeps {fewest} cells of {encoder.grid**2}")
-            for case, one in zip(CASES, found, strict=True):
-                rows.append(row_of(root.name, case, one, arguments.steps))
+            for case, values in zip(CASES, results, strict=True):
+                rows.append(row_of(root.name, case, values, arguments.steps))
                 key = (root.name, case.solver, case.map)
-                curves.setdefault(key, {})[name_of(case)] = one["energies"].mean(dim=0)
+                curves.setdefault(key, {})[name_of(case)] = values["energies"].mean(dim=0)
     circumstances = {**vars(arguments), "data": [root.name for root in arguments.data]}
     report = write_report("asea-rules", rows, circumstances, __doc__.splitlines()[0])
     places = list(dict.fromkeys(key[1:] for key in curves))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, and dated reports that say on what."""
+"""What the benchmarks share: interleaved timing, and dated reports with the hardware."""
 
 import datetime
 import json
@@ -19,11 +19,10 @@ RESULTS = Path(__file__).parent / "results"
 def interleaved(
     cases: Mapping[str, Callable[[], object]], rounds: int, device: str, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each case, one run of each a round in an order that changes.
+    """Seconds of each case, one run of each per round in changing order.
 
-    So a slow spell of the machine falls on all of them. Warm-up runs are not counted. On the
-    CPU the process's own seconds are counted, summed over threads: another program's share of
-    the cores is not ours.
+    So a slow spell of the machine affects all of them. Warm-up runs are not counted. On the CPU
+    these are the seconds of this process, summed over threads: other programs do not count.
     """
     clock = time.perf_counter if device.startswith("cuda") else time.process_time
     times: dict[str, list[float]] = {name: [] for name in cases}
@@ -84,13 +83,13 @@ def write_report(
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
     lines += [" | ".join(str(row[column]) for column in columns) for row in rows]
     table = "\n".join(f"| {line} |" for line in lines)
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    stem = f"{metadata['date']}_{name}_{kind}"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    stem = f"{metadata['date']}_{name}_{device}"
     folder.mkdir(exist_ok=True)
     report = {**metadata, "rows": list(rows)}
     (folder / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
-    told = "\n".join(f"- {key}: {value}" for key, value in metadata.items())
-    (folder / f"{stem}.md").write_text(f"# {title}\n\n{told}\n\n{table}\n")
+    facts = "\n".join(f"- {key}: {value}" for key, value in metadata.items())
+    (folder / f"{stem}.md").write_text(f"# {title}\n\n{facts}\n\n{table}\n")
     path = folder / f"{stem}.md"
     print(f"{table}\n{path}")
     return path

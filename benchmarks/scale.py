@@ -2,8 +2,8 @@
 
     python -m benchmarks.scale [--images-per-s 160]
 
-Prints the tables of docs/scale.md. What is known exactly are sizes, from the real shapes; what
-is assumed are speeds: of one GPU, and of the links, as their data sheets or less.
+Prints the tables of docs/scale.md. Sizes are exact, from the real shapes; the speeds of a GPU
+and of the links are assumed, as in their data sheets or less.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Does each part of the method help? On the built-in data, with a base that draws.
+"""Does each part of the method help? On the built-in data and base.
 
     python -m benchmarks.tiny_ablation [--base BASE] [--out FILE.json]
 
-Every row trains an adapter from the same start on the same images and noise, then draws the
-same cases: a reference of another product, a normal image, a mask, words without colour. A
-classifier that was trained on real built-in images alone says what came out. The protocol is
-fixed here, before any row was seen; a row that is done is not done again.
+Every row trains an adapter from the same initial weights on the same images and noise, then
+generates the same cases: a reference of another product, a normal image, a mask, a prompt
+without colour. A classifier trained on real built-in images alone judges them. The protocol was
+fixed before any row was seen; finished rows are kept.
 """
 
 import argparse
@@ -70,20 +70,20 @@ class Row:
 
 def rows() -> list[Row]:
     """The table's lines, in the paper's order; the text-only line draws with gamma 0."""
-    found = [
+    table = [
         Row("text only", scale=0.0),
         Row("SGA (image-only C')", csm=CsmConfig(text=False)),
         Row("+ CSM"),
     ]
     for steps in (1, 3, 5):
-        found.append(Row(f"+ ASEA T_g {steps}", asea=AseaConfig(steps=steps, step_size=0.05)))
+        table.append(Row(f"+ ASEA T_g {steps}", asea=AseaConfig(steps=steps, step_size=0.05)))
     for rule, sizes in (("normalized", (0.02, 0.1)), ("gd", (100.0, 1000.0)), ("adam", (0.1,))):
         for size in sizes:
             setting = AseaConfig(steps=3, rule=rule, step_size=size)
-            found.append(Row(f"+ ASEA T_g 3, {rule} {size:g}", asea=setting))
+            table.append(Row(f"+ ASEA T_g 3, {rule} {size:g}", asea=setting))
     bound = AseaConfig(steps=5, step_size=0.1, bound=0.15)
-    found.append(Row("+ ASEA T_g 5, normalized 0.1, bound 0.15", asea=bound))
-    return found
+    table.append(Row("+ ASEA T_g 5, normalized 0.1, bound 0.15", asea=bound))
+    return table
 
 
 def plain(defect: str) -> str:
@@ -92,7 +92,7 @@ def plain(defect: str) -> str:
 
 
 def training_images(seed: int) -> list[Specimen]:
-    """A few images of every defective kind, those too that the base has not seen."""
+    """A few images of every defective type, including those that the base has not seen."""
     return [
         draw(category, defect, seed=derive_seed(seed, "train", number), attribute=attribute)
         for category in CATEGORIES
@@ -107,16 +107,18 @@ def seen_once(encoder: FrozenEncoder, images: list[Specimen]) -> Features:
     parts = []
     for first in range(0, len(images), BATCH):
         chosen = images[first : first + BATCH]
-        pairs = [(Image.fromarray(one.image), Image.fromarray(one.mask)) for one in chosen]
+        pairs = [
+            (Image.fromarray(shown.image), Image.fromarray(shown.mask)) for shown in chosen
+        ]
         whole = [fit(*pair, 64) for pair in pairs]
         views = [fit(*region(*pair), encoder.semantics.image_px) for pair in pairs]
-        phrases = [plain(one.defect) for one in chosen]
+        phrases = [plain(shown.defect) for shown in chosen]
         batch = Batch(
             image=torch.stack([image for image, _ in whole]),
             mask=torch.stack([mask for _, mask in whole]),
             caption=[
-                target_text(one.category, phrase)
-                for one, phrase in zip(chosen, phrases, strict=True)
+                target_text(shown.category, phrase)
+                for shown, phrase in zip(chosen, phrases, strict=True)
             ],
             reference_image=torch.stack([image for image, _ in views]),
             reference_mask=torch.stack([mask for _, mask in views]),
@@ -193,35 +195,35 @@ class Case:
 
 def cases(seed: int) -> list[Case]:
     """The same for every row: products and defects in turn, references of other products."""
-    found = []
+    chosen = []
     for number in range(CASES):
         rng = np.random.default_rng(derive_seed(seed, "case", number))
         product = CATEGORIES[number % 6]
         defect = DEFECT_TYPES[number // 6 % 6]
         attribute = str(rng.choice(ATTRIBUTES[defect]))
-        other = str(rng.choice([one for one in CATEGORIES if one != product]))
-        one, two, three = (derive_seed(seed, "case", number, part) for part in range(3))
-        found.append(
+        other = str(rng.choice([name for name in CATEGORIES if name != product]))
+        seeds = (derive_seed(seed, "case", number, part) for part in range(3))
+        chosen.append(
             Case(
                 product,
-                reference=draw(other, defect, seed=one, attribute=attribute),
-                normal=draw(product, "good", seed=two),
-                mask=draw(product, defect, seed=three),
+                reference=draw(other, defect, seed=next(seeds), attribute=attribute),
+                normal=draw(product, "good", seed=next(seeds)),
+                mask=draw(product, defect, seed=next(seeds)),
             )
         )
-    return found
+    return chosen
 
 
 def judged(
-    base: BaseModels, adapter: SemanticAdapter, row: Row, scorer: Probe, seed: int
+    base: BaseModels, adapter: SemanticAdapter, row: Row, probe: Probe, seed: int
 ) -> list[dict[str, object]]:
-    """Draw every case, and say of each whether type and colour came out right."""
+    """Generate every case and classify it: are type and colour right?"""
     pipeline = AnomalyControlPipeline.from_base(base, adapter)
     pipeline.set_progress_bar_config(disable=True)
     results: list[dict[str, object]] = []
-    asked = cases(seed)
-    for first in range(0, len(asked), 24):
-        part = asked[first : first + 24]
+    all_cases = cases(seed)
+    for first in range(0, len(all_cases), 24):
+        part = all_cases[first : first + 24]
         phrases = [plain(case.reference.defect) for case in part]
         images = pipeline(
             [
@@ -241,7 +243,7 @@ def judged(
                 for number in range(len(part))
             ],
         ).images
-        for case, (_, phrase) in zip(part, scorer.read(as_tensor(images)), strict=True):
+        for case, (_, phrase) in zip(part, probe.read(as_tensor(images)), strict=True):
             wanted, defect = case.reference, case.reference.defect
             pair = f"{case.product}/{defect}"
             results.append(
@@ -249,7 +251,7 @@ def judged(
                     "group": "new type"
                     if defect in HELD_OUT
                     else ("new pair" if pair in HELD_OUT else "seen"),
-                    "type": scorer.defect_of[phrase] == defect,
+                    "type": probe.defect_of[phrase] == defect,
                     # Stain and spots come in four colours; a wrong type may still have it.
                     "colour": wanted.attribute in phrase.split()
                     if defect in ("stain", "spots")
@@ -259,19 +261,19 @@ def judged(
     return results
 
 
-def make_judge(folder: Path) -> Probe:
-    """Train the classifier on images that nothing else here has seen, and test it."""
-    tracker = Tracker.open(f"sqlite:///{folder / 'scorer.db'}", "judge", "judge", None, folder)
+def train_judge(folder: Path) -> Probe:
+    """Train the classifier on images that nothing else here uses, and test it."""
+    tracker = Tracker.open(f"sqlite:///{folder / 'probe.db'}", "judge", "judge", None, folder)
     context = StageContext(folder, tracker, 99, torch.device("cpu"), 10_000, 10_000)
-    scorer = train_probe(draw_pool(16_000, derive_seed(99, "judge"), 64), 1_500, context)
+    probe = train_probe(draw_pool(16_000, derive_seed(99, "judge"), 64), 1_500, context)
     test = draw_pool(1_000, derive_seed(99, "test"), 64)
     shown = [built_in_vocabulary()[place] for place in test.kinds.tolist()]
-    print("judge on real images:", scorer.score(test.pixels(torch.arange(len(test))), shown))
-    return scorer
+    print("judge on real images:", probe.score(test.pixels(torch.arange(len(test))), shown))
+    return probe
 
 
 def main() -> None:
-    """Do what is not done yet; write each row as it comes."""
+    """Run the rows that are not done yet; write each at once."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="tiny")
     parser.add_argument("--out", type=Path, default=Path("runs/tiny_ablation.json"))
@@ -281,7 +283,7 @@ def main() -> None:
     done = json.loads(options.out.read_text()) if options.out.exists() else {}
     base_config = BaseConfig(path=options.base)
     with tempfile.TemporaryDirectory() as scratch:
-        scorer = make_judge(Path(scratch))
+        probe = train_judge(Path(scratch))
     for seed in SEEDS:
         for row in rows():
             key = f"{row.name}|{seed}"
@@ -290,12 +292,12 @@ def main() -> None:
             begun = time.monotonic()
             base = load_base(base_config)
             adapter = train(base, row, base_config, seed)
-            results = judged(base, adapter, row, scorer, seed)
+            results = judged(base, adapter, row, probe, seed)
             done[key] = {"seconds": round(time.monotonic() - begun), "cases": results}
             partial = options.out.with_suffix(".partial")
             partial.write_text(json.dumps(done))
             os.replace(partial, options.out)
-            share = np.mean([bool(one["type"]) for one in results])
+            share = np.mean([bool(result["type"]) for result in results])
             print(f"seed {seed}, {row.name}: type {share:.2f}", flush=True)
     print(options.out)
 

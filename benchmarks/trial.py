@@ -1,4 +1,4 @@
-"""A disturbed run: give its command until it is done, and compare it with a calm one."""
+"""A run with faults: repeat its command until it is done, and compare it with a calm one."""
 
 import itertools
 import json
@@ -20,19 +20,19 @@ from acontrol.train.checkpoint import newest_checkpoint
 from benchmarks.disturbed import Fault, Plan
 from launch.train import read_config
 
-ATTEMPTS = 12  # Times that the same command is given.
+ATTEMPTS = 12  # Of the same command.
 Step = tuple[int, int]  # Rank and step.
 
 
 @dataclass
 class Trial:
-    """What came of a run.
+    """The outcome of a run.
 
     Attributes:
         run: Its folder.
-        happened: The faults that came to pass, by the second in which they did.
-        statuses: Exit status of each time the command was given.
-        errors: The last line that it printed each time.
+        happened: The faults that happened, with their times in seconds.
+        statuses: Exit status of each attempt.
+        errors: The last line that each attempt printed.
     """
 
     run: Path
@@ -114,21 +114,22 @@ def _wait_for_a_step(notes: Path, process: "subprocess.Popen[bytes]") -> None:
 
 
 def _kill_all(process: "subprocess.Popen[bytes]") -> None:
-    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+    for child in [*psutil.Process(process.pid).children(recursive=True), process]:
         try:
-            os.kill(one.pid, signal.SIGKILL)
+            os.kill(child.pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
 
 
 def steps_noted(notes: Path) -> dict[Step, list[tuple[float, tuple[str, ...]]]]:
-    """Loss and sample keys of each step of each rank, once for each time it was done."""
-    found = defaultdict(list)
+    """Loss and sample keys of each step of each rank, once per execution."""
+    steps = defaultdict(list)
     for file in sorted(notes.glob("steps-*.jsonl")):
         for line in file.read_text().splitlines():
-            one = json.loads(line)
-            found[one["rank"], one["step"]].append((one["loss"], tuple(one["keys"])))
-    return dict(found)
+            record = json.loads(line)
+            key = record["rank"], record["step"]
+            steps[key].append((record["loss"], tuple(record["keys"])))
+    return dict(steps)
 
 
 def steps_redone(notes: Path) -> list[tuple[float, int]]:
@@ -143,8 +144,8 @@ def steps_redone(notes: Path) -> list[tuple[float, int]]:
 
 
 def bytes_wrong(run: Path, reference: Path) -> int:
-    """Bytes in which the last checkpoints' weights and moments differ."""
-    checkpoints = [newest_checkpoint(one) for one in (run, reference)]
+    """Number of bytes that differ in the last checkpoints' weights and moments."""
+    checkpoints = [newest_checkpoint(folder) for folder in (run, reference)]
     wrong = 0
     for name in ("adapter/diffusion_pytorch_model.safetensors", "moments.safetensors"):
         ours, theirs = (
@@ -157,9 +158,9 @@ def bytes_wrong(run: Path, reference: Path) -> int:
 
 
 def losses_in_mlflow(run: Path, uri: str | None = None) -> list[tuple[int, float]]:
-    """Every loss that MLflow has of a run, in order, repeated ones too."""
+    """Every loss of a run in MLflow, in order, with repetitions."""
     record = RunRecord.read(run)
     assert record is not None
     client = mlflow.MlflowClient(tracking_uri=uri or f"sqlite:///{run / 'mlflow.db'}")
     history = client.get_metric_history(record.mlflow_run, "loss")
-    return sorted((one.step, one.value) for one in history)
+    return sorted((metric.step, metric.value) for metric in history)

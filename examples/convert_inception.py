@@ -1,4 +1,4 @@
-"""Make inception.safetensors, which launch.evaluate quality reads, from the published weights.
+"""Convert the published Inception-v3 to inception.safetensors, for launch.evaluate quality.
 
     python examples/convert_inception.py weights-inception-2015-12-05-6726825d.pth \
         inception.safetensors
@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 
 def main(network: str, out: str) -> None:
-    """Keep everything but the counters of batches."""
+    """Keep everything but the batch counters."""
     weights = torch.load(network, map_location="cpu", weights_only=True)
-    kept = {name: one for name, one in weights.items() if "num_batches" not in name}
-    save_file({name: one.float().contiguous() for name, one in kept.items()}, out)
+    kept = {name: value for name, value in weights.items() if "num_batches" not in name}
+    save_file({name: value.float().contiguous() for name, value in kept.items()}, out)
     print(f"Weights: {out}")
 
 

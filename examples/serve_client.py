@@ -1,4 +1,4 @@
-"""Ask a served model for a defect: an HTTP request, with nothing but Python's own library.
+"""Request a defect image from a served model over HTTP, with the standard library alone.
 
 Usage:
     mlflow models serve -m models:/NAME@champion --env-manager local --port 5001
@@ -24,20 +24,20 @@ def draw(
     params: Mapping[str, Any] | None = None,
     timeout_s: float = 600,
 ) -> list[bytes]:
-    """Ask for an image a row.
+    """Request one image per row.
 
     Args:
-        address: Of the server, as http://127.0.0.1:5001.
+        address: Of the server, such as http://127.0.0.1:5001.
         rows: For each image ``prompt``, ``reference_phrase``, ``seed``, and as PNG bytes
             ``reference_image``, ``reference_mask``, ``image`` and ``mask_image``.
-        params: How to sample, as ``{"num_inference_steps": 30}``.
-        timeout_s: How long to wait.
+        params: Sampling parameters, such as ``{"num_inference_steps": 30}``.
+        timeout_s: Timeout of the request.
 
     Returns:
         A PNG for each row.
 
     Raises:
-        ValueError: If the server refuses the request; says why.
+        ValueError: If the server rejects the request, with its reason.
     """
     records = [
         {
@@ -58,7 +58,7 @@ def draw(
 
 
 def _reason(body: bytes) -> str:
-    """What is wrong; MLflow's answer repeats the request before it."""
+    """The error message; MLflow's answer repeats the request before it."""
     try:
         return str(json.loads(body)["message"]).rpartition("\nError: ")[2]
     except (ValueError, KeyError, TypeError):
@@ -66,11 +66,11 @@ def _reason(body: bytes) -> str:
 
 
 def main() -> None:
-    """Read files, ask, write the image."""
+    """Read the files, send the request, write the image."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("address", help="of the server, as http://127.0.0.1:5001")
+    parser.add_argument("address", help="of the server, such as http://127.0.0.1:5001")
     for name, words in (
         ("reference", "an image with the defect"),
         ("reference-mask", "white where that defect is"),

@@ -1,8 +1,8 @@
-"""deploy/ is what KubeRay, Kubernetes and our own command line take.
+"""deploy/ is valid for KubeRay, Kubernetes and our own command line.
 
-RayJob's and RayCluster's fields are written down here from KubeRay's API reference (ray.io/v1,
-docs.ray.io, "KubeRay CRD API reference"), as far as deploy/ may use them: no package carries
-the schema. Pods are checked against Kubernetes' own, which kubernetes-validate carries.
+The fields of RayJob and RayCluster that deploy/ may use are listed here from KubeRay's API
+reference (ray.io/v1, docs.ray.io, "KubeRay CRD API reference"), since no package ships the
+schema. Pods are checked against Kubernetes' own, which kubernetes-validate ships.
 """
 
 import shlex
@@ -98,7 +98,10 @@ def written() -> dict[str, Any]:
 
 def pods(job: RayJob) -> list[PodTemplate]:
     cluster = job.spec.rayClusterSpec
-    return [cluster.headGroupSpec.template, *(one.template for one in cluster.workerGroupSpecs)]
+    return [
+        cluster.headGroupSpec.template,
+        *(group.template for group in cluster.workerGroupSpecs),
+    ]
 
 
 def test_the_rayjob_fits_its_schema(written: dict[str, Any]) -> None:
@@ -108,9 +111,11 @@ def test_the_rayjob_fits_its_schema(written: dict[str, Any]) -> None:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}}
         kubernetes_validate.validate({**pod, "spec": template.spec}, VERSION, strict=True)
         mounted = {
-            one["name"] for box in template.spec["containers"] for one in box["volumeMounts"]
+            mount["name"]
+            for container in template.spec["containers"]
+            for mount in container["volumeMounts"]
         }
-        assert mounted == {one["name"] for one in template.spec["volumes"]}
+        assert mounted == {volume["name"] for volume in template.spec["volumes"]}
 
 
 def test_a_slip_would_be_seen(written: dict[str, Any]) -> None:
