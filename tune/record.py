@@ -12,12 +12,13 @@ SWEEP/
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from acontrol.config import RunConfig, Settings
 from acontrol.errors import UserError, explain
+from acontrol.runs.guard import changes
 from acontrol.train.resume import changed_settings
 from tune.objective import OBJECTIVES, Name
 from tune.space import Space, Value, in_words, with_values
@@ -70,18 +71,14 @@ class Sweep(Settings):
 
     def changes(self, now: "Sweep") -> list[str]:
         """What another sweep does differently, as "name: before -> now"."""
-        changes = changed_settings(self.run, now.run)
-        for group in ("checkpoint", "samples"):
-            before, after = getattr(self.run, group), getattr(now.run, group)
-            changes += [] if before == after else [f"{group}: {before!r} -> {after!r}"]
-        before_words, words = in_words(self.space), in_words(now.space)
-        for key in before_words | words:
-            before, after = before_words.get(key, "fixed"), words.get(key, "fixed")
-            changes += [] if before == after else [f"space {key}: {before} -> {after}"]
-        for name in ("objective", "search", "scheduler", "reduction", "trials", "mlflow_uri"):
-            before, after = getattr(self, name), getattr(now, name)
-            changes += [] if before == after else [f"{name}: {before} -> {after}"]
-        return changes
+        return changed_settings(self.run, now.run) + changes(self._compared(), now._compared())
+
+    def _compared(self) -> dict[str, Any]:
+        return {
+            **self.run.model_dump(mode="json", include={"checkpoint", "samples"}),
+            "space": in_words(self.space),
+            **self.model_dump(mode="json", exclude={"run", "space", "parent_run"}),
+        }
 
     def trial_folder(self, trial: str) -> Path:
         """Where a trial's run is."""

@@ -17,6 +17,7 @@ from acontrol.errors import UserError
 from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.runs.cluster import joined_cluster, uses_gpus, worker_resources
+from acontrol.runs.guard import refuse
 from acontrol.runs.lock import only_launch
 from acontrol.runs.mlflow_client import describe, named_uri, tracking_uri
 from acontrol.runs.paths import absolute
@@ -103,11 +104,8 @@ def _opened(plan: Plan, folder: Path) -> tuple[Sweep, Tracker]:
         settings = {"sweep": searched, **json.loads(sweep.run.model_dump_json())}
         describe(tracker.client, tracker.run_id, settings)
         sweep.write()
-    elif changes := before.changes(sweep):
-        raise UserError(
-            f"{folder} holds another sweep ({'; '.join(changes)}): name another --output, or "
-            "give the same settings to continue it"
-        )
+    else:
+        refuse(folder, before.changes(sweep))
     return sweep, tracker
 
 

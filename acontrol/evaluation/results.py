@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from acontrol.errors import UserError
+from acontrol.runs.guard import changes, refuse
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,8 @@ def is_done(training: TrainingJob, work: Experiment, out: Path) -> bool:
         zipfile.ZipFile(arrays).close()  # Reads the list of what is in it.
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: it or its .npz is damaged ({error}); remove both") from error
-    changed = [name for name, value in work.facts(training).items() if found.get(name) != value]
-    if changed:
-        raise UserError(
-            f"{file}: is of another comparison (differs in {', '.join(changed)}); name another "
-            "--out, or give the same data and budget to continue this one"
-        )
+    facts = work.facts(training)
+    refuse(file, changes({name: found.get(name) for name in facts}, facts), "--out")
     return all(part in found for part in work.parts)
 
 

@@ -29,7 +29,7 @@ from acontrol.generation.manifest import (
 from acontrol.generation.plan import PlannedImage
 from acontrol.generation.sampler import GeneratedImage, Generator
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
-from acontrol.runs import storage
+from acontrol.runs import guard, storage
 
 MANIFEST_NAME = "manifest.jsonl"
 JOB_NAME = "job.json"
@@ -135,25 +135,17 @@ class Job:
                 plan.update(json.dumps(request_metadata(image, roots)).encode())
                 plan.update(image.mask.packed)
             plan.update(b"\n")
-        self.text = json.dumps(
-            {"format": "acontrol-generation-1", "plan": plan.hexdigest(), **metadata}, indent=1
-        )
+        settings = {"format": "acontrol-generation-1", "plan": plan.hexdigest(), **metadata}
         self.out = out
         self.batches = batches
         self.roots = roots
         self.folder = out.parent / f".{out.name}.partial"
-        self.done = _has_text(out / JOB_NAME, self.text)
+        self.done = _has_text(out / JOB_NAME, json.dumps(settings, indent=1))
         if self.done:
             return
         check_empty(out)
-        file = self.folder / JOB_NAME
-        if file.exists() and not _has_text(file, self.text):
-            raise UserError(
-                f"{self.folder} holds an unfinished job with other settings, data or model: "
-                "repeat its command to continue it, or remove the folder"
-            )
-        (self.folder / "batches").mkdir(parents=True, exist_ok=True)
-        storage.write(file, self.text.encode())
+        guard.claim(self.folder / JOB_NAME, settings, "--out")
+        (self.folder / "batches").mkdir(exist_ok=True)
 
     def missing(self) -> list[int]:
         """Numbers of the batches still to be drawn."""

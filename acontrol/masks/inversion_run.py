@@ -34,7 +34,7 @@ from acontrol.masks.store import CARD, read_card, write_learned
 from acontrol.networks import locate
 from acontrol.networks.load import BaseModels, load_base
 from acontrol.reporting import contact_sheet
-from acontrol.runs import storage
+from acontrol.runs import guard, storage
 from acontrol.runs.stage import StageContext, run_stage
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
@@ -65,13 +65,7 @@ def claim(config: MasksConfig, root: Path, digest: str) -> dict[str, Any]:
         _write(file, noted)
         return noted
     noted = json.loads(file.read_text())
-    other = sorted(name for name in settings if noted["settings"].get(name) != settings[name])
-    if other:
-        name = other[0]
-        raise UserError(
-            f"{config.output} holds masks learned with another {name} "
-            f"({noted['settings'].get(name)}, now {settings[name]}): name a new --output"
-        )
+    guard.refuse(config.output, guard.changes(noted["settings"], settings))
     return noted
 
 

@@ -23,6 +23,7 @@ from acontrol.pretrain.probe import Probe, as_tensor, train_probe
 from acontrol.pretrain.settings import HELD_OUT, PretrainConfig
 from acontrol.pretrain.vae import psnr, train_vae
 from acontrol.pretrain.vlm import retrieval, train_vlm
+from acontrol.runs.guard import claim
 from acontrol.runs.stage import StageContext
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
@@ -171,18 +172,10 @@ class _Times:
 def _context(config: PretrainConfig, root: Path | None) -> tuple[StageContext, _Times]:
     """The working folder, with the same config as before if it is not new."""
     folder = config.output.with_name(f"{config.output.name}-training")
-    folder.mkdir(parents=True, exist_ok=True)
-    record = folder / "config.json"
-    settings = json.loads(
-        config.model_dump_json(exclude={"output", "save_every", "samples_every", "tracking"})
+    settings = config.model_dump(
+        mode="json", exclude={"output", "save_every", "samples_every", "tracking"}
     )
-    said = json.dumps({"root": str(root), **settings}, indent=1)
-    if record.exists() and record.read_text() != said:
-        raise UserError(
-            f"{folder} holds a run with other settings ({record}); give the same ones to go "
-            "on, or name a new --output"
-        )
-    record.write_text(said)
+    claim(folder / "config.json", {"root": str(root), **settings})
     run_file = folder / "mlflow_run"
     known = run_file.read_text() if run_file.exists() else None
     tracker = Tracker.open(

@@ -1,11 +1,12 @@
-"""Whether a command continues the run that lies in its output."""
+"""Whether a command continues the run in its output folder."""
 
-import json
+from typing import Any
 
 from pydantic import ValidationError
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
+from acontrol.runs.guard import changes, refuse
 from acontrol.runs.mlflow_client import named_uri
 from acontrol.runs.record import RunRecord
 from acontrol.runs.storage import StoragePath
@@ -15,32 +16,28 @@ from acontrol.train.checkpoint import Checkpoint, newest_checkpoint
 def check_continues(
     checkpoint: Checkpoint, config: RunConfig, data_digest: str, base_digest: str
 ) -> None:
-    """See that a checkpoint was made with the same settings, data and base.
+    """Check that a checkpoint has the same settings, data and base.
 
     Raises:
         UserError: If not; names what differs.
     """
     before = checkpoint.state
-    changes = changed_settings(before.config, config)
+    changed = changed_settings(before.config, config)
     if before.data_digest != data_digest:
-        changes.append("the shards' contents")
+        changed.append("the shards' contents")
     if before.base_digest != base_digest:
-        changes.append("the base models' files")
-    if changes:
-        raise UserError(
-            f"{config.output} holds a run with other settings ({'; '.join(changes)}): "
-            "name another --output, or give the same settings to continue it"
-        )
+        changed.append("the base models' files")
+    refuse(config.output or "", changed)
 
 
 def known_mlflow_run(
     run: StoragePath, config: RunConfig, checkpoint: Checkpoint | None
 ) -> str | None:
-    """The MLflow run to continue: the last launch's, unless this is another run by now."""
+    """The last launch's MLflow run, unless the settings or the server have changed."""
     record = RunRecord.read(run)
     if record is None or record.mlflow_uri != named_uri(config):
         return None
-    if checkpoint is None:  # Nothing held the settings together so far.
+    if checkpoint is None:  # Then nobody has compared the settings yet.
         try:
             before = RunConfig.model_validate_json((run / "config.json").read_bytes())
         except (OSError, ValidationError):
@@ -62,30 +59,20 @@ def how_to_resume(run: StoragePath) -> str:
 
 
 def changed_settings(before: RunConfig, now: RunConfig) -> list[str]:
-    """Settings that differ and on which the numbers depend, as "name: before -> now"."""
-    # On how many workers, and what is shown, may change from launch to launch.
-    free = {"output", "init", "profile", "cluster", "checkpoint", "samples", "tracking"}
-    left = _flat(json.loads(before.model_dump_json(exclude=free)))
-    right = _flat(json.loads(now.model_dump_json(exclude=free)))
-    # Contents are compared by digest, wherever they lie now.
-    ignored = {"data.shards", "data.cache_dir", "data.features", "data.loader_workers"}
-    # These say when to give up, and nothing of the numbers: skipped samples have a digest.
-    ignored |= {"optim.max_skipped", "data.damaged", "data.max_damaged"}
-    ignored |= {"base.path", "base.revision", "base.vlm_path", "base.vlm_revision"}
+    """Settings that differ and change the numbers, as "name: before -> now"."""
+    # The number of workers and what is shown may change from launch to launch.
+    free = ("output", "init", "profile", "cluster", "checkpoint", "samples", "tracking")
+    excluded: dict[str, Any] = {
+        **dict.fromkeys(free, True),
+        # Contents are compared by digest, wherever they are now; so are skipped samples.
+        "base": {"path", "revision", "vlm_path", "vlm_revision"},
+        "data": {"shards", "cache_dir", "features", "loader_workers", "damaged", "max_damaged"},
+        # When to give up does not change the numbers.
+        "optim": {"max_skipped"},
+    }
     if before.optim.schedule == now.optim.schedule == "constant":
-        ignored.add("optim.steps")  # A cosine ends where the run does.
-    return [
-        f"{name}: {left[name]} -> {right[name]}"
-        for name in left
-        if left[name] != right[name] and name not in ignored
-    ]
-
-
-def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+        excluded["optim"].add("steps")  # A cosine ends where the run does.
+    return changes(
+        before.model_dump(mode="json", exclude=excluded),
+        now.model_dump(mode="json", exclude=excluded),
+    )

@@ -216,7 +216,7 @@ def test_it_learns_and_continues(network: Path, tmp_path: Path) -> None:
     work.run(TrainingJob("tin", "real", 0), tmp_path / "out")
     assert first.read_bytes() == before
     other = Classification(folders, schedule, None, "random", data)
-    with pytest.raises(UserError, match=r"differs in network"):
+    with pytest.raises(UserError, match=r"other settings \(network: "):
         is_done(TrainingJob("tin", "real", 0), other, tmp_path / "out")
 
 

@@ -99,7 +99,7 @@ def test_localization_compares_sources_and_continues(
     assert runs == (1,)
     # Another budget is another comparison.
     changed = [*args, "--pairs", "2"]
-    assert "is of another comparison (differs in budget" in error_of(evaluate.run, *changed)
+    assert "other settings (budget.pairs: 10 -> 2)" in error_of(evaluate.run, *changed)
 
 
 def test_classification_tells_defects_apart(

@@ -136,7 +136,7 @@ def test_an_unfinished_job_is_not_mixed_with_another(built_in_data, tmp_path) ->
     partial = tmp_path / ".a.partial"
     partial.mkdir()
     (partial / "job.json").write_text("{}")
-    with pytest.raises(UserError, match=r"unfinished job .* remove the folder"):
+    with pytest.raises(UserError, match=r"other settings \(format: None -> acontrol-gen"):
         generate_into(tmp_path / "a", built_in_data, "--count", 1)
     assert (partial / "job.json").read_text() == "{}"
 

@@ -153,7 +153,7 @@ def test_other_settings_and_other_folders_are_not_mixed_in(
     learned, built_in_data, database, tmp_path
 ) -> None:
     before = tree_of(learned)
-    with pytest.raises(UserError, match=r"learned with another steps \(3, now 4\)"):
+    with pytest.raises(UserError, match=r"other settings \(steps: 3 -> 4\)"):
         learn(built_in_data, learned, database, "--steps", 4)
     assert tree_of(learned) == before
     (tmp_path / "mine.txt").touch()

@@ -113,6 +113,6 @@ def test_another_sweep_in_the_same_folder_is_told_apart(sweep: Sweep) -> None:
     )
     changes = "; ".join(sweep.changes(other))
     assert "trials: 4 -> 5" in changes
-    assert "space sga.scale: 0:1 -> 0:2" in changes
+    assert "space.sga.scale: 0:1 -> 0:2" in changes
     assert "asea.rule" in changes
     assert sweep.changes(sweep) == []

@@ -85,7 +85,7 @@ def test_a_killed_sweep_goes_on_where_it_was(shards: Path, tmp_path: Path) -> No
     assert before.items() <= ended(folder).items()
     other = commands.run("tune.search", *options(shards, folder), "--optim.batch-size", 2)
     assert other.returncode == 2
-    assert "holds another sweep (optim.batch_size: 4 -> 2)" in other.stderr
+    assert "other settings (optim.batch_size: 4 -> 2)" in other.stderr
 
     trained = commands.run(
         *("launch.train", "--config", folder / "best.json"), "--output", tmp_path / "run"
