@@ -13,6 +13,11 @@ class UserError(Exception):
     """
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error's message as one line, cut to ``limit`` characters."""
+    return " ".join(str(error).split())[:limit]
+
+
 def explain(error: ValidationError, name_of: Callable[[Sequence[str]], str] = ".".join) -> str:
     """Pydantic's report as one line: each setting, what is wrong, and the value.
 

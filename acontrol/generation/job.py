@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from acontrol.data.images import encode_png, read_image, read_mask
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 from acontrol.generation.manifest import (
     Line,
     Roots,
@@ -79,7 +79,7 @@ def generate_batch(
                 middle = (first + end + 1) // 2
                 ranges = [(first, middle), (middle, end), *ranges]
                 continue
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error) or type(error).__name__
             mask = _not_kept_path(batch[first])
             files[mask] = _mask_png(batch[first])
             lines.append(

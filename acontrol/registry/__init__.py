@@ -1,5 +1,5 @@
-"""The life of a model after training: register, promote, pull, serve (docs/registry.md).
+"""Register, promote, pull and serve trained models (docs/registry.md).
 
-A registered model is data: weights, JSON and a picture. Nothing of it is executed; MLflow's
+A registered model is only data: weights, JSON and an image. Nothing in it is executed; its
 pyfunc flavour names a module of the installed package, ``acontrol.registry.serving``.
 """

@@ -1,9 +1,9 @@
-"""What the files of a registered model hold, as models that refuse everything else.
+"""Schemas of a registered model's files; anything else is refused.
 
 MLmodel                        MLflow's own description (YAML)
 README.md                      the model card, for people
 card.json                      the model card, for programs
-samples.png                    the run's last sample grid, if it drew one
+samples.png                    the run's last sample grid, if any
 input_example.json, serving_input_example.json
 adapter/config.json, adapter/diffusion_pytorch_model.safetensors
 manifest.json                  size and sha256 of every file above
@@ -31,7 +31,7 @@ REQUIRED = frozenset(
     {CARD, MANIFEST, MLMODEL, README, EXAMPLE, SERVING_EXAMPLE, CONFIG, WEIGHTS}
 )
 ALLOWED = REQUIRED | {GRID}
-# Stable Diffusion 1.5's adapter is 77 MB; everything else is text and one picture.
+# Stable Diffusion 1.5's adapter is 77 MB; all else is text and one image.
 MAX_BYTES = dict.fromkeys(ALLOWED, 2**22) | {WEIGHTS: 2**31, GRID: 2**26}
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -42,7 +42,7 @@ Width = Annotated[int, Field(ge=1, le=4096)]
 
 
 class ModelCard(Settings):
-    """What a registered model is, where it comes from and how good it is."""
+    """A registered model's origin and quality."""
 
     name: ModelName
     adapter: AdapterCard
@@ -50,7 +50,7 @@ class ModelCard(Settings):
     run: Text = Field(description="Id of the MLflow run.")
     commit: Text | None = Field(None, description="Commit of the code that trained it.")
     metrics: dict[Text, float] = Field(description="The run's last value of each metric.")
-    licences: list[Text] = Field(description="What is known of licences, a note each.")
+    licences: list[Text] = Field(description="Notes on licences.")
 
 
 class AdapterFile(Settings):
@@ -65,14 +65,14 @@ class AdapterFile(Settings):
 
 
 class FileSum(Settings):
-    """What a file must be."""
+    """Size and digest of a file."""
 
     size: int = Field(ge=0)
     sha256: Sha256
 
 
 class Manifest(Settings):
-    """Every file of a registered model but the manifest itself."""
+    """All files of a registered model except the manifest itself."""
 
     files: dict[str, FileSum]
 
@@ -91,7 +91,7 @@ class Flavours(Settings):
 
 
 class Signature(Settings):
-    """Inputs, outputs and parameters, each JSON in a string."""
+    """Inputs, outputs and parameters, each as a JSON string."""
 
     inputs: Text
     outputs: Text
@@ -99,7 +99,7 @@ class Signature(Settings):
 
 
 class ExampleInfo(Settings):
-    """Where the input example is."""
+    """Location of the input example."""
 
     artifact_path: Literal["input_example.json"]
     serving_input_path: Literal["serving_input_example.json"]
@@ -123,10 +123,10 @@ class MlmodelFile(Settings):
 
 
 def check_model_name(name: str) -> None:
-    """Refuse a name that a URI, a folder or MLflow could not take.
+    """Check that a name works in a URI, as a folder and in MLflow.
 
     Raises:
-        UserError: If it is one.
+        UserError: If it does not.
     """
     if not re.match(NAME_PATTERN, name):
         raise UserError(

@@ -1,6 +1,5 @@
 """Check the folder of a registered model, without executing anything in it."""
 
-import hashlib
 import json
 import os
 import stat
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from acontrol.config import Settings
-from acontrol.errors import UserError, explain
+from acontrol.errors import UserError, explain, one_line
 from acontrol.registry.card import (
     ALLOWED,
     CARD,
@@ -29,8 +28,9 @@ from acontrol.registry.card import (
     MlmodelFile,
     ModelCard,
 )
+from acontrol.runs.storage import sha256
 
-Checked = TypeVar("Checked", bound=Settings)
+Schema = TypeVar("Schema", bound=Settings)
 
 
 def check_model(
@@ -39,15 +39,15 @@ def check_model(
     """Check every file of a registered model: names, sums, schemas and shapes.
 
     Args:
-        folder: The model's folder, all of it here.
+        folder: The model's folder.
         manifest_sha256: Of the manifest, as the registry has it; None skips that check.
-        ignored: Names of further files that may lie there, and are not looked at.
+        ignored: Names of other files that may be there; they are not read.
 
     Returns:
         The model card.
 
     Raises:
-        UserError: At the first thing that is not as it must be; names it.
+        UserError: At the first file that is missing, unknown or malformed.
     """
     names = _files(folder) - set(ignored)
     check_names(names)
@@ -56,7 +56,7 @@ def check_model(
         raise UserError(f"{MANIFEST}: its sha256 is not the one that the registry has")
     if unlisted := (names - {MANIFEST}) ^ set(manifest.files):
         raise UserError(
-            f"{MANIFEST}: {min(unlisted)!r} is either not listed or not there; nothing is used"
+            f"{MANIFEST}: {min(unlisted)!r} is either not listed or missing; nothing is used"
         )
     for name, expected in sorted(manifest.files.items()):
         path = folder / name
@@ -74,25 +74,25 @@ def check_model(
 
 
 def check_names(names: Collection[str]) -> None:
-    """Refuse a model with a file that none of ours has, or without one that all have.
+    """Refuse a model with an unknown file, or without a required one.
 
     Raises:
         UserError: Names the file.
     """
     for name in sorted(names):
         if name not in ALLOWED:
-            raise UserError(f"{name!r} is no file of an acontrol model; nothing is used")
+            raise UserError(f"{name!r} is not a file of an acontrol model; nothing is used")
     if missing := REQUIRED - set(names):
         raise UserError(f"the model has no {min(missing)}")
 
 
 def check_weights(path: Path, config: AdapterFile) -> None:
-    """Compare a safetensors file's header with what the adapter's config says.
+    """Compare a safetensors file's header with the adapter's config.
 
     Raises:
-        UserError: If it is no safetensors file, or a name, shape or type differs.
+        UserError: If it is not a safetensors file, or a name, shape or type differs.
     """
-    from acontrol.method.sga import SemanticAdapter  # Only here: it brings diffusers.
+    from acontrol.method.sga import SemanticAdapter  # Only here: it imports diffusers.
 
     with torch.device("meta"):
         adapter = SemanticAdapter(config.layers, config.semantic_dim, config.mode)
@@ -100,39 +100,33 @@ def check_weights(path: Path, config: AdapterFile) -> None:
     try:
         with safe_open(path, framework="pt") as weights:
             slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
-            found = {name: one.get_shape() for name, one in slices.items()}
-            types = {one.get_dtype() for one in slices.values()}
+            shapes = {name: value.get_shape() for name, value in slices.items()}
+            dtypes = {value.get_dtype() for value in slices.values()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{WEIGHTS}: is no safetensors file: {error}") from error
-    if found != expected or types != {"F32"}:
+        raise UserError(f"{WEIGHTS}: is not a safetensors file: {error}") from error
+    if shapes != expected or dtypes != {"F32"}:
         raise UserError(
-            f"{WEIGHTS}: holds {_few(found)} of {', '.join(sorted(types))}, but {CONFIG} "
+            f"{WEIGHTS}: holds {_few(shapes)} of {', '.join(sorted(dtypes))}, but {CONFIG} "
             f"needs {_few(expected)} of F32"
         )
 
 
-def read_json(folder: Path, name: str, kind: type[Checked]) -> Checked:
-    """Read a JSON file of a model and check it.
+def read_json(folder: Path, name: str, schema: type[Schema]) -> Schema:
+    """Read and check a JSON file.
 
     Raises:
-        UserError: If it is missing or not what ``kind`` says.
+        UserError: If it is missing or does not fit the schema.
     """
     try:
-        return kind.model_validate_json((folder / name).read_bytes())
+        return schema.model_validate_json((folder / name).read_bytes())
     except FileNotFoundError:
         raise UserError(f"{folder / name}: does not exist") from None
     except ValidationError as error:
         raise UserError(f"{name}: {explain(error)[:500]}") from error
 
 
-def sha256(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, by which a small file can become a huge object."""
+    """YAML without aliases, with which a small file can become a huge object."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -143,35 +137,35 @@ class _PlainLoader(yaml.SafeLoader):
 def _check_mlmodel(folder: Path) -> None:
     try:
         # _PlainLoader is a SafeLoader: it makes plain values only.
-        said = yaml.load((folder / MLMODEL).read_bytes(), Loader=_PlainLoader)
-        # Through JSON, so that a YAML date is no string.
-        MlmodelFile.model_validate_json(json.dumps(said))
+        content = yaml.load((folder / MLMODEL).read_bytes(), Loader=_PlainLoader)
+        # Through JSON, where a YAML date is an error.
+        MlmodelFile.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise UserError(f"{MLMODEL}: {explain(error)[:500]}") from error
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{MLMODEL}: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{MLMODEL}: {one_line(error)}") from error
 
 
 def _files(folder: Path) -> set[str]:
-    """Names of all files under a folder, of which none may be a link or too large."""
-    found = set()
-    for place, folders, files in os.walk(folder):
+    """Names of all files under a folder; refuses links and files that are too large."""
+    names = set()
+    for parent, folders, files in os.walk(folder):
         for name in [*folders, *files]:
-            path = Path(place, name)
+            path = Path(parent, name)
             relative = path.relative_to(folder).as_posix()
             status = path.lstat()
             if stat.S_ISLNK(status.st_mode):
                 raise UserError(f"{relative!r} is a symbolic link; nothing is used")
             if stat.S_ISDIR(status.st_mode):
                 if not any(allowed.startswith(f"{relative}/") for allowed in ALLOWED):
-                    raise UserError(f"{relative!r} is no folder of an acontrol model")
+                    raise UserError(f"{relative!r} is not a folder of an acontrol model")
                 continue
             if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"{relative!r} is no plain file")
+                raise UserError(f"{relative!r} is not a regular file")
             if status.st_size > MAX_BYTES.get(relative, 2**63):
                 raise UserError(f"{relative!r} is too large: {status.st_size} bytes")
-            found.add(relative)
-    return found
+            names.add(relative)
+    return names
 
 
 def _few(shapes: dict[str, list[int]]) -> str:

@@ -1,4 +1,4 @@
-"""Assemble the folder of a registered model."""
+"""Assemble a registered model's folder."""
 
 import json
 import platform
@@ -24,9 +24,10 @@ from acontrol.registry.card import (
     Manifest,
     ModelCard,
 )
-from acontrol.registry.model_files import check_model, sha256
+from acontrol.registry.model_files import check_model
 from acontrol.registry.readme import readme
 from acontrol.registry.requests import COLUMNS, IMAGES, ServedSampling, encode
+from acontrol.runs.storage import sha256
 
 
 def package(folder: Path, adapter: Path, card: ModelCard, grid: Path | None) -> str:
@@ -35,14 +36,14 @@ def package(folder: Path, adapter: Path, card: ModelCard, grid: Path | None) -> 
     Args:
         folder: Empty folder to fill.
         adapter: The adapter's folder.
-        card: What the model is.
+        card: The model card.
         grid: The run's last sample grid, a PNG.
 
     Returns:
-        Sha256 of the manifest, which vouches for every other file.
+        Sha256 of the manifest, which has the digests of all other files.
 
     Raises:
-        UserError: If the adapter is not what its own config says.
+        UserError: If the adapter does not fit its own config.
     """
     (folder / CONFIG).parent.mkdir()
     for name in (CONFIG, WEIGHTS):
@@ -55,19 +56,19 @@ def package(folder: Path, adapter: Path, card: ModelCard, grid: Path | None) -> 
     (folder / EXAMPLE).write_text(json.dumps(example))
     (folder / SERVING_EXAMPLE).write_text(json.dumps({"dataframe_split": example}))
     _write_mlmodel(folder, card)
-    names = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     sums = {
         file.relative_to(folder).as_posix(): FileSum(
             size=file.stat().st_size, sha256=sha256(file)
         )
-        for file in names
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
     }
     (folder / MANIFEST).write_text(Manifest(files=sums).model_dump_json(indent=1))
     check_model(folder)
     return sha256(folder / MANIFEST)
 
 
-def signature(card: ModelCard) -> ModelSignature:
+def _signature(card: ModelCard) -> ModelSignature:
     """Inputs, outputs and parameters of a served model."""
     defaults = ServedSampling(semantic_scale=card.adapter.sga.scale)
     types = {int: "long", float: "double", bool: "boolean"}
@@ -85,7 +86,7 @@ def signature(card: ModelCard) -> ModelSignature:
 
 def _write_mlmodel(folder: Path, card: ModelCard) -> None:
     model = Model(
-        signature=signature(card),
+        signature=_signature(card),
         saved_input_example_info={
             "artifact_path": EXAMPLE,
             "serving_input_path": SERVING_EXAMPLE,
@@ -93,7 +94,7 @@ def _write_mlmodel(folder: Path, card: ModelCard) -> None:
             "pandas_orient": "split",
         },
     )
-    # As mlflow.pyfunc.add_to_model, whose import warns of MLflow's own type hints.
+    # Like mlflow.pyfunc.add_to_model, whose import warns about MLflow's own type hints.
     model.add_flavor(
         "python_function", loader_module=LOADER, python_version=platform.python_version()
     )
@@ -101,7 +102,7 @@ def _write_mlmodel(folder: Path, card: ModelCard) -> None:
 
 
 def _example(card: ModelCard) -> dict[str, list[object]]:
-    """A request: a dark line on grey, asked for once more in another place."""
+    """An example request: a dark line on grey, to be drawn in another place."""
     size = card.adapter.resolution
     grey = Image.new("RGB", (size, size), (150, 150, 150))
     reference, mask, place = grey.copy(), Image.new("1", grey.size), Image.new("1", grey.size)

@@ -1,4 +1,4 @@
-"""Make a version the champion, if it beats the present one."""
+"""Promote a model version to champion if it beats the current one."""
 
 import math
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from acontrol.runs.mlflow_client import (
 )
 
 LOSSES = ("validation_loss", "loss", "conditioned_loss")
-# Settings by which a loss is measured: between two of them losses do not compare.
-MEASURE = (
+# Settings that a loss depends on: losses are comparable only if these are equal.
+LOSS_SETTINGS = (
     "data.resolution",
     "data.reference",
     "data.reference_view",
@@ -33,7 +33,7 @@ MEASURE = (
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a version became the champion, and what was compared, in one line."""
+    """Whether a version was promoted, and why, in one line."""
 
     promoted: bool
     reason: str
@@ -50,20 +50,20 @@ def promote(
 ) -> Decision:
     """Compare a version's metric with the champion's and move the alias if it is better.
 
-    Metrics are read from the versions' MLflow runs, so what an evaluation logged there later
-    counts too.
+    Metrics are read from the versions' MLflow runs, so results that an evaluation logged
+    later count too.
 
     Args:
         name: The model.
         uri: MLflow server or database.
-        metric: What is compared.
-        higher_is_better: Of that metric.
-        version: Which one to promote; by default the one with the alias ``candidate``.
-        force: Promote whatever the comparison says.
+        metric: The metric to compare.
+        higher_is_better: For that metric.
+        version: Version to promote; by default the one with the alias ``candidate``.
+        force: Promote without comparing.
 
     Raises:
-        UserError: If there is no such version, a run lacks the metric, or two losses were not
-            measured alike.
+        UserError: If the version does not exist, a run lacks the metric, or the two losses
+            were measured with different settings.
     """
     check_model_name(name)
     with reaching(uri):
@@ -71,11 +71,11 @@ def promote(
         candidate = version_of(client, name, CANDIDATE, version)
         if candidate is None:
             wanted = f"version {version}" if version else f"version with alias {CANDIDATE!r}"
-            raise UserError(f"model {name}: no {wanted}; launch.register makes one")
+            raise UserError(f"model {name}: no {wanted}; register one with launch.register")
         champion = version_of(client, name, CHAMPION)
         label = f"{name} version {candidate.version}"
         if champion is not None and champion.version == candidate.version:
-            return Decision(True, f"{label} is the champion already")
+            return Decision(True, f"{label} is already the champion")
         if champion is None:
             decision = Decision(True, f"{label}: no champion so far, nothing to compare with")
         elif force:
@@ -104,7 +104,7 @@ def _compare(
     if metric in LOSSES and (differences := _differences(candidate, champion, *runs)):
         raise UserError(
             f"{metric} of version {candidate.version} and of the champion, version "
-            f"{champion.version}, do not compare: {', '.join(differences)} differ; compare "
+            f"{champion.version}, are not comparable: {', '.join(differences)} differ; compare "
             "another --metric, or promote with --force"
         )
     better = new > old if higher_is_better else new < old
@@ -120,9 +120,9 @@ def _compare(
 def _value(run: Run, version: ModelVersion, metric: str) -> float:
     value = run.data.metrics.get(metric)
     if value is None or math.isnan(value):
-        has = [name for name in sorted(run.data.metrics) if not name.startswith("system/")]
+        names = [name for name in sorted(run.data.metrics) if not name.startswith("system/")]
         raise UserError(
-            f"version {version.version}: its run has no {metric} (it has {', '.join(has)}); "
+            f"version {version.version}: its run has no {metric} (it has {', '.join(names)}); "
             "name a --metric that both have, or train with --validation.every"
         )
     return float(value)
@@ -135,6 +135,6 @@ def _differences(
         tag for tag in (DATA_TAG, BASE_TAG) if candidate.tags.get(tag) != champion.tags.get(tag)
     ]
     settings = [
-        name for name in MEASURE if new.data.params.get(name) != old.data.params.get(name)
+        name for name in LOSS_SETTINGS if new.data.params.get(name) != old.data.params.get(name)
     ]
     return tags + settings

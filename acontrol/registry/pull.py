@@ -1,7 +1,7 @@
-"""Fetch a registered model as an adapter folder, executing nothing of it.
+"""Fetch a registered model as an adapter folder, without executing anything in it.
 
-Nothing the server says is used as a path: it may only name the files that our models have, and
-these are fetched one by one into a scratch folder, checked there, and renamed into place.
+No path from the server is trusted: it may only list the files that our models have. They are
+downloaded one by one into a scratch folder, checked there, and renamed into place.
 """
 
 import os
@@ -30,14 +30,9 @@ from acontrol.registry.card import (
 from acontrol.registry.model_files import check_model, check_names
 from acontrol.runs.mlflow_client import MANIFEST_TAG, client_of, reaching, version_of
 
-# Stores that only hold files; others that MLflow knows go through code of their own.
+# Stores that only hold files; MLflow's other schemes run code of their own.
 STORES = ("", "file", "mlflow-artifacts", "s3", "gs", "wasbs", "abfss", "r2", "b2")
 MODEL_URI = re.compile(r"^models:/([^/@]+)(?:@([A-Za-z0-9_-]+)|/(\d+))$")
-
-
-def is_model_uri(text: str) -> bool:
-    """Whether it is meant as a registered model."""
-    return text.startswith("models:")
 
 
 def pull(model_uri: str, out: Path, uri: str) -> ModelCard:
@@ -52,47 +47,47 @@ def pull(model_uri: str, out: Path, uri: str) -> ModelCard:
         The model card.
 
     Raises:
-        UserError: If there is no such model, a file is not as it must be, or ``out`` holds
-            something. Then nothing is written.
+        UserError: If the model does not exist, a file fails its check, or ``out`` is not
+            empty. Then nothing is written.
     """
-    found = MODEL_URI.match(model_uri)
-    if found is None:
+    match = MODEL_URI.match(model_uri)
+    if match is None:
         raise UserError(f"{model_uri}: need models:/NAME@ALIAS or models:/NAME/VERSION")
-    name, alias, number = found.groups()
+    name, alias, number = match.groups()
     check_model_name(name)
     with reaching(uri):
         client = client_of(uri)
         version = version_of(client, name, alias, number)
         if version is None:
             raise UserError(f"{model_uri}: no such model on the MLflow server")
-        vouched = version.tags.get(MANIFEST_TAG)
-        if vouched is None:
+        manifest_sha256 = version.tags.get(MANIFEST_TAG)
+        if manifest_sha256 is None:
             raise UserError(
                 f"{model_uri}: version {version.version} has no tag {MANIFEST_TAG}; only "
-                "models of launch.register are pulled"
+                "models from launch.register can be pulled"
             )
         source = client.get_model_version_download_uri(name, version.version)
         repository = _repository(source, uri)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as scratch:
-        fetched, ready = Path(scratch, "model"), Path(scratch, "adapter")
-        fetched.mkdir()
+        model, adapter = Path(scratch, "model"), Path(scratch, "adapter")
+        model.mkdir()
         with reaching(uri):
-            _fetch(repository, fetched)
-        card = check_model(fetched, vouched)
-        ready.mkdir()
+            _fetch(repository, model)
+        card = check_model(model, manifest_sha256)
+        adapter.mkdir()
         for file in (CONFIG, WEIGHTS, CARD, README, GRID):
-            if (fetched / file).exists():
-                shutil.move(fetched / file, ready / Path(file).name)
+            if (model / file).exists():
+                shutil.move(model / file, adapter / Path(file).name)
         if out.exists():
             out.rmdir()
-        os.rename(ready, out)
+        os.rename(adapter, out)
     return card
 
 
 def _repository(source: str, uri: str) -> ArtifactRepository:
     if urlparse(source).scheme not in STORES:
-        raise UserError(f"the model's files are at {source!r}, a place that is not read from")
+        raise UserError(f"the model's files are at {source!r}, a store that is not supported")
     return get_artifact_repository(source, tracking_uri=uri, registry_uri=uri)
 
 
@@ -109,7 +104,7 @@ def _fetch(repository: ArtifactRepository, target: Path) -> None:
 
 
 def _listed(repository: ArtifactRepository) -> set[str]:
-    """Every file that the store says the model has, refused where it is too large."""
+    """Every file that the store lists; refuses those that are too large."""
     names = set()
     for file in [*repository.list_artifacts(), *repository.list_artifacts("adapter")]:
         if file.is_dir and file.path == "adapter":

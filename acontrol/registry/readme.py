@@ -1,9 +1,9 @@
-"""The model card as a page."""
+"""The model card as Markdown."""
 
 from acontrol.config import BUILT_IN, AdapterCard
 from acontrol.registry.card import GRID, ModelCard
 
-# What the makers of well-known bases say; --licence adds what only the user knows.
+# Licences of well-known bases; --licence adds the user's own notes.
 KNOWN_LICENCES = {
     BUILT_IN: "Base: ships with acontrol, Apache-2.0.",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "Base: Stable Diffusion 1.5, CreativeML "
@@ -18,18 +18,18 @@ DATA = (
 
 
 def licence_notes(adapter: AdapterCard) -> list[str]:
-    """What is known of the licences of an adapter's base and data."""
+    """Notes on the licences of an adapter's base and data."""
     paths = [path for path in (adapter.base.path, adapter.base.vlm_path) if path is not None]
     notes = [KNOWN_LICENCES.get(path, UNKNOWN.format(path=path)) for path in paths]
     return [*notes, DATA]
 
 
 def readme(card: ModelCard, *, has_grid: bool) -> str:
-    """The card in Markdown."""
+    """The page README.md."""
     adapter = card.adapter
     rows = [
-        ("Base", _where(adapter.base.path, adapter.base.revision)),
-        ("Vision-language model", _where(adapter.base.vlm_path, adapter.base.vlm_revision)),
+        ("Base", _source(adapter.base.path, adapter.base.revision)),
+        ("Vision-language model", _source(adapter.base.vlm_path, adapter.base.vlm_revision)),
         ("Base, sha256", adapter.base_digest),
         ("Weights, sha256", card.weights_sha256),
         ("Data, sha256 of the index", adapter.data_digest),
@@ -71,7 +71,7 @@ def readme(card: ModelCard, *, has_grid: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _where(path: str | None, revision: str | None) -> str:
+def _source(path: str | None, revision: str | None) -> str:
     if path is None:
         return "in the base's folder `vlm`"
     return f"`{path}`" + (f" at `{revision}`" if revision else "")

@@ -10,12 +10,11 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
-from pydantic import ValidationError
 
 from acontrol.config import RunConfig
-from acontrol.errors import UserError, explain
+from acontrol.errors import UserError
 from acontrol.registry.card import WEIGHTS, AdapterFile, ModelCard, check_model_name
-from acontrol.registry.model_files import read_json, sha256
+from acontrol.registry.model_files import read_json
 from acontrol.registry.package import package
 from acontrol.registry.readme import licence_notes
 from acontrol.runs.mlflow_client import (
@@ -31,13 +30,14 @@ from acontrol.runs.mlflow_client import (
     reaching,
 )
 from acontrol.runs.record import RunRecord
+from acontrol.runs.storage import sha256
 
 COMMIT_TAG = "mlflow.source.git.commit"
 
 
 @dataclass(frozen=True)
 class Registered:
-    """A version of a model, and where."""
+    """A version of a model and its server."""
 
     name: str
     version: str
@@ -47,7 +47,7 @@ class Registered:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run's folder whose training is done."""
+    """The folder of a run whose training is complete."""
 
     folder: Path
     config: RunConfig
@@ -56,7 +56,7 @@ class FinishedRun:
 
     @property
     def own_uri(self) -> str:
-        """Where MLflow has the run."""
+        """MLflow server or database of the run."""
         return self.record.mlflow_uri or own_database(self.folder)
 
 
@@ -65,20 +65,20 @@ def register_run(
 ) -> Registered:
     """Register a finished run's adapter, and give it the alias ``candidate``.
 
-    The same weights are registered once: asked again, their version becomes the candidate.
+    Weights are registered once: a second time, their version becomes the candidate again.
 
     Args:
         run: The run's output folder.
-        name: The model's name; made if it is new.
-        uri: MLflow server or database; by default the one that has the run. On another one
-            a run is made with this one's settings and last metrics.
-        licences: Notes for the card, beside what is known of the base.
+        name: The model's name; created if it is new.
+        uri: MLflow server or database; by default the run's. Any other gets a copy of the
+            run with its settings and last metrics.
+        licences: Notes for the card, besides those on known bases.
 
     Raises:
-        UserError: If the run is not finished or not whole, or the server refuses.
+        UserError: If the run is unfinished or incomplete, or the server refuses.
     """
     check_model_name(name)
-    finished = read_run(run)
+    finished = _read_run(run)
     target = uri or finished.own_uri
     weights = sha256(run / WEIGHTS)
     with reaching(finished.own_uri):
@@ -86,60 +86,55 @@ def register_run(
         original = source.get_run(finished.record.mlflow_run)
     with reaching(target):
         client = client_of(target)
-        found = client.search_model_versions(f"name = '{name}'")
-        for known in found:
-            if known.tags.get(WEIGHTS_TAG) == weights:
-                client.set_registered_model_alias(name, CANDIDATE, known.version)
-                return Registered(name, str(known.version), target, is_new=False)
+        for version in client.search_model_versions(f"name = '{name}'"):
+            if version.tags.get(WEIGHTS_TAG) == weights:
+                client.set_registered_model_alias(name, CANDIDATE, version.version)
+                return Registered(name, str(version.version), target, is_new=False)
     with tempfile.TemporaryDirectory(prefix="acontrol-register-") as scratch:
         model = Path(scratch, "model")
         model.mkdir()
         with reaching(finished.own_uri):
             grid = _last_grid(source, original, Path(scratch))
         with reaching(target):
-            here = original if target == finished.own_uri else _copy(finished, original, target)
+            same = target == finished.own_uri
+            mlflow_run = original if same else _copy(finished, original, target)
             card = ModelCard(
                 name=name,
                 adapter=finished.adapter.card,
                 weights_sha256=weights,
-                run=here.info.run_id,
+                run=mlflow_run.info.run_id,
                 commit=original.data.tags.get(COMMIT_TAG),
-                metrics=metrics_of(original),
+                metrics=_metrics_of(original),
                 licences=[*licences, *licence_notes(finished.adapter.card)],
             )
             manifest = package(model, run / "adapter", card, grid)
-            version = _create(client, here, name, model, manifest, card)
-    return Registered(name, version, target, is_new=True)
+            number = _create(client, mlflow_run, model, manifest, card)
+    return Registered(name, number, target, is_new=True)
 
 
-def read_run(run: Path) -> FinishedRun:
+def _read_run(run: Path) -> FinishedRun:
     """Read a run's folder.
 
     Raises:
-        UserError: If it is none, or its training is not done.
+        UserError: If it is not a run's folder, or its training is not complete.
     """
     record = RunRecord.read(run)
     if record is None:
-        raise UserError(f"{run}: no run's output folder (it has no run.json)")
-    try:
-        config = RunConfig.model_validate_json((run / "config.json").read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{run}/config.json: does not exist") from None
-    except ValidationError as error:
-        raise UserError(f"{run}/config.json: {explain(error)}") from error
+        raise UserError(f"{run}: not a run's output folder (it has no run.json)")
+    config = read_json(run, "config.json", RunConfig)
     if not (run / "adapter" / "config.json").is_file():
         raise UserError(f"{run}: this run has no checkpoint yet")
     adapter = read_json(run, "adapter/config.json", AdapterFile)
     if adapter.card.steps < config.optim.steps:
         raise UserError(
             f"{run}: not finished, it has {adapter.card.steps} of {config.optim.steps} steps; "
-            "the launch.train command that began it continues it"
+            "repeat its launch.train command to continue it"
         )
     return FinishedRun(run, config, adapter, record)
 
 
-def metrics_of(run: Run) -> dict[str, float]:
-    """The last value of each metric of the model; not the machine's."""
+def _metrics_of(run: Run) -> dict[str, float]:
+    """The last value of each metric, without the system's."""
     return {
         name: value
         for name, value in sorted(run.data.metrics.items())
@@ -148,14 +143,14 @@ def metrics_of(run: Run) -> dict[str, float]:
 
 
 def _last_grid(client: mlflow.MlflowClient, run: Run, scratch: Path) -> Path | None:
-    """Fetch the newest grid, which MLflow names samples%step%<n>%...png."""
+    """Download the newest grid, which MLflow names samples%step%<n>%...png."""
     steps = {}
     for file in client.list_artifacts(run.info.run_id, "images"):
-        found = re.match(
+        match = re.match(
             r"images/samples[^0-9a-z]+step[^0-9a-z]+(\d+)[^0-9].*\.png$", file.path
         )
-        if found:
-            steps[int(found[1])] = file.path
+        if match:
+            steps[int(match[1])] = file.path
     if not steps:
         return None
     return Path(
@@ -164,7 +159,7 @@ def _last_grid(client: mlflow.MlflowClient, run: Run, scratch: Path) -> Path | N
 
 
 def _copy(finished: FinishedRun, original: Run, uri: str) -> Run:
-    """Make a run with the settings and last metrics of one that another server has."""
+    """Create a run with the settings and last metrics of one on another server."""
     tracking = finished.config.tracking
     run_id = open_run(uri, tracking.experiment, original.info.run_name)
     client = mlflow.MlflowClient(tracking_uri=uri)
@@ -172,12 +167,11 @@ def _copy(finished: FinishedRun, original: Run, uri: str) -> Run:
     describe(client, run_id, json.loads(finished.config.model_dump_json()))
     if commit := original.data.tags.get(COMMIT_TAG):
         client.set_tag(run_id, COMMIT_TAG, commit)
-    last = finished.adapter.card.steps
-    values = metrics_of(original).items()
+    end, step = original.info.end_time or 0, finished.adapter.card.steps
     client.log_batch(
         run_id,
         metrics=[
-            Metric(name, value, original.info.end_time or 0, last) for name, value in values
+            Metric(name, value, end, step) for name, value in _metrics_of(original).items()
         ],
     )
     client.set_terminated(run_id, "FINISHED")
@@ -187,23 +181,22 @@ def _copy(finished: FinishedRun, original: Run, uri: str) -> Run:
 def _create(
     client: mlflow.MlflowClient,
     run: Run,
-    name: str,
     folder: Path,
     manifest: str,
     card: ModelCard,
 ) -> str:
-    """Upload a packaged model and make the version that points to it."""
-    # Named by its contents: another version's files are never written over.
-    place = f"{name}-{manifest[:12]}"
-    client.log_artifacts(run.info.run_id, str(folder), place)
+    """Upload a packaged model and create the version that points to it."""
+    # Named by its contents: never overwrites the files of another version.
+    path = f"{card.name}-{manifest[:12]}"
+    client.log_artifacts(run.info.run_id, str(folder), path)
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(card.name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     version = client.create_model_version(
-        name,
-        f"{run.info.artifact_uri}/{place}",
+        card.name,
+        f"{run.info.artifact_uri}/{path}",
         run_id=run.info.run_id,
         tags={
             MANIFEST_TAG: manifest,
@@ -213,5 +206,5 @@ def _create(
         },
         description=(folder / "README.md").read_text()[:5000],
     ).version
-    client.set_registered_model_alias(name, CANDIDATE, version)
+    client.set_registered_model_alias(card.name, CANDIDATE, version)
     return str(version)

@@ -1,6 +1,6 @@
-"""What a served model is asked, checked before anything is drawn.
+"""Requests to a served model, checked before anything is drawn.
 
-Every bound is here. A bad request raises ValueError with a line for who sent it.
+All limits are here. A bad request raises ValueError with a one-line message for the client.
 """
 
 import base64
@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from acontrol.data.images import encode_png
+from acontrol.errors import one_line
+
 MAX_ROWS = 8
 MAX_BASE64 = 8 * 2**20  # characters of one image
 MAX_PIXELS = 4096 * 4096
@@ -25,7 +28,7 @@ COLUMNS = (*TEXTS, *IMAGES, "seed")
 
 @dataclass(frozen=True)
 class ServedRequest:
-    """One image to draw: the pipeline's arguments of the same names."""
+    """One image to draw; fields are named like the pipeline's arguments."""
 
     prompt: str
     reference_phrase: str
@@ -38,7 +41,7 @@ class ServedRequest:
 
 @dataclass(frozen=True)
 class ServedSampling:
-    """How all images of a request are drawn."""
+    """Sampling settings for all images of a request."""
 
     num_inference_steps: int = 30
     guidance_scale: float = 7.5
@@ -50,17 +53,17 @@ def read_rows(rows: Sequence[Mapping[str, Any]]) -> list[ServedRequest]:
     """Decode and check a request's rows.
 
     Raises:
-        ValueError: If there are none or too many, or an entry is bad; names row and entry.
+        ValueError: If there are no rows or too many, or an entry is bad; names row and entry.
     """
     if not 1 <= len(rows) <= MAX_ROWS:
         raise ValueError(f"need 1 to {MAX_ROWS} rows, got {len(rows)}")
-    drawings = []
+    requests = []
     for number, row in enumerate(rows):
         try:
-            drawings.append(_row(row))
+            requests.append(_row(row))
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from error
-    return drawings
+    return requests
 
 
 def read_params(params: Mapping[str, Any] | None, defaults: ServedSampling) -> ServedSampling:
@@ -69,8 +72,8 @@ def read_params(params: Mapping[str, Any] | None, defaults: ServedSampling) -> S
     Raises:
         ValueError: If one is out of range.
     """
-    said = {name: value for name, value in (params or {}).items() if value is not None}
-    sampling = ServedSampling(**{**vars(defaults), **said})
+    given = {name: value for name, value in (params or {}).items() if value is not None}
+    sampling = ServedSampling(**{**vars(defaults), **given})
     for name, low, high in (
         ("num_inference_steps", 1, 200),
         ("guidance_scale", 1, 50),
@@ -84,9 +87,7 @@ def read_params(params: Mapping[str, Any] | None, defaults: ServedSampling) -> S
 
 def encode(image: Image.Image) -> str:
     """An image as base64 PNG."""
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return base64.b64encode(content.getvalue()).decode("ascii")
+    return base64.b64encode(encode_png(image)).decode("ascii")
 
 
 def _row(row: Mapping[str, Any]) -> ServedRequest:
@@ -108,7 +109,7 @@ def _row(row: Mapping[str, Any]) -> ServedRequest:
         if images[name].size != images[mask].size:
             raise ValueError(f"{mask}: is {images[mask].size}, its image {images[name].size}")
         if images[mask].getbbox() is None:
-            raise ValueError(f"{mask}: is empty; it must be white where the defect is")
+            raise ValueError(f"{mask}: is empty; it must be white on the defect")
     return ServedRequest(row["prompt"], row["reference_phrase"], **images, seed=int(seed))
 
 
@@ -120,16 +121,16 @@ def _image(name: str, value: Any) -> Image.Image:
     try:
         content = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError(f"{name}: is no base64") from None
+        raise ValueError(f"{name}: is not base64") from None
     try:
         # Only the header so far: a small file can claim any size.
         with Image.open(io.BytesIO(content), formats=["PNG"]) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise OverflowError(f"{opened.width} x {opened.height}")
-            through = opened.convert("RGBA") if opened.mode in ("P", "PA") else opened
-            return through.convert("RGB")
+            image = opened.convert("RGBA") if opened.mode in ("P", "PA") else opened
+            return image.convert("RGB")
     except (OverflowError, Image.DecompressionBombError, Image.DecompressionBombWarning) as big:
         raise ValueError(f"{name}: more than {MAX_PIXELS} pixels ({big})") from None
-    except Exception as error:  # Pillow passes on whatever a damaged file trips.
-        reason = " ".join(str(error).split())[:100].partition(" <")[0]
-        raise ValueError(f"{name}: is no PNG that can be decoded ({reason})") from None
+    except Exception as error:  # Damaged files raise many kinds.
+        reason = one_line(error, 100).partition(" <")[0]
+        raise ValueError(f"{name}: is not a readable PNG ({reason})") from None

@@ -1,7 +1,7 @@
 """A registered model behind ``mlflow.pyfunc.load_model`` and ``mlflow models serve``.
 
-MLmodel names this module as its loader. It comes from the installed package, so what the
-model's folder holds is checked and read, never executed.
+MLmodel names this module as its loader. It comes from the installed package, so the model's
+folder is checked and read, never executed.
 """
 
 import os
@@ -28,55 +28,55 @@ from acontrol.registry.requests import (
     read_rows,
 )
 
-BASE_PATH = "ACONTROL_BASE_PATH"  # Where the base is on this machine, if not where it was.
+BASE_PATH = "ACONTROL_BASE_PATH"  # Where the base is on this machine, if it moved.
 
 
 class ServedModel:
     """Draws a request's rows one by one, so that a row's PNG depends on that row alone."""
 
     def __init__(self, pipeline: AnomalyControlPipeline):
-        """Take the pipeline."""
+        """Serve a pipeline."""
         self.pipeline = pipeline
         self.defaults = ServedSampling(semantic_scale=pipeline.card.sga.scale)
-        # MLflow's server calls predict from several threads, and a sampler has a state.
-        self._one_at_a_time = threading.Lock()
+        # MLflow's server calls predict from several threads, and the scheduler has state.
+        self._lock = threading.Lock()
 
     def predict(
         self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Draw: a column ``image`` of base64 PNG, a row for each row of the input.
+        """Draw one image per row: a column ``image`` of base64 PNG.
 
         Raises:
-            MlflowException: If the request is bad; the server answers 400 with its words.
+            MlflowException: If the request is bad; the server answers 400 with the message.
         """
         try:
-            drawings = read_rows(model_input.to_dict(orient="records"))
+            requests = read_rows(model_input.to_dict(orient="records"))
             sampling = read_params(params, self.defaults)
-            for drawing in drawings:
-                self.pipeline.semantics.read([drawing.reference_phrase])
+            for request in requests:
+                self.pipeline.semantics.read([request.reference_phrase])
         except ValueError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
-        with self._one_at_a_time:
-            images = [encode(self._draw(drawing, sampling)) for drawing in drawings]
+        with self._lock:
+            images = [encode(self._draw(request, sampling)) for request in requests]
         return pd.DataFrame({"image": images})
 
-    def _draw(self, drawing: ServedRequest, sampling: ServedSampling) -> Any:
+    def _draw(self, request: ServedRequest, sampling: ServedSampling) -> Any:
         return self.pipeline(
-            [drawing.prompt],
-            [drawing.reference_image],
-            [drawing.reference_mask],
-            [drawing.reference_phrase],
-            [drawing.image],
-            [drawing.mask_image],
+            [request.prompt],
+            [request.reference_image],
+            [request.reference_mask],
+            [request.reference_phrase],
+            [request.image],
+            [request.mask_image],
             **vars(sampling),
-            generator=[torch.Generator().manual_seed(drawing.seed)],
+            generator=[torch.Generator().manual_seed(request.seed)],
         ).images[0]
 
 
 def _load_pyfunc(path: str) -> ServedModel:
-    """MLflow's entry: check the folder, load the adapter on its base."""
+    """MLflow's entry point: check the folder, load the adapter on its base."""
     quieten()
-    # MLflow writes its own note beside a model that it fetched from a registry.
+    # MLflow adds a file of its own to a model from a registry.
     check_model(Path(path), ignored=("registered_model_meta",))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -84,7 +84,6 @@ def _load_pyfunc(path: str) -> ServedModel:
             os.path.join(path, "adapter"), os.environ.get(BASE_PATH), device
         )
     except UserError as error:
-        words = str(error).replace("--base-path", BASE_PATH)
-        raise UserError(words) from error
+        raise UserError(str(error).replace("--base-path", BASE_PATH)) from error
     pipeline.set_progress_bar_config(disable=True)
     return ServedModel(pipeline)

@@ -180,7 +180,7 @@ def test_losses_on_other_data_do_not_compare(
     promote("data-moves", server)
     other = finished_run("b", server, seed=2, metrics=metrics, data_digest="2" * 64)
     register_run(other, "data-moves")
-    with pytest.raises(UserError, match="do not compare: data_digest differ"):
+    with pytest.raises(UserError, match="are not comparable: data_digest differ"):
         promote("data-moves", server)
     assert not promote("data-moves", server, metric="kid").promoted
 

@@ -1,4 +1,4 @@
-"""Models that somebody made to do harm: each is refused, nothing is written or executed."""
+"""Malicious models: each is refused, and nothing is written or executed."""
 
 import http.server
 import json
@@ -17,9 +17,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from acontrol.registry.card import CARD, CONFIG, MANIFEST, MLMODEL, WEIGHTS, Manifest
-from acontrol.registry.model_files import sha256
 from acontrol.registry.register import register_run
 from acontrol.runs.mlflow_client import MANIFEST_TAG
+from acontrol.runs.storage import sha256
 from launch import pull
 from tests.launch.test_errors import error_of
 
@@ -106,14 +106,14 @@ def with_weights(**changes: torch.Tensor | None) -> Change:
 BOMB_YAML = b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 
 CHANGES: dict[str, tuple[Change, str]] = {
-    "a pickle beside": (with_pickle("model.pkl"), "'model.pkl' is no file of"),
+    "an extra pickle": (with_pickle("model.pkl"), "'model.pkl' is not a file of"),
     "a pickle in the adapter": (
         with_pickle("adapter/diffusion_pytorch_model.bin"),
-        "'adapter/diffusion_pytorch_model.bin' is no file of",
+        "'adapter/diffusion_pytorch_model.bin' is not a file of",
     ),
     "a pickle as weights": (
         with_other_weights(lambda model: pickle.dumps(Bomb(model.parent / "canary"))),
-        "is no safetensors file",
+        "is not a safetensors file",
     ),
     "a pickle as config": (with_pickle(CONFIG), f"{CONFIG}: Invalid JSON"),
     "another loader": (
@@ -128,7 +128,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
         in_json(MLMODEL, "flavors", "python_function", "predict_fn", value="__init__"),
         "predict_fn: Extra inputs",
     ),
-    "a code folder": (with_code, "'code' is no file of"),
+    "a code folder": (with_code, "'code' is not a file of"),
     "a code folder only named": (
         in_json(MLMODEL, "flavors", "python_function", "code", value="../code"),
         "code: Extra inputs",
@@ -137,7 +137,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
         in_json(MLMODEL, "flavors", "python_function", "data", value="/etc"),
         "data: Extra inputs",
     ),
-    "an environment": (with_file("conda.yaml"), "'conda.yaml' is no file of"),
+    "an environment": (with_file("conda.yaml"), "'conda.yaml' is not a file of"),
     "an object in YAML": (
         with_file(MLMODEL, b"flavors: !!python/object/apply:os.system [id]\n"),
         "MLmodel: could not determine a constructor",
@@ -173,7 +173,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "weights too many": (with_weights(more=torch.zeros(1)), "holds more [1]"),
     "a cut file": (
         with_other_weights(lambda model: (model / WEIGHTS).read_bytes()[:-10]),
-        "is no safetensors file",
+        "is not a safetensors file",
     ),
 }
 LISTED: dict[str, str] = {
@@ -255,7 +255,7 @@ def test_a_manifest_does_not_lead_elsewhere(
 ) -> None:
     name = f"manifest-{label.replace(' ', '-')}"
     publish(model, server, name, seal(model, LISTED[label]))
-    assert f"{LISTED[label]!r} is either not listed or not there" in refused(
+    assert f"{LISTED[label]!r} is either not listed or missing" in refused(
         server, name, tmp_path
     )
 
@@ -349,7 +349,7 @@ def test_a_listing_does_not_lead_elsewhere(
     address, handler = lying_server
     handler.path_listed = LISTED[label]
     words = refused(address, "m", tmp_path)
-    assert "Invalid path" in words or "is no file of" in words
+    assert "Invalid path" in words or "is not a file of" in words
 
 
 @pytest.mark.parametrize("source", ["ftp://evil/x", "dbfs:/x", "models:/m/1", "runs:/a/b"])
@@ -358,4 +358,4 @@ def test_files_come_only_from_plain_stores(
 ) -> None:
     address, handler = lying_server
     handler.source = source
-    assert "a place that is not read from" in refused(address, "m", tmp_path)
+    assert "a store that is not supported" in refused(address, "m", tmp_path)
