@@ -1,1 +1,1 @@
-"""At home in the diffusers world: IP-Adapter files in and out, and stock pipelines."""
+"""Interoperability with diffusers: IP-Adapter files, and stock pipelines."""

@@ -1,55 +1,58 @@
-"""What training starts from instead of the text's projections: ``--init``."""
+"""Initial weights of a training run: ``--init``."""
 
 import json
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 from acontrol.interop import ip_adapter
 from acontrol.method.sga import SemanticAdapter
 
 
-def check_beginning(init: str) -> None:
-    """Look whether there is something to start from, before any worker does.
+def check_init(init: str) -> None:
+    """Check initial weights before any worker starts.
 
     Raises:
-        UserError: If it is neither an adapter's folder nor a readable IP-Adapter file.
+        UserError: If ``init`` is neither an adapter's folder nor a readable IP-Adapter file.
     """
     path = Path(init)
-    if path.suffix in ip_adapter.FILES and path.is_file():
+    if path.suffix in ip_adapter.SUFFIXES and path.is_file():
         ip_adapter.read(path)
     elif not (path / "config.json").is_file():
         raise UserError(
-            f"init {init}: no adapter there (its folder holds config.json), nor an IP-Adapter "
-            f"file ({', '.join(ip_adapter.FILES)})"
+            f"init {init}: neither an adapter folder (with config.json) nor an IP-Adapter file "
+            f"({', '.join(ip_adapter.SUFFIXES)})"
         )
 
 
-def begin_from(adapter: SemanticAdapter, init: str) -> None:
-    """Give a new adapter the weights that it starts from.
+def load_init(adapter: SemanticAdapter, init: str) -> None:
+    """Load initial weights into a new adapter.
 
     Raises:
-        UserError: If they are of another architecture or mode, or damaged.
+        UserError: If they are damaged, or of another architecture or mode.
     """
     if Path(init).is_file():
-        ip_adapter.start_from(adapter, init)
+        ip_adapter.load_into(adapter, init)
         return
     try:
-        before = SemanticAdapter.from_pretrained(init, use_safetensors=True)
+        source = SemanticAdapter.from_pretrained(init, use_safetensors=True)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"init {init}: no adapter of this version: {reason}") from error
-    for name in ("layers", "semantic_dim", "mode"):
-        was, now = (json.dumps(one.config[name]) for one in (before, adapter))
-        if was != now:
-            raise UserError(
-                f"init {init}: its {name} is {was[:100]}, and this run's is {now[:100]}"
-            )
-    kinds = [(one.config.card or {}).get("inpainting", False) for one in (before, adapter)]
-    if kinds[0] != kinds[1]:
         raise UserError(
-            f"init {init}: it was trained on {'an' if kinds[0] else 'no'} inpainting base, and "
-            f"this run's base is {'one' if kinds[1] else 'none'}"
+            f"init {init}: not an adapter of this version: {one_line(error)}"
+        ) from error
+    for name in ("layers", "semantic_dim", "mode"):
+        before, now = json.dumps(source.config[name]), json.dumps(adapter.config[name])
+        if before != now:
+            raise UserError(
+                f"init {init}: its {name} is {before[:100]}, and this run's is {now[:100]}"
+            )
+    before, now = (
+        "an inpainting" if (model.config.card or {}).get("inpainting", False) else "a plain"
+        for model in (source, adapter)
+    )
+    if before != now:
+        raise UserError(
+            f"init {init}: it was trained on {before} base, and this run has {now} base"
         )
-    adapter.load_state_dict(before.state_dict())
+    adapter.load_state_dict(source.state_dict())

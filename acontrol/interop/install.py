@@ -1,4 +1,4 @@
-"""Our adapter in a stock pipeline of diffusers, whose own ``__call__`` then draws with it.
+"""Install the adapter in a stock diffusers pipeline.
 
 acontrol.install(pipe, adapter)
 pipe.set_ip_adapter_scale(gamma)
@@ -17,26 +17,27 @@ from torch import Tensor, nn
 from acontrol.config import AdapterCard
 from acontrol.interop.ip_adapter import folded
 from acontrol.method.sga import SLICING, PooledTokens, SemanticAdapter, cross_attention_layers
-from acontrol.networks.inpainting import check_kind
+from acontrol.networks.inpainting import check_inpainting
 
 
 def install(pipe: DiffusionPipeline, adapter: SemanticAdapter) -> None:
     """Put stock IP-Adapter processors with the adapter's weights into a pipeline's U-Net.
 
-    ``ip_adapter_image_embeds`` then takes C' (``image_embeds``), ``set_ip_adapter_scale`` is
-    gamma, and ``unload_ip_adapter`` takes it out again. The U-Net may be any of the
-    architecture that the adapter was trained on: a fine-tune, one with a LoRA.
+    ``ip_adapter_image_embeds`` then takes C' (``image_embeds``), ``set_ip_adapter_scale`` sets
+    gamma, and ``unload_ip_adapter`` removes the adapter. Any U-Net of the adapter's
+    architecture will do, such as a fine-tune or one with a LoRA.
 
     Raises:
-        ValueError: If the U-Net has other layers, or is an inpainting one and the adapter not.
+        ValueError: If the U-Net has other layers, or only one of U-Net and adapter is for
+            inpainting.
     """
     unet = pipe.unet
     _check_fits(unet, adapter)
     card = adapter.config.card and AdapterCard.model_validate(adapter.config.card)
     if card is not None:
-        check_kind(card, unet)
+        check_inpainting(card, unet)
     pool = adapter.pool
-    tokens = PooledTokens.NUM_TOKENS if pool is not None else 1  # Not read at one adapter.
+    tokens = PooledTokens.NUM_TOKENS if pool is not None else 1  # Unused with a single adapter.
     pairs = iter(adapter.matrices())
     widths = dict(cross_attention_layers(unet))
     processors: dict[str, Any] = {}
@@ -44,14 +45,14 @@ def install(pipe: DiffusionPipeline, adapter: SemanticAdapter) -> None:
         if name not in widths:
             processors[name] = AttnProcessor2_0()
             continue
-        one = IPAdapterAttnProcessor2_0(
+        processor = IPAdapterAttnProcessor2_0(
             widths[name], adapter.proj.in_features, num_tokens=(tokens,), scale=1.0
         )
         key, value = next(pairs)
         with torch.no_grad():
-            one.to_k_ip[0].weight.copy_(key)
-            one.to_v_ip[0].weight.copy_(value)
-        processors[name] = one.to(unet.device, unet.dtype).requires_grad_(False)
+            processor.to_k_ip[0].weight.copy_(key)
+            processor.to_v_ip[0].weight.copy_(value)
+        processors[name] = processor.to(unet.device, unet.dtype).requires_grad_(False)
     unet.set_attn_processor(processors)
     projection = nn.Identity() if pool is None else _projection(pool)
     unet.encoder_hid_proj = MultiIPAdapterImageProjection([projection]).to(
@@ -69,24 +70,22 @@ def image_embeds(
     """C' in the shape of ``ip_adapter_image_embeds``, for ``install`` or an exported file.
 
     Args:
-        adapter: Says the mode.
+        adapter: Its mode decides the shape.
         tokens: C' of one reference, (1, query, dim), from
-            ``AnomalyControlPipeline.reference_tokens``. A stock call takes one, and shares it
-            among its prompts.
-        guided: Whether the pipeline draws with classifier-free guidance: the unconditional
-            half, C' = 0, then goes first.
+            ``AnomalyControlPipeline.reference_tokens``. A stock call shares it among all its
+            prompts.
+        guided: Whether the pipeline uses classifier-free guidance: the unconditional half,
+            C' = 0, then comes first.
 
     Returns:
         One tensor: (2, 1, query, dim), or in mode ``pooled`` (2, 1, dim), the mean over
-        queries; 1 instead of 2 where not guided.
+        queries; 1 instead of 2 if not guided.
 
     Raises:
         ValueError: If there are several references: a stock pipeline would mix them up.
     """
     if len(tokens) != 1:
-        raise ValueError(
-            f"a stock pipeline takes one reference a call, got {len(tokens)}: call it for each"
-        )
+        raise ValueError(f"a stock pipeline takes one reference per call, got {len(tokens)}")
     if adapter.pool is not None:
         tokens = tokens.mean(dim=1)
     if guided:
@@ -105,18 +104,22 @@ def _projection(pool: PooledTokens) -> ImageProjection:
 
 
 def _check_fits(unet: UNet2DConditionModel, adapter: SemanticAdapter) -> None:
-    layers = [tuple(one) for one in adapter.config.layers]
-    found = cross_attention_layers(unet)
-    if found != layers or unet.config.cross_attention_dim != adapter.proj.in_features:
+    layers = [tuple(layer) for layer in adapter.config.layers]
+    unet_layers = cross_attention_layers(unet)
+    if unet_layers != layers or unet.config.cross_attention_dim != adapter.proj.in_features:
         raise ValueError(
             f"the adapter is for {len(layers)} layers from {layers[0]} on with "
-            f"{adapter.proj.in_features} wide text, and this U-Net has {len(found)} from "
-            f"{found[0] if found else None} on with {unet.config.cross_attention_dim}"
+            f"{adapter.proj.in_features} wide text, and this U-Net has {len(unet_layers)} from "
+            f"{unet_layers[0] if unet_layers else None} on with "
+            f"{unet.config.cross_attention_dim}"
         )
 
 
 def _refuse_slicing(unet: UNet2DConditionModel, slice_size: Any) -> None:
-    """Stands in for ``set_attention_slice``, while the adapter is there."""
-    if any(isinstance(one, IPAdapterAttnProcessor2_0) for one in unet.attn_processors.values()):
+    """Replaces ``set_attention_slice`` while the adapter is installed."""
+    if any(
+        isinstance(processor, IPAdapterAttnProcessor2_0)
+        for processor in unet.attn_processors.values()
+    ):
         raise ValueError(SLICING)
     type(unet).set_attention_slice(unet, slice_size)

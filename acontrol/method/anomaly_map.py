@@ -1,4 +1,4 @@
-"""Where the anomaly's words look: the map A of Eq. (2) and its energy, Eq. (3), with gradients.
+"""The attention map A of the anomaly's words, Eq. (2), its energy, Eq. (3), and gradients.
 
 S     self maps    self-attention of each layer, over queries then text
 X     cross maps   cross-attention, queries to image patches
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ReferenceText:
-    """T_a as token ids, with the place of the anomaly's words.
+    """T_a as token ids, with the span of the anomaly's words.
 
     Attributes:
         input_ids: Padded token ids.
@@ -41,16 +41,16 @@ def rollout(
 ) -> Float[Tensor, "batch text patch"]:
     """Follow the text's attention through the queries to the patches.
 
-    Only the query tokens of a Q-Former attend to the image; the text reads, one layer later,
-    what they fetched. So with S the self- and X the cross-attention, averaged over heads,
+    Only the query tokens of a Q-Former attend to the image; the text attends to them one
+    layer later. So with S the self- and X the cross-attention, averaged over heads,
 
         A = sum over layers l of  S_{l+1}[text, query] @ X_l[query, patch].
 
-    A layer whose successor does not exist is never read by the text and adds nothing.
+    The text never attends to the last layer's queries, so that layer adds nothing.
 
     Args:
         self_maps: Self-attention probabilities of every layer, over queries then text.
-        cross_maps: Cross-attention probabilities, None for a layer that has none.
+        cross_maps: Cross-attention probabilities, None for a layer without.
 
     Returns:
         A of Eq. (2), one row a text token. Rows need not sum to one: Eq. (3) is a ratio.
@@ -63,8 +63,8 @@ def rollout(
         if cross is None:
             continue
         num_queries = cross.shape[2]
-        read = self_maps[layer + 1].mean(dim=1)[:, num_queries:, :num_queries]
-        hop = read @ cross.mean(dim=1)
+        text_to_query = self_maps[layer + 1].mean(dim=1)[:, num_queries:, :num_queries]
+        hop = text_to_query @ cross.mean(dim=1)
         total = hop if total is None else total + hop
     if total is None:
         raise ValueError("rollout needs a cross-attention layer that another layer follows")
@@ -74,7 +74,7 @@ def rollout(
 def query_mean(
     cross_maps: Sequence[Float[Tensor, "batch head query patch"] | None],
 ) -> Float[Tensor, "batch patch"]:
-    """Average over layers, heads and queries: the authors' code, where text acts indirectly."""
+    """Average over layers, heads and queries, as in the authors' code: text acts indirectly."""
     maps = [cross.mean(dim=(1, 2)) for cross in cross_maps if cross is not None]
     return torch.stack(maps).mean(dim=0)
 
@@ -99,17 +99,17 @@ def rollout_backward(
     span: Bool[Tensor, "batch text"],
     grad: Float[Tensor, "batch patch"],
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """Eq. (2) on a rollout, backwards: the gradients of both kinds of maps, alike in all heads.
+    """Backward of Eq. (2) on a rollout: gradients of both kinds of maps, equal in all heads.
 
     With R = S[span, query] averaged over heads and the anomaly's tokens, A is
     sum_l R_{l+1} X_l, so dX_l = R_{l+1}^T dA and dR_{l+1} = X_l dA.
 
     Returns:
-        For each layer that of the self map (batch, 1, token, token) and that of the cross map
-        (batch, query, patch); None where A does not depend on it.
+        For each layer the gradients of its self map (batch, 1, token, token) and of its cross
+        map (batch, query, patch); None where A does not depend on it.
     """
-    own: list[Tensor | None] = [None] * len(self_maps)
-    fetched: list[Tensor | None] = [None] * len(self_maps)
+    self_grads: list[Tensor | None] = [None] * len(self_maps)
+    cross_grads: list[Tensor | None] = [None] * len(self_maps)
     weight = span.to(grad.dtype)
     weight = weight / weight.sum(dim=1, keepdim=True)
     for layer, cross in enumerate(cross_maps[:-1]):
@@ -118,18 +118,18 @@ def rollout_backward(
         num_heads, num_queries = cross.shape[1:3]
         heads = self_maps[layer + 1].mean(dim=1)
         read = anomaly_attention(heads[:, num_queries:, :num_queries], span)
-        fetched[layer] = read[:, :, None] * grad[:, None] / num_heads
+        cross_grads[layer] = read[:, :, None] * grad[:, None] / num_heads
         rows = weight[:, :, None] * (grad[:, None] @ cross.mean(dim=1).mT) / num_heads
         num_text = heads.shape[-1] - num_queries
-        own[layer + 1] = F.pad(rows, (0, num_text, num_queries, 0))[:, None]
-    return own, fetched
+        self_grads[layer + 1] = F.pad(rows, (0, num_text, num_queries, 0))[:, None]
+    return self_grads, cross_grads
 
 
 def query_mean_backward(
     cross_maps: Sequence[Float[Tensor, "batch head query patch"] | None],
     grad: Float[Tensor, "batch patch"],
 ) -> list[Tensor | None]:
-    """``query_mean`` backwards: gradients (batch, query, patch), alike in all heads."""
+    """Backward of ``query_mean``: gradients (batch, query, patch), equal in all heads."""
     count = sum(cross is not None for cross in cross_maps)
     return [
         None
@@ -144,7 +144,7 @@ def query_mean_backward(
 def energy(
     attention: Float[Tensor, "batch patch"], region: Bool[Tensor, "batch patch"]
 ) -> Float[Tensor, " batch"]:
-    """Score how much attention lies outside the region, Eq. (3): 0 is none, 1 is all."""
+    """Score how much attention is outside the region, Eq. (3): 0 is none, 1 is all."""
     inside = (attention * region).sum(dim=1)
     return (1 - inside / attention.sum(dim=1)) ** 2
 
@@ -164,11 +164,11 @@ def energy_grad(
 def region_on_grid(
     mask: Float[Tensor, "batch 1 height width"], grid: int
 ) -> Bool[Tensor, "batch patch"]:
-    """Bring a mask to the grid of image tokens; a mask with a pixel keeps a cell.
+    """Downsample a mask to the grid of image tokens; a non-empty mask keeps a cell.
 
-    A cell belongs to the region when at least half of it is covered. A mask too thin for that
-    everywhere takes every cell that it touches: with an empty region E is 1 and its gradient
-    zero, and the search would silently do nothing.
+    A cell belongs to the region if at least half of it is covered. A mask that is too thin
+    for that everywhere gets all cells that it touches: with an empty region E would be 1 and
+    its gradient zero, and the search would silently do nothing.
 
     Args:
         mask: 1 on the defect, 0 elsewhere.

@@ -2,8 +2,8 @@
 
 The vision-language model stays frozen. For each batch we search for an offset e_g on its
 visual embedding that draws the anomaly words' attention into the region. Gradients are derived
-by hand, so nothing here needs autograd: it runs under ``torch.inference_mode`` too, and what
-waits for the way back is let go after each step.
+by hand, so nothing here needs autograd: it also runs under ``torch.inference_mode``, and
+tensors saved for the backward pass are freed after each step.
 
     A     attention    text-to-image; how BLIP-2 yields it: docs/paper_notes.md
     M_A   region       on the image-token grid, True inside
@@ -53,8 +53,8 @@ class GuidedAttention(Protocol):
     Solver ``all`` needs the two methods, solver ``first`` the two tensors.
 
     Attributes:
-        key_query: Q W_k^T / sqrt(d) of the first cross-attention, a row a head and query.
-        query_weight: What each row's probabilities count in that layer's map.
+        key_query: Q W_k^T / sqrt(d) of the first cross-attention, one row per head and query.
+        query_weight: Weight of each row's probabilities in that layer's map.
     """
 
     key_query: Tensor  # (batch, row, dim)
@@ -63,12 +63,12 @@ class GuidedAttention(Protocol):
     def forward(
         self, embedding: Float[Tensor, "batch token dim"]
     ) -> tuple[Float[Tensor, "batch patch"], Any]:
-        """The attention, and a trace of the way there."""
+        """The attention, and a trace for ``backward``."""
 
     def backward(
         self, trace: Any, grad: Float[Tensor, "batch patch"]
     ) -> Float[Tensor, "batch token dim"]:
-        """The gradient of the embedding, given that of the attention."""
+        """The embedding's gradient from the attention's."""
 
 
 @torch.compiler.disable
@@ -87,11 +87,11 @@ def guide(
     ``normalized`` lets alpha carry over between models: E's gradient spreads over all tokens
     and is tiny, so Eq. (4) as printed needs an alpha near 1e3.
 
-    Under ``torch.compile`` the steps run as they are, between compiled graphs.
+    Under ``torch.compile`` the steps run uncompiled, between compiled graphs.
 
     Args:
         attention: The frozen model on this batch.
-        visual_embedding: e_v. Backwards, e_v + e_g counts as e_v: straight through.
+        visual_embedding: e_v. The backward pass treats e_v + e_g as e_v: straight through.
         region: M_A on the token grid.
         settings: T_g (0 returns e_v itself), alpha, rule, solver, bound and stop.
 
@@ -102,7 +102,7 @@ def guide(
 
 
 class AseaFunction(torch.autograd.Function):
-    """``guide`` as one node of autograd's graph: T_g steps forwards, the identity backwards."""
+    """``guide`` as one autograd node: T_g steps forward, the identity backward."""
 
     @staticmethod
     def forward(
@@ -112,14 +112,14 @@ class AseaFunction(torch.autograd.Function):
         attention: GuidedAttention,
         settings: AseaConfig,
     ) -> tuple[Tensor, Tensor]:
-        """E_v + e_g, and E before each step."""
+        """Return e_v + e_g, and E before each step."""
         e_v = at_least_float32(visual_embedding)
         if settings.steps == 0:
             energies = e_v.new_zeros(len(e_v), 0)
             ctx.mark_non_differentiable(energies)
             return visual_embedding.clone(), energies
         solve = {"all": _all_layers, "first": _first_layer}[settings.solver]
-        # Precision is the weights', whoever calls: C' is a pure function.
+        # The weights' precision whatever the caller's autocast: C' is a pure function.
         with torch.autocast(e_v.device.type, enabled=False):
             e_g, energies = solve(attention, e_v, region, settings)
         ctx.mark_non_differentiable(energies)
@@ -134,19 +134,19 @@ class AseaFunction(torch.autograd.Function):
 def _all_layers(
     attention: GuidedAttention, e_v: Tensor, region: Tensor, settings: AseaConfig
 ) -> tuple[Tensor, Tensor]:
-    """Steps on the energy of the whole map: a pass and its way back each."""
+    """Steps on the energy of the whole map, each a forward and a backward pass."""
     e_g, length = torch.zeros_like(e_v), _norm(e_v)
     mean, square = torch.zeros(2, *([1] * e_v.ndim), dtype=e_v.dtype, device=e_v.device)
     energies = []
     for step in range(1, settings.steps + 1):
-        seen, trace = attention.forward(e_v + e_g)
-        value = energy(seen, region)
-        grad = attention.backward(trace, energy_grad(seen, region))
+        attended, trace = attention.forward(e_v + e_g)
+        value = energy(attended, region)
+        grad = attention.backward(trace, energy_grad(attended, region))
         if settings.rule == "adam":
             mean = _ADAM_MEAN * mean + (1 - _ADAM_MEAN) * grad
             square = _ADAM_SQUARE * square + (1 - _ADAM_SQUARE) * grad**2
-            spread = (square / (1 - _ADAM_SQUARE**step)).sqrt() + _ADAM_FLOOR
-            moved = e_g - settings.step_size * mean / (1 - _ADAM_MEAN**step) / spread
+            scale = (square / (1 - _ADAM_SQUARE**step)).sqrt() + _ADAM_FLOOR
+            moved = e_g - settings.step_size * mean / (1 - _ADAM_MEAN**step) / scale
         else:
             moved = e_g - _stride(grad, _norm(grad), length, settings)
         moved = moved * _shrink(_norm(moved), length, settings)
@@ -178,9 +178,11 @@ def _first_layer(
     energies = []
     for _ in range(settings.steps):
         probs = (start + shift).softmax(dim=-1)
-        seen = (weight.mT @ probs)[:, 0, 1:]  # The class token is no place in the image.
-        value = energy(seen, region)
-        outer = F.pad(energy_grad(seen, region), (1, 0))[:, None]
+        attended = (weight.mT @ probs)[
+            :, 0, 1:
+        ]  # Without the class token, which has no place in the image.
+        value = energy(attended, region)
+        outer = F.pad(energy_grad(attended, region), (1, 0))[:, None]
         grad = weight * probs * (outer - probs @ outer.mT)
         pull = gram @ grad
         norm = (grad * pull).sum(dim=(1, 2), keepdim=True).clamp_min(0).sqrt()
@@ -199,23 +201,23 @@ def _norm(embedding: Tensor) -> Tensor:
 
 
 def _stride(grad: Tensor, norm: Tensor, length: Tensor, settings: AseaConfig) -> Tensor:
-    """What a step takes off, by Eq. (4) or along the gradient by a share of |e_v|."""
+    """The step to subtract: Eq. (4), or along the gradient by a share of |e_v|."""
     if settings.rule == "gd":
         return settings.step_size * grad
-    # Where the gradient is zero there is no direction: the offset stays.
+    # A zero gradient has no direction: the offset stays.
     tiny = torch.finfo(norm.dtype).tiny
     return grad * (settings.step_size * length) / norm.clamp_min(tiny)
 
 
 def _shrink(norm: Tensor, length: Tensor, settings: AseaConfig) -> Tensor:
-    """Factor that brings e_g back to the bound's share of |e_v|, 1 within."""
+    """Factor that scales e_g back to the bound's share of |e_v|; 1 within the bound."""
     if settings.bound is None:
         return torch.ones_like(norm)
     return (settings.bound * length / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
 
 
 def _unless_done(value: Tensor, moved: Tensor, old: Tensor, settings: AseaConfig) -> Tensor:
-    """Hold a sample whose energy is low enough; masked, so the host never waits for it."""
+    """Freeze samples with low enough energy; masked, so that the host never waits."""
     if settings.stop_energy is None:
         return moved
     return torch.where((value < settings.stop_energy)[:, None, None], old, moved)

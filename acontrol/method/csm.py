@@ -4,10 +4,10 @@
     T_a  reference_text   template + the anomaly's words
     C'   semantic tokens  (batch, query, dim), the Q-Former's query outputs
 
-BLIP-2's image-text matching road is used: queries and text go through the Q-Former together,
-and the queries attend to the image's patches. In transformers 5 the retrieval model's own
-``forward`` does not pass attention maps on, and its Q-Former cannot be entered half-way, so
-``acontrol.method.qformer`` walks its layers.
+This is BLIP-2's image-text matching path: queries and text go through the Q-Former together,
+and the queries attend to the image's patches. In transformers 5 the retrieval model's
+``forward`` does not return attention maps, and its Q-Former cannot be entered half-way, so
+``acontrol.method.qformer`` runs its layers.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from acontrol.method.qformer import QFormerPass
 
 @dataclass(frozen=True)
 class SemanticFeatures:
-    """What CSM hands to the adapter.
+    """Output of CSM.
 
     Attributes:
         tokens: C'.
@@ -43,7 +43,7 @@ class SemanticFeatures:
 def embed_patches(
     vlm: Blip2ForImageTextRetrieval, image: Float[Tensor, "batch 3 size size"]
 ) -> Float[Tensor, "batch token width"]:
-    """What the vision tower makes of images in [-1, 1]."""
+    """The vision tower's output for images in [-1, 1]."""
     weight = vlm.vision_model.embeddings.patch_embedding.weight
     mean = torch.tensor(OPENAI_CLIP_MEAN, device=weight.device)[:, None, None]
     std = torch.tensor(OPENAI_CLIP_STD, device=weight.device)[:, None, None]
@@ -62,7 +62,7 @@ class CrossModalEncoder:
         csm: CsmConfig,
         attention: AseaConfig,
     ):
-        """Take a loaded BLIP-2 and freeze it."""
+        """Freeze a loaded BLIP-2."""
         self.vlm = vlm.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.csm = csm
@@ -74,15 +74,15 @@ class CrossModalEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are."""
+        """The device of the model's weights."""
         return self.vlm.query_tokens.device
 
     def read(self, phrases: Sequence[str]) -> ReferenceText:
         """Tokenize "template [anomaly]" and find the anomaly's tokens.
 
         Raises:
-            ValueError: If a phrase has no token of its own, since Eq. (2) averages over them,
-                or is longer than the Q-Former reads.
+            ValueError: If a phrase has no token, since Eq. (2) averages over them, or is longer
+                than the Q-Former's limit.
         """
         prefix = self.tokenizer(self.csm.template, add_special_tokens=False)["input_ids"]
         texts = [f"{self.csm.template} {phrase}" for phrase in phrases]
@@ -94,12 +94,12 @@ class CrossModalEncoder:
             longest = max(phrases, key=len)
             raise ValueError(
                 f"the anomaly text {longest!r} is too long: {length} tokens with its template, "
-                f"and the vision-language model reads {limit}"
+                f"and the vision-language model takes {limit}"
             )
         # [CLS] comes first, then the template's tokens, then the anomaly's.
-        place = torch.arange(batch["input_ids"].shape[1])
+        position = torch.arange(length)
         special = batch["special_tokens_mask"].bool()
-        span = (place > len(prefix)) & ~special & batch["attention_mask"].bool()
+        span = (position > len(prefix)) & ~special & batch["attention_mask"].bool()
         for phrase, row in zip(phrases, span, strict=True):
             if not row.any():
                 raise ValueError(f"the anomaly text {phrase!r} gives no token")
@@ -130,23 +130,18 @@ class CrossModalEncoder:
 
         Args:
             image: I_a in [-1, 1], at the vision tower's size.
-            phrases: The anomaly's words, one phrase a sample.
+            phrases: The anomaly's words, one phrase per sample.
             mask: M_A at the image's size, 1 on the defect.
-            attention: Settings of ASEA; by default the encoder's own.
+            attention: ASEA settings; by default the encoder's own.
         """
         settings = attention or self.asea
         text = self.read(phrases) if self.csm.text else None
         region = asea.region_on_grid(mask.to(self.device), self.grid)
-        walk = QFormerPass(
-            self.vlm,
-            len(image),
-            text,
-            method=settings.map,
-            first=settings.solver == "first",
-        )
+        first = settings.solver == "first"
+        qformer = QFormerPass(self.vlm, len(image), text, method=settings.map, first=first)
         visual = self.embed_image(image)
-        embedding, energies = asea.guide(walk, visual, region, settings)
-        tokens, seen = walk.finish(embedding)
-        after = asea.energy(seen, region)
+        embedding, energies = asea.guide(qformer, visual, region, settings)
+        tokens, attended = qformer.finish(embedding)
+        after = asea.energy(attended, region)
         before = energies[:, 0] if settings.steps else after
         return SemanticFeatures(tokens, before, after)

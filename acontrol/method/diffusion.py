@@ -13,11 +13,11 @@ from acontrol.seeding import derive_seed
 
 @dataclass(frozen=True)
 class Draw:
-    """Everything random that one batch needs, on the CPU.
+    """All random numbers of one batch, on the CPU.
 
     Attributes:
         noise: Epsilon, standard normal.
-        posterior_noise: Standard normal, for the VAE's latent distribution.
+        posterior_noise: Standard normal, for sampling from the VAE's posterior.
         timesteps: t, uniform over the schedule; starts at 0 (the paper's at 1).
         chance: Uniform in [0, 1); decides which conditions are dropped.
     """
@@ -35,17 +35,17 @@ def draw(
     num_timesteps: int,
     moments: int | None = None,
 ) -> Draw:
-    """Draw for each sample from a generator of its own, keyed by (seed, position).
+    """Draw each sample from its own generator, keyed by (seed, position).
 
-    So a draw depends neither on the batch around it, nor on the rank, nor on what was drawn
-    before: no generator's state needs saving.
+    So a draw does not depend on the rest of the batch, the rank or earlier draws, and no
+    generator state needs saving.
 
     Args:
         seed: The run's seed.
         positions: Global positions of the samples in the stream.
         shape: (channel, height, width) of the latents.
         num_timesteps: Length of the noise schedule.
-        moments: Channels of the VAE's moments, where they are more than the latents'.
+        moments: Channels of the VAE's moments, if more than the latents'.
     """
     rows = []
     for position in positions:
@@ -67,7 +67,7 @@ def draw(
 def dropped_conditions(
     chance: Float[Tensor, " batch"], dropout: DropoutConfig
 ) -> tuple[Bool[Tensor, " batch"], Bool[Tensor, " batch"]]:
-    """Say which samples lose the target text and which lose C', from one uniform draw.
+    """Which samples lose the target text and which lose C', from one uniform draw.
 
     Returns:
         Masks (text, semantic), True where the condition is dropped.
@@ -85,10 +85,10 @@ def denoising_loss(
     region: Float[Tensor, "batch 1 height width"] | None = None,
     region_weight: float = 0.0,
 ) -> Float[Tensor, " batch"]:
-    """Mean squared error of the predicted noise, Eq. (6), one value a sample.
+    """Mean squared error of the predicted noise, Eq. (6), one value per sample.
 
-    With a ``region_weight`` it is the weighted mean in which latents of the region count
-    1 + region_weight: a small defect's looks are otherwise a small part of the loss.
+    With a ``region_weight``, latents in the region have weight 1 + region_weight in the mean:
+    a small defect is otherwise a small part of the loss.
     """
     error = (noise_pred.float() - noise.float()).square()
     if region is None or region_weight == 0:

@@ -1,6 +1,6 @@
-"""Everything that the frozen networks do for a sample once and for all.
+"""The frozen networks' features of a sample, which never change in training.
 
-Pure functions of sample, settings and weights: ``launch.precompute`` keeps what comes out.
+Pure functions of sample, settings and weights: ``launch.precompute`` stores the results.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,9 @@ class FrozenEncoder:
     """VAE, CLIP's text encoder and BLIP-2 with ASEA."""
 
     def __init__(self, base: BaseModels, csm: CsmConfig, asea: AseaConfig):
-        """Take the networks and how C' is made."""
-        self.vae, self.text_encoder, self.tokenizer = (
-            base.vae,
-            base.text_encoder,
-            base.tokenizer,
-        )
+        """Set the networks and the settings of C'."""
+        self.vae = base.vae
+        self.text_encoder, self.tokenizer = base.text_encoder, base.tokenizer
         self.inpainting = is_inpainting(base.unet)
         self.semantics = CrossModalEncoder(base.vlm, base.vlm_tokenizer, csm, asea)
 
@@ -39,8 +36,8 @@ class FrozenEncoder:
         posterior = self.vae.encode(image).latent_dist
         mean, std = posterior.mean, posterior.std
         if self.inpainting:
-            around = self.vae.encode(mask_out(image, batch.mask.to(image))).latent_dist
-            mean, std = torch.cat([mean, around.mean], 1), torch.cat([std, around.std], 1)
+            masked = self.vae.encode(mask_out(image, batch.mask.to(image))).latent_dist
+            mean, std = torch.cat([mean, masked.mean], 1), torch.cat([std, masked.std], 1)
         semantic = self.semantics(
             batch.reference_image, batch.reference_phrase, batch.reference_mask
         )
@@ -63,8 +60,8 @@ def embed_text(
 ) -> Float[Tensor, "batch token dim"]:
     """CLIP's last hidden states, padded and cut to the tokenizer's length.
 
-    ``device`` is where it runs; by default where its weights are, which are elsewhere when
-    they are offloaded.
+    ``device`` is where it runs; by default its weights' device, which differs when they are
+    offloaded.
     """
     ids = tokenizer(
         list(texts),

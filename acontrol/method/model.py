@@ -26,15 +26,15 @@ from acontrol.networks.load import BaseModels
 
 @dataclass(frozen=True)
 class Losses:
-    """What one training forward yields; values a sample leave out the skipped ones.
+    """Result of one training forward; per-sample values leave out skipped samples.
 
     Attributes:
-        loss: Sum of Eq. (6) over the batch's size, skipped samples counted; carries the
+        loss: Sum of Eq. (6) over the batch's size, including skipped samples; carries the
             gradient.
         per_sample: Eq. (6) of each sample, without gradient.
         energy_before: E of Eq. (3) before ASEA.
         energy_after: E after it.
-        share: Of the batch's samples, those that were not skipped.
+        share: Share of the batch's samples that were not skipped.
     """
 
     loss: Float[Tensor, ""]
@@ -45,7 +45,7 @@ class Losses:
 
 
 class AnomalyControl(nn.Module):
-    """The assembly. Only ``adapter`` has gradients."""
+    """The frozen networks and the adapter; only ``adapter`` has gradients."""
 
     def __init__(self, base: BaseModels, adapter: SemanticAdapter, config: RunConfig):
         """Install the adapter's attention processors into the base's U-Net."""
@@ -67,7 +67,7 @@ class AnomalyControl(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the frozen networks are."""
+        """The frozen networks' device."""
         return self.vae.device
 
     def forward(
@@ -80,15 +80,14 @@ class AnomalyControl(nn.Module):
     ) -> Losses:
         """Compute Eq. (6) on one batch.
 
-        A sample whose C' is dropped goes through the adapter too, unless
-        ``runtime.skip_dropped``; and if all are skipped, zeros go: so every rank takes part in
-        every backward, however its draws fall.
+        Samples with dropped C' go through the adapter too, unless ``runtime.skip_dropped``; if
+        all are skipped, zeros do. So every rank takes part in every backward pass.
 
         Args:
-            batch: Samples with their references, or what the frozen networks made of them.
-            project: Stands in for the adapter's own forward, as a DeepSpeed engine does.
+            batch: Samples with their references, or their precomputed features.
+            project: Replaces the adapter's own forward, for a DeepSpeed engine.
             seed: Of noise and timesteps; by default the run's.
-            dropout: Of conditions; by default the run's.
+            dropout: Of the conditions; by default the run's.
         """
         device, size = self.device, len(batch.keys)
         with torch.no_grad():
@@ -106,24 +105,24 @@ class AnomalyControl(nn.Module):
             if self.config.runtime.skip_dropped:
                 rows = (~drop_semantic).nonzero().flatten()
         if len(rows) == 0:
-            return self._nothing(project or self.adapter)
+            return self._zero_loss(project or self.adapter)
         with torch.no_grad():
             if len(rows) < size:
                 batch, drawn = _rows_of(batch, rows), _rows_of(drawn, rows)
                 drop_text, drop_semantic = drop_text[rows], drop_semantic[rows]
-            seen = self.encoder(batch) if isinstance(batch, Batch) else batch
-            latents = self._latents(seen, drawn.posterior_noise)
-            latents, *around = latents.split(self.latent_shape[0], dim=1)
+            features = self.encoder(batch) if isinstance(batch, Batch) else batch
+            latents = self._latents(features, drawn.posterior_noise)
+            latents, *masked_latents = latents.split(self.latent_shape[0], dim=1)
             noise, timesteps = drawn.noise.to(device), drawn.timesteps.to(device)
             noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
             if self.inpainting:
                 noisy_latents = concat_inpainting_inputs(
-                    noisy_latents, seen.latent_mask.to(device), *around
+                    noisy_latents, features.latent_mask.to(device), *masked_latents
                 )
-            worded = ~drop_text.to(device)[:, None, None]
-            text = torch.where(worded, seen.text.to(device), self._empty_text())
-            kept = ~drop_semantic.to(device)[:, None, None]
-            tokens = seen.tokens.to(device) * kept
+            has_text = ~drop_text.to(device)[:, None, None]
+            text = torch.where(has_text, features.text.to(device), self._empty_text())
+            has_semantic = ~drop_semantic.to(device)[:, None, None]
+            tokens = features.tokens.to(device) * has_semantic
         fused = (project or self.adapter)(tokens)
         noise_pred = self.unet(
             noisy_latents.to(self.unet.dtype),
@@ -136,30 +135,33 @@ class AnomalyControl(nn.Module):
         ).sample
         per_sample = (
             denoising_loss(
-                noise_pred, noise, seen.latent_mask.to(device), self.config.optim.mask_weight
+                noise_pred,
+                noise,
+                features.latent_mask.to(device),
+                self.config.optim.mask_weight,
             )
             * self.timestep_weights[timesteps]
         )
         share = len(per_sample) / size
         loss = per_sample.mean() * share
-        before, after = seen.energy_before.to(device), seen.energy_after.to(device)
+        before, after = features.energy_before.to(device), features.energy_after.to(device)
         return Losses(loss, per_sample.detach(), before, after, share)
 
-    def _nothing(self, project: Callable[[Tensor], Tensor]) -> Losses:
-        """A batch of which every sample is skipped: a loss of zero that reaches the adapter."""
+    def _zero_loss(self, project: Callable[[Tensor], Tensor]) -> Losses:
+        """For a batch with all samples skipped: a zero loss that reaches the adapter."""
         queries = self.vlm.query_tokens
-        none = queries.new_zeros(0)
-        return Losses((0 * project(torch.zeros_like(queries))).sum(), none, none, none, 0.0)
+        empty = queries.new_zeros(0)
+        return Losses((0 * project(torch.zeros_like(queries))).sum(), empty, empty, empty, 0.0)
 
     def _latents(
-        self, seen: Features, noise: Float[Tensor, "batch channel height width"]
+        self, features: Features, noise: Float[Tensor, "batch channel height width"]
     ) -> Float[Tensor, "batch channel height width"]:
-        """Latents drawn from the VAE's posterior, with the given noise."""
-        mean, std = (one.to(self.device) for one in (seen.latent_mean, seen.latent_std))
+        """Latents sampled from the VAE's posterior with the given noise."""
+        mean, std = features.latent_mean.to(self.device), features.latent_std.to(self.device)
         return (mean + std * noise.to(self.device)) * self.vae.config.scaling_factor
 
     def _empty_text(self) -> Float[Tensor, "1 token dim"]:
-        """What stands for a dropped target text."""
+        """Replacement of a dropped target text."""
         if self._no_text is None:
             self._no_text = embed_text(self.text_encoder, self.tokenizer, [""])
         return self._no_text
@@ -169,10 +171,11 @@ Rows = TypeVar("Rows", Batch, FeatureBatch, Batch | FeatureBatch, Draw)
 
 
 def _rows_of(samples: Rows, rows: Tensor) -> Rows:
-    """Some of the samples, by place."""
-    chosen: dict[str, Any] = {}
-    for one in fields(samples):
-        value = getattr(samples, one.name)
-        whole = isinstance(value, Tensor)
-        chosen[one.name] = value[rows] if whole else [value[row] for row in rows.tolist()]
-    return replace(samples, **chosen)
+    """Some of the samples, by index."""
+    selected: dict[str, Any] = {}
+    for entry in fields(samples):
+        value = getattr(samples, entry.name)
+        selected[entry.name] = (
+            value[rows] if isinstance(value, Tensor) else [value[row] for row in rows.tolist()]
+        )
+    return replace(samples, **selected)

@@ -1,8 +1,8 @@
-"""The frozen Q-Former's passes over a batch of images, and the way back to e_v + e_g.
+"""Forward and backward passes of the frozen Q-Former, with gradients of e_v + e_g only.
 
-The genuine module's weights, in the same order of operations. What is gained over calling it
-under autograd: what does not depend on e_g is computed once; a step ends at the last map that
-Eq. (2) reads; the way back forms the embedding's gradient and no other.
+It has the original module's weights and order of operations. Compared with autograd on that
+module, anything independent of e_g is computed once, a step ends at the last map that Eq. (2)
+uses, and the backward pass computes no gradient but the embedding's.
 
     e    embedding   e_v + e_g, class token first
     S    self maps   self-attention of each layer, over queries then text
@@ -18,13 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from acontrol.method import anomaly_map
-from acontrol.method import qformer_layers as parts
+from acontrol.method import qformer_layers as ops
 from acontrol.method.anomaly_map import ReferenceText
 
 
 @dataclass
 class Trace:
-    """A pass: its embedding, its maps in float32 at least, and the way back.
+    """A pass: its embedding, its maps in float32 at least, and tensors for the backward pass.
 
     The maps have an entry for each layer that the pass reached.
     """
@@ -32,20 +32,19 @@ class Trace:
     embedding: Tensor
     self_maps: list[Tensor] = field(default_factory=list)
     cross_maps: list[Tensor | None] = field(default_factory=list)
-    layers: list[parts.SavedLayer] = field(default_factory=list)
+    layers: list[ops.SavedLayer] = field(default_factory=list)
 
 
 class QFormerPass:
     """One text and one batch of images: an ``asea.GuidedAttention``, and C' at the end.
 
-    Passes run in the precision of the Q-Former's weights, whatever autocast says, so C' does
-    not depend on who calls.
+    Passes run in the precision of the Q-Former's weights, whatever the caller's autocast.
 
     Attributes:
-        key_query: Q W_k^T / sqrt(d) of the first cross-attention, a row a head and query; its
-            logits are ``key_query @ e^T``.
-        query_weight: What each of these rows counts in the first layer's map: the anomaly's
-            attention to the query in that layer, or all alike.
+        key_query: Q W_k^T / sqrt(d) of the first cross-attention, one row per head and query;
+            its logits are ``key_query @ e^T``.
+        query_weight: Weight of each row in the first layer's map: the anomaly's attention to
+            the query in that layer, or uniform.
     """
 
     key_query: Float[Tensor, "batch row width"]
@@ -61,19 +60,19 @@ class QFormerPass:
         method: Literal["rollout", "query_mean"],
         first: bool,
     ):
-        """Compute what does not depend on the image.
+        """Compute everything that does not depend on the image.
 
         Args:
             vlm: A ``Blip2ForImageTextRetrieval``.
             batch_size: Number of samples.
-            text: T_a; None leaves it out, and the map is the mean over the queries.
+            text: T_a; None for no text, and the map is the mean over the queries.
             method: The map A of Eq. (2).
-            first: Take A from the first cross-attention alone, and the text's reading from the
-                same layer.
+            first: Take A from the first cross-attention alone, with the text's attention to
+                the queries from the same layer.
 
         Raises:
             ValueError: If the map is a rollout and no layer follows a cross-attention layer,
-                or the activation is another than BLIP-2's.
+                or the activation is not BLIP-2's.
         """
         config = vlm.config.qformer_config
         if config.hidden_act != "gelu":
@@ -81,14 +80,13 @@ class QFormerPass:
         self.layers: list[Any] = list(vlm.qformer.encoder.layer)
         self.num_heads: int = config.num_attention_heads
         self.num_queries: int = vlm.query_tokens.shape[1]
-        # Without words to start from, the map is the mean over the queries.
         self.span = text.span if text is not None and method == "rollout" else None
         self.first = first
         self.last = self._last_map()
         with torch.autocast(vlm.query_tokens.device.type, enabled=False):
-            self._begin(vlm, batch_size, text)
+            self._prepare(vlm, batch_size, text)
 
-    def _begin(self, vlm: Any, batch_size: int, text: ReferenceText | None) -> None:
+    def _prepare(self, vlm: Any, batch_size: int, text: ReferenceText | None) -> None:
         hidden = vlm.query_tokens.expand(batch_size, -1, -1)
         self.padding = None
         if text is not None:
@@ -97,10 +95,10 @@ class QFormerPass:
             lowest = torch.finfo(hidden.dtype).min
             self.padding = (padded.to(hidden.dtype) * lowest)[:, None, None]
         layer, queries = self.layers[0], slice(self.num_queries)
-        hidden, _ = parts.normalize(hidden, vlm.qformer.layernorm)
-        self.attended, own = parts.attend_self(layer.attention, hidden, self.padding)
+        hidden, _ = ops.normalize(hidden, vlm.qformer.layernorm)
+        self.attended, own = ops.attend_self(layer.attention, hidden, self.padding)
         self.text_rows, _ = self._feed_text(layer, self.attended)
-        self.key_query = parts.key_queries(layer.crossattention, self.attended[:, queries])
+        self.key_query = ops.key_queries(layer.crossattention, self.attended[:, queries])
         self.dtype = self.attended.dtype
         self.first_map = anomaly_map.at_least_float32(own.probs)
         weight = self.first_map.new_full((batch_size, self.num_queries), 1 / self.num_queries)
@@ -114,48 +112,48 @@ class QFormerPass:
         if self.first:
             return 0
         crossing = [
-            place for place, layer in enumerate(self.layers) if layer.has_cross_attention
+            index for index, layer in enumerate(self.layers) if layer.has_cross_attention
         ]
         if self.span is None:
             return crossing[-1]
-        followed = [place + 1 for place in crossing if place + 1 < len(self.layers)]
-        if not followed:
+        following = [index + 1 for index in crossing if index + 1 < len(self.layers)]
+        if not following:
             raise ValueError("rollout needs a cross-attention layer that another layer follows")
-        return followed[-1]
+        return following[-1]
 
     def forward(
         self, embedding: Float[Tensor, "batch token width"]
     ) -> tuple[Float[Tensor, "batch patch"], Trace]:
-        """The anomaly's attention over patches, Eq. (2), and what ``backward`` needs."""
+        """The anomaly's attention over patches, Eq. (2), and a trace for ``backward``."""
         trace = Trace(embedding.to(self.dtype))
-        self._walk(trace, whole=False)
+        self._run_layers(trace, whole=False)
         return self._attention(trace), trace
 
     @torch.no_grad()
     def finish(
         self, embedding: Float[Tensor, "batch token width"]
     ) -> tuple[Float[Tensor, "batch query dim"], Float[Tensor, "batch patch"]]:
-        """The whole pass: the query outputs C', and the anomaly's attention on the way."""
+        """The whole pass: the query outputs C', and the anomaly's attention."""
         trace = Trace(embedding.to(self.dtype))
         with torch.autocast(embedding.device.type, enabled=False):
-            hidden = self._walk(trace, whole=True)
+            hidden = self._run_layers(trace, whole=True)
             return hidden[:, : self.num_queries], self._attention(trace)
 
-    def _walk(self, trace: Trace, *, whole: bool) -> Tensor:
-        """Pass all layers, or stop at the last map and keep the way back."""
+    def _run_layers(self, trace: Trace, *, whole: bool) -> Tensor:
+        """Run all layers, or stop at the last map and save tensors for the backward pass."""
         hidden, attended = self.attended, self.attended
-        for place, layer in enumerate(self.layers):
-            ends = place == self.last and not whole
-            # A rollout ends where the text reads the queries, the others at the patches.
+        for index, layer in enumerate(self.layers):
+            ends = index == self.last and not whole
+            # A rollout ends at the text's self-attention, other maps at a cross-attention.
             reads = ends and self.span is not None and not self.first
             own, cross = None, None
-            if place > 0:
-                attended, own = parts.attend_self(
+            if index > 0:
+                attended, own = ops.attend_self(
                     layer.attention, hidden, self.padding, map_only=reads
                 )
             query = attended[:, : self.num_queries].contiguous()
             if layer.has_cross_attention and not reads:
-                query, cross = parts.attend_image(
+                query, cross = ops.attend_image(
                     layer.crossattention, query, trace.embedding, map_only=ends
                 )
             trace.self_maps.append(
@@ -163,34 +161,34 @@ class QFormerPass:
             )
             trace.cross_maps.append(None if cross is None else self._patches(cross.probs))
             if ends:
-                trace.layers.append(parts.SavedLayer(own, cross))
+                trace.layers.append(ops.SavedLayer(own, cross))
                 return hidden
-            query, query_feed = parts.feed(layer.intermediate_query, layer.output_query, query)
+            query, query_feed = ops.feed(layer.intermediate_query, layer.output_query, query)
             text, text_feed = (
-                self._feed_text(layer, attended) if place else (self.text_rows, None)
+                self._feed_text(layer, attended) if index else (self.text_rows, None)
             )
             hidden = torch.cat([query, text], dim=1)
             if not whole:
-                trace.layers.append(parts.SavedLayer(own, cross, query_feed, text_feed))
+                trace.layers.append(ops.SavedLayer(own, cross, query_feed, text_feed))
         return hidden
 
     def _feed_text(
         self, layer: Any, attended: Tensor
-    ) -> tuple[Tensor, parts.SavedFeedForward | None]:
+    ) -> tuple[Tensor, ops.SavedFeedForward | None]:
         text = attended[:, self.num_queries :].contiguous()
         if self.padding is None:
             return text, None
-        return parts.feed(layer.intermediate, layer.output, text)
+        return ops.feed(layer.intermediate, layer.output, text)
 
     def _patches(self, probs: Tensor) -> Tensor:
-        """Without the class token, which is no place in the image."""
+        """Probabilities without the class token, which has no place in the image."""
         return anomaly_map.at_least_float32(probs)[..., 1:]
 
     def _attention(self, trace: Trace) -> Tensor:
         """Eq. (2) on a trace's maps."""
         self_maps, cross_maps = trace.self_maps, trace.cross_maps
         if self.first:
-            # The text reads in the layer itself, before the queries know the image.
+            # The text attends to queries of the layer itself, before they attend to the image.
             self_maps, cross_maps = [self_maps[0]] * 2, [cross_maps[0], None]
         if self.span is None:
             return anomaly_map.query_mean(cross_maps)
@@ -201,22 +199,22 @@ class QFormerPass:
     def backward(
         self, trace: Trace, grad: Float[Tensor, "batch patch"]
     ) -> Float[Tensor, "batch token width"]:
-        """The gradient of the embedding, given that of the attention over patches."""
-        found = torch.zeros_like(trace.embedding, dtype=grad.dtype)
+        """The embedding's gradient from that of the attention over patches."""
+        embedding_grad = torch.zeros_like(trace.embedding, dtype=grad.dtype)
         self_grads, cross_grads = self._map_grads(trace, grad)
         hidden: Tensor | None = None
-        for place in reversed(range(self.last + 1)):
-            layer, saved = self.layers[place], trace.layers[place]
+        for index in reversed(range(self.last + 1)):
+            layer, saved = self.layers[index], trace.layers[index]
             attended = None if hidden is None else self._feed_backward(layer, saved, hidden)
             if saved.cross is not None:
                 query = None if attended is None else attended[:, : self.num_queries]
-                query = parts.attend_image_backward(
+                query = ops.attend_image_backward(
                     layer.crossattention,
                     saved.cross,
                     query,
-                    cross_grads[place],
-                    found,
-                    to_rows=place > 0,
+                    cross_grads[index],
+                    embedding_grad,
+                    to_rows=index > 0,
                 )
                 if query is None:
                     break
@@ -228,40 +226,40 @@ class QFormerPass:
                 )
                 attended = torch.cat([query, text], dim=1)
             assert saved.own is not None
-            hidden = parts.attend_self_backward(
-                layer.attention, saved.own, attended, self_grads[place]
+            hidden = ops.attend_self_backward(
+                layer.attention, saved.own, attended, self_grads[index]
             )
-        return found
+        return embedding_grad
 
-    def _feed_backward(self, layer: Any, saved: parts.SavedLayer, hidden: Tensor) -> Tensor:
-        """Through both feed-forwards; not for the first layer's text, which leads nowhere."""
-        # Products of strided rows with weights would go sample by sample.
+    def _feed_backward(self, layer: Any, saved: ops.SavedLayer, hidden: Tensor) -> Tensor:
+        """Through both feed-forwards; the first layer's text needs no gradient."""
+        # Strided rows would be multiplied with weights sample by sample.
         query = hidden[:, : self.num_queries].contiguous()
         text = hidden[:, self.num_queries :].contiguous()
         assert saved.query_feed is not None
-        query = parts.feed_backward(
+        query = ops.feed_backward(
             layer.intermediate_query, layer.output_query, saved.query_feed, query
         )
         if saved.text_feed is not None:
-            text = parts.feed_backward(layer.intermediate, layer.output, saved.text_feed, text)
+            text = ops.feed_backward(layer.intermediate, layer.output, saved.text_feed, text)
         return torch.cat([query, text], dim=1)
 
     def _map_grads(
         self, trace: Trace, grad: Tensor
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Gradients of each layer's self and cross probabilities."""
-        own: list[Tensor | None] = [None] * len(trace.self_maps)
+        self_grads: list[Tensor | None] = [None] * len(trace.self_maps)
         if self.span is None:
-            cross = anomaly_map.query_mean_backward(trace.cross_maps, grad)
+            cross_grads = anomaly_map.query_mean_backward(trace.cross_maps, grad)
         else:
-            own, cross = anomaly_map.rollout_backward(
+            self_grads, cross_grads = anomaly_map.rollout_backward(
                 trace.self_maps, trace.cross_maps, self.span, grad
             )
         return (
-            [None if one is None else one.to(self.dtype) for one in own],
+            [None if grad is None else grad.to(self.dtype) for grad in self_grads],
             [
-                # The class token takes part in the softmax, but not in A.
-                None if one is None else F.pad(one, (1, 0))[:, None].to(self.dtype)
-                for one in cross
+                # The class token is part of the softmax, but not of A.
+                None if grad is None else F.pad(grad, (1, 0))[:, None].to(self.dtype)
+                for grad in cross_grads
             ],
         )

@@ -1,11 +1,11 @@
-"""The parts of a frozen Q-Former layer, each with its way back: rows in, gradient of rows out.
+"""The operations of a frozen Q-Former layer, each with its backward.
 
-Weights are frozen, so a way back gives gradients of inputs alone. ``map_grad`` is the gradient
-that reaches attention probabilities directly, from Eq. (2)'s map.
+Weights are frozen, so a backward computes gradients of inputs only. ``map_grad`` is the
+gradient that reaches attention probabilities directly, from Eq. (2)'s map.
 
 The embedding's gradient is dS^T Q W_k + P^T dO W_v in every head, for logits S, probabilities P
-and outputs O. A Q-Former has fewer queries (32) than a head has dimensions (64), so Q W_k comes
-first: under autograd, gradients of 257 keys and values would go through these weights instead,
+and outputs O. A Q-Former has fewer queries (32) than a head has dimensions (64), so Q W_k is
+computed first: autograd would send gradients of 257 keys and values through these weights,
 twice the work.
 """
 
@@ -26,7 +26,7 @@ class Norm(NamedTuple):
 
 
 class SavedSelfAttention(NamedTuple):
-    """Self-attention; value and norm are None where only the probabilities were wanted."""
+    """Of self-attention; value and norm are None if only the probabilities were needed."""
 
     query: Tensor
     key: Tensor
@@ -36,7 +36,7 @@ class SavedSelfAttention(NamedTuple):
 
 
 class SavedCrossAttention(NamedTuple):
-    """Cross-attention; value and norm as above."""
+    """Of cross-attention; value and norm as above."""
 
     query: Tensor
     key: Tensor
@@ -46,14 +46,14 @@ class SavedCrossAttention(NamedTuple):
 
 
 class SavedFeedForward(NamedTuple):
-    """Feed-forward: the activation's input."""
+    """Of a feed-forward: the activation's input."""
 
     inner: Tensor
     norm: Norm
 
 
 class SavedLayer(NamedTuple):
-    """What the way back needs of a layer; None for what the pass did not do there."""
+    """A layer's tensors for the backward pass; None for operations that did not run."""
 
     own: SavedSelfAttention | None
     cross: SavedCrossAttention | None
@@ -73,10 +73,10 @@ def normalize_backward(grad: Tensor, saved: Norm, layer_norm: Any) -> Tensor:
     """Gradient of a layer norm's input."""
     inputs, mean, inverse_std = saved
     weight, bias = layer_norm.weight, layer_norm.bias
-    found: tuple[Tensor, ...] = aten.native_layer_norm_backward(
+    grads: tuple[Tensor, ...] = aten.native_layer_norm_backward(
         grad, inputs, inputs.shape[-1:], mean, inverse_std, weight, bias, [True, False, False]
     )
-    return found[0]
+    return grads[0]
 
 
 def feed(intermediate: Any, output: Any, rows: Tensor) -> tuple[Tensor, SavedFeedForward]:
@@ -117,7 +117,7 @@ def attend_self(
 def attend_self_backward(
     block: Any, saved: SavedSelfAttention, grad: Tensor | None, map_grad: Tensor | None
 ) -> Tensor:
-    """Gradient of the rows, given that of the output, of the probabilities, or both."""
+    """Gradient of the rows from that of the output, of the probabilities, or both."""
     attention = block.attention
     rows: Tensor | None = None
     probs_grad = map_grad
@@ -131,15 +131,15 @@ def attend_self_backward(
     logits = (
         _softmax_backward(probs_grad.expand_as(saved.probs), saved.probs) * attention.scaling
     )
-    found = _join(logits @ saved.key) @ attention.query.weight
-    found = found + _join(logits.mT @ saved.query) @ attention.key.weight
-    return found if rows is None else found + rows
+    result = _join(logits @ saved.key) @ attention.query.weight
+    result = result + _join(logits.mT @ saved.query) @ attention.key.weight
+    return result if rows is None else result + rows
 
 
 def key_queries(block: Any, rows: Tensor) -> Tensor:
-    """Q W_k^T / sqrt(d), a row a head and query: their product with e^T are the logits.
+    """Q W_k^T / sqrt(d), one row per head and query; times e^T they are the logits.
 
-    But for the key's bias, which shifts a whole row of logits and so no probability.
+    The key's bias is missing: it shifts whole rows of logits, which changes no probability.
     """
     attention = block.attention
     return _to_image(
@@ -169,19 +169,19 @@ def attend_image_backward(
     saved: SavedCrossAttention,
     grad: Tensor | None,
     map_grad: Tensor | None,
-    found: Tensor,
+    embedding_grad: Tensor,
     *,
     to_rows: bool,
 ) -> Tensor | None:
-    """Add the embedding's gradient to ``found``, and return that of the rows.
+    """Add to the embedding's gradient, and return that of the rows.
 
     Args:
         block: The cross-attention.
-        saved: Of the way there.
+        saved: Of the forward pass.
         grad: Of the output rows.
         map_grad: Of the probabilities.
-        found: (batch, token, width), added to in place.
-        to_rows: Whether the rows' gradient is asked for.
+        embedding_grad: (batch, token, width), added to in place.
+        to_rows: Whether to compute the rows' gradient.
     """
     attention = block.attention
     residual, probs_grad = None, map_grad
@@ -190,10 +190,12 @@ def attend_image_backward(
         read = _split(residual @ block.output.dense.weight, attention)
         through = read @ saved.value.mT
         probs_grad = through if map_grad is None else through + map_grad
-        _add_product(found, saved.probs.flatten(1, 2).mT, _to_image(read, attention.value))
+        _add_product(
+            embedding_grad, saved.probs.flatten(1, 2).mT, _to_image(read, attention.value)
+        )
     assert probs_grad is not None
     logits = _softmax_backward(probs_grad.expand_as(saved.probs), saved.probs)
-    _add_product(found, logits.flatten(1, 2).mT, _to_image(saved.query, attention.key))
+    _add_product(embedding_grad, logits.flatten(1, 2).mT, _to_image(saved.query, attention.key))
     if not to_rows:
         return None
     rows = _join(logits @ saved.key) @ (attention.query.weight * attention.scaling)
@@ -201,8 +203,8 @@ def attend_image_backward(
 
 
 def _softmax_backward(grad: Tensor, probs: Tensor) -> Tensor:
-    found: Tensor = aten._softmax_backward_data(grad, probs, -1, probs.dtype)
-    return found
+    result: Tensor = aten._softmax_backward_data(grad, probs, -1, probs.dtype)
+    return result
 
 
 def _split(rows: Tensor, attention: Any) -> Tensor:
@@ -214,7 +216,7 @@ def _join(heads: Tensor) -> Tensor:
 
 
 def _to_image(heads: Tensor, linear: Any) -> Tensor:
-    """(batch, head, query, dim) to (batch, head and query, width), each head by its weights."""
+    """(batch, head, query, dim) to (batch, head * query, width), by each head's weights."""
     batch, num_heads, num_queries, _ = heads.shape
     weight = linear.weight.unflatten(0, (num_heads, -1))
     out = torch.bmm(heads.transpose(0, 1).flatten(1, 2), weight)
@@ -222,7 +224,7 @@ def _to_image(heads: Tensor, linear: Any) -> Tensor:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right``, in one pass where the precisions agree."""
+    """``total += left @ right``, in one pass if the dtypes agree."""
     if total.dtype == left.dtype:
         total.baddbmm_(left, right)
     else:

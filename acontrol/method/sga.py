@@ -19,7 +19,7 @@ from torch import Tensor, nn
 KeyValue = tuple[Tensor, Tensor]
 SLICING = (
     "attention slicing would replace the adapter's attention processors with its own, which "
-    "know nothing of C'; for less memory use model CPU offload, or the VAE's slicing and tiling"
+    "ignore C'; for less memory use model CPU offload, or the VAE's slicing and tiling"
 )
 
 
@@ -59,12 +59,12 @@ def decoupled_attention(
 class SemanticAttnProcessor(AttnProcessor2_0):
     """Cross-attention by Eq. (5); without semantic tokens exactly diffusers' own.
 
-    Self-attention layers get one too (``layer`` None), because the U-Net hands its
-    ``cross_attention_kwargs`` to every processor alike.
+    Self-attention layers get one too (``layer`` None), because the U-Net passes its
+    ``cross_attention_kwargs`` to every processor.
     """
 
     def __init__(self, layer: int | None):
-        """Take the layer's place among the cross-attention layers."""
+        """Set the layer's index among the cross-attention layers."""
         super().__init__()
         self.layer = layer
 
@@ -103,11 +103,11 @@ class SemanticAttnProcessor(AttnProcessor2_0):
 
 
 def install_processors(unet: UNet2DConditionModel) -> None:
-    """Give every attention layer of a U-Net the processor that understands (K', V').
+    """Set processors that take (K', V') on every attention layer of a U-Net.
 
     Raises:
-        ValueError: If a cross-attention layer normalizes its input or its heads, which
-            Stable Diffusion 1.5's do not and Eq. (5) leaves open.
+        ValueError: If a cross-attention layer normalizes its input or its heads, which is
+            not so in Stable Diffusion 1.5 and left open by Eq. (5).
     """
     cross = [name for name, _ in cross_attention_layers(unet)]
     for name in cross:
@@ -117,25 +117,26 @@ def install_processors(unet: UNet2DConditionModel) -> None:
             for norm in (attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k)
         ):
             raise ValueError(f"{name}: attention layers with inner norms are not supported")
-    places = {name: place for place, name in enumerate(cross)}
+    indices = {name: index for index, name in enumerate(cross)}
     unet.set_attn_processor(
-        {name: SemanticAttnProcessor(places.get(name)) for name in unet.attn_processors}
+        {name: SemanticAttnProcessor(indices.get(name)) for name in unet.attn_processors}
     )
 
 
 def check_processors(unet: Any) -> None:
-    """Make sure that nothing has replaced the processors of ``install_processors``.
+    """Check that the processors of ``install_processors`` are still there.
 
     Args:
-        unet: The U-Net, or what ``torch.compile`` made of it.
+        unet: The U-Net, compiled or not.
 
     Raises:
-        ValueError: If something has, as attention slicing does: C' would silently be ignored.
+        ValueError: If one was replaced, for instance by attention slicing: C' would silently
+            be ignored.
     """
-    for name, one in unet.attn_processors.items():
-        if not isinstance(one, SemanticAttnProcessor):
+    for name, processor in unet.attn_processors.items():
+        if not isinstance(processor, SemanticAttnProcessor):
             raise ValueError(
-                f"{name} is a {type(one).__name__}, which ignores C': something has replaced "
+                f"{name} is a {type(processor).__name__}, which ignores C': something replaced "
                 "the adapter's processors; acontrol.method.sga.install_processors(unet) puts "
                 "them back"
             )
@@ -151,7 +152,7 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> list[tuple[str, int]]:
 
 
 class PooledTokens(nn.Module):
-    """The authors' code: mean over queries, two linear layers, four tokens, LayerNorm."""
+    """As in the authors' code: mean over queries, two linear layers, four tokens, LayerNorm."""
 
     NUM_TOKENS = 4
     HIDDEN_DIM = 1024
@@ -203,8 +204,8 @@ class SemanticAdapter(ModelMixin, ConfigMixin):
         """Start as a copy of the frozen text projections W_k and W_v.
 
         Raises:
-            ValueError: If C' is not as wide as the text embedding, since then there is
-                nothing to copy and no projection in between (docs/paper_notes.md).
+            ValueError: If C' and the text embedding differ in width: nothing fits to be copied
+                (docs/paper_notes.md).
         """
         layers = cross_attention_layers(unet)
         if semantic_dim != unet.config.cross_attention_dim:
@@ -229,7 +230,7 @@ class SemanticAdapter(ModelMixin, ConfigMixin):
     def forward(
         self, semantic_tokens: Float[Tensor, "batch query dim"]
     ) -> Float[Tensor, "batch token fused"]:
-        """Project C' to the fused K' and V' of all layers; ``split`` takes them apart."""
+        """Project C' to the fused K' and V' of all layers, for ``split``."""
         if self.pool is not None:
             semantic_tokens = self.pool(semantic_tokens)
         return self.proj(semantic_tokens)

@@ -1,4 +1,4 @@
-"""What the vision tower sees of a defect: one vector an image."""
+"""Features of defects from the vision tower, one vector per image."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def defect_features(
     images: Sequence[Image.Image],
     masks: Sequence[Image.Image],
 ) -> Float[Tensor, "image width"]:
-    """Mean of the vision tower's patch features inside each mask, of the magnified region."""
+    """Mean of the vision tower's patch features inside each mask, on the magnified region."""
     vision = vlm.config.vision_config
     views = [
         fit(*region(image.convert("RGB"), mask), vision.image_size)

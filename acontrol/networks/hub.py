@@ -1,4 +1,4 @@
-"""Base models by hub id: which files they are, whether the hub's cache has them, how large.
+"""Base models by hub id: their files, whether they are cached, and their size.
 
 Sizes are computed from the architectures' shapes (``acontrol.networks.shapes``), not looked up.
 """
@@ -12,22 +12,22 @@ from huggingface_hub import is_offline_mode, snapshot_download, try_to_load_from
 from huggingface_hub.errors import HfHubHTTPError
 
 from acontrol.config import BaseConfig
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is needed of one hub id.
+    """The files needed from one hub id.
 
     Attributes:
-        option: The setting that names it.
+        option: The setting that names the hub id.
         repo: The hub id.
-        revision: Its commit; None for whatever is newest.
+        revision: Its commit; None for the newest.
         weights: Folder ("" for the top) and stem of each network's weight files.
-        texts: Globs of the small files besides; of each, one must be there.
-        variant: Of the weight files, as "fp16".
+        texts: Globs of the other, small files; each must match at least one.
+        variant: Of the weight files, for instance "fp16".
     """
 
     option: str
@@ -41,21 +41,22 @@ class Checkpoint:
     def patterns(self) -> list[str]:
         """Names to download, as globs."""
         infix = f".{self.variant}" if self.variant else ""
-        found = []
+        patterns = []
         for folder, stem in self.weights:
-            pieces = "" if folder else "*"  # BLIP-2 may come in several, with an index.
-            found += [
+            shards = "" if folder else "*"  # BLIP-2 may have several, with an index.
+            patterns += [
                 f"{folder}config.json",
-                f"{folder}{stem}{infix}{pieces}.safetensors{pieces}",
+                f"{folder}{stem}{infix}{shards}.safetensors{shards}",
             ]
-        return found + list(self.texts)
+        return patterns + list(self.texts)
 
     def is_cached(self) -> bool:
         """Whether every file is in the hub's cache on this machine."""
-        found = self._file(f"{self.weights[0][0]}config.json")
-        if found is None:
+        first = self.weights[0][0]
+        config = self._file(f"{first}config.json")
+        if config is None:
             return False
-        top = found.parents[self.weights[0][0].count("/")]
+        top = config.parents[first.count("/")]
         return all(
             self._file(f"{folder}config.json") and self._has_weights(folder + stem)
             for folder, stem in self.weights
@@ -69,33 +70,33 @@ class Checkpoint:
         if index is None:
             return False
         folder = stem.rpartition("/")[0]
-        pieces = set(json.loads(index.read_text())["weight_map"].values())
-        return all(self._file(f"{folder}/{name}".lstrip("/")) for name in pieces)
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        return all(self._file(f"{folder}/{name}".lstrip("/")) for name in shards)
 
     def _file(self, name: str) -> Path | None:
-        found = try_to_load_from_cache(self.repo, name, revision=self.revision)
-        return Path(found) if isinstance(found, str) else None
+        path = try_to_load_from_cache(self.repo, name, revision=self.revision)
+        return Path(path) if isinstance(path, str) else None
 
-    def told(self, sizes: dict[str, int]) -> str:
-        """One line: what is not here, how large it is, and how to get it."""
+    def message(self, sizes: dict[str, int]) -> str:
+        """One line: what is missing, how large it is, and how to get it."""
         pin = f" at commit {self.revision}" if self.revision else ""
-        parts = {folder.rstrip("/") or "vlm": None for folder, _ in self.weights}
-        known = {name: sizes[name] for name in parts if name in sizes}
-        told = ", ".join(f"{name} {_gigabytes(size)}" for name, size in known.items())
+        networks = [folder.rstrip("/") or "vlm" for folder, _ in self.weights]
+        known = {name: sizes[name] for name in networks if name in sizes}
+        parts = [f"{name} {_gigabytes(size)}" for name, size in known.items()]
         if len(known) > 1:
-            told += f", {_gigabytes(sum(known.values()))} in all"
-        size = f" ({told})" if told else ""
-        wanted = " ".join(f"--include '{pattern}'" for pattern in self.patterns)
+            parts.append(f"{_gigabytes(sum(known.values()))} in all")
+        size = f" ({', '.join(parts)})" if parts else ""
+        include = " ".join(f"--include '{pattern}'" for pattern in self.patterns)
         revision = f" --revision {self.revision or 'COMMIT'}"
         unpinned = f", pinned with --{self.option.replace('path', 'revision')} COMMIT"
         return (
             f"{self.option} {self.repo}{pin} is not on this machine{size}: "
-            f"hf download {self.repo}{revision} {wanted}{'' if self.revision else unpinned}; "
+            f"hf download {self.repo}{revision} {include}{'' if self.revision else unpinned}; "
             f"or name a folder that holds it with --{self.option}"
         )
 
     def download(self) -> None:
-        """Bring the files into the hub's cache.
+        """Download the files into the hub's cache.
 
         Raises:
             OSError: If the hub cannot be reached or refuses.
@@ -105,7 +106,7 @@ class Checkpoint:
 
 
 def checkpoints(config: BaseConfig) -> Iterator[Checkpoint]:
-    """The hub ids among a base's places."""
+    """The checkpoints of a base that are named by hub id."""
     if is_hub_id(config.path):
         weights = [
             ("unet/", DIFFUSERS),
@@ -135,49 +136,50 @@ def checkpoints(config: BaseConfig) -> Iterator[Checkpoint]:
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a place is neither a folder nor looks like one: OWNER/NAME."""
+    """Whether a path is OWNER/NAME and not a folder."""
     looks_like_folder = path.startswith((".", "/", "~")) or path.count("/") != 1
     return not looks_like_folder and not Path(path).is_dir()
 
 
 def missing(config: BaseConfig) -> list[str]:
-    """What of a base is not on this machine, one line a hub id; [] if nothing is missing."""
-    absent = [one for one in checkpoints(config) if not one.is_cached()]
+    """Messages on the checkpoints that are not on this machine, one line per hub id."""
+    absent = _absent(config)
     if not absent:
         return []
-    from acontrol.networks.shapes import parameters, shapes_of  # They bring diffusers.
+    from acontrol.networks.shapes import parameters, shapes_of  # Imports diffusers.
 
     shapes = shapes_of(config.path, config.vlm_path or str(Path(config.path, "vlm")))
     sizes = {}
     if shapes is not None:
-        bytes_each = {None: 4, "fp16": 2}  # What the public checkpoints are stored in.
-        low = bytes_each.get(config.variant, 4)
+        num_bytes = 2 if config.variant == "fp16" else 4  # As public checkpoints are stored.
         sizes = {
-            "unet": low * parameters(shapes.unet),
-            "vae": low * parameters(shapes.vae),
-            "text_encoder": low * parameters(shapes.text_encoder),
+            "unet": num_bytes * parameters(shapes.unet),
+            "vae": num_bytes * parameters(shapes.vae),
+            "text_encoder": num_bytes * parameters(shapes.text_encoder),
             "vlm": 4 * parameters(shapes.vlm),
         }
-    return [one.told(sizes) for one in absent]
+    return [checkpoint.message(sizes) for checkpoint in absent]
 
 
 def fetch(config: BaseConfig) -> None:
-    """Download what of a base is not on this machine; nothing to do for folders.
+    """Download the checkpoints of a base that are not on this machine; none for folders.
 
     Raises:
-        UserError: If it cannot be had: what, how large and how to get it.
+        UserError: If that fails: what is missing, how large it is and how to get it.
     """
-    absent = [one for one in checkpoints(config) if not one.is_cached()]
-    if not absent:
-        return
-    if is_offline_mode():
+    absent = _absent(config)
+    if absent and is_offline_mode():
         raise UserError("; ".join(missing(config)))
-    for one in absent:
+    for checkpoint in absent:
         try:
-            one.download()
+            checkpoint.download()
         except (OSError, HfHubHTTPError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"{'; '.join(missing(config))}; trying it: {reason}") from error
+            lines = "; ".join(missing(config))
+            raise UserError(f"{lines}; the download failed: {one_line(error)}") from error
+
+
+def _absent(config: BaseConfig) -> list[Checkpoint]:
+    return [checkpoint for checkpoint in checkpoints(config) if not checkpoint.is_cached()]
 
 
 def _gigabytes(size: int) -> str:

@@ -1,9 +1,8 @@
-"""Bases for inpainting: a U-Net that also sees what is around the place to draw in.
+"""Inpainting bases: a U-Net that also sees the surroundings of the region to draw.
 
-Its input is nine channels: the noisy latents, the mask (1 on latents to draw, 0 elsewhere),
-and the latents of the image with the masked pixels grey. Mask and image are in the same terms
-in training and in sampling; a latent that the mask touches at all is 1, so that no small
-defect is lost.
+Its input has nine channels: the noisy latents, the mask (1 on latents to draw, 0 elsewhere),
+and the latents of the image with the masked pixels grey. Training and sampling prepare them
+alike; any latent that the mask touches is 1, so that small defects are not lost.
 """
 
 import torch
@@ -18,29 +17,29 @@ def is_inpainting(unet: UNet2DConditionModel) -> bool:
     """Whether a U-Net takes nine channels instead of four.
 
     Raises:
-        ValueError: If it takes neither as many as it predicts nor those and the surroundings.
+        ValueError: If it takes neither number of channels.
     """
-    taken, predicted = unet.config.in_channels, unet.config.out_channels
-    if taken not in (predicted, 2 * predicted + 1):
+    num_in, num_out = unet.config.in_channels, unet.config.out_channels
+    if num_in not in (num_out, 2 * num_out + 1):
         raise ValueError(
-            f"the U-Net takes {taken} channels; need {predicted}, or {2 * predicted + 1} for "
+            f"the U-Net takes {num_in} channels; need {num_out}, or {2 * num_out + 1} for "
             "inpainting"
         )
-    return taken != predicted
+    return num_in != num_out
 
 
-def check_kind(card: AdapterCard, unet: UNet2DConditionModel) -> None:
-    """Keep adapters of the two kinds of base apart.
+def check_inpainting(card: AdapterCard, unet: UNet2DConditionModel) -> None:
+    """Refuse an adapter for a plain base on an inpainting one, and the reverse.
 
     Raises:
-        ValueError: If the adapter was trained on one kind and the U-Net is of the other.
+        ValueError: If adapter and U-Net do not match.
     """
-    kinds = {False: "a plain", True: "an inpainting"}
-    found = is_inpainting(unet)
-    if card.inpainting != found:
+    names = {False: "a plain", True: "an inpainting"}
+    inpainting = is_inpainting(unet)
+    if card.inpainting != inpainting:
         raise ValueError(
-            f"the adapter was trained on {kinds[card.inpainting]} base and this is "
-            f"{kinds[found]} one ({unet.config.in_channels} input channels)"
+            f"the adapter was trained on {names[card.inpainting]} base and this is "
+            f"{names[inpainting]} one ({unet.config.in_channels} input channels)"
         )
 
 
@@ -55,7 +54,8 @@ def mask_out(
 def concat_inpainting_inputs(
     latents: Float[Tensor, "batch channel height width"],
     mask: Float[Tensor, "batch 1 height width"],
-    surroundings: Float[Tensor, "batch channel height width"],
+    masked_latents: Float[Tensor, "batch channel height width"],
 ) -> Float[Tensor, "batch nine height width"]:
-    """What the U-Net takes: noisy latents, mask, latents of the masked-out images."""
-    return torch.cat([latents, mask.to(latents.dtype), surroundings.to(latents.dtype)], dim=1)
+    """The U-Net's input: noisy latents, mask, latents of the masked-out images."""
+    mask, masked_latents = mask.to(latents.dtype), masked_latents.to(latents.dtype)
+    return torch.cat([latents, mask, masked_latents], dim=1)

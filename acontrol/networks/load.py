@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from acontrol.config import BaseConfig
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 from acontrol.networks import hub, locate
 from acontrol.networks.inpainting import is_inpainting
 
@@ -40,7 +40,7 @@ class BaseModels:
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """Channels of a latent, and how many pixels a latent's side stands for."""
+        """Channels of the latents, and pixels per latent."""
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         return self.vae.config.latent_channels, factor
 
@@ -54,12 +54,12 @@ def load_base(
 
     Args:
         config: Where the models are.
-        device: Where they go.
-        dtype: Of their weights; the Q-Former, in which ASEA differentiates, stays in float32.
+        device: Device for the networks.
+        dtype: Of their weights; the Q-Former, which ASEA differentiates, stays in float32.
 
     Raises:
         UserError: If a folder or part is missing, or a hub id has no pinned revision or
-            cannot be had.
+            cannot be downloaded.
     """
     path, vlm_path, vlm_folder = locate.resolve(config)
     hub.fetch(config)
@@ -69,17 +69,17 @@ def load_base(
     if vlm_folder:
         vlm_source = {**vlm_source, "subfolder": vlm_folder}
 
-    def frozen(kind: Any, where: str, **options: Any) -> Any:
-        # The files' own precision, float16 as a rule, is for storage. diffusers and
+    def frozen(model_class: Any, source: str, **options: Any) -> Any:
+        # The files' own precision, mostly float16, is for storage. diffusers and
         # transformers spell the option differently.
-        name = "torch_dtype" if issubclass(kind, diffusers.ModelMixin) else "dtype"
-        model, report = kind.from_pretrained(
-            where, use_safetensors=True, output_loading_info=True, **{name: dtype}, **options
+        name = "torch_dtype" if issubclass(model_class, diffusers.ModelMixin) else "dtype"
+        model, report = model_class.from_pretrained(
+            source, use_safetensors=True, output_loading_info=True, **{name: dtype}, **options
         )
-        # A layer that silently started at random would differ from process to process.
+        # A randomly initialized layer would differ between processes.
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
-            raise ValueError(f"the weights of {kind.__name__} lack {missing}")
+            raise ValueError(f"the weights of {model_class.__name__} lack {missing}")
         return model.eval().requires_grad_(False).to(device)
 
     def part(name: str) -> dict[str, str]:
@@ -95,11 +95,12 @@ def load_base(
             vlm=frozen(Blip2ForImageTextRetrieval, vlm_path, **vlm_source),
             vlm_tokenizer=AutoTokenizer.from_pretrained(vlm_path, **vlm_source),
         )
-        is_inpainting(models.unet)  # Or refused here.
+        is_inpainting(models.unet)  # Checks the number of channels.
     except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
         places = path if vlm_folder else f"{path} and {vlm_path}"
-        raise UserError(f"base models at {places} do not load: {reason}") from error
+        raise UserError(
+            f"base models at {places} do not load: {one_line(error, 1000)}"
+        ) from error
     models.vlm.qformer.float()
     models.vlm.embeddings.float()
     models.vlm.query_tokens.data = models.vlm.query_tokens.data.float()
@@ -112,9 +113,9 @@ def load_base(
 
 
 def quieten() -> None:
-    """Switch off the libraries' own loading bars, for commands that show theirs.
+    """Switch off the libraries' loading bars, for commands that show their own.
 
-    And transformers' word on torchvision, which no picture here goes through; it comes when
+    And transformers' warning about torchvision, which is not used here; it comes when
     diffusers' pipelines are imported, so call this before.
     """
     logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)

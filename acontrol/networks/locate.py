@@ -1,4 +1,4 @@
-"""Where the base models are, folders or pinned hub ids, and the digest that names them.
+"""Paths of the base models, folders or pinned hub ids, and their digest.
 
 Nothing here imports diffusers or transformers: the driver resolves a run without them.
 """
@@ -15,7 +15,7 @@ PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 
 def resolve(config: BaseConfig) -> tuple[str, str, str]:
-    """Say where the models are: (base, vision-language model, its subfolder or "").
+    """Find the models: (base, vision-language model, its subfolder or "").
 
     Raises:
         UserError: As ``load_base``.
@@ -53,7 +53,7 @@ def _require_pinned(option: str, path: str, revision: str | None) -> None:
 
 
 def digest(config: BaseConfig) -> str:
-    """Sha256 that names the base models: by their files' contents, or by hub id and commit."""
+    """Sha256 of the base models: of their files' contents, or of hub id and commit."""
     path, vlm_path, vlm_folder = resolve(config)
     total = hashlib.sha256()
     if config.variant is not None:
@@ -76,7 +76,7 @@ def digest(config: BaseConfig) -> str:
 
 
 def built_in_base() -> Path:
-    """The folder of the built-in tiny base, which ships with the package."""
+    """The folder of the tiny base that ships with the package."""
     return Path(__file__).parents[1] / "assets" / "tiny-base"
 
 

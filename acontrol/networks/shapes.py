@@ -25,7 +25,7 @@ BLIP2_ITM = ("Salesforce/blip2-itm-vit-g", "Salesforce/blip2-itm-vit-g-coco")
 
 @dataclass(frozen=True)
 class Shapes:
-    """The frozen networks as shapes: meta tensors, no weights."""
+    """The frozen networks on the meta device, without weights."""
 
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
@@ -34,10 +34,10 @@ class Shapes:
 
 
 def shapes_of(path: str, vlm_path: str) -> Shapes | None:
-    """Shapes of a base in folders or of a known hub id; None for a hub id we do not know.
+    """Shapes of a base in folders or of a known hub id; None for an unknown hub id.
 
     Args:
-        path: As ``base.resolve`` gives it.
+        path: The base, as ``locate.resolve`` returns it.
         vlm_path: The folder or hub id of the vision-language model itself.
     """
     with torch.device("meta"):
@@ -64,7 +64,7 @@ def parameters(module: nn.Module) -> int:
 
 
 def blip2_itm_config() -> Blip2Config:
-    """BLIP-2 image-text matching with ViT-g: the classes' defaults, with the text road on."""
+    """BLIP-2 image-text matching with ViT-g: the classes' defaults, with text input."""
     return Blip2Config(
         vision_config={"num_hidden_layers": 39},
         # One token more than BERT's for [DEC].
@@ -100,5 +100,5 @@ def _sd15(in_channels: int) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTe
     return unet, vae, text
 
 
-def _config(kind: Any, path: str, part: str) -> Any:
-    return kind.load_config(path, subfolder=part)
+def _config(model_class: Any, path: str, part: str) -> Any:
+    return model_class.load_config(path, subfolder=part)

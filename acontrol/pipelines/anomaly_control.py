@@ -1,4 +1,4 @@
-"""Sampling: a target prompt and a reference defect in, an image with that defect out."""
+"""The diffusers pipeline: draws the defect of a reference image, guided by a prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,21 +24,20 @@ from acontrol.data.images import fit, pictures, region
 from acontrol.method.csm import CrossModalEncoder
 from acontrol.method.encoder import embed_text
 from acontrol.method.sga import SLICING, SemanticAdapter, check_processors, install_processors
-from acontrol.networks.inpainting import check_kind
+from acontrol.networks.inpainting import check_inpainting
 from acontrol.networks.load import BaseModels
 from acontrol.pipelines import blending
-from acontrol.pipelines.blending import put_back
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What guides a batch, made once for all its steps.
+    """The conditions of a batch, computed once for all steps.
 
     Attributes:
         text: (batch, token, dim) embeddings of the target texts.
-        semantic: (batch, query, fused) what the adapter makes of C': K' and V' of all layers.
+        semantic: (batch, query, fused) the adapter's output: K' and V' of all layers.
         empty_text: (1, token, dim) of the empty text, for the unconditional branch.
-        empty_semantic: (1, query, fused) of C' = 0, as condition dropout trained.
+        empty_semantic: (1, query, fused) of C' = 0, as in condition dropout.
     """
 
     text: Tensor
@@ -48,47 +47,44 @@ class Conditions:
 
 
 def check_lists(lists: dict[str, Any]) -> None:
-    """Raise ValueError unless every list has one entry a prompt and every mask fits."""
+    """Raise ValueError unless each list has one entry per prompt and each mask fits."""
     count = len(lists["prompt"])
     if count == 0:
         raise ValueError("need at least one prompt, got an empty list")
     for name, values in lists.items():
         if isinstance(values, str) or (values is not None and len(values) != count):
-            raise ValueError(f"need a list of {count} {name}, one a prompt, got {values!r}")
+            raise ValueError(f"need a list of {count} {name}, one per prompt, got {values!r}")
     if (lists["image"] is None) != (lists["mask_image"] is None):
         raise ValueError("image and mask_image go together: give both or neither")
-    for one, mask in [
+    for image, mask in [
         *zip(lists["reference_image"], lists["reference_mask"], strict=True),
         *zip(lists["image"] or [], lists["mask_image"] or [], strict=True),
     ]:
-        if one.size != mask.size:
-            raise ValueError(f"an image of {one.size} has a mask of {mask.size}")
+        if image.size != mask.size:
+            raise ValueError(f"an image of {image.size} has a mask of {mask.size}")
         if mask.getbbox() is None:
-            raise ValueError("a mask is empty: it must be non-zero where the defect is")
+            raise ValueError("a mask is empty: it must be non-zero on the defect")
 
 
-def bits(masks: Sequence[Image.Image]) -> list[Image.Image]:
+def binary_masks(masks: Sequence[Image.Image]) -> list[Image.Image]:
     """Masks of any mode as 1-bit images: set where any colour channel is above zero."""
     return [Image.fromarray(np.asarray(mask.convert("RGB")).any(axis=2)) for mask in masks]
 
 
-def seen_by_vlm(
-    image: Sequence[Image.Image], mask: Sequence[Image.Image], size: int, card: AdapterCard
+def vlm_inputs(
+    images: Sequence[Image.Image], masks: Sequence[Image.Image], size: int, card: AdapterCard
 ) -> tuple[Tensor, Tensor]:
-    """References and their masks as the vision tower takes them, in the card's view."""
-    pairs = [
-        region(one.convert("RGB"), where)
-        if card.reference_view == "region"
-        else (one.convert("RGB"), where)
-        for one, where in zip(image, mask, strict=True)
-    ]
-    fitted = [fit(*pair, size) for pair in pairs]
-    return torch.stack([one for one, _ in fitted]), torch.stack([where for _, where in fitted])
+    """References and their masks as the vision tower's input, in the card's view."""
+    pairs = [(image.convert("RGB"), mask) for image, mask in zip(images, masks, strict=True)]
+    if card.reference_view == "region":
+        pairs = [region(image, mask) for image, mask in pairs]
+    pixels, regions = zip(*(fit(image, mask, size) for image, mask in pairs), strict=True)
+    return torch.stack(pixels), torch.stack(regions)
 
 
 @dataclass
 class AnomalyControlOutput(BaseOutput):
-    """The images, as PIL."""
+    """The generated images."""
 
     images: list[Image.Image]
 
@@ -96,12 +92,12 @@ class AnomalyControlOutput(BaseOutput):
 class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """Draw defects from a prompt and a reference.
 
-    With a normal image and a mask the defect is drawn in the mask, and the rest is kept.
-    How C' is made and at which size was fixed in training: it is read from the adapter's card.
+    With a normal image and a mask, the defect is drawn in the mask and the rest is kept.
+    Settings of C' and the resolution were fixed in training and are read from the adapter.
     """
 
     model_cpu_offload_seq = "text_encoder->vlm->adapter->unet->vae"
-    # Layer by layer its weights are not where ASEA's written-out gradients need them.
+    # ASEA's explicit gradients need all of its weights at once.
     _exclude_from_cpu_offload = ("vlm",)
 
     def __init__(
@@ -115,7 +111,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         vlm_tokenizer: PreTrainedTokenizerBase,
         adapter: SemanticAdapter,
     ):
-        """Take the parts; ``from_pretrained`` and ``from_base`` call this."""
+        """Assemble the pipeline; ``from_pretrained`` and ``from_base`` call this."""
         super().__init__()
         self.register_modules(
             vae=vae,
@@ -128,13 +124,13 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             adapter=adapter,
         )
         self.card = AdapterCard.model_validate(adapter.config.card)
-        check_kind(self.card, unet)
+        check_inpainting(self.card, unet)
         self.semantics = CrossModalEncoder(vlm, vlm_tokenizer, self.card.csm, self.card.asea)
         install_processors(unet)
 
     @property
     def latent_side(self) -> int:
-        """Side of the square of latents that is drawn."""
+        """Side of the square of latents."""
         return int(self.card.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @classmethod
@@ -147,7 +143,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     @classmethod
     def from_base(cls, base: BaseModels, adapter: SemanticAdapter) -> "AnomalyControlPipeline":
-        """Assemble from loaded base models, with a DDIM sampler on the base's own schedule."""
+        """Assemble from loaded base models, with a DDIM sampler on the base's schedule."""
         scheduler = DDIMScheduler.from_config(
             base.scheduler.config, clip_sample=False, set_alpha_to_one=False
         )
@@ -178,7 +174,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         generator: Sequence[torch.Generator] | None = None,
         composite: bool = True,
     ) -> AnomalyControlOutput:
-        """Draw one image a prompt.
+        """Draw one image per prompt.
 
         Args:
             prompt: Target texts T_t.
@@ -188,21 +184,21 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             image: Normal images to draw on, of any size.
             mask_image: Where to draw, each of its image's size, non-zero inside.
             num_inference_steps: DDIM steps.
-            guidance_scale: Classifier-free guidance; at 1 the unconditional pass is left out.
+            guidance_scale: Classifier-free guidance; 1 skips the unconditional pass.
             semantic_scale: Gamma of Eq. (5); by default the one trained with.
-            generator: One CPU generator an image: a seed then always gives the same noise,
-                whatever the batch around it.
-            composite: Keep the normal image's own pixels outside the mask. Without, they went
-                through the VAE, which leaks.
+            generator: One CPU generator per image: a seed then gives the same noise whatever
+                the rest of the batch.
+            composite: Keep the normal image's own pixels outside the mask; otherwise they have
+                gone through the VAE, which is lossy.
 
         Returns:
-            Images: of the normal images' sizes, or of the training resolution without any.
+            Images of the normal images' sizes, or of the training resolution without them.
 
         Raises:
-            ValueError: If the arguments' lengths or sizes disagree.
+            ValueError: If lengths or sizes of the arguments disagree.
         """
-        reference_mask = bits(reference_mask)
-        mask_image = None if mask_image is None else bits(mask_image)
+        reference_mask = binary_masks(reference_mask)
+        mask_image = None if mask_image is None else binary_masks(mask_image)
         lists = {
             "prompt": prompt,
             "reference_image": reference_image,
@@ -245,7 +241,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         phrase: Sequence[str],
         asea: AseaConfig | None = None,
     ) -> Tensor:
-        """Make C' of references and K', V' of it: (batch, query, fused).
+        """Compute K' and V' from references: (batch, query, fused).
 
         The arguments are those of ``reference_tokens``.
         """
@@ -261,31 +257,31 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         phrase: Sequence[str],
         asea: AseaConfig | None = None,
     ) -> Tensor:
-        """Make C' of references: (batch, query, dim).
+        """Compute C' from references: (batch, query, dim).
 
         Args:
             image: Images I_a.
             mask: 1-bit masks M_A of the same sizes.
             phrase: The anomaly's words.
-            asea: Other settings of ASEA than those trained with.
+            asea: ASEA settings; by default those trained with.
         """
-        # Its forward is never called: what model CPU offload hangs there has to be.
+        # Its forward, where model CPU offload hooks in, is never called.
         if hasattr(self.vlm, "_hf_hook"):
             self.vlm._hf_hook.pre_forward(self.vlm)
-        images, masks = seen_by_vlm(image, mask, self.semantics.image_px, self.card)
+        images, masks = vlm_inputs(image, mask, self.semantics.image_px, self.card)
         tokens: Tensor = self.semantics(images, phrase, masks, asea).tokens
         return tokens
 
     @torch.no_grad()
     def conditions(self, text: Tensor, semantic: Tensor) -> Conditions:
-        """Put texts and references together with what the unconditional branch sees."""
+        """Add the unconditional branch's conditions to texts and references."""
         config = self.vlm.config
-        none = torch.zeros(
+        empty = torch.zeros(
             (1, config.num_query_tokens, config.qformer_config.hidden_size),
             dtype=self.adapter.dtype,
             device=semantic.device,
         )
-        return Conditions(text, semantic, self.encode_text([""]), self.adapter(none))
+        return Conditions(text, semantic, self.encode_text([""]), self.adapter(empty))
 
     @torch.no_grad()
     def sample(
@@ -300,7 +296,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         generator: Sequence[torch.Generator] | None = None,
         composite: bool = True,
     ) -> AnomalyControlOutput:
-        """Draw a batch whose conditions are known; the arguments are those of a call.
+        """Draw a batch from its conditions; the arguments are those of ``__call__``.
 
         Masks must be 1-bit and of their images' sizes.
         """
@@ -316,7 +312,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         size, side = self.card.resolution, self.latent_side
         shape = (count, self.vae.config.latent_channels, side, side)
         noise = randn_tensor(shape, list(generator) if generator else None, device)
-        drawn_on = blending.prepare(
+        canvas = blending.encode_canvas(
             self.vae, image, mask_image, count, size, device, self.card.inpainting
         )
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -324,7 +320,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             doubled = torch.cat([latents] * 2) if guided else latents
             noise_pred = self.unet(
-                drawn_on.seen(self.scheduler.scale_model_input(doubled, timestep)).to(
+                canvas.unet_input(self.scheduler.scale_model_input(doubled, timestep)).to(
                     self.unet.dtype
                 ),
                 timestep,
@@ -335,19 +331,19 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 without, with_conditions = noise_pred.chunk(2)
                 noise_pred = without + guidance_scale * (with_conditions - without)
             latents = self.scheduler.step(noise_pred, timestep, latents).prev_sample
-            latents = drawn_on.blended(latents, noise, self.scheduler, step)
+            latents = canvas.blend(latents, noise, self.scheduler, step)
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         drawn = pictures(self.vae.decode(latents).sample)
         self.maybe_free_model_hooks()
         if image is not None and mask_image is not None:
             drawn = [
-                put_back(one, normal, mask if composite else None)
-                for one, normal, mask in zip(drawn, image, mask_image, strict=True)
+                blending.composite(result, normal, mask if composite else None)
+                for result, normal, mask in zip(drawn, image, mask_image, strict=True)
             ]
         return AnomalyControlOutput(images=drawn)
 
     def set_attention_slice(self, slice_size: int | None) -> None:
-        """Refuse attention slicing, as ``enable_attention_slicing`` asks for it.
+        """Refuse attention slicing.
 
         Raises:
             ValueError: Always: C' would silently be ignored.

@@ -1,4 +1,4 @@
-"""What is drawn on: the normal image and its mask, as the denoising steps see them."""
+"""The normal images to draw on and their masks, as latents for the denoising steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,46 +15,42 @@ from acontrol.networks.inpainting import concat_inpainting_inputs, mask_out
 
 @dataclass(frozen=True)
 class Canvas:
-    """Of a batch.
+    """A batch of normal images in latent space.
 
     Attributes:
-        kept: (batch, channel, side, side) latents of the normal images; None: drawn on nothing.
-        inside: (batch, 1, side, side), 1 on latents that may change.
-        around: (batch, channel, side, side) latents of the images without what is masked, on
-            an inpainting base, whose U-Net sees them; None on others, where the latents
-            outside are put back at every step.
+        normal: (batch, channel, side, side) latents of the normal images; None without any.
+        mask: (batch, 1, side, side), 1 on latents that may change.
+        masked: (batch, channel, side, side) latents of the masked-out images, input of an
+            inpainting base's U-Net; None on other bases, where the latents outside the mask
+            are replaced at every step instead.
     """
 
-    kept: Tensor | None = None
-    inside: Tensor | None = None
-    around: Tensor | None = None
+    normal: Tensor | None = None
+    mask: Tensor | None = None
+    masked: Tensor | None = None
 
-    def seen(self, latents: Tensor) -> Tensor:
-        """What the U-Net takes, for latents of as many or twice as many samples."""
-        if self.around is None or self.inside is None:
+    def unet_input(self, latents: Tensor) -> Tensor:
+        """The U-Net's input, for latents of one or two times as many samples."""
+        if self.masked is None or self.mask is None:
             return latents
-        again = len(latents) // len(self.around)
+        times = len(latents) // len(self.masked)
         return concat_inpainting_inputs(
-            latents, torch.cat([self.inside] * again), torch.cat([self.around] * again)
+            latents, torch.cat([self.mask] * times), torch.cat([self.masked] * times)
         )
 
-    def blended(
+    def blend(
         self, latents: Tensor, noise: Tensor, scheduler: SchedulerMixin, step: int
     ) -> Tensor:
-        """Put the normal images back outside the masks, as noisy as the next step expects."""
-        if self.kept is None or self.inside is None or self.around is not None:
+        """Restore the normal images outside the masks, at the next step's noise level."""
+        if self.normal is None or self.mask is None or self.masked is not None:
             return latents
-        timesteps = scheduler.timesteps
-        last = step + 1 == len(timesteps)
-        outside = (
-            self.kept
-            if last
-            else scheduler.add_noise(self.kept, noise, timesteps[step + 1][None])
-        )
-        return self.inside * latents + (1 - self.inside) * outside
+        outside, timesteps = self.normal, scheduler.timesteps
+        if step + 1 < len(timesteps):
+            outside = scheduler.add_noise(outside, noise, timesteps[step + 1][None])
+        return self.mask * latents + (1 - self.mask) * outside
 
 
-def prepare(
+def encode_canvas(
     vae: AutoencoderKL,
     image: Sequence[Image.Image] | None,
     mask: Sequence[Image.Image] | None,
@@ -63,45 +59,46 @@ def prepare(
     device: torch.device,
     inpainting: bool,
 ) -> Canvas:
-    """Encode normal images, and take their masks to the latents.
+    """Encode normal images, and downsample their masks to the latents.
 
     Args:
         vae: The base's.
-        image: Normal images, of any sizes; None: whole pictures are drawn, with nothing kept
-            and nothing around.
+        image: Normal images, of any sizes; None to draw whole images.
         mask: 1-bit, of the same sizes.
-        count: How many samples.
-        size: Side of the square that is drawn, in pixels.
+        count: Number of samples.
+        size: Side of the square to draw, in pixels.
         device: Where the networks run.
-        inpainting: Whether the U-Net sees the surroundings.
+        inpainting: Whether the base is for inpainting.
     """
     if image is None or mask is None:
         return _blank(vae, count, size, device) if inpainting else Canvas()
     pairs = [
-        fit(one.convert("RGB"), where, size) for one, where in zip(image, mask, strict=True)
+        fit(normal.convert("RGB"), region, size)
+        for normal, region in zip(image, mask, strict=True)
     ]
     pixels = torch.stack([pair[0] for pair in pairs]).to(device, vae.dtype)
     masks = torch.stack([pair[1] for pair in pairs]).to(device)
-    kept = _latents(vae, pixels)
-    # Any touched latent may change; the pixels outside are put back afterwards.
-    inside = F.adaptive_max_pool2d(masks, kept.shape[-1])
-    return Canvas(kept, inside, _latents(vae, mask_out(pixels, masks)) if inpainting else None)
+    latents = _latents(vae, pixels)
+    # Any touched latent may change; the pixels outside are restored afterwards.
+    inside = F.adaptive_max_pool2d(masks, latents.shape[-1])
+    masked = _latents(vae, mask_out(pixels, masks)) if inpainting else None
+    return Canvas(latents, inside, masked)
 
 
 def _blank(vae: AutoencoderKL, count: int, size: int, device: torch.device) -> Canvas:
     grey = torch.zeros(count, vae.config.in_channels, size, size, device=device)
-    around = _latents(vae, grey.to(vae.dtype))
-    return Canvas(inside=torch.ones_like(around[:, :1]), around=around)
+    masked = _latents(vae, grey.to(vae.dtype))
+    return Canvas(mask=torch.ones_like(masked[:, :1]), masked=masked)
 
 
 def _latents(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """The mean of what the VAE makes of images in [-1, 1], in float32."""
+    """The VAE's posterior mean for images in [-1, 1], scaled, in float32."""
     mean: Tensor = vae.encode(pixels).latent_dist.mean
     return mean.float() * vae.config.scaling_factor
 
 
-def put_back(drawn: Image.Image, normal: Image.Image, mask: Image.Image | None) -> Image.Image:
-    """Bring a drawing to its normal image's size; with a mask, keep the pixels outside it."""
+def composite(drawn: Image.Image, normal: Image.Image, mask: Image.Image | None) -> Image.Image:
+    """Resize a drawing to its normal image; with a mask, keep the pixels outside it."""
     if drawn.size != normal.size:
         drawn = drawn.resize(normal.size, Image.Resampling.BICUBIC)
     if mask is None:

@@ -81,9 +81,9 @@ class RunPlan(RunInputs):
         if config.sga.scale == 0:
             raise UserError("sga.scale is 0: the adapter would not be used, so it cannot learn")
         if config.init is not None:
-            from acontrol.interop.begin import check_beginning  # Imports diffusers.
+            from acontrol.interop.begin import check_init  # Imports diffusers.
 
-            check_beginning(config.init)
+            check_init(config.init)
         inputs = RunInputs.resolve(config)
         hub.fetch(config.base)
         with only_launch(run):

@@ -17,7 +17,7 @@ from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.skipping import agree_on_damage, refuse_other_skips
 from acontrol.data.stream import TrainingStream, held_out
-from acontrol.interop.begin import begin_from
+from acontrol.interop.begin import load_init
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.inpainting import is_inpainting
@@ -161,7 +161,7 @@ def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> Semant
             card=json.loads(card.model_dump_json()),
         )
     if config.init is not None:
-        begin_from(adapter, config.init)
+        load_init(adapter, config.init)
     return adapter
 
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from acontrol.errors import UserError
-from acontrol.interop.begin import begin_from, check_beginning
-from acontrol.interop.ip_adapter import export, read, start_from
+from acontrol.interop.begin import check_init, load_init
+from acontrol.interop.ip_adapter import export, load_into, read
 from acontrol.method.sga import SemanticAdapter
 from launch import export as command
 
@@ -59,9 +59,9 @@ def test_training_starts_from_a_file(
     make_adapter: Callable[..., Any], parts: Parts, tmp_path: Path, mode: str, suffix: str
 ) -> None:
     file = write(parts, tmp_path / f"ip{suffix}")
-    check_beginning(str(file))
+    check_init(str(file))
     adapter: SemanticAdapter = make_adapter(mode)
-    begin_from(adapter, str(file))
+    load_init(adapter, str(file))
     for layer, (key, value) in enumerate(adapter.matrices()):
         assert torch.equal(key, parts["ip_adapter"][f"{2 * layer + 1}.to_k_ip.weight"])
         assert torch.equal(value, parts["ip_adapter"][f"{2 * layer + 1}.to_v_ip.weight"])
@@ -85,7 +85,7 @@ def test_an_exported_file_is_a_beginning_too(
     assert len(weights) == 4 + 8
     for one in (after.proj, after.pool.hidden, after.pool.tokens):
         torch.nn.init.normal_(one.weight)
-    start_from(after, tmp_path / "ours.safetensors")
+    load_into(after, tmp_path / "ours.safetensors")
     tokens = torch.randn(2, 5, 64)
     torch.testing.assert_close(after(tokens), before(tokens), rtol=1e-4, atol=1e-5)
 
@@ -112,11 +112,11 @@ def spoil(parts: Parts, how: str) -> Parts:
     ("how", "words"),
     [
         ("shape", r"3.to_k_ip.weight is (320, 768), and this U-Net needs (48, 64)"),
-        ("missing", "5.to_v_ip.weight is not there"),
+        ("missing", "5.to_v_ip.weight is missing"),
         ("extra", "holds 0.to_q_lora.down.weight"),
         ("empty", "its part ip_adapter is empty"),
-        ("own", "holds 'unet' beside image_proj and ip_adapter"),
-        ("plus", "image_proj.proj.weight is not there"),
+        ("own", "holds 'unet' besides image_proj and ip_adapter"),
+        ("plus", "image_proj.proj.weight is missing"),
     ],
 )
 def test_another_file_is_refused_and_changes_nothing(
@@ -132,7 +132,7 @@ def test_another_file_is_refused_and_changes_nothing(
     suffix = ".bin" if how == "empty" else ".safetensors"  # safetensors has no empty dicts.
     file = write(spoil(parts, how), tmp_path / f"ip{suffix}")
     with pytest.raises(UserError) as caught:
-        begin_from(adapter, str(file))
+        load_init(adapter, str(file))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     if how != "plus":
@@ -146,7 +146,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
     torch.save({"image_proj": Harm(), "ip_adapter": {}}, tmp_path / "ip.bin")
     with pytest.raises(UserError, match="is refused") as caught:
-        check_beginning(str(tmp_path / "ip.bin"))
+        check_init(str(tmp_path / "ip.bin"))
     assert "\n" not in str(caught.value)
 
 
@@ -160,21 +160,21 @@ def test_a_damaged_file_is_one_line(parts: Parts, tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["no.safetensors", "folder", "run.txt"])
-def test_nothing_there_is_one_line(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="no adapter there"):
-        check_beginning(str(tmp_path / name))
+def test_a_missing_path_is_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="neither an adapter folder"):
+        check_init(str(tmp_path / name))
 
 
 def test_a_folder_of_another_mode_is_refused(
     make_adapter: Callable[..., Any], tmp_path: Path
 ) -> None:
     make_adapter("pooled").save_pretrained(tmp_path)
-    check_beginning(str(tmp_path))
+    check_init(str(tmp_path))
     with pytest.raises(UserError, match="its mode is"):
-        begin_from(make_adapter("queries"), str(tmp_path))
+        load_init(make_adapter("queries"), str(tmp_path))
     whole = make_adapter("pooled")
     torch.nn.init.zeros_(whole.proj.weight)
-    begin_from(whole, str(tmp_path))
+    load_init(whole, str(tmp_path))
     assert torch.equal(whole.proj.weight, make_adapter("pooled").proj.weight)
 
 

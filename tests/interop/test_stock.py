@@ -41,7 +41,9 @@ def test_an_exported_file_draws_our_pixels(base: BaseModels, ours: Any, tmp_path
 
 @pytest.mark.parametrize("mode", ["queries"], indirect=True)
 def test_a_file_of_queries_is_refused_with_the_reason(ours: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a projection between; acontrol\.install"):
+    with pytest.raises(
+        UserError, match=r"a projection before the attention; use acontrol\.install"
+    ):
         ip_adapter.export(ours.adapter, tmp_path / "ours.safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -96,5 +98,5 @@ def test_without_guidance_there_is_no_negative_half(base: BaseModels, ours: Any)
     found = draw_stock(pipe, ours, guidance_scale=1.0, ip_adapter_image_embeds=embeds)
     assert furthest(draw_ours(ours, guidance_scale=1.0), found) <= 1
     assert torch.equal(embeds[0][:, 0], tokens)
-    with pytest.raises(ValueError, match="one reference a call, got 2"):
+    with pytest.raises(ValueError, match="one reference per call, got 2"):
         image_embeds(ours.adapter, tokens.expand(2, -1, -1))

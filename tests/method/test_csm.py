@@ -195,7 +195,7 @@ def test_a_phrase_without_tokens_is_refused(encoder: Make, phrase: str) -> None:
 
 
 def test_a_phrase_longer_than_the_q_former_reads_is_refused(encoder: Make) -> None:
-    with pytest.raises(ValueError, match=r"'xyzxyz.* is too long: \d+ tokens .* reads 64"):
+    with pytest.raises(ValueError, match=r"'xyzxyz.* is too long: \d+ tokens .* takes 64"):
         encoder().read(["a crack", "xyz" * 30])
 
 

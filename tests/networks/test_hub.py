@@ -159,7 +159,7 @@ def test_online_it_is_fetched_and_a_refusal_is_one_line(
 
     monkeypatch.setattr(hub, "is_offline_mode", lambda: False)
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    with pytest.raises(UserError, match="trying it: no route") as caught:
+    with pytest.raises(UserError, match="the download failed: no route") as caught:
         hub.fetch(config)
     assert "\n" not in str(caught.value)
     assert [one[:2] for one in asked] == [("someone/sd", COMMIT), ("someone/blip", OTHER)]

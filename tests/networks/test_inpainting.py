@@ -22,7 +22,7 @@ from acontrol.config import (
 from acontrol.data.features import FeatureBatch
 from acontrol.data.stream import Batch
 from acontrol.errors import UserError
-from acontrol.interop.begin import begin_from
+from acontrol.interop.begin import load_init
 from acontrol.interop.install import image_embeds
 from acontrol.method.diffusion import draw
 from acontrol.method.model import AnomalyControl
@@ -280,8 +280,8 @@ def test_adapters_of_the_two_kinds_stay_apart(
     with pytest.raises(ValueError, match="on an inpainting base and this is a plain one"):
         acontrol.install(stock(base, StableDiffusionPipeline), nine_adapter)
     adapter.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="on no inpainting base, and this run's base is one"):
-        begin_from(nine_adapter, str(tmp_path))
+    with pytest.raises(UserError, match="on a plain base, and this run has an inpainting base"):
+        load_init(nine_adapter, str(tmp_path))
 
 
 def test_a_folder_of_the_other_kind_is_refused(
