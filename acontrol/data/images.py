@@ -38,13 +38,6 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         return image.size
 
 
-def encode_png(image: Image.Image) -> bytes:
-    """An image as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     """Decode a whole image.
 
