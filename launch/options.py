@@ -128,7 +128,8 @@ def _options(model: type[BaseModel], group: tuple[str, ...] = ()) -> dict[str, _
 
 
 def _dashed(*path: str) -> str:
-    return ".".join(path).replace("_", "-")
+    # A field whose name pydantic reserves ends in an underscore.
+    return ".".join(path).rstrip("_").replace("_", "-")
 
 
 def _read(

@@ -15,9 +15,10 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import ValidationError
+import tyro
+from pydantic import Field, ValidationError
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError, explain
@@ -31,6 +32,16 @@ PROG = "python -m launch.train"
 Config = TypeVar("Config", bound=RunConfig)
 
 
+class TrainCommand(RunConfig):
+    """A run, and what to do with it."""
+
+    # `register` is a method of every class of pydantic's.
+    register_: Annotated[str | None, tyro.conf.arg(name="register")] = Field(
+        None, description="Model under whose name the finished run is registered."
+    )
+    dry_run: bool = Field(False, description="Print what the run would be; change nothing.")
+
+
 def read_config(
     args: Sequence[str], prog: str = PROG, description: str | None = __doc__
 ) -> RunConfig:
@@ -39,15 +50,19 @@ def read_config(
 
 
 def read_config_of(
-    kind: type[Config], args: Sequence[str], prog: str, description: str | None
+    model: type[Config], args: Sequence[str], prog: str, description: str | None
 ) -> Config:
-    """``read_config`` for a command with settings of its own besides a run's."""
-    rest = [part for arg in args for part in _split(arg, "--config")]
+    """``read_config`` for a command whose settings extend a run's."""
+    rest = [
+        part
+        for arg in args
+        for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])
+    ]
     if rest and not rest[0].startswith("-"):
-        default = kind.model_validate(preset(rest[0]).model_dump())
+        default = model.model_validate(preset(rest[0]).model_dump())
         prog = f"{prog} {rest.pop(0)}"
     elif {"--config", "-h", "--help"} & set(rest):  # A run's own config needs no preset.
-        default = kind()
+        default = model()
     else:
         raise UserError(f"name a preset first, one of: {', '.join(PRESETS)}")
     if "--config" in rest:
@@ -56,40 +71,35 @@ def read_config_of(
             raise UserError("--config needs a file")
         default = _from_file(Path(rest[place + 1]), default)
         del rest[place : place + 2]
-    return parse(kind, rest, prog=prog, description=description, default=default)
-
-
-def _split(arg: str, option: str) -> list[str]:
-    """--option=VALUE as two arguments."""
-    return [option, arg.removeprefix(f"{option}=")] if arg.startswith(f"{option}=") else [arg]
+    return parse(model, rest, prog=prog, description=description, default=default)
 
 
 def _from_file(path: Path, default: Config) -> Config:
-    """The preset with what the file says on top, group by group."""
+    """The preset with the file's settings on top, group by group."""
     merged = default.model_dump()
     try:
-        said = json.loads(path.read_bytes())
-        if not isinstance(said, dict):
-            raise UserError(f"--config {path}: need a JSON object, got {type(said).__name__}")
-        for name, value in said.items():
+        settings = json.loads(path.read_bytes())
+        if not isinstance(settings, dict):
+            raise UserError(f"--config {path}: need a JSON object, got {settings!r:.40}")
+        for name, value in settings.items():
             both = isinstance(value, dict) and isinstance(merged.get(name), dict)
             merged[name] = {**merged[name], **value} if both else value
         return type(default).model_validate(merged)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
-    except ValueError as error:
-        if not isinstance(error, ValidationError):
-            raise UserError(f"--config {path}: no JSON: {error}") from error
+    except ValidationError as error:
         raise UserError(f"--config {path}: {explain(error)}") from error
+    except ValueError as error:
+        raise UserError(f"--config {path}: not JSON: {error}") from error
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
-    """Train and say where the result is."""
-    rest = [arg for arg in args if arg != "--dry-run"]
-    is_dry = len(rest) < len(args)
-    rest, name = _take_register(rest)
-    config = read_config(rest, prog)
-    if is_dry:
+    """Train, and print where the result is."""
+    command = read_config_of(TrainCommand, args, prog, __doc__)
+    config, name = command.run, command.register_
+    if name is not None:
+        check_model_name(name)  # Before any training.
+    if command.dry_run:
         from acontrol.train.dry_run import describe
 
         for line in describe(config):
@@ -115,20 +125,6 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         with local_copy(folder, REGISTERED) as run_folder:
             register(run_folder, name, config.tracking.uri)
     print(f"Adapter: {folder / 'adapter'}")
-
-
-def _take_register(args: Sequence[str]) -> tuple[list[str], str | None]:
-    """Take --register NAME out of the arguments, refusing a bad name before any training."""
-    rest = [part for arg in args for part in _split(arg, "--register")]
-    if "--register" not in rest:
-        return rest, None
-    place = rest.index("--register")
-    if place + 1 == len(rest):
-        raise UserError("--register needs a model's name")
-    name = rest[place + 1]
-    check_model_name(name)
-    del rest[place : place + 2]
-    return rest, name
 
 
 if __name__ == "__main__":

@@ -198,9 +198,10 @@ def _check_click(program: str, args: list[str]) -> None:
 
 def options_of(module: str) -> set[str]:
     """Every option of a command, its sub-commands' too."""
-    # Taken from the arguments by hand, ahead of the parser.
-    by_hand = {"--help", "--config", "--register", "--dry-run"}
-    options = by_hand if module in ("launch.train", "tune.search") else {"--help"}
+    # A config's file is taken from the arguments ahead of the parser.
+    options = (
+        {"--help", "--config"} if module in ("launch.train", "tune.search") else {"--help"}
+    )
     starts = [[name] for name in EVALUATIONS] if module == "launch.evaluate" else [[]]
     for start in starts:
         try:
@@ -213,7 +214,7 @@ def options_of(module: str) -> set[str]:
 
 def _options(settings: type[BaseModel], group: str = "") -> Iterator[str]:
     for name, field in settings.model_fields.items():
-        option = name.replace("_", "-")
+        option = name.rstrip("_").replace("_", "-")
         yield f"--{group}{option}"
         if field.annotation is bool:
             yield f"--{group}no-{option}"

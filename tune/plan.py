@@ -53,6 +53,7 @@ class SweepConfig(RunConfig):
     retry_failed: bool = Field(
         False, description="Give failed trials of this sweep another go."
     )
+    dry_run: bool = Field(False, description="Print what would be searched; change nothing.")
 
 
 class Plan:

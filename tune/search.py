@@ -22,12 +22,10 @@ PROG = "python -m tune.search"
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
     """Search, and say where the best trial's config is."""
-    rest = [arg for arg in args if arg != "--dry-run"]
-    config = read_config_of(SweepConfig, rest, prog, __doc__)
-    plan = Plan(config)
+    plan = Plan(read_config_of(SweepConfig, args, prog, __doc__))
     for line in plan.notes:
         print(line, flush=True)
-    if len(rest) < len(args):
+    if plan.config.dry_run:
         for line in plan.describe():
             print(line)
         return

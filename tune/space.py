@@ -118,7 +118,7 @@ def read_file(path: Path) -> Space:
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{where}: no JSON: {error}") from error
+        raise UserError(f"{where}: not JSON: {error}") from error
     if not isinstance(said, dict):
         raise UserError(f"{where}: need a JSON object, got {type(said).__name__}")
     return {_known(key, where): parse(key, value, where) for key, value in said.items()}

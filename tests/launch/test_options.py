@@ -26,6 +26,7 @@ from launch.promote import PromoteCommand
 from launch.pull import PullCommand
 from launch.register import RegisterCommand
 from launch.shard import ShardCommand
+from launch.train import TrainCommand
 from tune.plan import SweepConfig
 
 TINY = preset("tiny")
@@ -52,9 +53,11 @@ INVOCATIONS: dict[type[BaseModel], tuple[Mapping[str, str], list[str]]] = {
             "--profile 2 --tracking.system-metrics --base.path base --data.features f",
         ],
     ),
+    TrainCommand: ({}, ["", "--register tiles --output r", "--dry-run --register=tiles"]),
     SweepConfig: (
         {},
         [
+            "--dry-run --no-dry-run",
             "--data.shards shards --output sweeps/a",
             "--no-default-space --space sga.scale=0.5:1.5 asea.steps=1,3 --trials 2",
             "--space=a=1 b=2 --objective guided_agreement --retry-failed",
@@ -159,6 +162,13 @@ def test_options_give_what_tyro_gives(
     result = parse(model, args, prog="x", default=default, positional=positional)
     assert result.model_dump() == expected.model_dump()
     assert type(result) is model
+
+
+@pytest.mark.parametrize("model", [TrainCommand, SweepConfig, AblationConfig])
+def test_a_run_knows_nothing_of_the_command(model: type[RunConfig]) -> None:
+    command = parse(model, ["--dry-run", "--optim.steps", "9"], prog="x", default=model())
+    assert command.run == RunConfig.model_validate({"optim": {"steps": 9}})
+    assert type(command.run) is RunConfig
 
 
 class Group(Settings):

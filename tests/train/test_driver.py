@@ -226,7 +226,7 @@ def test_a_config_file_lies_on_top_of_the_preset(tmp_path) -> None:
     config = read_config(["mvtec-sd15", f"--config={file}"])
     assert config.optim.steps == 9
     assert config.base.path.startswith("stable-diffusion")
-    for text, words in (("[1]", "need a JSON object"), ("{", "no JSON")):
+    for text, words in (("[1]", "need a JSON object"), ("{", "not JSON")):
         file.write_text(text)
         with pytest.raises(UserError, match=words):
             read_config(["tiny", "--config", str(file)])

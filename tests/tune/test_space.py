@@ -71,7 +71,7 @@ def test_a_key_is_named_once() -> None:
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("{", "no JSON"), ("[]", "need a JSON object"), ('{"sga.scale": []}', "an empty list")],
+    [("{", "not JSON"), ("[]", "need a JSON object"), ('{"sga.scale": []}', "an empty list")],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, text: str, reason: str) -> None:
     file = tmp_path / "space.json"
