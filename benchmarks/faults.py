@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from acontrol.data.builtin.dataset import write_dataset
+from acontrol.data.builtin import write_dataset
 from benchmarks.disturbed import Fault
 from benchmarks.mlflow_proxy import Proxy, Server
 from benchmarks.report import write_report

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from acontrol.config import AseaConfig, BaseConfig, CsmConfig
-from acontrol.data.builtin.dataset import write_dataset
+from acontrol.data.builtin import write_dataset
 from acontrol.data.images import fit, read_image, read_mask
 from acontrol.data.mvtec import open_folder
 from acontrol.method import asea

@@ -32,7 +32,7 @@ from acontrol.config import (
     RunConfig,
     SgaConfig,
 )
-from acontrol.data.builtin.dataset import ATTRIBUTES, CATEGORIES, DEFECT_TYPES, Specimen, draw
+from acontrol.data.builtin import ATTRIBUTES, CATEGORIES, DEFECT_TYPES, Specimen, draw
 from acontrol.data.features import NAMES, FeatureBatch, Features, joined
 from acontrol.data.images import fit, region
 from acontrol.data.prompts import target_text

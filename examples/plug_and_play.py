@@ -28,7 +28,7 @@ from peft.utils import get_peft_model_state_dict
 from PIL import Image
 
 import acontrol
-from acontrol.data.builtin.dataset import Specimen, draw
+from acontrol.data.builtin import Specimen, draw
 from acontrol.data.prompts import target_text
 from acontrol.interop.install import image_embeds
 from acontrol.networks.load import BaseModels, quieten

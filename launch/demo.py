@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import Field
 
 from acontrol.config import Settings
-from acontrol.data.builtin.dataset import ATTRIBUTES, write_dataset
+from acontrol.data.builtin import ATTRIBUTES, write_dataset
 from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
 from acontrol.seeding import derive_seed

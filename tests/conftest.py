@@ -40,7 +40,7 @@ from acontrol.config import (  # noqa: E402
     CsmConfig,
     SgaConfig,
 )
-from acontrol.data.builtin.dataset import write_dataset  # noqa: E402
+from acontrol.data.builtin import write_dataset  # noqa: E402
 from acontrol.data.stream import Batch  # noqa: E402
 from acontrol.method.sga import SemanticAdapter  # noqa: E402
 from acontrol.networks.load import BaseModels, load_base  # noqa: E402

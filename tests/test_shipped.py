@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from acontrol.config import AseaConfig, CsmConfig
-from acontrol.data.builtin.dataset import CATEGORIES, Specimen, draw
-from acontrol.data.builtin.rendering import PAINTS
+from acontrol.data.builtin import CATEGORIES, PAINTS, Specimen, draw
 from acontrol.data.images import fit
 from acontrol.data.prompts import target_text
 from acontrol.method.csm import CrossModalEncoder

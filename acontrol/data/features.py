@@ -1,10 +1,10 @@
-"""What the frozen networks make of each sample, kept beside the shards.
+"""Precomputed outputs of the frozen networks for each sample.
 
     FEATURES/<digest>/samples-000064.safetensors    64 samples from number 64 on
-    FEATURES/<digest>/about.json                    written last: the set is whole
+    FEATURES/<digest>/about.json                    written last: the set is complete
 
 The digest covers everything that the values depend on: samples, settings, weights, precision.
-A set under another digest is never read.
+A set with another digest is never read.
 """
 
 import hashlib
@@ -26,24 +26,24 @@ from acontrol.errors import UserError
 
 FORMAT = "acontrol-features-1"
 ABOUT = "about.json"
-CHUNK = 64  # Samples a file.
-OPEN_FILES = 256  # Under the usual limit of a process.
+CHUNK = 64  # Samples per file.
+OPEN_FILES = 256  # Below the usual limit of a process.
 
 
 @dataclass(frozen=True)
 class Features:
-    """Of a batch of samples.
+    """The features of a batch of samples.
 
     Attributes:
-        latent_mean: Of the VAE's posterior, (batch, channel, h, w). Moments are kept and not
-            latents, so that every step draws its own. On an inpainting base twice the
-            channels: the image's, then those of the image without its defect.
-        latent_std: The same shape.
-        latent_mask: Latents that the defect's mask touches, 1 there, (batch, 1, h, w).
+        latent_mean: Mean of the VAE's posterior, (batch, channel, h, w). Moments are stored
+            instead of latents, so that each step samples its own. An inpainting base has twice
+            the channels: the image's, then those of the image without its defect.
+        latent_std: Standard deviation of the posterior, the same shape.
+        latent_mask: 1 for latents that the defect's mask touches, (batch, 1, h, w).
         text: CLIP's states of the target text T_t, (batch, token, dim).
         tokens: C' of the reference, (batch, query, dim).
         energy_before: E of Eq. (3) before ASEA, (batch,).
-        energy_after: E after it, (batch,).
+        energy_after: E after ASEA, (batch,).
     """
 
     latent_mean: Tensor
@@ -60,7 +60,7 @@ NAMES = tuple(field.name for field in fields(Features))
 
 @dataclass(frozen=True)
 class FeatureBatch(Features):
-    """One rank's samples of one step, when the frozen networks have already seen them.
+    """One rank's samples of one step, as features.
 
     Attributes:
         positions: Global positions in the stream.
@@ -71,12 +71,12 @@ class FeatureBatch(Features):
     keys: list[str]
 
 
-# What of a sample as the reference, and what of it as the target, goes into a batch.
+# The features that come from the reference; the others come from the target.
 OF_REFERENCE = ("tokens", "energy_before", "energy_after")
 
 
 def identity(config: RunConfig, data_digest: str, base_digest: str) -> dict[str, Any]:
-    """Everything that features depend on, by name."""
+    """Everything that the features depend on, by name."""
     settings = json.loads(config.model_dump_json(include={"csm", "asea"}))
     return {
         "format": FORMAT,
@@ -90,34 +90,34 @@ def identity(config: RunConfig, data_digest: str, base_digest: str) -> dict[str,
     }
 
 
-def digest_of(identified: Mapping[str, Any]) -> str:
+def digest_of(identity: Mapping[str, Any]) -> str:
     """Sha256 of an identity."""
-    return hashlib.sha256(json.dumps(identified, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 class FeatureFolder:
-    """The set of one identity under a root: written chunk by chunk, read sample by sample."""
+    """The features of one identity, written in chunks and read by sample."""
 
-    def __init__(self, root: str | Path, identified: Mapping[str, Any], keys: list[str]):
-        """Name a set; nothing needs to be there yet.
+    def __init__(self, root: str | Path, identity: Mapping[str, Any], keys: list[str]):
+        """Nothing is read or written yet.
 
         Args:
             root: FEATURES.
-            identified: From ``identity``.
-            keys: Of all samples, in the shards' order.
+            identity: From ``identity``.
+            keys: Keys of all samples, in the shards' order.
         """
-        self.root, self.identified, self.keys = Path(root), dict(identified), keys
-        self.digest = digest_of(identified)
+        self.root, self.identity, self.keys = Path(root), dict(identity), keys
+        self.digest = digest_of(identity)
         self.path = self.root / self.digest
         self._opened: dict[int, safe_open] = {}
 
     def missing(self) -> list[int]:
-        """Chunks that are not there yet, each by its first sample."""
+        """The first sample of each missing chunk."""
         starts = range(0, len(self.keys), CHUNK)
         return [first for first in starts if not self._file(first).is_file()]
 
     def write(self, first: int, features: Features) -> None:
-        """Put one chunk in place, whole."""
+        """Write one chunk atomically."""
         self.path.mkdir(parents=True, exist_ok=True)
         tensors = {name: getattr(features, name).cpu().contiguous() for name in NAMES}
         keys = self.keys[first : first + CHUNK]
@@ -127,19 +127,19 @@ class FeatureFolder:
         os.replace(partial, self._file(first))
 
     def finish(self) -> None:
-        """Declare the set whole.
+        """Mark the set as complete.
 
         Raises:
             UserError: If a chunk is missing.
         """
         if missing := self.missing():
-            raise UserError(f"{self.path}: the samples from {missing[0]} on are not there")
+            raise UserError(f"{self.path}: the samples from {missing[0]} on are missing")
         partial = self.path / f".{ABOUT}"
-        partial.write_text(json.dumps(self.identified, indent=1) + "\n")
+        partial.write_text(json.dumps(self.identity, indent=1) + "\n")
         os.replace(partial, self.path / ABOUT)
 
     def why_not(self) -> str | None:
-        """Why this set cannot be used; None if it can."""
+        """Why this set is unusable; None if it is usable."""
         if (self.path / ABOUT).is_file() and not self.missing():
             return None
         if self.path.is_dir():
@@ -147,14 +147,14 @@ class FeatureFolder:
         others = [_read_about(file) for file in sorted(self.root.glob(f"*/{ABOUT}"))]
         if not others:
             return f"{self.root} holds none"
-        changes = min((_changes(other, self.identified) for other in others), key=len)
+        changes = min((_changes(other, self.identity) for other in others), key=len)
         return f"{self.root} holds those of other settings ({'; '.join(changes)})"
 
     def read(self, number: int) -> dict[str, Tensor]:
         """One sample's features by name, without the batch axis.
 
         Raises:
-            UserError: If its file is damaged or belongs to something else.
+            UserError: If its file is damaged or holds other samples.
         """
         first = number - number % CHUNK
         if first not in self._opened:
@@ -169,15 +169,15 @@ class FeatureFolder:
         keys = self.keys[first : first + CHUNK]
         try:
             opened = safe_open(file, "pt")
-            said = opened.metadata() or {}
-            whole = set(opened.keys()) == set(NAMES) and all(
+            metadata = opened.metadata() or {}
+            complete = set(opened.keys()) == set(NAMES) and all(
                 opened.get_slice(name).get_shape()[0] == len(keys) for name in NAMES
             )
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{file} is damaged ({error}): delete it, and precompute again"
             ) from error
-        if not whole or said != {"digest": self.digest, "keys": json.dumps(keys)}:
+        if not complete or metadata != {"digest": self.digest, "keys": json.dumps(keys)}:
             raise UserError(f"{file} is of other samples: delete it, and precompute again")
         return opened
 
@@ -186,14 +186,14 @@ class FeatureFolder:
 
 
 def feature_folder(config: RunConfig, reader: ShardReader, base_digest: str) -> FeatureFolder:
-    """The set that fits a run, whether or not it is there."""
+    """The feature set of a run, which may not exist yet."""
     keys = [sample.key for _, sample in reader.places]
-    identified = identity(config, reader.index.digest, base_digest)
-    return FeatureFolder(config.data.features or "", identified, keys)
+    of_run = identity(config, reader.index.digest, base_digest)
+    return FeatureFolder(config.data.features or "", of_run, keys)
 
 
 def joined(parts: list[Features]) -> Features:
-    """Batches one after another."""
+    """Concatenate batches."""
     return Features(
         **{name: torch.cat([getattr(part, name) for part in parts]) for name in NAMES}
     )
@@ -201,18 +201,18 @@ def joined(parts: list[Features]) -> Features:
 
 def _read_about(file: Path) -> dict[str, Any]:
     try:
-        said = json.loads(file.read_text())
+        about = json.loads(file.read_text())
     except (OSError, ValueError):
-        said = {}
-    return said if isinstance(said, dict) else {}
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, digests without their values."""
-    different = [name for name in now if before.get(name) != now[name]]
+    """The differences; digests without their values."""
     return [
         f"other {name}"
         if name in ("data", "base")
-        else f"{name}: {before.get(name)} -> {now[name]}"
-        for name in different
+        else f"{name}: {before.get(name)} -> {value}"
+        for name, value in now.items()
+        if before.get(name) != value
     ]

@@ -1,7 +1,7 @@
 """Read shards as one endless, seekable stream of training samples.
 
-What stands at a position is a pure function of (seed, position), so a resume is one integer
-and the same global batch comes out for any number of ranks or loader processes: they take
+The sample at a position is a pure function of (seed, position), so a resume needs one integer
+and the global batch is the same for any number of ranks or loader processes: they take
 positions, not shards. webdataset decodes the members; the order, the check against the index
 and the resume position are ours.
 """
@@ -56,8 +56,8 @@ Collated = TypeVar("Collated", Batch, FeatureBatch)
 def epoch_order(index: ShardIndex, seed: int, epoch: int, block_shards: int) -> np.ndarray:
     """The order of all samples in one epoch: a blocked shuffle.
 
-    Shards are permuted, then samples within each block of shards, so that a large set is
-    still read shard by shard.
+    Shards are permuted, then samples within each block of shards, so that a large set is still
+    read shard by shard.
 
     Returns:
         (num_samples,) sample numbers.
@@ -79,10 +79,10 @@ def epoch_order(index: ShardIndex, seed: int, epoch: int, block_shards: int) -> 
 
 
 def held_out(index: ShardIndex, share: float) -> np.ndarray:
-    """Which samples are kept for validation: a fixed choice by key, near ``share`` of them.
+    """The samples for validation: a fixed choice by key, about ``share`` of them.
 
     Returns:
-        (num_samples,) bool; at least one sample on either side where there are two.
+        (num_samples,) bool; at least one True and, of two or more samples, one False.
     """
     keys = [sample.key for shard in index.shards for sample in shard.samples]
     ranks = np.argsort([derive_seed("held out", key) for key in keys], kind="stable")
@@ -105,20 +105,19 @@ class TrainingStream(Dataset[dict[str, object]]):
         used: np.ndarray | None = None,
         features: FeatureFolder | None = None,
     ):
-        """Take a reader and how to pair.
+        """Pair each sample with its possible references.
 
         Args:
             reader: The samples.
             config: How they are ordered and paired.
-            seed: Of the order and the pairing.
+            seed: Seed of the order and the pairing.
             reference_px: The vision tower's image size.
-            used: (num_samples,) bool, the samples to go through; by default all. What the
-                reader skips is never among them.
-            features: If given, batches hold these, and no image is read for them.
+            used: (num_samples,) bool, the samples to use; by default all. Samples that the
+                reader skips are never used.
+            features: If given, batches hold these, and no image is read.
 
         Raises:
-            UserError: If no sample is left, or a reference for some sample cannot be found
-                under this pairing.
+            UserError: If no sample is left, or a sample has no possible reference.
         """
         self.reader = reader
         self.config = config
@@ -135,59 +134,60 @@ class TrainingStream(Dataset[dict[str, object]]):
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
-            while len(self._orders) > 1:  # A batch spans two epochs at the most, mostly.
+            while len(self._orders) > 1:  # A batch usually spans at most two epochs.
                 self._orders.pop(min(self._orders))
             order = epoch_order(self.reader.index, self.seed, epoch, self.config.block_shards)
             self._orders[epoch] = order[self._used[order]]
         return self._orders[epoch]
 
     def __len__(self) -> int:
-        """Samples an epoch."""
+        """Samples per epoch."""
         return int(self._used.sum())
 
     def _find_partners(self) -> list[list[int]]:
-        """For each used sample, which used samples may be its reference."""
+        """For each used sample, the used samples that may be its reference."""
         samples = [sample for _, sample in self.reader.places]
         partners: list[list[int]] = [[] for _ in samples]
-        alike: dict[str, dict[str, list[int]]] = {}  # By defect, then category.
+        groups: dict[str, dict[str, list[int]]] = {}  # By defect, then category.
         used = [int(number) for number in np.flatnonzero(self._used)]
         for number in used:
-            one = samples[number]
-            alike.setdefault(one.defect, {}).setdefault(one.category, []).append(number)
+            sample = samples[number]
+            categories = groups.setdefault(sample.defect, {})
+            categories.setdefault(sample.category, []).append(number)
         for number in used:
-            one = samples[number]
+            sample = samples[number]
             if self.config.reference == "self":
                 partners[number] = [number]
             elif self.config.reference == "same_defect":
-                same = alike[one.defect][one.category]
+                same = groups[sample.defect][sample.category]
                 # A defect with one image has no other reference.
                 partners[number] = [other for other in same if other != number] or [number]
             else:
                 partners[number] = [
                     other
-                    for category, others in alike[one.defect].items()
-                    if category != one.category
+                    for category, others in groups[sample.defect].items()
+                    if category != sample.category
                     for other in others
                 ]
             if not partners[number]:
                 raise UserError(
                     f"data.reference cross_category: no other category has the defect "
-                    f"{one.defect!r} of {one.key}; use 'same_defect' or 'self'"
+                    f"{sample.defect!r} of {sample.key}; use 'same_defect' or 'self'"
                 )
         return partners
 
     def pair(self, position: int) -> tuple[int, int]:
-        """Numbers of the sample at a global position, from 0 on, and of its reference."""
-        epoch, place = divmod(position, len(self))
-        number = int(self._order(epoch)[place])
+        """Numbers of the sample at a global position and of its reference."""
+        epoch, index = divmod(position, len(self))
+        number = int(self._order(epoch)[index])
         partners = self._partners[number]
         return number, partners[derive_seed(self.seed, "reference", position) % len(partners)]
 
     def __getitem__(self, position: int) -> dict[str, object]:
-        """A batch's row: what stands at a global position, as pixels or as features."""
-        number, other = self.pair(position)
+        """The row at a global position, as pixels or as features."""
         if self.features is None:
             return self.pixels(position)
+        number, other = self.pair(position)
         target, reference = self.features.read(number), self.features.read(other)
         return {
             **{name: (reference if name in OF_REFERENCE else target)[name] for name in target},
@@ -196,12 +196,11 @@ class TrainingStream(Dataset[dict[str, object]]):
         }
 
     def pixels(self, position: int) -> dict[str, object]:
-        """What stands at a global position, as pixels."""
-        number, other = self.pair(position)
-        return self.paired(number, other, position)
+        """The row at a global position, as pixels."""
+        return self.paired(*self.pair(position), position)
 
     def paired(self, number: int, other: int, position: int) -> dict[str, object]:
-        """Any sample with any reference, as pixels."""
+        """The row of any sample with any reference, as pixels."""
         sample = self.reader.read(number)
         reference = sample if other == number else self.reader.read(other)
         image, mask = fit(sample.image, sample.mask, self.config.resolution)
@@ -226,10 +225,10 @@ class TrainingStream(Dataset[dict[str, object]]):
         """Yield this rank's next ``steps`` batches from global position ``start`` on.
 
         Global batch g covers positions [g * B, (g + 1) * B) with B = per_rank * world_size,
-        and rank r takes the r-th stretch of it.
+        and rank r takes its r-th part.
         """
         workers = self.config.loader_workers
-        kind: Any = FeatureBatch if self.features else Batch
+        batch_type: Any = FeatureBatch if self.features else Batch
         return iter(
             DataLoader(
                 self,
@@ -239,17 +238,16 @@ class TrainingStream(Dataset[dict[str, object]]):
                     for first in [start + (step * world_size + rank) * per_rank]
                 ],
                 num_workers=workers,
-                collate_fn=partial(collate, kind=kind),
+                collate_fn=partial(collate, batch_type=batch_type),
                 multiprocessing_context="spawn" if workers else None,
             )
         )
 
 
-def collate(rows: Sequence[dict[str, object]], kind: type[Collated]) -> Collated:
+def collate(rows: Sequence[dict[str, object]], batch_type: type[Collated]) -> Collated:
     """Stack tensors, list the rest."""
     columns: dict[str, Any] = {}
-    for field in fields(kind):
+    for field in fields(batch_type):
         values: list[Any] = [row[field.name] for row in rows]
-        stackable = isinstance(values[0], Tensor)
-        columns[field.name] = torch.stack(values) if stackable else values
-    return kind(**columns)
+        columns[field.name] = torch.stack(values) if isinstance(values[0], Tensor) else values
+    return batch_type(**columns)

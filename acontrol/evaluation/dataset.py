@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from acontrol.data.builtin import dataset
+from acontrol.data import builtin
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.errors import UserError
 from acontrol.evaluation.images import ImageSet, load, refuse_leaks
@@ -139,9 +139,9 @@ class CategoryDataset:
         """Drawn materials, none of the product's name: DRAEM's are photographs (DTD)."""
         return [
             Image.fromarray(
-                dataset.draw(name, "good", seed=seed, resolution=self.folders.size).image
+                builtin.draw(name, "good", seed=seed, resolution=self.folders.size).image
             )
-            for name in dataset.CATEGORIES
+            for name in builtin.CATEGORIES
             if name != self.category
             for seed in range(_TEXTURES)
         ]

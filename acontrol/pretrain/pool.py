@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from acontrol.data.builtin import dataset
+from acontrol.data import builtin
 from acontrol.data.images import fit, read_image, region
 from acontrol.data.mvtec import open_folder
 from acontrol.data.prompts import phrase, target_text
@@ -23,7 +23,7 @@ from acontrol.data.validation import check
 from acontrol.errors import UserError
 from acontrol.seeding import derive_seed
 
-GOOD = dataset.GOOD
+GOOD = builtin.GOOD
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class Pool:
 def built_in_vocabulary() -> tuple[DefectType, ...]:
     """The 84 kinds of the built-in data."""
     kinds = []
-    for category in dataset.CATEGORIES:
-        for defect in (*dataset.DEFECT_TYPES, GOOD):
+    for category in builtin.CATEGORIES:
+        for defect in (*builtin.DEFECT_TYPES, GOOD):
             plain = "spots" if defect == "spots" else f"a {defect}"
-            for attribute in dataset.ATTRIBUTES.get(defect, ("",)):
+            for attribute in builtin.ATTRIBUTES.get(defect, ("",)):
                 named = f"{attribute} {defect}".strip()
                 words = named if defect == "spots" else f"a {named}"
                 kinds.append(_kind(category, defect, words, plain))
@@ -116,7 +116,7 @@ def draw_pool(count: int, seed: int, resolution: int) -> Pool:
             torch.from_numpy(one.mask)[None],
             places[one.category, one.phrase or "no defect"],
         )
-        for one in dataset.specimens(derive_seed(seed, "pool"), resolution)
+        for one in builtin.specimens(derive_seed(seed, "pool"), resolution)
     )
     return _collect(rows, count, vocabulary)
 

@@ -1,4 +1,4 @@
-"""Features on disk: whole or not at all, and never somebody else's."""
+"""Features on disk: complete or unusable, and never those of other settings."""
 
 import json
 from pathlib import Path
@@ -58,18 +58,18 @@ def test_what_is_written_is_read(whole: FeatureFolder) -> None:
             assert torch.equal(row[name], getattr(everything, name)[number])
 
 
-def test_a_set_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_set_continues_where_it_stopped(tmp_path: Path) -> None:
     made = folder(tmp_path)
     assert made.missing() == [0, CHUNK]
     made.write(CHUNK, values(6))
     assert made.missing() == [0]
     assert "is not finished" in (made.why_not() or "")
-    with pytest.raises(UserError, match="samples from 0 on are not there"):
+    with pytest.raises(UserError, match="samples from 0 on are missing"):
         made.finish()
     assert not list(made.path.glob(".*"))
 
 
-def test_a_set_without_its_last_word_is_not_whole(whole: FeatureFolder) -> None:
+def test_a_set_without_its_last_file_is_not_finished(whole: FeatureFolder) -> None:
     (whole.path / ABOUT).unlink()
     assert "is not finished" in (whole.why_not() or "")
 
@@ -123,4 +123,4 @@ def test_a_file_of_other_samples_is_refused(whole: FeatureFolder) -> None:
 
 
 def test_about_says_what_the_set_depends_on(whole: FeatureFolder) -> None:
-    assert json.loads((whole.path / ABOUT).read_text()) == whole.identified
+    assert json.loads((whole.path / ABOUT).read_text()) == whole.identity

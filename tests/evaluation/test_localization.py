@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acontrol.data.builtin.dataset import write_dataset
+from acontrol.data.builtin import write_dataset
 from acontrol.evaluation.budget import BUDGETS
 from acontrol.evaluation.dataset import DETECTOR, Folders, check
 from acontrol.evaluation.localization import Localization

@@ -5,7 +5,7 @@ import pytest
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from acontrol.config import ClusterConfig
-from acontrol.data.builtin.dataset import write_dataset
+from acontrol.data.builtin import write_dataset
 from acontrol.runs.cluster import joined_cluster
 from acontrol.runs.mlflow_client import own_database
 from launch import shard

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from acontrol.config import BaseConfig
-from acontrol.data.builtin.dataset import write_dataset
+from acontrol.data.builtin import write_dataset
 from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
 from acontrol.masks import inversion_run

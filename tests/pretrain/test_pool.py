@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from acontrol.data.builtin import dataset
+from acontrol.data import builtin
 from acontrol.errors import UserError
 from acontrol.pretrain.pool import built_in_vocabulary, draw_pool, folder_pool
 
@@ -12,10 +12,10 @@ def test_the_built_in_vocabulary_names_every_drawing() -> None:
     vocabulary = built_in_vocabulary()
     assert len(set(vocabulary)) == 84
     captions = {kind.caption for kind in vocabulary}
-    for category in dataset.CATEGORIES:
-        for defect in (*dataset.DEFECT_TYPES, dataset.GOOD):
-            for attribute in dataset.ATTRIBUTES.get(defect, (None,)):
-                one = dataset.draw(category, defect, seed=1, attribute=attribute)
+    for category in builtin.CATEGORIES:
+        for defect in (*builtin.DEFECT_TYPES, builtin.GOOD):
+            for attribute in builtin.ATTRIBUTES.get(defect, (None,)):
+                one = builtin.draw(category, defect, seed=1, attribute=attribute)
                 assert one.caption in captions
 
 

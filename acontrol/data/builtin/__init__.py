@@ -1,1 +1,25 @@
-"""The built-in data set: product photographs drawn by a program, with labelled defects."""
+"""The built-in data set: drawn product photographs with labelled defects."""
+
+from acontrol.data.builtin.dataset import (
+    ATTRIBUTES,
+    CATEGORIES,
+    DEFECT_TYPES,
+    GOOD,
+    Specimen,
+    draw,
+    specimens,
+    write_dataset,
+)
+from acontrol.data.builtin.defects import PAINTS
+
+__all__ = [
+    "ATTRIBUTES",
+    "CATEGORIES",
+    "DEFECT_TYPES",
+    "GOOD",
+    "PAINTS",
+    "Specimen",
+    "draw",
+    "specimens",
+    "write_dataset",
+]

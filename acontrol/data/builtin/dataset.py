@@ -1,7 +1,7 @@
-"""A built-in data set: drawn product photographs with labelled defects.
+"""Drawn product photographs with labelled defects, as specimens or as a folder.
 
-The pictures are made from a seed at any resolution and need no download. Each comes with
-its caption, the exact mask of its defect and the same product without the defect.
+Pictures are drawn from a seed at any resolution and need no download. Each comes with its
+caption, the exact mask of its defect and the same product without the defect.
 """
 
 import itertools
@@ -31,7 +31,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 GOOD = "good"
 
-# First seed word of each use, so that no two uses ever share a stream of random numbers.
+# First seed word of each use, so that no two uses share a stream of random numbers.
 _PRODUCT, _DEFECT, _ATTRIBUTE, _STREAM, _DATASET = range(1, 6)
 _SPLITS = ("train/good", "test/good", "test/defect")
 
@@ -42,9 +42,9 @@ class Specimen:
 
     Attributes:
         image: The picture, (H, W, 3) uint8.
-        mask: The pixels that the defect covers, (H, W) bool; empty for a good product.
-        normal: The same product without the defect, (H, W, 3) uint8. Equal to the image
-            outside the mask.
+        mask: The defect's pixels, (H, W) bool; empty for a good product.
+        normal: The same product without the defect, (H, W, 3) uint8. Equals the image outside
+            the mask.
         category: One of `CATEGORIES`.
         defect: One of `DEFECT_TYPES`, or "good".
         attribute: One of `ATTRIBUTES[defect]`; "" if none.
@@ -76,22 +76,19 @@ class Specimen:
 def draw(
     category: str, defect: str, *, seed: int, resolution: int = 64, attribute: str | None = None
 ) -> Specimen:
-    """Draw one product; the same arguments give the same bytes, always.
+    """Draw one product; the same arguments always give the same bytes.
 
-    Another kind of processor may round a few values differently, by one step of 255.
+    Another type of processor may round a few values differently, by one step of 255.
 
-    The product depends on the category and the seed alone, and the shape of the defect does
-    not depend on its attribute: one seed gives the same scratch in light and in dark.
+    The product depends only on the category and the seed, and the shape of the defect does not
+    depend on its attribute: one seed gives the same scratch, light or dark.
 
     Args:
         category: One of `CATEGORIES`.
         defect: One of `DEFECT_TYPES`, or "good" for a product without a defect.
-        seed: Any whole number from 0.
+        seed: Any integer from 0.
         resolution: Side of the picture in pixels, 32 or more.
-        attribute: One of `ATTRIBUTES[defect]`; None draws one from the seed.
-
-    Returns:
-        The specimen.
+        attribute: One of `ATTRIBUTES[defect]`; None chooses one by the seed.
 
     Raises:
         ValueError: If the category, the defect or the attribute is unknown, or the seed or
@@ -104,10 +101,10 @@ def draw(
     if resolution < 32:
         raise ValueError(f"resolution must be 32 or more, not {resolution}")
     allowed = ("",) if defect == GOOD else ATTRIBUTES[defect]
-    place = CATEGORIES.index(category)
-    kind = len(DEFECT_TYPES) if defect == GOOD else DEFECT_TYPES.index(defect)
+    product = CATEGORIES.index(category)
+    flaw = len(DEFECT_TYPES) if defect == GOOD else DEFECT_TYPES.index(defect)
     if attribute is None:
-        rng = np.random.default_rng([_ATTRIBUTE, place, kind, seed])
+        rng = np.random.default_rng([_ATTRIBUTE, product, flaw, seed])
         attribute = allowed[int(rng.integers(len(allowed)))]
     else:
         _check(f"attribute of {defect}", attribute, allowed)
@@ -115,26 +112,23 @@ def draw(
         category,
         None if defect == GOOD else defect,
         attribute,
-        ([_PRODUCT, place, seed], [_DEFECT, place, kind, seed]),
+        ([_PRODUCT, product, seed], [_DEFECT, product, flaw, seed]),
         resolution,
     )
     return Specimen(image, mask, normal, category, defect, attribute)
 
 
 def specimens(seed: int, resolution: int = 64) -> Iterator[Specimen]:
-    """Draw specimens without end; about one in seven is good.
+    """Draw specimens endlessly; about one in seven is good.
 
     Args:
-        seed: Any whole number from 0. Specimen number i depends on (seed, i) alone.
+        seed: Any integer from 0. Specimen number i depends only on (seed, i).
         resolution: Side of the pictures in pixels.
-
-    Yields:
-        The specimens, in order.
     """
-    kinds = (*DEFECT_TYPES, GOOD)
+    defects = (*DEFECT_TYPES, GOOD)
     for number in itertools.count():
-        place, kind, own = np.random.SeedSequence([_STREAM, seed, number]).generate_state(3)
-        category, defect = CATEGORIES[place % len(CATEGORIES)], kinds[kind % len(kinds)]
+        product, flaw, own = np.random.SeedSequence([_STREAM, seed, number]).generate_state(3)
+        category, defect = CATEGORIES[product % len(CATEGORIES)], defects[flaw % len(defects)]
         yield draw(category, defect, seed=int(own), resolution=resolution)
 
 
@@ -150,24 +144,24 @@ def write_dataset(
     defects: Sequence[str] = DEFECT_TYPES,
     name_attributes: bool = True,
 ) -> None:
-    """Write a data set in the layout of MVTec AD, with prompts beside it.
+    """Write a data set in MVTec AD's layout, with captions and phrases.
 
-    Next to `train`, `test` and `ground_truth`, each category holds `prompt/<defect>/000.txt`
-    with the caption of every defective picture and `prompt/phrases.json`, which maps
-    "<defect>/<id>" to the words for the anomaly. The attributes of a defect take turns over
-    its ids. The same arguments write the same bytes, as far as `draw` gives them.
+    Each category also holds `prompt/<defect>/000.txt`, the caption of a defective picture, and
+    `prompt/phrases.json`, which maps "<defect>/<id>" to the words for the anomaly. The
+    attributes of a defect alternate over its ids. The same arguments write the same bytes, as
+    far as `draw` gives them.
 
     Args:
-        root: The folder to write; it must not exist yet, or be empty.
-        seed: Any whole number from 0.
+        root: The folder to write; it must be missing or empty.
+        seed: Any integer from 0.
         resolution: Side of the pictures in pixels.
-        num_good: Good pictures for training, in each category.
-        num_good_test: Good pictures for testing, in each category.
-        num_defects: Defective pictures, for each category and defect.
-        categories: Which of `CATEGORIES` to write.
-        defects: Which of `DEFECT_TYPES` to write.
-        name_attributes: Say colour and shade in the words, as "a red stain"; without, "a
-            stain": the image alone then tells the colour.
+        num_good: Good training pictures of each category.
+        num_good_test: Good test pictures of each category.
+        num_defects: Defective pictures of each category and defect.
+        categories: The `CATEGORIES` to write.
+        defects: The `DEFECT_TYPES` to write.
+        name_attributes: Whether the words name colour and shade: "a red stain", or "a stain",
+            whose colour only the image shows.
 
     Raises:
         FileExistsError: If the root exists and is not an empty folder.
@@ -183,7 +177,7 @@ def write_dataset(
             f"{target} exists and is not an empty folder: name a new folder, or remove it first"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling lies on the same file system, so the rename is one step: all or nothing.
+    # A sibling is on the same file system, so the rename is atomic.
     partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
     partial.mkdir()
     try:
@@ -194,7 +188,7 @@ def write_dataset(
                 folder, category, defects, num_defects, seed, resolution, name_attributes
             )
         if target.exists():
-            # Not every system renames onto a folder, be it empty.
+            # Not every system can rename onto an empty folder.
             target.rmdir()
         partial.rename(target)
     except BaseException:
@@ -206,12 +200,12 @@ def _write_good(
     folder: Path, category: str, counts: tuple[int, int], seed: int, resolution: int
 ) -> None:
     for split, count in zip(_SPLITS[:2], counts, strict=True):
-        place = folder / split
-        place.mkdir(parents=True)
+        pictures = folder / split
+        pictures.mkdir(parents=True)
         for number in range(count):
             own = _own_seed(seed, split, number)
             specimen = draw(category, GOOD, seed=own, resolution=resolution)
-            Image.fromarray(specimen.image).save(place / f"{number:03d}.png")
+            Image.fromarray(specimen.image).save(pictures / f"{number:03d}.png")
 
 
 def _write_defects(
@@ -228,21 +222,24 @@ def _write_defects(
         pictures, masks, prompts = (
             folder / part / defect for part in ("test", "ground_truth", "prompt")
         )
-        for place in (pictures, masks, prompts):
-            place.mkdir(parents=True)
+        for part in (pictures, masks, prompts):
+            part.mkdir(parents=True)
         for number in range(count):
             name = f"{number:03d}"
-            # The defect takes part in the seed, or number 0 of each would share a product.
+            # The defect is part of the seed, or number 0 of each would share a product.
             own = _own_seed(seed, "test/defect", number, DEFECT_TYPES.index(defect))
-            kind = ATTRIBUTES[defect][number % len(ATTRIBUTES[defect])]
-            specimen = draw(category, defect, seed=own, resolution=resolution, attribute=kind)
+            attribute = ATTRIBUTES[defect][number % len(ATTRIBUTES[defect])]
+            specimen = draw(
+                category, defect, seed=own, resolution=resolution, attribute=attribute
+            )
             Image.fromarray(specimen.image).save(pictures / f"{name}.png")
             mask = specimen.mask.astype(np.uint8) * np.uint8(255)
             Image.fromarray(mask).save(masks / f"{name}_mask.png")
-            said = specimen if name_attributes else replace(specimen, attribute="")
+            if not name_attributes:
+                specimen = replace(specimen, attribute="")
             # Bytes, not text: line ends and encoding must not depend on the system.
-            (prompts / f"{name}.txt").write_bytes(f"{said.caption}\n".encode("ascii"))
-            phrases[f"{defect}/{name}"] = said.phrase
+            (prompts / f"{name}.txt").write_bytes(f"{specimen.caption}\n".encode("ascii"))
+            phrases[f"{defect}/{name}"] = specimen.phrase
     table = json.dumps(phrases, indent=1, sort_keys=True) + "\n"
     (folder / "prompt").mkdir(exist_ok=True)
     (folder / "prompt" / "phrases.json").write_bytes(table.encode("ascii"))
@@ -254,7 +251,7 @@ def _own_seed(seed: int, split: str, *numbers: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
-def _check(what: str, value: str, allowed: Sequence[str]) -> None:
+def _check(noun: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         names = ", ".join(repr(name) for name in allowed)
-        raise ValueError(f"unknown {what} {value!r}: allowed are {names}")
+        raise ValueError(f"unknown {noun} {value!r}: allowed are {names}")

@@ -1,4 +1,4 @@
-"""The defects: each paints over a product and says how much it covers."""
+"""The defects: each paints over a product and returns its coverage."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -22,13 +22,13 @@ from acontrol.data.builtin.surface import (
 
 
 def place(rng: np.random.Generator, surface: Surface, reach: float) -> tuple[float, float]:
-    """A centre that leaves about `reach` inside the picture, or inside the object."""
+    """A centre at least about `reach` inside the picture, or inside the object."""
     angle, share, u, v = rng.uniform(0, 1, 4)
     if surface.disc is None:
         low, high = reach + 0.03, 0.97 - reach
         return float(low + u * (high - low)), float(low + v * (high - low))
     cx, cy, radius = surface.disc
-    # Past the sewing holes where it fits, or a defect would be lost among them.
+    # Outside the sewing holes if it fits, or a defect would be lost among them.
     away = max(0.1, radius * 0.92 - reach) * (0.75 + 0.25 * share)
     turn = 2 * np.pi * angle
     return float(cx + away * np.cos(turn)), float(cy + away * np.sin(turn))
@@ -62,7 +62,7 @@ def blob(
     """An irregular round outline: offsets from its centre and the distance, 1 on the edge."""
     x, y = grid(size)
     dx, dy = x[:, window[1]] - np.float32(centre[0]), y[window[0]] - np.float32(centre[1])
-    # The outline is tabulated once by angle: far cheaper than cosines at every pixel.
+    # The outline is tabulated by angle: far cheaper than cosines at every pixel.
     theta = np.linspace(-np.pi, np.pi, 2048, dtype=np.float32)
     squeeze, turn = rng.uniform(0.0, 0.16), rng.uniform(0, np.pi)
     edge = 1 + squeeze * np.cos(2 * theta - 2 * turn)
@@ -84,8 +84,8 @@ PAINTS: dict[str, Rgb] = {
 }
 
 
-def scratch(rng: np.random.Generator, surface: Surface, kind: str) -> Painted:
-    """One long scratch and up to two beside it, light or dark."""
+def scratch(rng: np.random.Generator, surface: Surface, attribute: str) -> Painted:
+    """One long scratch and up to two next to it, light or dark."""
     size = surface.rgb.shape[0]
     scale = 0.8 if surface.disc else 1.0
     angle = rng.uniform(0, np.pi)
@@ -110,10 +110,10 @@ def scratch(rng: np.random.Generator, surface: Surface, kind: str) -> Painted:
         press *= rng.uniform(0.72, 1.12, 48)
         paths.append((np.stack((px, py), 1).astype(np.float32), press.astype(np.float32)))
     line, lip = strokes(size, paths), strokes(size, paths, 0.013)
-    # What scratched skipped over the surface: it bit deeper in some places than in others.
+    # The tool skipped over the surface and cut deeper in some places than in others.
     bite = np.clip(0.86 + 0.16 * noise(rng, size, 70, 70), 0.5, 1)
     rgb = surface.rgb
-    if kind == "light":
+    if attribute == "light":
         rgb = mix(rgb, rgb * 0.35, lip * 0.6)
         rgb = mix(rgb, rgb * 0.05 + 0.95, line * bite)
     else:
@@ -122,7 +122,7 @@ def scratch(rng: np.random.Generator, surface: Surface, kind: str) -> Painted:
     return rgb, np.maximum(line, lip * 0.6)
 
 
-def crack(rng: np.random.Generator, surface: Surface, kind: str) -> Painted:
+def crack(rng: np.random.Generator, surface: Surface, attribute: str) -> Painted:
     """A jagged crack with branches."""
     size = surface.rgb.shape[0]
     scale = 0.78 if surface.disc else 1.0
@@ -170,7 +170,7 @@ def _jagged(
     return jagged
 
 
-def hole(rng: np.random.Generator, surface: Surface, kind: str) -> Painted:
+def hole(rng: np.random.Generator, surface: Surface, attribute: str) -> Painted:
     """A hole with a lifted collar; threads hang into it from a frayed edge."""
     size = surface.rgb.shape[0]
     radius = rng.uniform(0.085, 0.1) if surface.disc else rng.uniform(0.1, 0.145)
@@ -211,7 +211,7 @@ def hole(rng: np.random.Generator, surface: Surface, kind: str) -> Painted:
     return rgb, np.maximum(cover, threads)
 
 
-def dent(rng: np.random.Generator, surface: Surface, kind: str) -> Painted:
+def dent(rng: np.random.Generator, surface: Surface, attribute: str) -> Painted:
     """A shallow bowl pressed into the surface."""
     size = surface.rgb.shape[0]
     radius = rng.uniform(0.1, 0.12) if surface.disc else rng.uniform(0.12, 0.15)
@@ -229,7 +229,7 @@ def dent(rng: np.random.Generator, surface: Surface, kind: str) -> Painted:
     return mix(rgb, np.ones(3, np.float32), shine), cover
 
 
-def stain(rng: np.random.Generator, surface: Surface, kind: str) -> Painted:
+def stain(rng: np.random.Generator, surface: Surface, attribute: str) -> Painted:
     """A spilt liquid with drops around it; its colour is a key of `PAINTS`."""
     size = surface.rgb.shape[0]
     radius = rng.uniform(0.125, 0.15) if surface.disc else rng.uniform(0.14, 0.18)
@@ -244,7 +244,7 @@ def stain(rng: np.random.Generator, surface: Surface, kind: str) -> Painted:
         gap[part] = np.minimum(gap[part], near)
     cover = step(1.12, 0.82, gap)
     # The liquid sinks in: the texture still shows, and the colour gathers at the border.
-    paint = colour(PAINTS[kind])
+    paint = colour(PAINTS[attribute])
     grey = surface.rgb.mean(-1, dtype=np.float32)
     texture = 0.35 + 0.65 * grey / np.maximum(grey[cover > 0.5].mean(), 0.05)
     border = np.exp(-(((gap - 0.86) / 0.12) ** 2))
@@ -253,10 +253,10 @@ def stain(rng: np.random.Generator, surface: Surface, kind: str) -> Painted:
     return mix(surface.rgb, liquid.astype(np.float32), cover * (0.8 + 0.14 * border)), cover
 
 
-def spots(rng: np.random.Generator, surface: Surface, kind: str) -> Painted:
+def spots(rng: np.random.Generator, surface: Surface, attribute: str) -> Painted:
     """Dried drops of paint, apart from each other; the colour is a key of `PAINTS`."""
     size = surface.rgb.shape[0]
-    paint = colour(PAINTS[kind])
+    paint = colour(PAINTS[attribute])
     wanted = int(rng.integers(4, 8))
     kept: list[tuple[float, float, float]] = []
     for u, v, share in rng.uniform(0, 1, (60, 3)):

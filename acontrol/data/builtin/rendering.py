@@ -1,9 +1,8 @@
-"""The textures and the defects of the procedural data set.
+"""Render a product of the built-in data set, with or without a defect.
 
-Everything is laid out in unit coordinates (the picture spans 0..1 on both axes, y pointing
-down), so one seed gives one composition at every resolution. Pictures are painted at twice
-the wanted size and averaged down, which is what keeps thin lines smooth at 64 px. All
-products are lit from the upper left.
+Layouts are in unit coordinates (the picture spans 0..1 on both axes, y pointing down), so one
+seed gives one composition at every resolution. Pictures are painted at twice the size and
+averaged down, which keeps thin lines smooth at 64 px. All products are lit from the upper left.
 """
 
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from acontrol.data.builtin.surface import FloatArray, Surface, grid, mix, step
 __all__ = ["DEFECTS", "PAINTS", "PRODUCTS", "render"]
 
 SUPERSAMPLING = 2
-# Below this coverage a pixel is left exactly as it was, so that the mask has no faint fringe.
+# Below this coverage a pixel is left unchanged, so that the mask has no faint fringe.
 ALPHA_THRESHOLD = 0.12
 
 PRODUCTS: dict[str, Callable[[np.random.Generator, int], Surface]] = {
@@ -59,14 +58,14 @@ def render(
 
     Args:
         category: A key of `PRODUCTS`.
-        defect: A key of `DEFECTS`, or None for a product without one.
-        attribute: What sort of defect, such as the colour of a stain; "" where it has none.
-        seeds: The seed words of the product and those of the defect.
+        defect: A key of `DEFECTS`, or None for a good product.
+        attribute: The defect's attribute, such as the colour of a stain; "" if it has none.
+        seeds: The seed words of the product and of the defect.
         resolution: Side of the pictures in pixels.
 
     Returns:
         The picture, the same picture without the defect (both (n, n, 3) uint8), and the
-        mask (n, n) of the pixels that the defect covers.
+        defect's mask (n, n).
     """
     surface = PRODUCTS[category](np.random.default_rng(seeds[0]), resolution * SUPERSAMPLING)
     np.clip(surface.rgb, 0, 1, out=surface.rgb)
@@ -85,7 +84,7 @@ def render(
 
 
 def _shrink(field: FloatArray) -> FloatArray:
-    """Average blocks of pixels down to the wanted size."""
+    """Average blocks of pixels down to the final size."""
     block = SUPERSAMPLING
     total = np.zeros_like(field[::block, ::block])
     for row in range(block):

@@ -1,4 +1,4 @@
-"""What everything is painted with: the grid, noise, colours and the light."""
+"""Painting tools: the grid, noise, colours and light."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,10 +22,10 @@ class Surface:
     Attributes:
         rgb: Colours in 0..1, shape (n, n, 3).
         core: The colour of the material below the surface, seen in the wall of a hole.
-        disc: Centre x, centre y and radius of the object; None where the product fills the
+        disc: Centre x, centre y and radius of the object; None if the product fills the
             picture.
-        grain: Direction of the texture in radians, which a scratch must cross to be seen;
-            None where there is no such direction.
+        grain: Direction of the texture in radians, which a scratch must cross to be visible;
+            None if it has no direction.
         fray: How ragged a hole in this material gets, 0..1.
     """
 
@@ -38,7 +38,7 @@ class Surface:
 
 @lru_cache(maxsize=8)
 def grid(size: int) -> tuple[FloatArray, FloatArray]:
-    """Pixel centres as a row (1, n) and a column (n, 1), left to broadcasting."""
+    """Pixel centres as a row (1, n) and a column (n, 1), to broadcast."""
     line = ((np.arange(size) + 0.5) / size).astype(np.float32)
     return line[None, :], line[:, None]
 
@@ -57,9 +57,9 @@ def _spline(size: int, cells: int) -> FloatArray:
 
 
 def noise(rng: np.random.Generator, size: int, rows: int, columns: int) -> FloatArray:
-    """Smooth noise of about unit variance with the given number of cells on each axis.
+    """Smooth noise of about unit variance with this number of cells on each axis.
 
-    The lattice does not depend on the size: this is what ties the resolutions together.
+    The lattice does not depend on the size, so all resolutions show the same noise.
     """
     lattice = rng.standard_normal((rows + 3, columns + 3), dtype=np.float32)
     # A cubic B-spline shrinks the deviation to about 0.48 of the lattice's.
@@ -68,7 +68,7 @@ def noise(rng: np.random.Generator, size: int, rows: int, columns: int) -> Float
 
 
 def step(low: float, high: float, value: FloatArray) -> FloatArray:
-    """Smooth step from 0 at low to 1 at high; falls instead where low is above high."""
+    """Smooth step from 0 at low to 1 at high; falling if low is above high."""
     t = np.clip((value - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
     smooth: FloatArray = t * t * (3 - 2 * t)
     return smooth
@@ -92,7 +92,7 @@ def mix(first: FloatArray, second: FloatArray, share: Shares) -> FloatArray:
 
 
 def shade(rgb: FloatArray, factor: Shares) -> FloatArray:
-    """A colour or a picture made brighter or darker by a (n, n) factor."""
+    """A colour or a picture, brighter or darker by a (n, n) factor."""
     return rgb * factor[..., None].astype(np.float32, copy=False)
 
 
@@ -105,7 +105,7 @@ def lighting(rng: np.random.Generator, size: int, strength: float) -> FloatArray
 
 
 def relief(height: FloatArray) -> FloatArray:
-    """How much brighter a height field is towards the light, in units of its slope."""
+    """How much brighter the light makes a height field, in units of its slope."""
     size = height.shape[0]
     down = np.diff(height, axis=0, append=height[-1:])
     right = np.diff(height, axis=1, append=height[:, -1:])
@@ -114,8 +114,8 @@ def relief(height: FloatArray) -> FloatArray:
 
 
 def window(size: int, x: float, y: float, reach: float) -> Window:
-    """The part of the picture within reach of a point: small things are drawn in it alone."""
+    """The part of the picture within reach of a point, in which small things are drawn."""
     low_y, low_x = max(0, int((y - reach) * size)), max(0, int((x - reach) * size))
     high_y, high_x = int((y + reach) * size) + 2, int((x + reach) * size) + 2
-    # A point off the picture must not give a negative end, which would count from the back.
+    # A negative end, for a point off the picture, would count from the back.
     return slice(low_y, max(high_y, 0)), slice(low_x, max(high_x, 0))
