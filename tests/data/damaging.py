@@ -1,4 +1,4 @@
-"""Ways to damage shards, their members and their index, each at a known place."""
+"""Ways to damage shards, their members and their index."""
 
 import gzip
 import hashlib
@@ -16,12 +16,12 @@ from PIL import Image
 
 from acontrol.data.index import INDEX_NAME, Member, Shard, ShardIndex
 
-HURT = 1  # The shard that is damaged, and in it the sample.
-SAMPLE = 2
+HURT = 1  # The damaged shard.
+SAMPLE = 2  # The damaged sample in it.
 
 
 def hurt_member(shard: Shard, kind: str = "png") -> Member:
-    return next(one for one in shard.samples[SAMPLE].members if one.kind == kind)
+    return next(member for member in shard.samples[SAMPLE].members if member.kind == kind)
 
 
 def _flipped(place: Callable[[Member], int]) -> Callable[[bytes, Shard], bytes]:
@@ -42,7 +42,7 @@ def _header_replaced(content: bytes, shard: Shard, block: bytes) -> bytes:
 
 
 def _as_link(content: bytes, shard: Shard) -> bytes:
-    """A valid header that says: a link to /etc/passwd."""
+    """A valid header of a link to /etc/passwd."""
     info = tarfile.TarInfo(hurt_member(shard).name)
     info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
     return _header_replaced(content, shard, info.tobuf(tarfile.GNU_FORMAT))
@@ -50,11 +50,11 @@ def _as_link(content: bytes, shard: Shard) -> bytes:
 
 def _swapped(content: bytes, shard: Shard) -> bytes:
     """Two samples' contents in each other's place, as far as the shorter goes."""
-    one, other = hurt_member(shard), shard.samples[0].members[2]
-    size = min(one.size, other.size)
+    first, second = hurt_member(shard), shard.samples[0].members[2]
+    size = min(first.size, second.size)
     hurt = bytearray(content)
-    hurt[one.offset : one.offset + size] = content[other.offset : other.offset + size]
-    hurt[other.offset : other.offset + size] = content[one.offset : one.offset + size]
+    hurt[first.offset : first.offset + size] = content[second.offset : second.offset + size]
+    hurt[second.offset : second.offset + size] = content[first.offset : first.offset + size]
     return bytes(hurt)
 
 
@@ -68,7 +68,7 @@ def _block_added(content: bytes, shard: Shard) -> bytes:
     return content[:start] + bytes(512) + content[start:]
 
 
-# Each gives the damaged file's bytes; None is no file at all.
+# Each returns the damaged file's bytes; None for no file.
 TAR: dict[str, Callable[[bytes, Shard], bytes | None]] = {
     "cut at a member's boundary": _cut(lambda member: member.offset - 512),
     "cut in a header": _cut(lambda member: member.offset - 300),
@@ -134,7 +134,7 @@ def _levels(mask: bytes, low: int, high: int) -> bytes:
     return png(np.where(pixels > 0, high, low).astype(np.uint8))
 
 
-def _facts(changes: dict[str, Any], without: str = "") -> Callable[[bytes], bytes]:
+def _metadata(changes: dict[str, Any], without: str = "") -> Callable[[bytes], bytes]:
     def change(content: bytes) -> bytes:
         metadata = {**json.loads(content), **changes}
         metadata.pop(without, None)
@@ -163,22 +163,26 @@ MEMBERS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "JSON no UTF-8": ("json", lambda old: b'{"caption": "\xff\xfe"}', "decode"),
     "JSON a list": ("json", lambda old: b"[]", "instance of SampleMetadata"),
     "JSON too deep": ("json", lambda old: b"[" * 99_999, "recursion"),
-    "JSON without caption": ("json", _facts({}, without="caption"), "caption: Field required"),
-    "JSON with a number": ("json", _facts({"caption": 7}), "caption: Input should be"),
-    "JSON with more": ("json", _facts({"weight": 7}), "weight: Extra inputs"),
-    "JSON of another": ("json", _facts({"defect": "hole"}), "/hole"),
+    "JSON without caption": (
+        "json",
+        _metadata({}, without="caption"),
+        "caption: Field required",
+    ),
+    "JSON with a number": ("json", _metadata({"caption": 7}), "caption: Input should be"),
+    "JSON with more": ("json", _metadata({"weight": 7}), "weight: Extra inputs"),
+    "JSON of another": ("json", _metadata({"defect": "hole"}), "/hole"),
 }
 
 
 def rewritten(folder: Path, kind: str, change: Callable[[bytes], bytes]) -> tuple[int, Member]:
-    """Replace one member, and tar and index with it: no checksum tells.
+    """Replace a member, with matching tar and index: all checksums are right.
 
     Returns:
         The sample's number, and its member's new entry.
     """
     index = ShardIndex.model_validate_json((folder / INDEX_NAME).read_bytes())
-    said = json.loads(index.model_dump_json())
-    entry = said["shards"][HURT]
+    listing = json.loads(index.model_dump_json())
+    entry = listing["shards"][HURT]
     tar = (folder / entry["name"]).read_bytes()
     hurt = hurt_member(index.shards[HURT], kind)
     buffer = io.BytesIO()
@@ -198,8 +202,8 @@ def rewritten(folder: Path, kind: str, change: Callable[[bytes], bytes]) -> tupl
     (folder / entry["name"]).write_bytes(buffer.getvalue())
     entry["size"] = len(buffer.getvalue())
     entry["sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
-    (folder / INDEX_NAME).write_text(json.dumps(said))
-    changed = ShardIndex.model_validate(said)
+    (folder / INDEX_NAME).write_text(json.dumps(listing))
+    changed = ShardIndex.model_validate(listing)
     number = sum(len(shard.samples) for shard in changed.shards[:HURT]) + SAMPLE
     return number, hurt_member(changed.shards[HURT], kind)
 
@@ -223,7 +227,7 @@ def _sample(index: dict[str, Any]) -> dict[str, Any]:
 
 
 def _elsewhere(index: dict[str, Any], name: str) -> None:
-    """A whole sample called otherwise, consistently."""
+    """A whole sample, consistently renamed."""
     sample = _sample(index)
     for member in sample["members"]:
         member["name"] = member["name"].replace(sample["key"], name)
@@ -233,14 +237,14 @@ def _elsewhere(index: dict[str, Any], name: str) -> None:
 def _twice(index: dict[str, Any]) -> None:
     """Two samples of one key, each with bytes of its own."""
     sample = _sample(index)
-    every = [one["key"] for shard in index["shards"] for one in shard["samples"]]
-    alike = f"{sample['category']}/{sample['defect']}/"
-    _elsewhere(index, next(k for k in every if k.startswith(alike) and k != sample["key"]))
+    keys = [entry["key"] for shard in index["shards"] for entry in shard["samples"]]
+    prefix = f"{sample['category']}/{sample['defect']}/"
+    _elsewhere(index, next(k for k in keys if k.startswith(prefix) and k != sample["key"]))
 
 
 # What the index's JSON becomes, and a word of the refusal to open it.
 INDEX: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "fewer samples than said": (lambda index: _shard(index)["samples"].pop(), "claims 18"),
+    "fewer samples than claimed": (lambda index: _shard(index)["samples"].pop(), "claims 18"),
     "a negative count": (_set(lambda index: index, num_samples=-1), "num_samples"),
     "an unknown field": (_set(lambda index: index, loader="pickle"), "loader: Extra"),
     "an unknown field in a member": (_set(_member, mode=7), "mode: Extra"),
@@ -270,7 +274,7 @@ INDEX: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a negative offset": (_set(_member, offset=-512), "greater than or equal to 0"),
     "a size beyond the end": (_set(_member, size=10**9), "with 1000000000 bytes"),
 }
-# These the index alone cannot show; reading does.
+# Errors that only reading can find.
 UNSEEN: dict[str, Callable[[dict[str, Any]], None]] = {
     "a member's sha256": _set(lambda index: _member(index, 2), sha256="0" * 64),
     "a shard's sha256": _set(_shard, sha256="0" * 64),

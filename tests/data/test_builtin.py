@@ -194,7 +194,7 @@ def test_an_attribute_left_out_is_drawn_from_the_seed():
 
 
 @pytest.mark.parametrize(
-    ("category", "defect", "attribute", "named"),
+    ("category", "defect", "attribute", "allowed"),
     [
         ("glass", "hole", None, "leather"),
         ("wood", "rust", None, "scratch"),
@@ -203,8 +203,8 @@ def test_an_attribute_left_out_is_drawn_from_the_seed():
         ("wood", "good", "red", "''"),
     ],
 )
-def test_an_unknown_name_is_refused_with_what_is_allowed(category, defect, attribute, named):
-    with pytest.raises(ValueError, match=f"allowed are .*{named}"):
+def test_an_unknown_name_is_refused_with_what_is_allowed(category, defect, attribute, allowed):
+    with pytest.raises(ValueError, match=f"allowed are .*{allowed}"):
         draw(category, defect, seed=0, attribute=attribute)
 
 
@@ -290,7 +290,7 @@ def test_every_attribute_is_in_the_first_third_of_twelve(tmp_path):
 
 
 def test_the_same_arguments_write_the_same_bytes_and_another_seed_does_not(tmp_path):
-    for name, seed in (("one", 3), ("two", 3), ("other", 4)):
+    for name, seed in (("first", 3), ("again", 3), ("other", 4)):
         write_dataset(
             tmp_path / name,
             seed=seed,
@@ -300,10 +300,10 @@ def test_the_same_arguments_write_the_same_bytes_and_another_seed_does_not(tmp_p
             num_defects=1,
             categories=("wood", "button"),
         )
-    one, two, other = (_files(tmp_path / name) for name in ("one", "two", "other"))
-    assert one == two
-    assert one.keys() == other.keys()
-    assert one != other
+    first, again, other = (_files(tmp_path / name) for name in ("first", "again", "other"))
+    assert first == again
+    assert first.keys() == other.keys()
+    assert first != other
 
 
 def test_a_folder_with_something_in_it_is_refused_and_kept(tmp_path):
@@ -356,11 +356,11 @@ def test_words_may_leave_out_colour_and_shade(tmp_path: Path) -> None:
     settings = {"num_good": 1, "num_good_test": 1, "num_defects": 2, "categories": ("wood",)}
     write_dataset(tmp_path / "named", **settings, defects=("stain",))
     write_dataset(tmp_path / "plain", **settings, defects=("stain",), name_attributes=False)
-    named, plain = (
+    with_attributes, plain = (
         json.loads((tmp_path / name / "wood/prompt/phrases.json").read_text())
         for name in ("named", "plain")
     )
-    assert named == {"stain/000": "a red stain", "stain/001": "a blue stain"}
+    assert with_attributes == {"stain/000": "a red stain", "stain/001": "a blue stain"}
     assert plain == {"stain/000": "a stain", "stain/001": "a stain"}
     caption = (tmp_path / "plain/wood/prompt/stain/000.txt").read_text()
     assert caption == "a photo of wood with a stain\n"

@@ -1,4 +1,4 @@
-"""Every way to damage a set of shards is an error that names the place, or an exact count."""
+"""Any damage to a set of shards is an error that names the place, or an exact count."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 def read_all(reader: ShardReader) -> dict[str, np.ndarray]:
     """What training would see of each sample that can be used."""
     numbers = np.flatnonzero(reader.usable).tolist()
-    return {reader.places[one][1].key: np.asarray(reader.read(one).image) for one in numbers}
+    return {reader.places[n][1].key: np.asarray(reader.read(n).image) for n in numbers}
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -51,7 +51,7 @@ def refusal(call: Callable[[], object]) -> str:
 
 
 def hurt_tar(folder: Path, kind: str) -> list[str]:
-    """Damage a shard; returns the keys whose bytes are not there any more, found by hand."""
+    """Damage a shard; returns the keys whose bytes are lost, found independently."""
     shard = ShardReader(str(folder)).index.shards[HURT]
     path = folder / shard.name
     before = path.read_bytes()
@@ -63,7 +63,7 @@ def hurt_tar(folder: Path, kind: str) -> list[str]:
         path.write_bytes(after)
 
     def slices(content: bytes, members: tuple) -> list[bytes]:
-        return [content[one.offset : one.offset + one.size] for one in members]
+        return [content[m.offset : m.offset + m.size] for m in members]
 
     return [
         sample.key
@@ -97,8 +97,8 @@ def test_a_damaged_tar_is_an_error_that_names_the_place(folder: Path, kind: str)
         assert "between its members" in message
     elif kind != "missing":
         offset = int(re.search(r"at offset (\d+)", message)[1])
-        known = {one.offset for sample in shard.samples for one in sample.members}
-        assert {offset, offset + 512} & known
+        offsets = {member.offset for sample in shard.samples for member in sample.members}
+        assert {offset, offset + 512} & offsets
 
 
 @pytest.mark.parametrize("kind", TAR)
@@ -108,18 +108,18 @@ def test_a_damaged_tar_costs_exactly_what_is_damaged(
     lost = hurt_tar(folder, kind)
     assert len(lost) == LOST[kind]
     reader = ShardReader(str(folder))
-    found = find_damage(reader)
-    assert found, "the damage went unseen"
-    assert [place.key for place in found if place.lost] == lost
-    skip_damaged(reader, found, max_share=1)
+    damage = find_damage(reader)
+    assert damage, "the damage went unseen"
+    assert [place.key for place in damage if place.lost] == lost
+    skip_damaged(reader, damage, max_share=1)
     expected = read_all(ShardReader(str(whole)))
     seen = read_all(reader)
     assert seen.keys() == expected.keys() - set(lost)
     assert all(np.array_equal(seen[key], expected[key]) for key in seen)
     assert list(reader.skipped) == lost and bool(reader.skipped_digest) == bool(lost)
-    said = report(reader, found)
-    assert said.startswith(f"Skipping {len(lost)} of 18 samples, damaged")
-    assert reader.index.shards[HURT].name in said and all(key in said for key in lost)
+    text = report(reader, damage)
+    assert text.startswith(f"Skipping {len(lost)} of 18 samples, damaged")
+    assert reader.index.shards[HURT].name in text and all(key in text for key in lost)
     config = DataConfig(resolution=48)
     stream = TrainingStream(reader, config, seed=1, reference_px=24)
     assert len(stream) == 18 - len(lost)
@@ -150,8 +150,8 @@ def test_seven_kinds_of_damage_raise_nothing_in_plain_reading(folder: Path) -> N
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_a_wrong_member_is_an_error_that_names_the_place(folder: Path, kind: str) -> None:
-    which, change, word = MEMBERS[kind]
-    number, member = damaging.rewritten(folder, which, change)
+    member_kind, change, word = MEMBERS[kind]
+    number, member = damaging.rewritten(folder, member_kind, change)
     reader = ShardReader(str(folder))
     assert find_damage(reader) == (), "the checksums are those of the wrong bytes"
     message = refusal(lambda: reader.read(number))
@@ -165,18 +165,18 @@ def test_a_wrong_member_is_an_error_that_names_the_place(folder: Path, kind: str
 @pytest.mark.parametrize("kind", INDEX)
 def test_a_wrong_index_is_not_opened(folder: Path, kind: str) -> None:
     change, word = INDEX[kind]
-    said = json.loads((folder / INDEX_NAME).read_text())
-    change(said)
-    (folder / INDEX_NAME).write_text(json.dumps(said))
+    listing = json.loads((folder / INDEX_NAME).read_text())
+    change(listing)
+    (folder / INDEX_NAME).write_text(json.dumps(listing))
     message = refusal(lambda: ShardReader(str(folder)))
     assert message.startswith(f"{folder}/{INDEX_NAME}: ") and word in message
 
 
 @pytest.mark.parametrize("kind", UNSEEN)
 def test_a_wrong_figure_in_the_index_is_found_by_reading(folder: Path, kind: str) -> None:
-    said = json.loads((folder / INDEX_NAME).read_text())
-    UNSEEN[kind](said)
-    (folder / INDEX_NAME).write_text(json.dumps(said))
+    listing = json.loads((folder / INDEX_NAME).read_text())
+    UNSEEN[kind](listing)
+    (folder / INDEX_NAME).write_text(json.dumps(listing))
     reader = ShardReader(str(folder))
     message = refusal(lambda: read_all(reader))
     assert f"{reader.index.shards[HURT].name} is damaged" in message

@@ -85,7 +85,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def keys(folder: MvtecFolder, *args: Any, **kwargs: Any) -> list[str]:
-    return [one.key for one in folder.labelled(*args, **kwargs)]
+    return [image.key for image in folder.labelled(*args, **kwargs)]
 
 
 def test_a_root_of_categories_is_listed_sorted(root: Path) -> None:
@@ -151,10 +151,10 @@ def test_normals_are_sorted_and_good_is_found_in_any_case(root: Path) -> None:
 
 def test_splits_are_the_first_third_the_rest_and_all(root: Path) -> None:
     folder = open_folder(root)
-    train, test, every = (keys(folder, split) for split in ("train", "test", "all"))
+    train, test, both = (keys(folder, split) for split in ("train", "test", "all"))
     assert train == ["nut/bent/000", "nut/bent/001", "nut/flip/a", "tile/bent/000"]
-    assert every == sorted(train + test) and len(every) == 7 + 3 + 4
-    assert test == [key for key in every if key not in train]
+    assert both == sorted(train + test) and len(both) == 7 + 3 + 4
+    assert test == [key for key in both if key not in train]
 
 
 def test_filters_select_a_category_a_defect_or_both(root: Path) -> None:
@@ -201,9 +201,9 @@ def test_training_third_gives_the_papers_counts_on_mvtec_ad() -> None:
         for category, (counts, _) in MVTEC_AD.items()
     }
     assert train == {category: expected for category, (_, expected) in MVTEC_AD.items()}
-    every = [count for counts, _ in MVTEC_AD.values() for count in counts]
-    assert (len(every), sum(every), sum(train.values())) == (73, 1258, 393)
-    assert sum(every) - sum(train.values()) == 865
+    counts_of_all = [count for counts, _ in MVTEC_AD.values() for count in counts]
+    assert (len(counts_of_all), sum(counts_of_all), sum(train.values())) == (73, 1258, 393)
+    assert sum(counts_of_all) - sum(train.values()) == 865
 
 
 def test_defects_too_few_for_the_training_split_are_all_named(root: Path) -> None:
@@ -244,8 +244,8 @@ def test_hidden_and_other_files_are_no_images(root: Path) -> None:
 def test_image_files_are_known_by_their_suffix(tmp_path: Path, suffix: str) -> None:
     image = save(tmp_path / f"nut/test/bent/0.{suffix}", grey())
     mask = save(tmp_path / f"nut/ground_truth/bent/0_mask.{suffix}", spot())
-    (one,) = open_folder(tmp_path).labelled("all")
-    assert (one.id, one.image, one.mask) == ("0", image, mask)
+    (labelled,) = open_folder(tmp_path).labelled("all")
+    assert (labelled.id, labelled.image, labelled.mask) == ("0", image, mask)
 
 
 def test_a_mask_may_go_without_its_ending_and_an_extra_one_is_ignored(root: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_mask_may_go_without_its_ending_and_an_extra_one_is_ignored(root: Path
     save(truth / "999_mask.png", spot())
     save(truth / "999.png", spot())
     images = open_folder(root).labelled("all", "tile")
-    assert [one.mask.name for one in images[:2]] == ["000_mask.png", "001.png"]
+    assert [labelled.mask.name for labelled in images[:2]] == ["000_mask.png", "001.png"]
     assert len(images) == 4
 
 
@@ -284,15 +284,15 @@ def test_captions_go_from_text_file_to_json_to_template(root: Path) -> None:
     listed = {"tile": {"bent": {"000": "x", "001": "From JSON.", "002": " "}}, "bolt": {}}
     file = root / "captions.json"
     file.write_text(json.dumps(listed))
-    found = [one.caption for one in open_folder(root, file).labelled("all", "tile")]
+    captions = [x.caption for x in open_folder(root, file).labelled("all", "tile")]
     template = "a photo of tile with bent"
-    assert found == ["From the file.", "From JSON.", template, template]
+    assert captions == ["From the file.", "From JSON.", template, template]
 
 
 def test_a_list_of_captions_counts_the_images_of_all_splits(root: Path) -> None:
     file = root / "captions.json"
     file.write_text(json.dumps({"tile": {"bent": ["0", "1", "2", "3"]}}))
-    assert [one.caption for one in open_folder(root, file).labelled("test", "tile")] == [*"123"]
+    assert [x.caption for x in open_folder(root, file).labelled("test", "tile")] == [*"123"]
     file.write_text(json.dumps({"tile": {"bent": ["0", "1", "2"]}}))
     message = refusal(lambda: open_folder(root, file).labelled("train", "tile"))
     assert f"{file}: tile: bent: 3 captions for 4 images" in message
@@ -306,12 +306,12 @@ def test_captions_for_other_categories_alone_are_refused(root: Path) -> None:
 
 
 def test_phrases_come_from_the_category_file_or_the_folder_name(root: Path) -> None:
-    assert {one.phrase for one in open_folder(root).labelled("all", "tile")} == {"bent"}
+    assert {x.phrase for x in open_folder(root).labelled("all", "tile")} == {"bent"}
     file = root / "tile/prompt/phrases.json"
     file.parent.mkdir()
     file.write_text(json.dumps({"bent": "a bend", "bent/001": "a sharp bend"}))
     images = open_folder(root).labelled("all", defect="bent")[-4:]
-    assert [one.phrase for one in images] == ["a bend", "a sharp bend", "a bend", "a bend"]
+    assert [image.phrase for image in images] == ["a bend", "a sharp bend", "a bend", "a bend"]
     assert images[1].caption == "a photo of tile with a sharp bend"
     file.write_text("[]")
     assert str(file) in refusal(lambda: open_folder(root).labelled("all"))

@@ -65,7 +65,7 @@ def test_target_text_names_the_category_in_words(category: str, words: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("value", "expected"),
     [
         (" One for all ", dict.fromkeys(IDS, "One for all")),
         (["zero", "one", "two"], {"000": "zero", "001": "one", "002": "two"}),
@@ -75,9 +75,9 @@ def test_target_text_names_the_category_in_words(category: str, words: str) -> N
     ],
 )
 def test_captions_come_as_one_a_list_or_by_id(
-    tmp_path: Path, given: Any, expected: dict[str, str]
+    tmp_path: Path, value: Any, expected: dict[str, str]
 ) -> None:
-    captions = Captions.load(write(tmp_path / "c.json", {"nut": {"bent": given}}))
+    captions = Captions.load(write(tmp_path / "c.json", {"nut": {"bent": value}}))
     assert captions.sentences("nut", "bent", IDS) == expected
     assert captions.sentences("nut", "flip", IDS) == {}
     assert captions.sentences("pill", "bent", IDS) == {}
@@ -85,8 +85,8 @@ def test_captions_come_as_one_a_list_or_by_id(
 
 def test_a_list_follows_the_sorted_ids(tmp_path: Path) -> None:
     captions = Captions.load(write(tmp_path / "c.json", {"nut": {"bent": ["a", "b", "c"]}}))
-    found = captions.sentences("nut", "bent", ("002", "000", "001"))
-    assert found == {"000": "a", "001": "b", "002": "c"}
+    sentences = captions.sentences("nut", "bent", ("002", "000", "001"))
+    assert sentences == {"000": "a", "001": "b", "002": "c"}
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:

@@ -135,10 +135,10 @@ def test_a_folder_with_a_strangers_index_or_file_is_not_overwritten(
 @pytest.mark.parametrize("name", ["wood/crack/000.pyd", "wood/crack/000.pickle", "a.b.json"])
 def test_an_index_with_other_members_is_refused(labelled, tmp_path, name) -> None:
     index = write_shards(labelled, tmp_path / "s", split="all")
-    said = json.loads(index.model_dump_json())
-    said["shards"][0]["samples"][0]["members"][0]["name"] = name
+    listing = json.loads(index.model_dump_json())
+    listing["shards"][0]["samples"][0]["members"][0]["name"] = name
     with pytest.raises(UserError, match="pattern"):
-        parse_index(json.dumps(said), "index")
+        parse_index(json.dumps(listing), "index")
 
 
 def test_large_images_are_scaled_down_and_small_ones_kept(built_in_data, tmp_path) -> None:

@@ -61,14 +61,14 @@ def order_of(reader: ShardReader, seed: int = 3, used: np.ndarray | None = None)
     return [str(stream[position]["keys"]) for position in range(2 * len(stream))]
 
 
-def test_what_is_left_keeps_its_order(whole: Path, folder: Path) -> None:
+def test_the_other_samples_keep_their_order(whole: Path, folder: Path) -> None:
     before = order_of(ShardReader(str(whole)))
     lost = hurt(folder, 2, 11, 12)
     assert order_of(skipping(folder)) == [key for key in before if key not in lost]
     assert order_of(skipping(folder), seed=4) != order_of(skipping(folder))
 
 
-def test_what_is_held_out_stays_held_out(whole: Path, folder: Path) -> None:
+def test_held_out_samples_stay_held_out(whole: Path, folder: Path) -> None:
     held = held_out(ShardReader(str(whole)).index, 0.3)
     lost = hurt(folder, int(np.flatnonzero(held)[0]), int(np.flatnonzero(~held)[0]))
     for used in (held, ~held):
@@ -76,7 +76,7 @@ def test_what_is_held_out_stays_held_out(whole: Path, folder: Path) -> None:
         assert left == set(order_of(ShardReader(str(whole)), used=used)) - set(lost)
 
 
-def test_nothing_left_to_go_through_is_an_error(folder: Path) -> None:
+def test_no_usable_sample_is_an_error(folder: Path) -> None:
     hurt(folder, 4)
     with pytest.raises(UserError, match="every sample"):
         order_of(skipping(folder), used=np.arange(18) == 4)
@@ -111,7 +111,7 @@ def test_damage_that_loses_no_sample_is_no_loss(folder: Path) -> None:
     assert len(order_of(reader)) == 36
 
 
-def test_a_whole_set_is_read_as_ever(whole: Path) -> None:
+def test_an_intact_set_is_read_as_before(whole: Path) -> None:
     reader = skipping(whole)
     assert order_of(reader) == order_of(ShardReader(str(whole)))
     refuse_other_skips("", reader)
@@ -129,7 +129,7 @@ def test_another_set_of_skipped_samples_is_noticed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("checked", [False, True])
-def test_damage_that_comes_later_is_an_error(folder: Path, checked: bool) -> None:
+def test_later_damage_is_an_error(folder: Path, checked: bool) -> None:
     hurt(folder, 2)
     reader = skipping(folder) if checked else ShardReader(str(folder))
     later = 9 if checked else 12
@@ -138,11 +138,11 @@ def test_damage_that_comes_later_is_an_error(folder: Path, checked: bool) -> Non
     key = hurt(folder, later)[0]
     with pytest.raises(UserError) as caught:
         reader.read(later)
-    said = "damaged since this run's check" if checked else "no longer matches the index"
-    assert said in str(caught.value) and key in str(caught.value)
+    reason = "damaged since this run's check" if checked else "no longer matches the index"
+    assert reason in str(caught.value) and key in str(caught.value)
 
 
-def test_damage_that_comes_later_to_a_damaged_shard_is_an_error(folder: Path) -> None:
+def test_later_damage_of_a_damaged_shard_is_an_error(folder: Path) -> None:
     hurt(folder, 2)
     reader = skipping(folder)
     reader.read(1)
@@ -248,27 +248,27 @@ def test_rank_0_decides_for_all(
     readers = [ShardReader(str(view)) for view in views]
     for rank, reader in enumerate(readers):
 
-        def exchange(told: list[object], rank: int = rank) -> None:
-            told[:] = sent if rank else told
-            sent[:] = told
+        def exchange(message: list[object], rank: int = rank) -> None:
+            message[:] = sent if rank else message
+            sent[:] = message
 
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         monkeypatch.setattr(torch.distributed, "broadcast_object_list", exchange)
         agree_on_damage(reader, data)
         assert list(reader.skipped) == lost
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == bool(lost)  # Once, and all of it.
-    assert all(key in line for line in said for key in lost)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == bool(lost)  # Once, and all of it.
+    assert all(key in message for message in messages for key in lost)
 
 
 def rank_of_two(rank: int, folders: list[str], out: str) -> None:
-    """What one of two gloo processes takes, from a view of the storage of its own."""
+    """What one of two gloo processes takes, each with its own view of the storage."""
     store = torch.distributed.FileStore(f"{out}/store", 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     strict, loose = (
         DataConfig(resolution=32, damaged="skip", max_damaged=most) for most in (0.01, 0.2)
     )
-    with pytest.raises(UserError, match="2 of 18 samples"):  # On both: none waits for ever.
+    with pytest.raises(UserError, match="2 of 18 samples"):  # On both: neither hangs.
         agree_on_damage(ShardReader(folders[rank]), strict)
     reader = ShardReader(folders[rank])
     agree_on_damage(reader, loose)
@@ -289,5 +289,5 @@ def test_ranks_skip_what_rank_0_finds_whatever_they_see(
     )
     assert digest == other == skipping(folder).skipped_digest != ""
     steps = zip(first, second, strict=True)  # Ranks side by side make the global batch.
-    taken = [key for one, two in steps for key in [*one, *two]]
+    taken = [key for pair in steps for keys in pair for key in keys]
     assert taken == order_of(skipping(folder))

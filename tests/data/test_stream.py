@@ -35,11 +35,11 @@ def keys(
 ) -> list[str]:
     """The keys of the global batches, ranks side by side."""
     ranks = [stream.batches(start, per_rank, rank, world, steps) for rank in range(world)]
-    found = []
+    taken = []
     for _ in range(steps):
         for rank in ranks:
-            found += next(rank).keys
-    return found
+            taken += next(rank).keys
+    return taken
 
 
 def test_features_take_the_places_of_sample_and_reference(shards, tmp_path) -> None:
@@ -60,7 +60,7 @@ def test_features_take_the_places_of_sample_and_reference(shards, tmp_path) -> N
             assert batch.keys[row] == names[target]
             values = [getattr(batch, name)[row].item() for name in NAMES]
             expected = [target] * 4 + [reference] * 3
-            assert values == [100 * place + one for place, one in enumerate(expected)]
+            assert values == [100 * column + number for column, number in enumerate(expected)]
     assert differ > 5
 
 
@@ -87,7 +87,7 @@ def test_the_order_is_the_same_as_ever() -> None:
 
     shards = tuple(Shard.model_construct(samples=samples(count)) for count in (3, 4, 2, 5))
     index = ShardIndex.model_construct(shards=shards)
-    # Whoever changes these changes what every run trains on, and breaks every resume.
+    # A change here changes what all runs train on, and breaks all resumes.
     first = [13, 12, 7, 10, 9, 11, 8, 6, 0, 4, 3, 2, 5, 1]
     second = [10, 11, 0, 9, 2, 13, 12, 1, 8, 3, 7, 5, 6, 4]
     assert epoch_order(index, seed=5, epoch=0, block_shards=2).tolist() == first
@@ -126,10 +126,10 @@ def test_loader_processes_change_nothing(shards) -> None:
     inline = list(stream_of(shards).batches(4, 3, 0, 1, 3))
     apart = list(stream_of(shards, loader_workers=2).batches(4, 3, 0, 1, 3))
     assert len(inline) == 3
-    for one, other in zip(inline, apart, strict=True):
-        assert one.keys == other.keys
-        assert torch.equal(one.image, other.image)
-        assert torch.equal(one.reference_mask, other.reference_mask)
+    for batch, other in zip(inline, apart, strict=True):
+        assert batch.keys == other.keys
+        assert torch.equal(batch.image, other.image)
+        assert torch.equal(batch.reference_mask, other.reference_mask)
 
 
 def test_a_sample_has_the_documented_shapes_and_ranges(shards) -> None:
@@ -149,16 +149,16 @@ def test_references_keep_to_their_pairing(shards) -> None:
         stream = stream_of(shards, reference=pairing)
         samples = [sample for _, sample in stream.reader.places]
         for number, partners in enumerate(stream._partners):
-            one = samples[number]
+            sample = samples[number]
             for other in (samples[partner] for partner in partners):
-                assert other.defect == one.defect
+                assert other.defect == sample.defect
                 if pairing == "self":
-                    assert other.key == one.key
+                    assert other.key == sample.key
                 elif pairing == "same_defect":
-                    assert other.category == one.category
-                    assert other.key != one.key
+                    assert other.category == sample.category
+                    assert other.key != sample.key
                 else:
-                    assert other.category != one.category
+                    assert other.category != sample.category
 
 
 def test_a_defect_on_one_category_has_no_cross_reference(built_in_data, tmp_path) -> None:

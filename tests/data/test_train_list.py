@@ -28,12 +28,18 @@ def write(path: Path, entries: Any) -> Path:
 
 
 def test_a_list_says_what_and_with_which_words(built_in_data: Path, tmp_path: Path) -> None:
-    one, other = read_train_list(built_in_data, write(tmp_path / "list.json", [ENTRY, OTHER]))
-    assert (one.key, one.caption, one.phrase) == ("wood/crack/001", ENTRY["text"], "crack")
-    assert one.image == built_in_data / ENTRY["image_file"]
-    assert one.mask == built_in_data / ENTRY["mask_file"]
-    # What is left empty is made up as everywhere.
-    assert (other.caption, other.phrase) == ("a photo of button with stain", "stain")
+    first, second = read_train_list(
+        built_in_data, write(tmp_path / "list.json", [ENTRY, OTHER])
+    )
+    assert (first.key, first.caption, first.phrase) == (
+        "wood/crack/001",
+        ENTRY["text"],
+        "crack",
+    )
+    assert first.image == built_in_data / ENTRY["image_file"]
+    assert first.mask == built_in_data / ENTRY["mask_file"]
+    # Empty words fall back to the defaults.
+    assert (second.caption, second.phrase) == ("a photo of button with stain", "stain")
 
 
 def test_shards_hold_just_the_list(built_in_data: Path, tmp_path: Path) -> None:
@@ -41,8 +47,8 @@ def test_shards_hold_just_the_list(built_in_data: Path, tmp_path: Path) -> None:
     shard.run([str(built_in_data), "--out", str(tmp_path / "s"), "--train-list", str(listed)])
     reader = ShardReader(str(tmp_path / "s"), None)
     assert reader.index.split == "all"
-    found = {sample.key for _, sample in reader.places}
-    assert found == {"wood/crack/001", "button/stain/000"}
+    keys = {sample.key for _, sample in reader.places}
+    assert keys == {"wood/crack/001", "button/stain/000"}
     captions = {reader.read(number).caption for number in range(2)}
     assert captions == {ENTRY["text"], "a photo of button with stain"}
 

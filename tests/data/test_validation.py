@@ -1,4 +1,4 @@
-"""What launch.shard says of each kind of bad input, and that it leaves out exactly that."""
+"""launch.shard names bad input and leaves out exactly that."""
 
 import os
 import shutil
@@ -61,8 +61,8 @@ def copy(source: str, target: str) -> Callable[[Path], object]:
     return lambda root: shutil.copy(root / source, root / target)
 
 
-def both(*several: Callable[[Path], object]) -> Callable[[Path], object]:
-    return lambda root: [one(root) for one in several]
+def both(*changes: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda root: [change(root) for change in changes]
 
 
 NAN = np.full((64, 64), 0.5, np.float32)
