@@ -44,10 +44,10 @@ _SHOWN = 12  # Masks in a row of the sheet.
 
 
 def claim(config: MasksConfig, root: Path, digest: str) -> dict[str, Any]:
-    """Make the output ours, or see that it is.
+    """Claim the output folder, or check that it has these settings.
 
     Returns:
-        What it notes: settings, and the MLflow run if there is one.
+        Its record: the settings, and the MLflow run or None.
 
     Raises:
         UserError: If it holds anything else, or masks of other settings.
@@ -57,20 +57,20 @@ def claim(config: MasksConfig, root: Path, digest: str) -> dict[str, Any]:
     settings |= {"data": str(root.resolve()), "base_digest": digest}
     file = config.output / RUN
     begun = (config.output / TRAINING).exists() or any(config.output.glob(f"*/*/{CARD}"))
-    if not (file.exists() and begun):  # A run that came to nothing binds nobody.
+    if not (file.exists() and begun):  # A run without any result does not bind the next.
         if not file.exists() and config.output.exists() and any(config.output.iterdir()):
             raise UserError(f"{config.output} is not empty, and holds no learned masks")
         config.output.mkdir(parents=True, exist_ok=True)
-        noted: dict[str, Any] = {"settings": settings, "mlflow_run": None}
-        _write(file, noted)
-        return noted
-    noted = json.loads(file.read_text())
-    guard.refuse(config.output, guard.changes(noted["settings"], settings))
-    return noted
+        record: dict[str, Any] = {"settings": settings, "mlflow_run": None}
+        _write(file, record)
+        return record
+    record = json.loads(file.read_text())
+    guard.refuse(config.output, guard.changes(record["settings"], settings))
+    return record
 
 
 def open_context(
-    config: MasksConfig, noted: dict[str, Any], device: torch.device
+    config: MasksConfig, record: dict[str, Any], device: torch.device
 ) -> StageContext:
     """Open the MLflow run; create and record it the first time.
 
@@ -83,20 +83,20 @@ def open_context(
         uri or f"sqlite:///{output / 'mlflow.db'}",
         config.experiment,
         config.output.name,
-        noted["mlflow_run"],
+        record["mlflow_run"],
         output,
         artifacts=None if uri else output / "artifacts",
-        resolved=noted["settings"],
+        resolved=record["settings"],
     )
-    if noted["mlflow_run"] is None:
-        _write(config.output / RUN, noted | {"mlflow_run": tracker.run_id})
+    if record["mlflow_run"] is None:
+        _write(config.output / RUN, record | {"mlflow_run": tracker.run_id})
     return StageContext(
         config.output / TRAINING, tracker, config.seed, device, config.save_every, config.steps
     )
 
 
-def _write(file: Path, noted: Mapping[str, Any]) -> None:
-    storage.write(file, f"{json.dumps(noted, indent=1)}\n".encode())
+def _write(file: Path, record: Mapping[str, Any]) -> None:
+    storage.write(file, f"{json.dumps(record, indent=1)}\n".encode())
 
 
 def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
@@ -127,13 +127,13 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
         for defect_type, group in images.items()
     }
     digest = locate.digest(config.base_config)
-    noted = claim(config, root, digest)
+    record = claim(config, root, digest)
     cards = {defect_type: read_card(config.output, *defect_type) for defect_type in images}
     missing = [defect_type for defect_type, card in cards.items() if card is None]
     if missing:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         base = load_base(config.base_config, device)
-        context = open_context(config, noted, torch.device(device))
+        context = open_context(config, record, torch.device(device))
         failures = []
         for defect_type in missing:
             caption = images[defect_type][0].caption
