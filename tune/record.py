@@ -9,7 +9,6 @@ SWEEP/
   *.png              parallel coordinates, parameter importance
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from acontrol.config import RunConfig, Settings
 from acontrol.errors import UserError, explain
+from acontrol.runs import storage
 from acontrol.runs.guard import changes
 from acontrol.train.resume import changed_settings
 from tune.objective import OBJECTIVES, Name
@@ -67,7 +67,7 @@ class Sweep(Settings):
 
     def write(self) -> None:
         """Replace the record in one step."""
-        replace(self.folder / "sweep.json", self.model_dump_json(indent=1))
+        storage.write(self.folder / "sweep.json", self.model_dump_json(indent=1).encode())
 
     def changes(self, now: "Sweep") -> list[str]:
         """What another sweep does differently, as "name: before -> now"."""
@@ -139,17 +139,9 @@ class Outcome(Settings):
 
     def write(self, trial: Path) -> None:
         """Write it in one step."""
-        trial.mkdir(parents=True, exist_ok=True)
-        replace(trial / "outcome.json", self.model_dump_json(indent=1))
+        storage.write(trial / "outcome.json", self.model_dump_json(indent=1).encode())
 
 
 def run_name(trial: str) -> str:
     """The name of a trial's MLflow run."""
     return f"trial-{trial}"
-
-
-def replace(file: Path, text: str) -> None:
-    """Write a file so that it is there whole, or as before."""
-    partial = file.with_name(f".{file.name}")
-    partial.write_text(text)
-    os.replace(partial, file)

@@ -17,9 +17,10 @@ from sklearn.inspection import permutation_importance
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
+from acontrol.runs import storage
 from acontrol.runs.tracking import Tracker
 from tune.objective import OBJECTIVES
-from tune.record import METRICS, Outcome, Sweep, replace, run_name
+from tune.record import METRICS, Outcome, Sweep, run_name
 from tune.space import Choice, Domain, Range, Space, Value
 
 Values = Mapping[str, Mapping[str, Value]]  # By trial, then by key.
@@ -189,7 +190,7 @@ def write_report(sweep: Sweep, tracker: Tracker) -> None:
     best = best_trial(sweep, outcomes)
     config = best_config(sweep, best, outcomes[best])
     files.append(sweep.folder / "best.json")
-    replace(files[-1], config.model_dump_json(indent=1))
+    storage.write(files[-1], config.model_dump_json(indent=1).encode())
     step, scores = common_scores(sweep, tracker, outcomes)
     values = {trial: outcomes[trial].values for trial in scores}
     objective = sweep.objective
@@ -302,5 +303,5 @@ def _table(sweep: Sweep, outcomes: dict[str, Outcome]) -> Path:
             }
         )
     file = sweep.folder / "trials.csv"
-    replace(file, text.getvalue())
+    storage.write(file, text.getvalue().encode())
     return file

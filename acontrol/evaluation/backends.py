@@ -1,6 +1,5 @@
 """The networks that launch.evaluate quality looks with, by name."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from acontrol.method.csm import embed_patches
 from acontrol.networks import locate
 from acontrol.networks.load import load_base
 from acontrol.pipelines.loading import load_pipeline
+from acontrol.runs.storage import sha256
 
 Name = Literal["inception", "lpips-vgg", "vlm"]
 
@@ -44,9 +44,9 @@ def load_backend(name: Name, weights: Path, model: str | None) -> Backend:
     file = weights / f"{name}.safetensors"
     if name == "inception":
         inception = Inception.load(file).to(device)
-        return Backend(name, _digest(file), embed=inception.embed, logits=inception.logits)
+        return Backend(name, sha256(file), embed=inception.embed, logits=inception.logits)
     vgg = LpipsVgg.load(file).to(device)
-    return Backend(name, _digest(file), layers=vgg)
+    return Backend(name, sha256(file), layers=vgg)
 
 
 def vision_tower(vlm: Any, digest: str) -> Backend:
@@ -69,8 +69,3 @@ def vision_tower(vlm: Any, digest: str) -> Backend:
         return mean * mean.shape[1] ** 0.5  # KID's kernel divides by the width.
 
     return Backend("vlm", digest, layers=layers, embed=embed)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -7,7 +7,6 @@ A training that is there is not done again.
 """
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from acontrol.errors import UserError
+from acontrol.runs import storage
 from acontrol.runs.guard import changes, refuse
 
 
@@ -77,10 +77,6 @@ def is_done(training: TrainingJob, work: Experiment, out: Path) -> bool:
 
 def keep(file: Path, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
     """Write a training's result, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.stem}.partial.npz")
-    np.savez_compressed(partial, **arrays)
-    os.replace(partial, file.with_suffix(".npz"))
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(result, indent=1))
-    os.replace(partial, file)
+    with storage.replacing(file.with_suffix(".npz")) as partial, partial.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+    storage.write(file, json.dumps(result, indent=1).encode())

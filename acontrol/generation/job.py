@@ -156,8 +156,8 @@ class Job:
     def keep(self, number: int, result: BatchResult) -> None:
         """Write a batch; its record last, so that half a batch never counts."""
         for path, content in result.files.items():
-            storage.write(self.folder / path, content)
-        storage.write(self._record(number), _jsonl(result.lines))
+            storage.write(self.folder / path, content, durable=False)
+        storage.write(self._record(number), _jsonl(result.lines), durable=False)
 
     def finish(self, report: Callable[[Path, list[Line]], None]) -> list[Line]:
         """Write manifest and report, and rename the folder to its final name.

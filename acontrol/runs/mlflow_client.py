@@ -86,11 +86,11 @@ def open_run(
     Raises:
         UserError: If the tracking server cannot be reached or refuses.
     """
-    try:
+    with reaching(uri):
         client = mlflow.MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is not None:
-            experiment_id = found.experiment_id
+        existing = client.get_experiment_by_name(experiment)
+        if existing is not None:
+            experiment_id = existing.experiment_id
         else:
             experiment_id = client.create_experiment(
                 experiment, artifact_location=artifacts.as_uri() if artifacts else None
@@ -101,8 +101,6 @@ def open_run(
             return before
         created = client.create_run(experiment_id, run_name=run_name, tags=tags)
         return str(created.info.run_id)
-    except MlflowException as error:
-        raise told(uri, error) from error
 
 
 def close_nested(
@@ -146,16 +144,17 @@ def last_values(uri: str, run_id: str) -> dict[str, float]:
 
 
 def last_steps(uri: str, run_id: str, names: Sequence[str]) -> dict[str, int]:
-    """The last step that MLflow has of each metric; none where it is away."""
+    """The last step that MLflow has of each metric, as far as it can be reached."""
     client = mlflow.MlflowClient(tracking_uri=uri)
-    found = {}
+    steps = {}
     try:
-        for name in names:
-            if history := client.get_metric_history(run_id, name):
-                found[name] = max(one.step for one in history)
-    except MlflowException as error:
-        log.warning("steps that are done again may be logged again: %s", told(uri, error))
-    return found
+        with reaching(uri):
+            for name in names:
+                if history := client.get_metric_history(run_id, name):
+                    steps[name] = max(metric.step for metric in history)
+    except UserError as error:
+        log.warning("repeated steps may be logged twice: %s", error)
+    return steps
 
 
 def is_refusal(uri: str, error: MlflowException) -> bool:
@@ -166,15 +165,19 @@ def is_refusal(uri: str, error: MlflowException) -> bool:
     return itself and error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 
 
-def told(uri: str, error: MlflowException) -> UserError:
-    """MLflow's error in a line."""
-    reason = without_password(" ".join(str(error).split()))
-    return UserError(f"MLflow at {without_password(uri)}: {reason[:300]}")
+@contextlib.contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into one line that names the server, without its password."""
+    try:
+        yield
+    except MlflowException as error:
+        message = f"MLflow at {uri}: {' '.join(str(error).split())}"
+        raise UserError(without_password(message)[:400]) from error
 
 
-def without_password(words: str) -> str:
-    """Words with addresses in them, to be shown."""
-    return re.sub(r"//[^/@\s]*@", "//", words)
+def without_password(text: str) -> str:
+    """Text to be shown, without the passwords of the URIs in it."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _nested(
@@ -233,16 +236,6 @@ def client_of(uri: str) -> mlflow.MlflowClient:
     if not sys.stderr.isatty():
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-@contextlib.contextmanager
-def reaching(uri: str) -> Iterator[None]:
-    """Turn MLflow's errors into one line that names the server, without its password."""
-    try:
-        yield
-    except MlflowException as error:
-        message = f"MLflow at {uri}: {' '.join(str(error).split())}"
-        raise UserError(re.sub(r"//[^/@\s]*@", "//", message)[:400]) from error
 
 
 def version_of(

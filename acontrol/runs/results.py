@@ -8,6 +8,7 @@ from typing import Any
 
 from acontrol.config import TrackingConfig
 from acontrol.errors import UserError
+from acontrol.runs import storage
 from acontrol.runs.lock import only_launch
 from acontrol.runs.mlflow_client import describe, own_database
 from acontrol.runs.tracking import Tracker
@@ -37,7 +38,7 @@ def results_in(out: Path, command: str, tracking: TrackingConfig) -> Iterator[Tr
             f"--out {out}: holds the results of launch.evaluate {other}; name another folder"
         )
     with only_launch(out):
-        mark.write_text(f"{command}\n")
+        storage.write(mark, f"{command}\n".encode())
         yield open_run(out, tracking)
 
 
@@ -60,7 +61,7 @@ def open_run(out: Path, tracking: TrackingConfig) -> Tracker:
         artifacts=None if named else out / "artifacts",
         parent=tracking.parent_run,
     )
-    record.write_text(f"{uri}\n{tracker.run_id}")
+    storage.write(record, f"{uri}\n{tracker.run_id}".encode())
     return tracker
 
 

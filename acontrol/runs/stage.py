@@ -1,7 +1,6 @@
 """One stage of pretraining: AdamW on some modules, resumable at the same bytes."""
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from acontrol.runs import storage
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
 
@@ -144,10 +144,9 @@ def _save(
             # A parameter that a stage leaves out has no moments.
             if moment in optimizer.state[value]:
                 tensors[f"{moment}/{key}"] = optimizer.state[value][moment]
-    partial = file.with_suffix(".partial")
     whole = {key: value.cpu().contiguous() for key, value in tensors.items()}
-    save_file(whole, partial, metadata={"step": str(step)})
-    os.replace(partial, file)
+    with storage.replacing(file) as partial:
+        save_file(whole, partial, metadata={"step": str(step)})
 
 
 def _load(

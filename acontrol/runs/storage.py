@@ -1,7 +1,7 @@
-"""Where a run lies: a local folder or an object store, by the same few verbs.
+"""Where a run is stored: a local folder or an object store, with the same few functions.
 
-What is written is there whole or not at all, also after a kill. A local file is written beside
-its place, synced and renamed; an object store shows an object once all of it has arrived.
+Writes are atomic, also under a kill. A local file is written next to its place, synced and
+renamed; an object store shows an object once it is complete.
 """
 
 import contextlib
@@ -19,66 +19,86 @@ from upath import UPath
 from acontrol.errors import UserError
 
 StoragePath = Path | UPath
-# What a full disk or a used-up quota says.
+# Errors of a full disk or an exhausted quota.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def storage_path(where: str | os.PathLike[str]) -> StoragePath:
-    """A local path, or the place that a URI such as s3://bucket/run names.
+def storage_path(uri: str | os.PathLike[str]) -> StoragePath:
+    """A local path, or one in an object store by its URI, such as s3://bucket/run.
 
     Raises:
-        UserError: If nothing that is installed can reach such a URI.
+        UserError: If no installed package supports such a URI.
     """
-    if "://" not in str(where):
-        return Path(where)
+    if "://" not in str(uri):
+        return Path(uri)
     try:
-        # Listings are never remembered: other processes write here too.
-        found = UPath(str(where), use_listings_cache=False)
-        _ = found.fs
-        return found
+        # Without a cache of listings: other processes write here too.
+        path = UPath(str(uri), use_listings_cache=False)
+        _ = path.fs
+        return path
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{where}: cannot be reached ({reason})") from error
+        raise UserError(f"{uri}: cannot be reached ({reason})") from error
 
 
-def is_local(where: StoragePath) -> bool:
-    """Whether it is a folder or file of this machine, or mounted on it."""
-    return isinstance(where, Path)
+def is_local(path: StoragePath) -> bool:
+    """Whether a path is on this machine, or mounted on it."""
+    return isinstance(path, Path)
 
 
-def on_this_node(where: StoragePath) -> Path:
-    """The folder itself, or one on this node that stands for a place in an object store."""
-    if isinstance(where, Path):
-        return where
+def on_this_node(path: StoragePath) -> Path:
+    """The folder itself, or this node's own counterpart of one in an object store."""
+    if isinstance(path, Path):
+        return path
     cache = os.environ.get("ACONTROL_CACHE") or Path.home() / ".cache" / "acontrol"
-    return Path(cache, "runs", hashlib.sha256(str(where).encode()).hexdigest()[:16])
+    return Path(cache, "runs", hashlib.sha256(str(path).encode()).hexdigest()[:16])
 
 
-def write(file: StoragePath, content: bytes) -> None:
-    """Put a file in its place in one piece, over an earlier one; durable once this returns.
+def write(file: StoragePath, content: bytes, *, durable: bool = True) -> None:
+    """Write a file in one piece, over an earlier one.
+
+    Args:
+        file: The file; its folder is created.
+        content: All of it.
+        durable: As for ``replacing``.
 
     Raises:
-        OSError: If it could not be written; then what was there before still is.
+        OSError: If it could not be written; the earlier file is then unchanged.
     """
-    if not isinstance(file, Path):
+    if isinstance(file, Path):
+        with replacing(file, durable=durable) as partial:
+            partial.write_bytes(content)
+    else:
         file.fs.pipe_file(file.path, content)
-        return
+
+
+@contextlib.contextmanager
+def replacing(file: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Replace a local file by what is written to the path that this yields, next to it.
+
+    After an exception, or a kill, the earlier file is unchanged.
+
+    Args:
+        file: The file; its folder is created.
+        durable: Whether it also survives a crash of the machine once the block has ended. That
+            takes two fsyncs, too much for thousands of small files.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
     try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield partial
+        if durable:
+            _sync(partial)
         os.replace(partial, file)
-    except OSError:
+    except Exception:
         partial.unlink(missing_ok=True)
         raise
-    _sync(file.parent)
+    if durable:
+        _sync(file.parent)
 
 
 def sha256(file: StoragePath) -> str:
-    """Digest of a file, read a piece at a time."""
+    """Sha256 of a file, read in pieces."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256")  # type: ignore[arg-type]  # Has readinto.
     return digest.hexdigest()
@@ -86,11 +106,11 @@ def sha256(file: StoragePath) -> str:
 
 @contextlib.contextmanager
 def local_copy(folder: StoragePath, names: Sequence[str]) -> Iterator[Path]:
-    """A local folder with those files and folders, as far as they are there.
+    """A local folder with these files and folders, except missing ones.
 
     Args:
-        folder: Where they lie; a local one is given as it is.
-        names: Of files, and of folders of files, inside it.
+        folder: Where they are stored; a local folder is yielded as it is.
+        names: Files and folders inside it.
     """
     if isinstance(folder, Path):
         yield folder
@@ -104,36 +124,36 @@ def local_copy(folder: StoragePath, names: Sequence[str]) -> Iterator[Path]:
 
 
 def remove(folder: StoragePath) -> None:
-    """Delete a folder with all it holds, if it is there; what cannot be deleted is left."""
+    """Delete a folder tree, if it exists, as far as possible."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.fs.exists(folder.path):
         folder.fs.rm(folder.path, recursive=True)
 
 
-def check_space(where: StoragePath, needed: int) -> None:
-    """See that a local disk can take so many bytes; an object store is not asked.
+def check_space(path: StoragePath, needed: int) -> None:
+    """Check that a local disk has so many bytes free; object stores are not checked.
 
     Raises:
-        UserError: If it cannot.
+        UserError: If it has not.
     """
-    if not isinstance(where, Path):
+    if not isinstance(path, Path):
         return
-    while not where.exists():
-        where = where.parent
-    free = shutil.disk_usage(where).free
+    while not path.exists():
+        path = path.parent
+    free = shutil.disk_usage(path).free
     if free < needed:
-        raise UserError(full(where, needed, free))
+        raise UserError(full(path, needed, free))
 
 
-def full(where: StoragePath, needed: int, free: int | None = None) -> str:
-    """The one line about a full disk."""
+def full(path: StoragePath, needed: int, free: int | None = None) -> str:
+    """The message about a full disk."""
     left = "" if free is None else f", {free / 2**20:.0f} MiB are free"
-    return f"{where}: no room for {needed / 2**20:.0f} MiB{left}; make room there"
+    return f"{path}: no room for {needed / 2**20:.0f} MiB{left}; make room there"
 
 
 def for_ray(folder: StoragePath) -> tuple[str, Any]:
-    """A path, and the file system that it is on, in Arrow's words; None is the local one."""
+    """A path and its Arrow file system, None for the local one."""
     if isinstance(folder, Path):
         return str(folder), None
     import pyarrow.fs  # Comes with Ray.
@@ -141,9 +161,9 @@ def for_ray(folder: StoragePath) -> tuple[str, Any]:
     return folder.path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(folder.fs))
 
 
-def _sync(folder: Path) -> None:
-    """Make a rename in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Have the disk hold a file, or the renames in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

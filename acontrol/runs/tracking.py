@@ -31,7 +31,7 @@ from acontrol.runs.mlflow_client import (
     last_steps,
     named_uri,
     open_run,
-    told,
+    reaching,
     tracking_uri,
     without_password,
 )
@@ -134,15 +134,13 @@ class Tracker:
         Raises:
             UserError: If the tracking server cannot be reached or refuses.
         """
-        try:
+        with reaching(uri):
             if known is None:
                 run_id = open_run(uri, experiment, run_name, artifacts=artifacts, parent=parent)
                 if resolved is not None:
                     describe(mlflow.MlflowClient(tracking_uri=uri), run_id, resolved)
                 return cls(uri, run_id, folder, adopt=True, wait_s=wait_s)
             tracker = cls(uri, known, folder, adopt=True, wait_s=wait_s)
-        except MlflowException as error:
-            raise told(uri, error) from error
         tracker._put("status", status="RUNNING")
         return tracker
 
