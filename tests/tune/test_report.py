@@ -7,7 +7,7 @@ from PIL import Image
 from acontrol.errors import UserError
 from acontrol.presets import preset
 from launch.train import read_config
-from tune.record import Outcome, Sweep, replace
+from tune.record import Outcome, Sweep
 from tune.report import best_config, best_trial, importance, parallel_coordinates
 from tune.space import Choice, Range
 
@@ -64,7 +64,7 @@ def test_the_best_config_is_one_that_training_takes(sweep: Sweep, tmp_path: Path
     values = {"sga.scale": 0.7, "asea.rule": "gd", "asea.steps": 1}
     config = best_config(sweep, "a", Outcome(status="finished", values=values, metrics={}))
     file = tmp_path / "best.json"
-    replace(file, config.model_dump_json(indent=1))
+    file.write_text(config.model_dump_json(indent=1))
     read = read_config(["--config", str(file), "--output", "new"])
     assert (read.sga.scale, read.asea.rule, read.asea.steps) == (0.7, "gd", 1)
     assert read.output == "new"
