@@ -13,19 +13,21 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from PIL import Image
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from acontrol.config import Settings
-from acontrol.data.builtin import ATTRIBUTES, write_dataset
-from acontrol.data.mvtec import open_folder
-from acontrol.errors import UserError
+from acontrol.config import RunConfig, Settings
+from acontrol.data.settings import ShardConfig
+from acontrol.errors import UserError, explain
+from acontrol.presets import preset
 from acontrol.seeding import derive_seed
-from launch import generate, shard, train
 from launch.entry import main
 from launch.options import parse
+from launch.train import train
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PROG = "python -m launch.demo"
 MARKER = ".acontrol-demo"
@@ -63,10 +65,13 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     """Run every part in turn, and say where each thing is."""
     command = parse(DemoCommand, args, prog=prog, description=__doc__)
     out = command.out
-    _clear(out)
     data, shards, run_folder, drawn = (
         out / name for name in ("data", "shards", "run", "generated")
     )
+    config = _training(command, shards, run_folder)
+    _clear(out)
+    from acontrol.data.builtin import write_dataset
+    from acontrol.data.shard_folder import shard_folder
 
     print("1/4  drawing the built-in data set: 6 products, 6 kinds of defect", flush=True)
     write_dataset(
@@ -78,24 +83,11 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         name_attributes=False,
     )
     print("2/4  writing WebDataset shards of the training third", flush=True)
-    shard.run([str(data), "--out", str(shards)])
+    shard_folder(ShardConfig(root=data, out=shards))
     print(
         f"3/4  training the adapter: {command.num_workers} Ray workers, DeepSpeed", flush=True
     )
-    train.run(
-        [
-            "tiny",
-            *("--data.shards", str(shards)),
-            *("--output", str(run_folder)),
-            *("--seed", str(command.seed)),
-            *("--optim.steps", str(command.steps)),
-            *("--cluster.num-workers", str(command.num_workers)),
-            *("--optim.batch-size", str(command.batch_size)),
-            *("--optim.schedule", "cosine"),
-            *("--checkpoint.every", str(max(10, command.steps // 10))),
-            *("--samples.every", str(max(20, command.steps // 5))),
-        ]
-    )
+    train(config)
     print("4/4  drawing new defects", flush=True)
     _draw(data, run_folder if command.adapter == "own" else None, drawn, command.seed)
     picture = out / "demo.png"
@@ -118,6 +110,25 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     )
 
 
+def _training(command: DemoCommand, shards: Path, output: Path) -> RunConfig:
+    """The training run: the tiny preset, shorter."""
+    values = {
+        "data.shards": str(shards),
+        "output": str(output),
+        "seed": command.seed,
+        "optim.steps": command.steps,
+        "optim.batch_size": command.batch_size,
+        "optim.schedule": "cosine",
+        "cluster.num_workers": command.num_workers,
+        "checkpoint.every": max(10, command.steps // 10),
+        "samples.every": max(20, command.steps // 5),
+    }
+    try:
+        return preset("tiny").with_values(values)
+    except ValidationError as error:
+        raise UserError(explain(error)) from error
+
+
 def _clear(out: Path) -> None:
     """Replace an earlier demo, and nothing else."""
     if out.exists() and any(out.iterdir()):
@@ -129,7 +140,11 @@ def _clear(out: Path) -> None:
 
 
 def _draw(data: Path, model: Path | None, drawn: Path, seed: int) -> None:
-    """What launch.generate does with a requests file: references from another product."""
+    """Generate from a requests file: references from another product."""
+    from acontrol.data.builtin import ATTRIBUTES
+    from acontrol.data.mvtec import open_folder
+    from acontrol.generation.run import generate
+    from acontrol.generation.settings import GenerationConfig
     from acontrol.networks.locate import built_in_adapter
 
     folder = open_folder(data)
@@ -151,21 +166,23 @@ def _draw(data: Path, model: Path | None, drawn: Path, seed: int) -> None:
         )
     requests = data / "requests.jsonl"
     requests.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    generate.run(
-        [
-            *("--model", str(model or built_in_adapter())),
-            *("--data", str(data)),
-            *("--out", str(drawn)),
-            *("--requests", str(requests)),
-            *("--guidance-scale", str(GUIDANCE)),
-            *("--scale", str(SCALE)),
-            *("--batch-size", str(len(lines))),
-        ]
+    generate(
+        GenerationConfig(
+            model=str(model or built_in_adapter()),
+            data=data,
+            out=drawn,
+            requests=requests,
+            guidance_scale=GUIDANCE,
+            scale=SCALE,
+            batch_size=len(lines),
+        )
     )
 
 
-def _sheet(data: Path, drawn: Path) -> Image.Image:
+def _sheet(data: Path, drawn: Path) -> "Image.Image":
     """Two images a row: what was shown, where, on what, and what came."""
+    from PIL import Image
+
     from acontrol.generation.job import MANIFEST_NAME
     from acontrol.reporting import contact_sheet, outlined
 

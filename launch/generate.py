@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
 from acontrol.generation.settings import GenerationConfig
 from acontrol.runs.paths import full_path, in_ray_job
@@ -31,6 +30,8 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     """Plan, check, draw, and write the report."""
     command = _absolute(parse(GenerationConfig, args, prog=prog, description=__doc__))
     _check(command)
+    from acontrol.data.mvtec import open_folder
+
     open_folder(command.data)
     # Imported only once the arguments are known to be good.
     from acontrol.generation.run import generate

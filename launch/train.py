@@ -105,6 +105,11 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         for line in describe(config):
             print(line)
         return
+    train(config, name)
+
+
+def train(config: RunConfig, register_as: str | None = None) -> None:
+    """Train, and print where the result is; an unfinished run ends the process."""
     # Ray and the models are imported only once the arguments are known to be good.
     from acontrol.runs.mlflow_client import tracking_uri
     from acontrol.runs.storage import local_copy
@@ -121,9 +126,9 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     else:
         print(f"Look at it:  mlflow ui --backend-store-uri {uri}")
     print(f"Draw with it:  python -m launch.generate --model {folder} --data ROOT --out DIR")
-    if name is not None:
+    if register_as is not None:
         with local_copy(folder, REGISTERED) as run_folder:
-            register(run_folder, name, config.tracking.uri)
+            register(run_folder, register_as, config.tracking.uri)
     print(f"Adapter: {folder / 'adapter'}")
 
 

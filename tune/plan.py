@@ -90,7 +90,7 @@ class Plan:
         spaces.check(run, {key: space[key] for key in fixed} | self.space)
         if not self.space:
             raise UserError("nothing to search: every key of the space has one value")
-        self.run = _validated(spaces.with_values(run, fixed), config)
+        self.run = _validated(run.with_values(fixed), config)
         self.trials = _grid_size(self.space, config.trials) if grid else config.trials
         self.trials = self.trials or DEFAULT_TRIALS
 

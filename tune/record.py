@@ -21,7 +21,7 @@ from acontrol.runs import storage
 from acontrol.runs.guard import changes
 from acontrol.train.resume import changed_settings
 from tune.objective import OBJECTIVES, Name
-from tune.space import Space, Value, in_words, with_values
+from tune.space import Space, Value, in_words
 
 METRICS = ("step", "loss", *OBJECTIVES)
 
@@ -96,7 +96,7 @@ class Sweep(Settings):
         run = self.run.model_copy(
             update={"output": str(self.trial_folder(trial)), "tracking": tracking}
         )
-        return with_values(run, values)
+        return run.with_values(values)
 
     def forget_failed(self) -> None:
         """Let trials that failed have another go."""

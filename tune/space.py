@@ -164,22 +164,6 @@ def check(run: RunConfig, space: Space) -> None:
         _try(run, dict(zip(space, values, strict=True)))
 
 
-def with_values(run: RunConfig, values: Mapping[str, Value]) -> RunConfig:
-    """The run with some settings replaced, by dotted key.
-
-    Raises:
-        ValidationError: If that is no config.
-    """
-    tree = run.model_dump()
-    for key, value in values.items():
-        *groups, name = key.split(".")
-        place = tree
-        for group in groups:
-            place = place[group]
-        place[name] = value
-    return RunConfig.model_validate(tree)
-
-
 def keys(model: type[Settings] = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted key that a sweep may search."""
     found: list[str] = []
@@ -227,7 +211,7 @@ def _annotation(key: str) -> Any:
 
 def _try(run: RunConfig, values: Mapping[str, Value]) -> None:
     try:
-        with_values(run, values)
+        run.with_values(values)
     except ValidationError as error:
         said = ", ".join(f"{key} {value}" for key, value in values.items())
         raise UserError(f"the search space allows {said}: {explain(error)}") from error

@@ -1,7 +1,8 @@
 """A training run, the data and base models it starts from, and the card of its adapter."""
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -162,6 +163,21 @@ class RunConfig(Settings):
     def run(self) -> "RunConfig":
         """The run's settings, without those that a command adds in a subclass."""
         return RunConfig.model_validate(self.model_dump(include=set(RunConfig.model_fields)))
+
+    def with_values(self, values: Mapping[str, Any]) -> "RunConfig":
+        """The run with some settings replaced, by dotted key.
+
+        Raises:
+            ValidationError: If a value is refused, or a key unknown.
+        """
+        settings = self.model_dump()
+        for key, value in values.items():
+            *groups, name = key.split(".")
+            group = settings
+            for part in groups:
+                group = group[part]
+            group[name] = value
+        return RunConfig.model_validate(settings)
 
     @property
     def micro_batch_size(self) -> int:

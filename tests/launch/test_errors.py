@@ -72,7 +72,7 @@ def test_a_base_that_is_not_there_is_named(built_in_data, tmp_path) -> None:
     assert "pinned commit" in error_of(train.run, *args, "--base.path", "someone/model")
     assert "no such folder" in error_of(train.run, *args, "--base.path", "./model")
     assert "cannot learn" in error_of(train.run, *args, "--sga.scale", "0")
-    assert "no adapter" in error_of(train.run, *args, "--init", "./adapter")
+    assert "neither an adapter" in error_of(train.run, *args, "--init", "./adapter")
     assert not (tmp_path / "r").exists()
 
 

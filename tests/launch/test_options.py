@@ -8,6 +8,7 @@ import tyro
 from pydantic import BaseModel, Field
 
 from acontrol.config import RunConfig, Settings
+from acontrol.data.settings import ShardConfig
 from acontrol.errors import UserError
 from acontrol.evaluation.settings import (
     AblationConfig,
@@ -25,7 +26,6 @@ from launch.options import marked, parse
 from launch.promote import PromoteCommand
 from launch.pull import PullCommand
 from launch.register import RegisterCommand
-from launch.shard import ShardCommand
 from launch.train import TrainCommand
 from tune.plan import SweepConfig
 
@@ -108,7 +108,7 @@ INVOCATIONS: dict[type[BaseModel], tuple[Mapping[str, str], list[str]]] = {
             "--output base --hold-out",
         ],
     ),
-    ShardCommand: (
+    ShardConfig: (
         {"root": "ROOT"},
         [
             "DATA --out shards",

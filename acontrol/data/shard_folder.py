@@ -1,0 +1,94 @@
+"""A folder of defect images becomes shards: checked image by image, then written."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from tqdm import tqdm
+
+from acontrol.data.mvtec import LabelledImage, open_folder
+from acontrol.data.settings import ShardConfig
+from acontrol.data.shards import check_replaceable, write_shards
+from acontrol.data.train_list import read_train_list
+from acontrol.data.validation import check, empty_defects
+from acontrol.errors import UserError
+
+
+def shard_folder(config: ShardConfig) -> None:
+    """Check a folder's images and write them as shards, or only count them.
+
+    Prints how many samples there are; left-out and small ones go to standard error.
+
+    Raises:
+        UserError: If the folder, an image or a caption is bad, or ``out`` holds anything else.
+    """
+    if config.out is None and not config.dry_run:
+        raise UserError("--out DIR is needed: where the shards go (or --dry-run)")
+    if config.out is not None:
+        check_replaceable(config.out)
+    empty: list[str] = []
+    bad: list[str] = []
+    if config.train_list is None:
+        folder = open_folder(config.root, captions=config.captions)
+        empty = empty_defects(folder)
+        if empty and not config.skip_bad:
+            raise UserError(empty[0])
+        images = folder.labelled(config.split, left_out=bad if config.skip_bad else None)
+        split = config.split
+    else:
+        # The list's split is unknown; whoever evaluates must keep training images out.
+        images, split = read_train_list(config.root, config.train_list), "all"
+    good = _checked(images, config, empty, bad)
+    if config.dry_run or config.out is None:
+        _count(good, config.shard_size)
+        return
+    index = write_shards(
+        good,
+        config.out,
+        split=split,
+        resolution=config.resolution,
+        shard_size=config.shard_size,
+        progress=lambda images: _progress(images, "writing"),
+    )
+    print(f"{index.num_samples} samples in {len(index.shards)} shards: {config.out}")
+
+
+def _checked(
+    images: Sequence[LabelledImage], config: ShardConfig, empty: list[str], bad: list[str]
+) -> list[LabelledImage]:
+    """The good images; reports on standard error what is left out, and what is small."""
+    total = len(images) + len(bad)
+    checked = check(
+        images,
+        config.skip_bad,
+        resolution=config.resolution,
+        progress=lambda images: _progress(images, "checking"),
+    )
+    bad += checked.bad
+    for message in empty + bad:
+        print(f"left out: {message}", file=sys.stderr)
+    if empty or bad:
+        folders = f" and {len(empty)} empty defect folders" if empty else ""
+        print(f"left out {len(bad)} of {total} images{folders}", file=sys.stderr)
+    if checked.small:
+        key, share = min(checked.small.items(), key=lambda item: item[1])
+        print(
+            f"note: {len(checked.small)} of {len(checked.good)} defects cover no half of any "
+            f"of BLIP-2's 16 x 16 tokens (the smallest: {key}, {share:.2%} of one); they are "
+            "kept, and --data.reference-view region shows them larger",
+            file=sys.stderr,
+        )
+    return checked.good
+
+
+def _progress(images: Iterable[LabelledImage], label: str) -> Iterable[LabelledImage]:
+    # disable=None: no bar without a terminal.
+    return tqdm(images, desc=label, unit="image", disable=None)
+
+
+def _count(images: Sequence[LabelledImage], shard_size: int) -> None:
+    counts = Counter((image.category, image.defect) for image in images)
+    for (category, defect), count in counts.items():
+        print(f"{category}/{defect}: {count}")
+    shards = -(-len(images) // shard_size)
+    print(f"dry run: {len(images)} samples would go into {shards} shards; nothing written")
