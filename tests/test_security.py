@@ -79,7 +79,9 @@ def offences(source: str) -> Iterator[str]:
             continue
         first, dot, rest = ast.unparse(node.func).partition(".")
         called = names.get(first, first) + dot + rest
-        options = {one.arg: ast.unparse(one.value) for one in node.keywords if one.arg}
+        options = {
+            keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg
+        }
         if (
             called in CALLS
             or called.rpartition(".")[2] in METHODS
@@ -99,13 +101,13 @@ def offences(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", PYTHON, ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_nothing_that_executes_data_is_used(file: Path) -> None:
-    found = list(offences(file.read_text()))
+    result = list(offences(file.read_text()))
     if file.name in ("ip_adapter.py", "convert_lpips.py", "convert_inception.py"):
         # What others publish as pickles is read for weights alone, to be kept as safetensors.
         loads = re.findall(r"torch\.load\((.*)\)", file.read_text())
-        assert loads and all(one.endswith("weights_only=True") for one in loads)
-        found = [one for one in found if one != "torch.load"]
-    assert found == []
+        assert loads and all(args.endswith("weights_only=True") for args in loads)
+        result = [name for name in result if name != "torch.load"]
+    assert result == []
 
 
 @pytest.mark.parametrize(
@@ -191,8 +193,8 @@ def folder(built_in_data: Path, tmp_path: Path) -> Path:
 def test_a_planted_member_is_never_executed(folder: Path, tmp_path: Path, place: str) -> None:
     """Also where whoever planted it made the checksums fit."""
     proof = tmp_path / "executed"
-    said = json.loads((folder / INDEX_NAME).read_text())
-    (entry,) = said["shards"]
+    index = json.loads((folder / INDEX_NAME).read_text())
+    (entry,) = index["shards"]
     tar, sample = folder / entry["name"], entry["samples"][0]
     with tarfile.open(tar, "a") as archive:
         for kind, content in payloads(proof).items():
@@ -207,7 +209,7 @@ def test_a_planted_member_is_never_executed(folder: Path, tmp_path: Path, place:
         "size": tar.stat().st_size,
         "sha256": hashlib.sha256(tar.read_bytes()).hexdigest(),
     }
-    (folder / INDEX_NAME).write_text(json.dumps(said))
+    (folder / INDEX_NAME).write_text(json.dumps(index))
     reader = ShardReader(str(folder))
     if place == "appended":
         assert len([reader.read(number) for number in range(len(reader))]) == 6
@@ -222,8 +224,8 @@ def test_a_planted_member_is_never_executed(folder: Path, tmp_path: Path, place:
 def test_a_link_in_a_tar_is_never_followed(
     folder: Path, tmp_path: Path, kind: bytes, target: str
 ) -> None:
-    said = json.loads((folder / INDEX_NAME).read_text())
-    (entry,) = said["shards"]
+    index = json.loads((folder / INDEX_NAME).read_text())
+    (entry,) = index["shards"]
     member = entry["samples"][0]["members"][0]
     tar = folder / entry["name"]
     content = bytearray(tar.read_bytes())
@@ -232,7 +234,7 @@ def test_a_link_in_a_tar_is_never_followed(
     content[member["offset"] - 512 : member["offset"]] = info.tobuf(tarfile.USTAR_FORMAT)
     tar.write_bytes(content)
     entry["sha256"] = hashlib.sha256(content).hexdigest()
-    (folder / INDEX_NAME).write_text(json.dumps(said))
+    (folder / INDEX_NAME).write_text(json.dumps(index))
     before = sorted(tmp_path.rglob("*"))
     ShardReader(str(folder)).read(0)  # The bytes at the offset, whatever the header says.
     assert sorted(tmp_path.rglob("*")) == before
@@ -309,14 +311,14 @@ def blocks(text: str) -> list[str]:
 
 
 def test_every_ray_command_in_the_docs_has_a_token() -> None:
-    found = [
+    result = [
         (file.name, block)
         for file in TEXTS
         for block in blocks(file.read_text())
         if RAY.search(block)
     ]
-    assert len(found) >= 3
-    for name, block in found:
+    assert len(result) >= 3
+    for name, block in result:
         first = RAY.search(block).start()
         assert "RAY_AUTH_MODE=token" in block[: first + 60], f"{name}: {block}"
     assert RAY.search("RAY_X=60 ray start --head") and not RAY.search("see `ray start`")
@@ -352,7 +354,7 @@ def requirements() -> dict[str, Requirement]:
     setup.read(ROOT / "setup.cfg")
     lines = setup["options"]["install_requires"].split("\n")
     parsed = [Requirement(line) for line in lines if line.strip()]
-    return {one.name: one for one in parsed}
+    return {requirement.name: requirement for requirement in parsed}
 
 
 @pytest.mark.parametrize(("package", "version", "why"), VULNERABLE)

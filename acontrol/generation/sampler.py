@@ -24,7 +24,7 @@ from acontrol.masks.shape import Mask
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, Conditions
 from acontrol.seeding import derive_seed
 
-LIMIT = 512  # References kept, each 1.6 MB at full size in half precision.
+_CACHED = 512  # Conditions, each 1.6 MB at full size in half precision.
 
 
 class ConditionCache:
@@ -34,10 +34,9 @@ class ConditionCache:
     last bit, and a continued job would differ from an uninterrupted one.
     """
 
-    def __init__(self, pipeline: AnomalyControlPipeline, limit: int = LIMIT):
+    def __init__(self, pipeline: AnomalyControlPipeline):
         """Start empty, with the pipeline that computes the conditions."""
         self.pipeline = pipeline
-        self.limit = limit
         self.computed = 0
         self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._empty: Conditions | None = None
@@ -71,7 +70,7 @@ class ConditionCache:
         if key not in self._kept:
             self._kept[key] = compute()
             self.computed += 1
-            if len(self._kept) > self.limit:
+            if len(self._kept) > _CACHED:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]

@@ -86,7 +86,7 @@ def draw_ours(pipe: AnomalyControlPipeline, **changes: Any) -> np.ndarray:
     named = {f"reference_{name}": value * 2 for name, value in reference().items()}
     settings = {"num_inference_steps": STEPS, "generator": generators(), **changes}
     images = pipe(PROMPTS, **named, **settings).images
-    return np.stack([np.asarray(one) for one in images])
+    return np.stack([np.asarray(image) for image in images])
 
 
 def draw_stock(pipe: Any, ours: AnomalyControlPipeline, **changes: Any) -> np.ndarray:
@@ -100,7 +100,7 @@ def draw_stock(pipe: Any, ours: AnomalyControlPipeline, **changes: Any) -> np.nd
         "ip_adapter_image_embeds": image_embeds(ours.adapter, tokens),
         **changes,
     }
-    return np.stack([np.asarray(one) for one in pipe(PROMPTS, **settings).images])
+    return np.stack([np.asarray(image) for image in pipe(PROMPTS, **settings).images])
 
 
 def furthest(one: np.ndarray, other: np.ndarray) -> int:

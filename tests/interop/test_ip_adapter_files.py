@@ -83,8 +83,8 @@ def test_an_exported_file_is_a_beginning_too(
     assert weights["image_proj.proj.weight"].shape == (256, 64)  # Two layers in one.
     assert weights["ip_adapter.7.to_v_ip.weight"].shape == (96, 64)
     assert len(weights) == 4 + 8
-    for one in (after.proj, after.pool.hidden, after.pool.tokens):
-        torch.nn.init.normal_(one.weight)
+    for layer in (after.proj, after.pool.hidden, after.pool.tokens):
+        torch.nn.init.normal_(layer.weight)
     load_into(after, tmp_path / "ours.safetensors")
     tokens = torch.randn(2, 5, 64)
     torch.testing.assert_close(after(tokens), before(tokens), rtol=1e-4, atol=1e-5)

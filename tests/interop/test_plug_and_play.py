@@ -41,9 +41,9 @@ def lora(base: BaseModels, tmp_path: Path) -> Path:
     unet = copy.deepcopy(base.unet)
     torch.manual_seed(9)
     unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    for name, one in unet.named_parameters():
+    for name, parameter in unet.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(one, std=0.2)
+            torch.nn.init.normal_(parameter, std=0.2)
     StableDiffusionPipeline.save_lora_weights(
         tmp_path, unet_lora_layers=get_peft_model_state_dict(unet)
     )
@@ -69,9 +69,9 @@ def test_with_a_controlnet(base: BaseModels, ours: Any) -> None:
     torch.manual_seed(11)
     # The tiny VAE divides by four, not eight: one stride less.
     net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(16, 32, 96))
-    for name, one in net.named_parameters():
+    for name, parameter in net.named_parameters():
         if "controlnet_" in name and name.endswith("weight"):
-            torch.nn.init.normal_(one, std=0.1)  # Untrained they are zero, and say nothing.
+            torch.nn.init.normal_(parameter, std=0.1)  # Untrained they are zero.
     pipe = stock(base, StableDiffusionControlNetPipeline, controlnet=net.eval())
     acontrol.install(pipe, ours.adapter)
     levels = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -88,8 +88,9 @@ def test_on_another_fine_tune(base: BaseModels, ours: Any) -> None:
     tuned = dataclasses.replace(base, unet=copy.deepcopy(base.unet))
     torch.manual_seed(12)
     with torch.no_grad():
-        for one in tuned.unet.parameters():
-            one.add_(0.1 * one.std(correction=0) * torch.randn_like(one))
+        for parameter in tuned.unet.parameters():
+            noise = torch.randn_like(parameter)
+            parameter.add_(0.1 * parameter.std(correction=0) * noise)
     there = quiet(AnomalyControlPipeline.from_base(tuned, ours.adapter))
     drawn = draw_ours(there)
     assert seen(drawn, draw_ours(ours))
@@ -107,8 +108,8 @@ def test_with_another_scheduler(base: BaseModels, ours: Any, kind: Any) -> None:
     plain = draw_ours(ours)
     pipe = stock(base)
     acontrol.install(pipe, ours.adapter)
-    for one in (ours, pipe):
-        one.scheduler = kind.from_config(base.scheduler.config)
+    for pipeline in (ours, pipe):
+        pipeline.scheduler = kind.from_config(base.scheduler.config)
     drawn = draw_ours(ours)
     assert furthest(drawn, plain) > 1
     assert furthest(drawn, draw_stock(pipe, ours)) <= 1
@@ -133,7 +134,7 @@ def test_with_model_cpu_offload(ours: Any, base: BaseModels) -> None:
     plain = draw_ours(ours)
     # Without an accelerator everything goes from the CPU to the CPU; the hooks are the same.
     ours.enable_model_cpu_offload(device="cpu")
-    assert {name for name, one in parts(ours) if hasattr(one, "_hf_hook")} == {
+    assert {name for name, part in parts(ours) if hasattr(part, "_hf_hook")} == {
         *("text_encoder", "vlm", "adapter", "unet", "vae")
     }
     assert furthest(plain, draw_ours(ours)) == 0
@@ -145,7 +146,10 @@ def test_sequential_cpu_offload_leaves_the_vlm_whole(ours: Any, base: BaseModels
     for name in ("vae", "text_encoder"):
         setattr(ours, name, copy.deepcopy(getattr(base, name)))
     ours.enable_sequential_cpu_offload(device="cpu")
-    away = {name: all(one.is_meta for one in part.parameters()) for name, part in parts(ours)}
+    away = {
+        name: all(parameter.is_meta for parameter in part.parameters())
+        for name, part in parts(ours)
+    }
     assert away == {name: name != "vlm" for name in away}
 
 
@@ -161,7 +165,9 @@ def test_model_offload_wakes_the_vlm(ours: Any, monkeypatch: pytest.MonkeyPatch)
 
 def parts(pipe: Any) -> list[tuple[str, torch.nn.Module]]:
     return [
-        (name, one) for name, one in pipe.components.items() if isinstance(one, torch.nn.Module)
+        (name, part)
+        for name, part in pipe.components.items()
+        if isinstance(part, torch.nn.Module)
     ]
 
 

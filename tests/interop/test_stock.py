@@ -55,9 +55,9 @@ def test_gamma_of_the_card_is_the_scale(
     ours.adapter.register_to_config(card=card(sga=SgaConfig(scale=0.7)).model_dump(mode="json"))
     acontrol.install(pipe, ours.adapter)
     scales = [
-        one.scale
-        for one in pipe.unet.attn_processors.values()
-        if isinstance(one, IPAdapterAttnProcessor2_0)
+        processor.scale
+        for processor in pipe.unet.attn_processors.values()
+        if isinstance(processor, IPAdapterAttnProcessor2_0)
     ]
     assert scales == [[0.7]] * 4
 
@@ -69,7 +69,9 @@ def test_it_comes_out_again(base: BaseModels, ours: Any) -> None:
     with pytest.raises(ValueError, match="attention slicing would replace"):
         pipe.enable_attention_slicing()
     pipe.unload_ip_adapter()
-    assert {type(one) for one in pipe.unet.attn_processors.values()} == {AttnProcessor2_0}
+    assert {type(processor) for processor in pipe.unet.attn_processors.values()} == {
+        AttnProcessor2_0
+    }
     no_adapter = {"ip_adapter_image_embeds": None}
     assert (
         furthest(
@@ -95,8 +97,8 @@ def test_without_guidance_there_is_no_negative_half(base: BaseModels, ours: Any)
     acontrol.install(pipe, ours.adapter)
     tokens = ours.reference_tokens(**reference())
     embeds = image_embeds(ours.adapter, tokens, guided=False)
-    found = draw_stock(pipe, ours, guidance_scale=1.0, ip_adapter_image_embeds=embeds)
-    assert furthest(draw_ours(ours, guidance_scale=1.0), found) <= 1
+    result = draw_stock(pipe, ours, guidance_scale=1.0, ip_adapter_image_embeds=embeds)
+    assert furthest(draw_ours(ours, guidance_scale=1.0), result) <= 1
     assert torch.equal(embeds[0][:, 0], tokens)
     with pytest.raises(ValueError, match="one reference per call, got 2"):
         image_embeds(ours.adapter, tokens.expand(2, -1, -1))

@@ -69,7 +69,7 @@ RULES = [
     {"rule": "gd", "solver": "first"},
     {"rule": "normalized", "solver": "first"},
 ]
-NAMES = [" ".join(one.values()) for one in RULES]
+NAMES = [" ".join(rule.values()) for rule in RULES]
 
 
 @pytest.fixture

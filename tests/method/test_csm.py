@@ -137,8 +137,8 @@ def test_tokens_are_blip_2s_own(encoder: Make, reference: Any) -> None:
             use_image_text_matching_head=True,
         ).logits_per_image
         tokens = made(*reference).tokens
-        found = made.vlm.itm_head(tokens).mean(dim=1)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+        result = made.vlm.itm_head(tokens).mean(dim=1)
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_semantic_tokens_do_not_depend_on_anything_else(encoder: Make, reference: Any) -> None:
@@ -180,8 +180,8 @@ def test_the_span_is_the_anomalys_tokens(encoder: Make, template: str) -> None:
         words.input_ids, words.attention_mask, words.span, expected, strict=True
     ):
         tokens = made.tokenizer.convert_ids_to_tokens(ids.tolist())
-        found = [token for token, chosen in zip(tokens, span, strict=True) if chosen]
-        assert found == pieces
+        result = [token for token, chosen in zip(tokens, span, strict=True) if chosen]
+        assert result == pieces
         assert tokens[int(mask.sum()) - 1] == "[SEP]"
         # They are the last before [SEP].
         last = int(span.nonzero().max())
@@ -288,8 +288,8 @@ def test_recorded_maps_are_transformers_own(encoder: Make, reference: Any) -> No
             made.vlm.qformer(**arguments)
         theirs = made.vlm.qformer(**arguments, output_attentions=True)
     length = 8 + words.input_ids.shape[1]
-    assert [tuple(one.shape) for one in record.self_maps] == [(3, 4, length, length)] * 6
-    present = [place for place, one in enumerate(record.cross_maps) if one is not None]
+    assert [tuple(maps.shape) for maps in record.self_maps] == [(3, 4, length, length)] * 6
+    present = [layer for layer, maps in enumerate(record.cross_maps) if maps is not None]
     assert present == [0, 2, 4]
     ours = [record.cross_maps[place] for place in present]
     assert len(theirs.cross_attentions) == 3
@@ -298,7 +298,7 @@ def test_recorded_maps_are_transformers_own(encoder: Make, reference: Any) -> No
         assert one.shape == (3, 4, 8, 65)
         assert torch.equal(one, other)
     # "attentions" mixes in the cross maps: they have another shape.
-    whole = [one for one in theirs.attentions if one.shape[-1] == length]
+    whole = [maps for maps in theirs.attentions if maps.shape[-1] == length]
     for one, other in zip(record.self_maps, whole, strict=True):
         assert torch.equal(one, other)
         torch.testing.assert_close(one.sum(-1), torch.ones_like(one.sum(-1)))
@@ -312,5 +312,5 @@ def test_padding_takes_no_attention(encoder: Make, reference: Any) -> None:
     assert padded.any()
     with torch.no_grad(), Recorder(made.vlm.qformer) as record:
         plain(made, made.embed_image(image), words)
-    for one in record.self_maps:
-        assert one[..., 8:].sum(dim=(1, 2))[padded].abs().max() == 0
+    for maps in record.self_maps:
+        assert maps[..., 8:].sum(dim=(1, 2))[padded].abs().max() == 0

@@ -24,8 +24,8 @@ def rows(drawn: Draw) -> list[tuple[torch.Tensor, ...]]:
 def test_a_draw_depends_on_seed_and_position_alone(positions: list[int]) -> None:
     (expected,) = rows(draw(3, [5], SHAPE, 1000))
     torch.manual_seed(positions[0] * 100 + len(positions))  # Global state plays no part.
-    found = rows(draw(3, positions, SHAPE, 1000))[positions.index(5)]
-    for one, other in zip(found, expected, strict=True):
+    result = rows(draw(3, positions, SHAPE, 1000))[positions.index(5)]
+    for one, other in zip(result, expected, strict=True):
         assert torch.equal(one, other)
 
 
@@ -131,22 +131,22 @@ def test_denoising_loss_counts_the_region_more() -> None:
 def test_denoising_loss_is_a_mean_a_sample() -> None:
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.randn(3, *SHAPE, generator=generator) for _ in range(2))
-    found = denoising_loss(one, other)
+    result = denoising_loss(one, other)
     for sample in range(3):
         total = 0.0
         for mine, theirs in zip(
             one[sample].flatten().tolist(), other[sample].flatten().tolist(), strict=True
         ):
             total += (mine - theirs) ** 2
-        assert found[sample].item() == pytest.approx(total / (4 * 6 * 5), rel=1e-5)
+        assert result[sample].item() == pytest.approx(total / (4 * 6 * 5), rel=1e-5)
 
 
 def test_half_precision_is_squared_in_single() -> None:
     # 300 squared is over float16's range.
     noise = torch.zeros(1, 1, 1, 2, dtype=torch.float16)
-    found = denoising_loss(noise + 300, noise)
-    assert found.dtype == torch.float32
-    assert found.item() == 90_000
+    result = denoising_loss(noise + 300, noise)
+    assert result.dtype == torch.float32
+    assert result.item() == 90_000
 
 
 def test_late_weights_follow_their_formula() -> None:

@@ -58,9 +58,11 @@ def part_of(batch: Batch, rows: slice) -> Batch:
 def test_only_the_adapter_gets_gradients(make: Make, batch: MakeBatch) -> None:
     model = make()
     model(batch()).loss.backward()
-    trained = {name for name, one in model.named_parameters() if one.requires_grad}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"adapter.proj.weight"}
-    with_gradient = {name for name, one in model.named_parameters() if one.grad is not None}
+    with_gradient = {
+        name for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     assert with_gradient == trained
     # Every layer's K' and V' take part.
     gradient = model.adapter.proj.weight.grad
@@ -95,7 +97,7 @@ def test_the_frozen_parts_stay_as_they_are(
 ) -> None:
     model = make()
     optimizer = torch.optim.AdamW(
-        [one for one in model.parameters() if one.requires_grad], lr=0.1
+        [parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1
     )
     before = model.adapter.proj.weight.detach().clone()
     model(batch()).loss.backward()
@@ -231,7 +233,7 @@ SKIPPING = RuntimeConfig(skip_dropped=True)
 def test_skipping_dropped_samples_leaves_the_gradient(
     base: BaseModels, adapter: SemanticAdapter, batch: MakeBatch, first: int
 ) -> None:
-    samples, found = batch(5, first=first), []
+    samples, result = batch(5, first=first), []
     chance = draw(11, samples.positions, (4, 12, 12), 1000).chance
     _, dropped = dropped_conditions(chance, MIXED)
     # In float64: another batch composition alone moves float32's gradient by 1e-6.
@@ -248,9 +250,9 @@ def test_skipping_dropped_samples_leaves_the_gradient(
         )
         losses = model(samples)
         losses.loss.backward()
-        found.append((losses, model.adapter.proj.weight.grad))
+        result.append((losses, model.adapter.proj.weight.grad))
         model.adapter.proj.weight.grad = None
-    (whole, expected), (less, gradient) = found
+    (whole, expected), (less, gradient) = result
     assert 0 < dropped.sum() < 5
     assert less.per_sample.shape == less.energy_after.shape == (5 - int(dropped.sum()),)
     assert less.share == (5 - int(dropped.sum())) / 5
@@ -300,7 +302,9 @@ def test_pooled_tokens_are_trained_also_where_c_is_dropped(
         dropout=DropoutConfig(text=0, semantic=0, both=0.9999),
     )
     model(batch()).loss.backward()
-    trained = {name for name, one in model.named_parameters() if one.grad is not None}
+    trained = {
+        name for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     assert trained == {f"adapter.{name}" for name, _ in adapter.named_parameters()}
     assert adapter.proj.weight.grad is not None
     assert adapter.proj.weight.grad.abs().max() > 0
@@ -332,8 +336,8 @@ def test_project_stands_in_for_the_adapter(make: Make, batch: MakeBatch) -> None
         seen.append(tokens)
         return model.adapter(tokens)
 
-    found = model(samples, project)
-    assert torch.equal(found.loss, model(samples).loss)
+    result = model(samples, project)
+    assert torch.equal(result.loss, model(samples).loss)
     (tokens,) = seen
     assert tokens.shape == (3, 8, 64)
     assert not tokens.requires_grad
@@ -359,17 +363,17 @@ def test_features_are_skipped_like_samples(make: Make, batch: MakeBatch) -> None
     samples = batch(5, first=FIRST)
     seen = model.encoder(samples)
     values = {name: getattr(seen, name) for name in NAMES}
-    found = model(FeatureBatch(**values, positions=samples.positions, keys=samples.keys))
+    result = model(FeatureBatch(**values, positions=samples.positions, keys=samples.keys))
     expected = model(samples)
-    assert 0 < found.share < 1
-    assert found.share == expected.share
-    torch.testing.assert_close(found.per_sample, expected.per_sample, rtol=1e-4, atol=1e-6)
+    assert 0 < result.share < 1
+    assert result.share == expected.share
+    torch.testing.assert_close(result.per_sample, expected.per_sample, rtol=1e-4, atol=1e-6)
 
 
 def test_text_is_padded_and_cut(tiny_base: BaseModels) -> None:
     texts = ["", "a crack", "crack " * 200]
-    found = embed_text(tiny_base.text_encoder, tiny_base.tokenizer, texts)
-    assert found.shape == (3, 77, 64)
-    assert not found.requires_grad
+    result = embed_text(tiny_base.text_encoder, tiny_base.tokenizer, texts)
+    assert result.shape == (3, 77, 64)
+    assert not result.requires_grad
     alone = embed_text(tiny_base.text_encoder, tiny_base.tokenizer, texts[1:2])
-    torch.testing.assert_close(found[1], alone[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result[1], alone[0], rtol=1e-5, atol=1e-5)

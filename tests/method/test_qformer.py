@@ -79,10 +79,10 @@ def both(
     )
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
-    assert found.dtype == expected.dtype == torch.float64
-    assert found.shape == expected.shape
-    return (found - expected).abs().max().item()
+def difference(result: Tensor, expected: Tensor) -> float:
+    assert result.dtype == expected.dtype == torch.float64
+    assert result.shape == expected.shape
+    return (result - expected).abs().max().item()
 
 
 @pytest.mark.parametrize(("text", "method", "solver"), MAPS)
@@ -107,12 +107,12 @@ def test_steps_and_energies_are_autograds(
     expected, energies = naive_asea.guide(lambda e: theirs(e)[1], visual, region, settings)
     assert (energies[:, 0] - energies[:, 2]).min() > 1e-3
     with torch.inference_mode():
-        found, found_energies = asea.guide(ours, visual, region, settings)
-        tokens, attention = ours.finish(found)
+        result, found_energies = asea.guide(ours, visual, region, settings)
+        tokens, attention = ours.finish(result)
     with torch.no_grad():
         expected_tokens, expected_attention = theirs(expected)
     assert difference(found_energies, energies) < EXACT
-    assert difference(found, expected) < EXACT
+    assert difference(result, expected) < EXACT
     assert difference(tokens, expected_tokens) < EXACT
     assert difference(attention, expected_attention) < EXACT
 
@@ -134,9 +134,9 @@ def test_the_energys_gradient_is_autograds(
     value = asea.energy(theirs(embedding)[1], region)
     (expected,) = torch.autograd.grad(value.sum(), embedding)
     seen, trace = ours.forward(visual)
-    found = ours.backward(trace, asea.energy_grad(seen, region))
+    result = ours.backward(trace, asea.energy_grad(seen, region))
     assert expected.abs().max() > 1e-5
-    assert difference(found, expected) < EXACT * expected.abs().max().item()
+    assert difference(result, expected) < EXACT * expected.abs().max().item()
 
 
 def test_rollout_without_a_layer_to_read_is_refused(words: ReferenceText) -> None:
@@ -174,7 +174,7 @@ def test_autocast_changes_nothing(
 def test_bfloat16_weights_go_the_same_way(
     words: ReferenceText, visual: Tensor, region: Tensor, solver: str, method: str
 ) -> None:
-    settings, found = AseaConfig(steps=2, solver=solver, map=method), []
+    settings, result = AseaConfig(steps=2, solver=solver, map=method), []
     for dtype in (torch.bfloat16, torch.float64):
         # The same rounded weights and embedding, so that only the arithmetic differs.
         ours, _ = both(model_of().bfloat16().to(dtype), words, method, solver)
@@ -183,8 +183,8 @@ def test_bfloat16_weights_go_the_same_way(
         tokens, _ = ours.finish(guided)
         assert tokens.dtype == guided.dtype == dtype
         assert energies.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
-        found.append((guided.double() - start.double(), energies.double(), tokens.double()))
-    (offset, energies, tokens), (offset64, energies64, tokens64) = found
+        result.append((guided.double() - start.double(), energies.double(), tokens.double()))
+    (offset, energies, tokens), (offset64, energies64, tokens64) = result
     # 8 bits of mantissa, six layers, two steps; E is in [0, 1].
     torch.testing.assert_close(energies, energies64, rtol=0, atol=0.01)
     assert torch.cosine_similarity(tokens.flatten(1), tokens64.flatten(1)).min() > 0.999

@@ -103,7 +103,7 @@ def test_the_base_model_comes_back_bit_for_bit(
     case: str,
 ) -> None:
     pristine = tiny_base.unet
-    kinds = {type(one) for one in pristine.attn_processors.values()}
+    kinds = {type(processor) for processor in pristine.attn_processors.values()}
     assert kinds == {AttnProcessor2_0}
     install_processors(base.unet)
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_every_layer_reads_its_own_pair(
         pair if layer == place else (torch.zeros_like(pair[0]), torch.zeros_like(pair[1]))
         for layer, pair in enumerate(pairs)
     ]
-    found = run(base.unet, inputs, semantic=only, semantic_scale=0.7)
+    result = run(base.unet, inputs, semantic=only, semantic_scale=0.7)
     attn = base.unet.get_submodule(LAYERS[place][0].removesuffix(".processor"))
 
     def heads(tensor: Tensor) -> Tensor:
@@ -161,8 +161,8 @@ def test_every_layer_reads_its_own_pair(
     handle = attn.register_forward_hook(add)
     expected = run(base.unet, inputs)
     handle.remove()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert (found - run(base.unet, inputs)).abs().max() > 1e-3
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    assert (result - run(base.unet, inputs)).abs().max() > 1e-3
 
 
 def blocks_of(adapter: SemanticAdapter) -> list[KeyValue]:
@@ -192,7 +192,7 @@ def test_the_processor_is_ip_adapters(
         theirs.to_k_ip[0].weight.copy_(key)
         theirs.to_v_ip[0].weight.copy_(value)
         expected = theirs(attn, hidden, (text, [tokens]))
-        found = SemanticAttnProcessor(place)(
+        result = SemanticAttnProcessor(place)(
             attn,
             hidden,
             text,
@@ -200,8 +200,8 @@ def test_the_processor_is_ip_adapters(
             semantic_scale=scale,
         )
         plain = AttnProcessor2_0()(attn, hidden, text)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    assert (found - plain).abs().max() > 1e-2
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
+    assert (result - plain).abs().max() > 1e-2
 
 
 def test_a_negative_scale_is_refused_by_the_unet(
@@ -215,7 +215,7 @@ def test_a_negative_scale_is_refused_by_the_unet(
 
 def test_processors_are_installed_on_every_layer(base: BaseModels) -> None:
     install_processors(base.unet)
-    places = {name: one.layer for name, one in base.unet.attn_processors.items()}
+    places = {name: processor.layer for name, processor in base.unet.attn_processors.items()}
     assert [name for name, place in places.items() if place is not None] == [
         name for name, _ in LAYERS
     ]
@@ -250,7 +250,7 @@ def test_from_unet_copies_the_text_projections_block_by_block(base: BaseModels) 
 
 def test_only_the_projection_is_trained(base: BaseModels) -> None:
     adapter = SemanticAdapter.from_unet(base.unet, 64)
-    assert {name: one.numel() for name, one in adapter.named_parameters()} == {
+    assert {name: parameter.numel() for name, parameter in adapter.named_parameters()} == {
         "proj.weight": 64 * 2 * (48 + 48 + 48 + 96)
     }
 
@@ -260,7 +260,7 @@ def test_sd15_has_the_papers_number_of_weights() -> None:
     widths = [320] * 5 + [640] * 5 + [1280] * 6
     with torch.device("meta"):
         adapter = SemanticAdapter([(f"layer {n}", w) for n, w in enumerate(widths)], 768)
-    assert sum(one.numel() for one in adapter.parameters()) == 19_169_280
+    assert sum(parameter.numel() for parameter in adapter.parameters()) == 19_169_280
 
 
 @pytest.mark.parametrize("width", [32, 96])
@@ -328,7 +328,7 @@ def test_an_adapter_survives_its_folder(
     # The layers' order carries meaning; JSON must not sort it.
     assert [tuple(layer) for layer in back.config.layers] == LAYERS
     assert [
-        tuple(one) for one in json.loads((tmp_path / "config.json").read_text())["layers"]
+        tuple(layer) for layer in json.loads((tmp_path / "config.json").read_text())["layers"]
     ] == LAYERS
     assert back.widths == made.widths == (48, 48, 48, 96)
     weights = load_file(tmp_path / "diffusion_pytorch_model.safetensors")

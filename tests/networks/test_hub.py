@@ -76,8 +76,8 @@ def test_a_variants_weights_are_read(
     models = load_base(config.model_copy(update={"variant": "fp16"}))
     assert torch.equal(models.unet.conv_in.weight, -tiny_base.unet.conv_in.weight)
     for part in ("vae", "text_encoder"):
-        found, plain = getattr(models, part), getattr(tiny_base, part)
-        for one, theirs in zip(found.parameters(), plain.parameters(), strict=True):
+        result, plain = getattr(models, part), getattr(tiny_base, part)
+        for one, theirs in zip(result.parameters(), plain.parameters(), strict=True):
             assert torch.equal(one, -theirs)
 
 
@@ -149,10 +149,10 @@ def test_the_presets_say_what_to_download_and_how_large(cache: Path) -> None:
 def test_online_it_is_fetched_and_a_refusal_is_one_line(
     cache: Path, config: BaseConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    calls = []
 
     def snapshot_download(repo: str, revision: str, allow_patterns: list[str]) -> str:
-        asked.append((repo, revision, allow_patterns))
+        calls.append((repo, revision, allow_patterns))
         if repo == "someone/blip":
             raise OSError("no\nroute")
         return ""
@@ -162,5 +162,5 @@ def test_online_it_is_fetched_and_a_refusal_is_one_line(
     with pytest.raises(UserError, match="the download failed: no route") as caught:
         hub.fetch(config)
     assert "\n" not in str(caught.value)
-    assert [one[:2] for one in asked] == [("someone/sd", COMMIT), ("someone/blip", OTHER)]
-    assert "unet/diffusion_pytorch_model.safetensors" in asked[0][2]
+    assert [call[:2] for call in calls] == [("someone/sd", COMMIT), ("someone/blip", OTHER)]
+    assert "unet/diffusion_pytorch_model.safetensors" in calls[0][2]

@@ -124,9 +124,9 @@ def test_the_masked_pixels_are_grey() -> None:
     image = torch.randn(2, 3, 4, 5)
     mask = torch.zeros(2, 1, 4, 5)
     mask[0, :, 1, 2] = 1
-    found = mask_out(image, mask)
-    assert (found[0, :, 1, 2] == 0).all()
-    assert torch.equal(found[1], image[1])
+    result = mask_out(image, mask)
+    assert (result[0, :, 1, 2] == 0).all()
+    assert torch.equal(result[1], image[1])
     stacked = concat_inpainting_inputs(
         torch.ones(2, 4, 4, 5), mask, torch.full((2, 4, 4, 5), 2.0)
     )
@@ -148,7 +148,7 @@ def model(nine: BaseModels, nine_adapter: SemanticAdapter) -> AnomalyControl:
 def test_training_sees_mask_and_surroundings(
     model: AnomalyControl, batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = batch(3)
+    samples = batch(3)
     seen: list[torch.Tensor] = []
     forward = model.unet.forward
 
@@ -157,37 +157,39 @@ def test_training_sees_mask_and_surroundings(
         return forward(sample, *args, **kwargs)
 
     monkeypatch.setattr(model.unet, "forward", spy)
-    losses = model(given)
+    losses = model(samples)
     (sample,) = seen
     # Written out.
-    drawn = draw(11, given.positions, (4, 12, 12), 1000, moments=8)
+    drawn = draw(11, samples.positions, (4, 12, 12), 1000, moments=8)
     scale = model.vae.config.scaling_factor
     with torch.no_grad():
-        whole = model.vae.encode(given.image).latent_dist
-        empty = model.vae.encode(given.image * (given.mask < 0.5)).latent_dist
+        whole = model.vae.encode(samples.image).latent_dist
+        empty = model.vae.encode(samples.image * (samples.mask < 0.5)).latent_dist
     latents = (whole.mean + whole.std * drawn.posterior_noise[:, :4]) * scale
     around = (empty.mean + empty.std * drawn.posterior_noise[:, 4:]) * scale
     noisy = model.scheduler.add_noise(latents, drawn.noise, drawn.timesteps)
-    touched = torch.nn.functional.max_pool2d(given.mask, 4)
+    touched = torch.nn.functional.max_pool2d(samples.mask, 4)
     torch.testing.assert_close(sample, torch.cat([noisy, touched, around], dim=1))
     assert set(touched.unique().tolist()) == {0.0, 1.0}
     # The loss is that of the noise on four channels, and reaches the adapter alone.
     losses.loss.backward()
     assert losses.per_sample.shape == (3,)
-    assert {name for name, one in model.named_parameters() if one.grad is not None} == {
-        "adapter.proj.weight"
-    }
+    assert {
+        name for name, parameter in model.named_parameters() if parameter.grad is not None
+    } == {"adapter.proj.weight"}
 
 
 def test_precomputed_features_train_alike(
     model: AnomalyControl, batch: Callable[..., Batch]
 ) -> None:
-    given = batch(3)
-    features = model.encoder(given)
+    samples = batch(3)
+    features = model.encoder(samples)
     assert features.latent_mean.shape == (3, 8, 12, 12)
-    values = {one.name: getattr(features, one.name) for one in dataclasses.fields(features)}
-    kept = FeatureBatch(**values, positions=given.positions, keys=given.keys)
-    torch.testing.assert_close(model(kept).per_sample, model(given).per_sample)
+    values = {
+        field.name: getattr(features, field.name) for field in dataclasses.fields(features)
+    }
+    kept = FeatureBatch(**values, positions=samples.positions, keys=samples.keys)
+    torch.testing.assert_close(model(kept).per_sample, model(samples).per_sample)
 
 
 def test_a_plain_base_draws_as_before() -> None:
@@ -231,7 +233,7 @@ def test_our_pixels_are_stock_inpaintings(
     inside = torch.from_numpy(np.array(mask))[None, None]
     with torch.no_grad():
         around = pipeline.vae.encode(levels * ~inside).latent_dist.mean
-    found = pipe(
+    result = pipe(
         REQUEST["prompt"],
         image=image,
         mask_image=mask,
@@ -243,7 +245,7 @@ def test_our_pixels_are_stock_inpaintings(
         guidance_scale=7.5,
         generator=torch.Generator().manual_seed(7),
     ).images[0]
-    assert np.abs(np.asarray(found).astype(int) - drawn).max() <= 1
+    assert np.abs(np.asarray(result).astype(int) - drawn).max() <= 1
 
 
 def test_the_surroundings_are_seen_and_kept(pipeline: AnomalyControlPipeline) -> None:

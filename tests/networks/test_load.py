@@ -30,7 +30,7 @@ def networks(models: BaseModels) -> dict[str, torch.nn.Module]:
 def test_everything_is_frozen(tiny_base: BaseModels) -> None:
     for name, network in networks(tiny_base).items():
         assert not any(module.training for module in network.modules()), name
-        assert not any(one.requires_grad for one in network.parameters()), name
+        assert not any(parameter.requires_grad for parameter in network.parameters()), name
 
 
 def test_a_saved_folder_loads_to_the_same_weights(folder: Path, tiny_base: BaseModels) -> None:

@@ -18,9 +18,9 @@ from acontrol.train.dry_run import activation_bytes, adapter_bytes
 
 
 def shapes(path: str) -> Shapes:
-    found = shapes_of(path, BLIP2_ITM[0])
-    assert found is not None
-    return found
+    result = shapes_of(path, BLIP2_ITM[0])
+    assert result is not None
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_the_public_networks_have_their_published_sizes(sd15: Shapes) -> None:
     inpainting = shapes(SD15_INPAINTING[0])
     assert parameters(inpainting.unet) == 859_520_964 + 5 * 9 * 320
     assert inpainting.unet.config.in_channels == 9
-    assert all(one.is_meta for one in inpainting.unet.parameters())
+    assert all(parameter.is_meta for parameter in inpainting.unet.parameters())
 
 
 @pytest.mark.parametrize("path", [SD15[0], SD15_INPAINTING[0]])
@@ -87,8 +87,8 @@ def test_activations_are_what_autograd_keeps(base, adapter) -> None:
 
     install_processors(base.unet)
     weights = {
-        one.untyped_storage().data_ptr()
-        for one in (*base.unet.parameters(), *adapter.parameters())
+        parameter.untyped_storage().data_ptr()
+        for parameter in (*base.unet.parameters(), *adapter.parameters())
     }
     kept: dict[int, torch.Tensor] = {}
 

@@ -113,15 +113,15 @@ def test_latents_outside_the_mask_are_the_normal_images(
     monkeypatch.setattr(pipeline.vae, "decode", spy)
     arguments = {name: value[:1] for name, value in request(1).items()}
     draw(pipeline, **arguments)
-    (found,) = seen
+    (result,) = seen
     pixels = torch.from_numpy(np.array(arguments["image"][0])).permute(2, 0, 1) / 127.5 - 1
     with torch.no_grad():
         kept = pipeline.vae.encode(pixels[None]).latent_dist.mean
     touched = torch.from_numpy(inside(0)).reshape(16, 4, 16, 4).any(3).any(1)
     torch.testing.assert_close(
-        found[0][:, ~touched], kept[0][:, ~touched], rtol=1e-5, atol=1e-5
+        result[0][:, ~touched], kept[0][:, ~touched], rtol=1e-5, atol=1e-5
     )
-    assert ((found - kept)[0].abs().amax(dim=0)[touched] > 1e-3).all()
+    assert ((result - kept)[0].abs().amax(dim=0)[touched] > 1e-3).all()
 
 
 def test_between_steps_the_outside_is_the_normal_image_at_that_noise(
@@ -182,7 +182,9 @@ def test_from_nothing_images_have_the_cards_resolution(make: Make) -> None:
 def other_reference() -> dict[str, Any]:
     arguments = request()
     return {
-        "reference_image": [noise_image(one.size, 77) for one in arguments["reference_image"]],
+        "reference_image": [
+            noise_image(image.size, 77) for image in arguments["reference_image"]
+        ],
         "reference_phrase": ["a hole", "a dent", "a hole"],
         "reference_mask": [
             one.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -236,10 +238,10 @@ def test_guidance_is_classifier_free(make: Make, monkeypatch: pytest.MonkeyPatch
     forward = pipeline.unet.forward
 
     def spy(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        found = forward(sample, *args, **kwargs)
+        result = forward(sample, *args, **kwargs)
         sizes.append(len(sample))
-        predictions.append(found.sample)
-        return found
+        predictions.append(result.sample)
+        return result
 
     monkeypatch.setattr(pipeline.unet, "forward", spy)
     plain = draw(pipeline, guidance_scale=1.0)
@@ -267,9 +269,9 @@ def test_a_step_moves_by_the_guided_prediction(
     forward, step = pipeline.unet.forward, DDIMScheduler.step
 
     def spy_unet(*args: Any, **kwargs: Any) -> Any:
-        found = forward(*args, **kwargs)
-        halves.append(found.sample.chunk(2))
-        return found
+        result = forward(*args, **kwargs)
+        halves.append(result.sample.chunk(2))
+        return result
 
     def spy_step(self: DDIMScheduler, noise_pred: torch.Tensor, *args: Any) -> Any:
         steps.append(noise_pred)
@@ -298,31 +300,31 @@ def test_the_sampler_is_ddim_on_the_bases_schedule(make: Make) -> None:
 def test_any_value_over_zero_is_mask(make: Make, mode: str, value: Any) -> None:
     pipeline = make()
     masks = [ellipse(size, mode, value) for size in SIZES]
-    references = [ellipse(one.size, mode, value) for one in request()["reference_image"]]
+    references = [ellipse(image.size, mode, value) for image in request()["reference_image"]]
     assert same(draw(pipeline), draw(pipeline, mask_image=masks, reference_mask=references))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
 def test_references_of_any_mode(make: Make, mode: str) -> None:
-    images = [one.convert(mode) for one in request()["reference_image"]]
-    plain = [one.convert("RGB") for one in images]
+    images = [image.convert(mode) for image in request()["reference_image"]]
+    plain = [image.convert("RGB") for image in images]
     pipeline = make()
     assert same(draw(pipeline, reference_image=images), draw(pipeline, reference_image=plain))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
 def test_normal_images_of_any_mode(make: Make, mode: str) -> None:
-    images = [one.convert(mode) for one in request()["image"]]
-    plain = [one.convert("RGB") for one in images]
+    images = [image.convert(mode) for image in request()["image"]]
+    plain = [image.convert("RGB") for image in images]
     pipeline = make()
     assert same(draw(pipeline, image=images), draw(pipeline, image=plain))
 
 
 def test_arguments_are_left_as_they_are(make: Make) -> None:
     arguments = request()
-    before = [one.tobytes() for name in ("image", "mask_image") for one in arguments[name]]
+    before = [image.tobytes() for name in ("image", "mask_image") for image in arguments[name]]
     draw(make(), **arguments)
-    after = [one.tobytes() for name in ("image", "mask_image") for one in arguments[name]]
+    after = [image.tobytes() for name in ("image", "mask_image") for image in arguments[name]]
     assert before == after
 
 

@@ -69,8 +69,8 @@ def test_from_a_run_to_a_pulled_champion_every_byte_is_kept(
     expected = drawn(run, built_in_data, tmp_path / "of-run")
     assert drawn(out, built_in_data, tmp_path / "of-pulled") == expected
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-    named = drawn("models:/life@champion", built_in_data, tmp_path / "of-name")
-    assert named == expected
+    by_name = drawn("models:/life@champion", built_in_data, tmp_path / "of-name")
+    assert by_name == expected
     assert sum(name.endswith(".png") for name in expected) == 4 + 1, "and a contact sheet"
     # And training takes it to start from: the complaint is about the data, not about it.
     words = error_of(
@@ -156,7 +156,7 @@ def test_the_champion_goes_only_to_a_better_one(
             .get_model_version_by_alias(name, "champion")
             .version
         )
-    assert [int(one) for one in champions] == [1, 1, 3]
+    assert [int(version) for version in champions] == [1, 1, 3]
     assert decision.reason == (
         "contest version 3: validation_loss 0.2 is better than 0.3 of the champion, version 1 "
         "(lower is better)"
@@ -185,7 +185,7 @@ def test_losses_on_other_data_do_not_compare(
     assert not promote("data-moves", server, metric="kid").promoted
 
 
-def test_what_cannot_be_registered_is_said(
+def test_a_bad_run_is_not_registered(
     server: str, finished_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     assert "no such folder" in error_of(register.run, tmp_path / "none", "x")
@@ -202,7 +202,7 @@ def test_what_cannot_be_registered_is_said(
         promote("x", server)
 
 
-def test_what_cannot_be_pulled_is_said(
+def test_a_bad_uri_is_not_pulled(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")

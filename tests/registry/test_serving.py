@@ -42,16 +42,16 @@ def address(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         *("--env-manager", "local", "--host", "127.0.0.1", "--port", port),
     ]
     log = tmp_path_factory.mktemp("serve") / "log"
-    with serving(args, port, "/ping", log, MLFLOW_TRACKING_URI=uri) as found:
-        yield found
+    with serving(args, port, "/ping", log, MLFLOW_TRACKING_URI=uri) as result:
+        yield result
 
 
 @pytest.fixture(scope="module")
 def example(own_run: Path, uri: str) -> dict[str, Any]:
     """The model's own example, as a record."""
     (file,) = own_run.glob("artifacts/**/served-*/input_example.json")
-    said = json.loads(file.read_text())
-    return dict(zip(said["columns"], said["data"][0], strict=True))
+    content = json.loads(file.read_text())
+    return dict(zip(content["columns"], content["data"][0], strict=True))
 
 
 def png(mode: str = "RGB", size: tuple[int, int] = (64, 64), colour: Any = None) -> str:
