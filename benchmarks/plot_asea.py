@@ -25,7 +25,7 @@ from acontrol.config import AseaConfig, BaseConfig, CsmConfig
 from acontrol.data.builtin import write_dataset
 from acontrol.data.images import fit, read_image, read_mask
 from acontrol.data.mvtec import open_folder
-from acontrol.method import asea
+from acontrol.method import anomaly_map, asea
 from acontrol.method.csm import CrossModalEncoder
 from acontrol.method.qformer import QFormerPass
 from acontrol.networks.load import load_base
@@ -84,7 +84,7 @@ def guided(
     fewest = 10**9
     for image, phrases, mask in batches(root, encoder.image_px):
         words = encoder.read(phrases)
-        region = asea.region_on_grid(mask, encoder.grid)
+        region = anomaly_map.region_on_grid(mask, encoder.grid)
         fewest = min(fewest, int(region.sum(dim=1).min()))
         visual = encoder.embed_image(image)
 

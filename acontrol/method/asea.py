@@ -23,27 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from acontrol.config import AseaConfig
-from acontrol.method.anomaly_map import (
-    anomaly_attention,
-    at_least_float32,
-    energy,
-    energy_grad,
-    query_mean,
-    region_on_grid,
-    rollout,
-)
-
-__all__ = [
-    "AseaFunction",
-    "GuidedAttention",
-    "anomaly_attention",
-    "energy",
-    "energy_grad",
-    "guide",
-    "query_mean",
-    "region_on_grid",
-    "rollout",
-]
+from acontrol.method.anomaly_map import at_least_float32, energy, energy_grad
 
 
 @runtime_checkable

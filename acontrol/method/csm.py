@@ -20,8 +20,8 @@ from transformers import Blip2ForImageTextRetrieval, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from acontrol.config import AseaConfig, CsmConfig
-from acontrol.method import asea
-from acontrol.method.anomaly_map import ReferenceText
+from acontrol.method.anomaly_map import ReferenceText, energy, region_on_grid
+from acontrol.method.asea import guide
 from acontrol.method.qformer import QFormerPass
 
 
@@ -136,12 +136,12 @@ class CrossModalEncoder:
         """
         settings = attention or self.asea
         text = self.read(phrases) if self.csm.text else None
-        region = asea.region_on_grid(mask.to(self.device), self.grid)
+        region = region_on_grid(mask.to(self.device), self.grid)
         first = settings.solver == "first"
         qformer = QFormerPass(self.vlm, len(image), text, method=settings.map, first=first)
         visual = self.embed_image(image)
-        embedding, energies = asea.guide(qformer, visual, region, settings)
+        embedding, energies = guide(qformer, visual, region, settings)
         tokens, attended = qformer.finish(embedding)
-        after = asea.energy(attended, region)
+        after = energy(attended, region)
         before = energies[:, 0] if settings.steps else after
         return SemanticFeatures(tokens, before, after)

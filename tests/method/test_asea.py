@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from acontrol.config import AseaConfig
-from acontrol.method.asea import (
-    AseaFunction,
+from acontrol.method.anomaly_map import (
     anomaly_attention,
     energy,
     energy_grad,
-    guide,
     query_mean,
     region_on_grid,
     rollout,
 )
+from acontrol.method.asea import AseaFunction, guide
 
 # Small attention whose gradient can be written by hand: patch p is token p + 1, and
 # a_p = exp(<v_{p+1}, w_p>). Token 0 stands for the class token, which no patch reads.
@@ -167,8 +166,8 @@ def test_guide_gd_is_eq_4(visual: Tensor, region: Tensor, steps: int) -> None:
         gradient, energies = written_out_gradient(visual + offset, region)
         expected_energies.append(energies)
         offset = offset - alpha * gradient
-    found, found_energies = steps_of(visual, region, steps=steps, step_size=alpha, rule="gd")
-    torch.testing.assert_close(found, visual + offset, rtol=0, atol=1e-12)
+    result, found_energies = steps_of(visual, region, steps=steps, step_size=alpha, rule="gd")
+    torch.testing.assert_close(result, visual + offset, rtol=0, atol=1e-12)
     torch.testing.assert_close(
         found_energies,
         torch.tensor(expected_energies, dtype=torch.float64).T,
@@ -199,16 +198,16 @@ def test_normalized_steps_go_down_the_gradient_by_alpha_of_the_embeddings_norm(
 def test_lengths_differ_between_samples(visual: Tensor, region: Tensor) -> None:
     scaled = visual * torch.tensor([1.0, 2.0, 0.5])[:, None, None]
     after, _ = steps_of(scaled, region, steps=1, step_size=0.1, rule="normalized")
-    found = (after - scaled).flatten(1).norm(dim=1)
-    torch.testing.assert_close(found, 0.1 * scaled.flatten(1).norm(dim=1))
+    result = (after - scaled).flatten(1).norm(dim=1)
+    torch.testing.assert_close(result, 0.1 * scaled.flatten(1).norm(dim=1))
 
 
 def test_energy_grad_is_eq_3s_gradient(region: Tensor) -> None:
     attention = torch.rand(3, 5, generator=torch.Generator().manual_seed(1)).double()
     attention.requires_grad_(True)
     (expected,) = torch.autograd.grad(energy(attention, region).sum(), attention)
-    found = energy_grad(attention.detach(), region)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    result = energy_grad(attention.detach(), region)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-14)
     assert expected.abs().min() > 1e-3
 
 
@@ -231,8 +230,8 @@ def test_first_in_closed_form_is_autograd_on_the_embedding(
         if bound is not None:
             norm = offset.flatten(1).norm(dim=1)[:, None, None]
             offset = torch.where(norm > bound * length, offset * bound * length / norm, offset)
-    found, found_energies = steps_of(visual, region, steps=3, solver="first", **settings)
-    torch.testing.assert_close(found, visual + offset, rtol=0, atol=1e-12)
+    result, found_energies = steps_of(visual, region, steps=3, solver="first", **settings)
+    torch.testing.assert_close(result, visual + offset, rtol=0, atol=1e-12)
     torch.testing.assert_close(found_energies, torch.stack(energies, dim=1), rtol=0, atol=1e-12)
 
 
@@ -242,8 +241,8 @@ def test_adam_is_pytorchs(visual: Tensor, region: Tensor) -> None:
     for _ in range(4):
         offset.grad, _ = written_out_gradient(visual + offset, region)
         optimizer.step()
-    found, _ = steps_of(visual, region, steps=4, step_size=0.1, rule="adam")
-    torch.testing.assert_close(found, visual + offset, rtol=0, atol=1e-12)
+    result, _ = steps_of(visual, region, steps=4, step_size=0.1, rule="adam")
+    torch.testing.assert_close(result, visual + offset, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("settings", RULES, ids=NAMES)
@@ -260,8 +259,8 @@ def test_a_sample_does_not_feel_the_batch_around_it(
 
 @pytest.mark.parametrize("settings", RULES, ids=NAMES)
 def test_no_steps_are_the_identity(visual: Tensor, region: Tensor, settings: dict) -> None:
-    found, energies = steps_of(visual, region, steps=0, **settings)
-    assert torch.equal(found, visual)
+    result, energies = steps_of(visual, region, steps=0, **settings)
+    assert torch.equal(result, visual)
     assert energies.shape == (BATCH, 0)
 
 
@@ -270,10 +269,10 @@ def test_without_a_gradient_the_offset_stays(
     visual: Tensor, region: Tensor, settings: dict
 ) -> None:
     region[1] = False  # E is 1 there whatever the attention, and its gradient zero.
-    found, energies = steps_of(visual, region, steps=3, step_size=0.5, **settings)
-    assert torch.equal(found[1], visual[1])
+    result, energies = steps_of(visual, region, steps=3, step_size=0.5, **settings)
+    assert torch.equal(result[1], visual[1])
     assert torch.equal(energies[1], torch.ones(3).double())
-    assert not torch.equal(found[0], visual[0])
+    assert not torch.equal(result[0], visual[0])
 
 
 @pytest.mark.parametrize("settings", RULES, ids=NAMES)
@@ -282,10 +281,10 @@ def test_the_gradient_goes_straight_through(
     visual: Tensor, region: Tensor, settings: dict, steps: int
 ) -> None:
     visual.requires_grad_(True)
-    found, energies = steps_of(visual, region, steps=steps, step_size=0.5, **settings)
+    result, energies = steps_of(visual, region, steps=steps, step_size=0.5, **settings)
     assert not energies.requires_grad
     given = torch.randn(visual.shape, generator=torch.Generator().manual_seed(9)).double()
-    found.backward(given)
+    result.backward(given)
     assert visual.grad is not None
     assert torch.equal(visual.grad, given)
 
@@ -313,17 +312,19 @@ def test_a_sample_stops_below_its_energy(
 ) -> None:
     free, energies = steps_of(visual, region, steps=6, step_size=0.1, **settings)
     stop = energies[:, -1].max().item() - 1e-9  # One sample stays above.
-    found, held = steps_of(visual, region, steps=6, step_size=0.1, stop_energy=stop, **settings)
+    result, held = steps_of(
+        visual, region, steps=6, step_size=0.1, stop_energy=stop, **settings
+    )
     counts = [(row >= stop).sum().item() for row in energies]
     assert sorted(counts)[1] < 6
     assert max(counts) == 6
     for sample, count in enumerate(counts):
         # As many steps as it took to get there, and no more; the others go on.
         few, _ = steps_of(visual, region, steps=count, step_size=0.1, **settings)
-        torch.testing.assert_close(found[sample], few[sample], rtol=0, atol=1e-12)
+        torch.testing.assert_close(result[sample], few[sample], rtol=0, atol=1e-12)
         last = min(count, 5)
         assert (held[sample, last:] == held[sample, last]).all()
-        assert torch.equal(found[sample], free[sample]) == (count == 6)
+        assert torch.equal(result[sample], free[sample]) == (count == 6)
 
 
 @pytest.mark.parametrize("settings", RULES, ids=NAMES)
@@ -332,9 +333,9 @@ def test_the_bound_holds_the_offset(visual: Tensor, region: Tensor, settings: di
     free, _ = steps_of(visual, region, steps=5, step_size=0.9, **settings)
     far = (free - visual).flatten(1).norm(dim=1) / length
     held, _ = steps_of(visual, region, steps=5, step_size=0.9, bound=bound, **settings)
-    found = (held - visual).flatten(1).norm(dim=1) / length
+    result = (held - visual).flatten(1).norm(dim=1) / length
     assert far.max() > bound
-    assert found.max() <= bound + 1e-12
+    assert result.max() <= bound + 1e-12
     loose, _ = steps_of(visual, region, steps=5, step_size=0.9, bound=99, **settings)
     assert torch.equal(loose, free)
 
@@ -371,8 +372,8 @@ def test_steps_do_not_recompile_their_surroundings(visual: Tensor, region: Tenso
 
 def test_the_steps_are_one_node(visual: Tensor, region: Tensor) -> None:
     visual.requires_grad_(True)
-    found, _ = steps_of(visual, region, steps=3)
-    node = found.grad_fn
+    result, _ = steps_of(visual, region, steps=3)
+    node = result.grad_fn
     assert node is not None
     assert node.name() == f"{AseaFunction.__name__}Backward"
     assert [type(before).__name__ for before, _ in node.next_functions if before] == [
@@ -420,10 +421,10 @@ def test_rollout_is_the_written_out_sum(maps: Callable, layers: int) -> None:
 
 def test_a_last_cross_layer_is_not_read(maps: Callable) -> None:
     self_maps, cross_maps = maps(5)
-    found = rollout(self_maps, cross_maps)
+    result = rollout(self_maps, cross_maps)
     assert cross_maps[4] is not None
-    assert torch.equal(found, rollout(self_maps, [*cross_maps[:4], cross_maps[4] * 100]))
-    assert not torch.equal(found, rollout(self_maps, [cross_maps[0] * 100, *cross_maps[1:]]))
+    assert torch.equal(result, rollout(self_maps, [*cross_maps[:4], cross_maps[4] * 100]))
+    assert not torch.equal(result, rollout(self_maps, [cross_maps[0] * 100, *cross_maps[1:]]))
 
 
 @pytest.mark.parametrize("kept", [[], [2]])
@@ -482,8 +483,8 @@ def test_thin_and_thick_masks_may_share_a_batch() -> None:
     thin = mask_of(40, 40, (slice(11, 12), slice(6, 7)))
     # A full cell, and a pixel elsewhere that does not count beside it.
     thick = mask_of(40, 40, (slice(0, 8), slice(0, 8)), (slice(39, 40), slice(39, 40)))
-    found = region_on_grid(torch.cat([thin, thick]), 5)
-    assert [row.nonzero().flatten().tolist() for row in found] == [[5], [0]]
+    result = region_on_grid(torch.cat([thin, thick]), 5)
+    assert [row.nonzero().flatten().tolist() for row in result] == [[5], [0]]
 
 
 def test_full_and_empty_masks() -> None:
@@ -500,11 +501,11 @@ def test_a_mask_with_a_pixel_keeps_a_cell(data: st.DataObject) -> None:
     mask = torch.zeros(1, 1, height, width)
     for row, column in pixels:
         mask[0, 0, row, column] = 1
-    found = region_on_grid(mask, grid)
-    assert found.shape == (1, grid**2)
-    assert found.any()
+    result = region_on_grid(mask, grid)
+    assert result.shape == (1, grid**2)
+    assert result.any()
     # And no cell that the mask does not touch.
-    cells = found[0].reshape(grid, grid)
+    cells = result[0].reshape(grid, grid)
     for row, column in cells.nonzero().tolist():
         top, bottom = row * height // grid, -(-(row + 1) * height // grid)
         left, right = column * width // grid, -(-(column + 1) * width // grid)

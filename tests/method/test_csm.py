@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from acontrol.config import AseaConfig, CsmConfig
-from acontrol.method import asea
+from acontrol.method import anomaly_map
 from acontrol.method.anomaly_map import ReferenceText
 from acontrol.method.csm import CrossModalEncoder
 from acontrol.networks.load import BaseModels
@@ -76,16 +76,16 @@ def test_a_step_is_eq_4_on_the_q_former(encoder: Make, reference: Any, solver: s
     made = encoder(steps=1, step_size=alpha, rule="gd", solver=solver)
     made.vlm.double()
     image, phrases, mask = reference
-    words, region = made.read(phrases), asea.region_on_grid(mask, made.grid)
+    words, region = made.read(phrases), anomaly_map.region_on_grid(mask, made.grid)
     visual = made.embed_image(image).requires_grad_(True)
-    before = asea.energy(plain(made, visual, words)[1], region)
+    before = anomaly_map.energy(plain(made, visual, words)[1], region)
     (gradient,) = torch.autograd.grad(before.sum(), visual)
     with torch.no_grad():
         tokens, attention = plain(made, visual - alpha * gradient, words)
     features = made(image, phrases, mask)
     torch.testing.assert_close(features.tokens, tokens, rtol=0, atol=1e-12)
     torch.testing.assert_close(features.energy_before, before.detach(), rtol=0, atol=1e-12)
-    after = asea.energy(attention, region)
+    after = anomaly_map.energy(attention, region)
     torch.testing.assert_close(features.energy_after, after, rtol=0, atol=1e-12)
     assert (features.energy_before - features.energy_after).abs().min() > 1e-9
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
 from acontrol.config import AseaConfig
-from acontrol.method import asea
+from acontrol.method import anomaly_map, asea
 from acontrol.method.anomaly_map import ReferenceText
 from acontrol.method.qformer import QFormerPass
 from acontrol.pretrain.networks import vlm_config
@@ -131,10 +131,10 @@ def test_the_energys_gradient_is_autograds(
     vlm = model_of(layers, frequency)
     ours, theirs = both(vlm, words if text else None, method, "all")
     embedding = visual.clone().requires_grad_(True)
-    value = asea.energy(theirs(embedding)[1], region)
+    value = anomaly_map.energy(theirs(embedding)[1], region)
     (expected,) = torch.autograd.grad(value.sum(), embedding)
     seen, trace = ours.forward(visual)
-    result = ours.backward(trace, asea.energy_grad(seen, region))
+    result = ours.backward(trace, anomaly_map.energy_grad(seen, region))
     assert expected.abs().max() > 1e-5
     assert difference(result, expected) < EXACT * expected.abs().max().item()
 
