@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Blip2ForImageTextRetrieval
 
 from acontrol.config import AseaConfig
-from acontrol.method import asea
+from acontrol.method import anomaly_map
 from acontrol.method.anomaly_map import ReferenceText
 
 
@@ -92,10 +92,10 @@ def read_map(
             return first.mean(dim=(1, 2))
         num_queries = first.shape[2]
         read = self_maps[0].mean(dim=1)[:, num_queries:, :num_queries]
-        return asea.anomaly_attention(read @ first.mean(dim=1), text.span)
+        return anomaly_map.anomaly_attention(read @ first.mean(dim=1), text.span)
     if text is None or method == "query_mean":
-        return asea.query_mean(cross)
-    return asea.anomaly_attention(asea.rollout(self_maps, cross), text.span)
+        return anomaly_map.query_mean(cross)
+    return anomaly_map.anomaly_attention(anomaly_map.rollout(self_maps, cross), text.span)
 
 
 def guide(
@@ -112,7 +112,7 @@ def guide(
     for _ in range(settings.steps):
         with torch.enable_grad():
             offset = e_g.detach().requires_grad_(True)
-            value = asea.energy(attention(visual + offset), region)
+            value = anomaly_map.energy(attention(visual + offset), region)
             (gradient,) = torch.autograd.grad(value.sum(), offset)
         old = e_g.clone()
         with torch.no_grad():
