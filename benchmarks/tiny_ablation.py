@@ -267,7 +267,7 @@ def train_judge(folder: Path) -> Probe:
     context = StageContext(folder, tracker, 99, torch.device("cpu"), 10_000, 10_000)
     probe = train_probe(draw_pool(16_000, derive_seed(99, "judge"), 64), 1_500, context)
     test = draw_pool(1_000, derive_seed(99, "test"), 64)
-    shown = [built_in_vocabulary()[place] for place in test.kinds.tolist()]
+    shown = [built_in_vocabulary()[place] for place in test.labels.tolist()]
     print("judge on real images:", probe.score(test.pixels(torch.arange(len(test))), shown))
     return probe
 

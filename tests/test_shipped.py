@@ -1,4 +1,4 @@
-"""What ships with the package: the built-in base and its adapter do what their cards say."""
+"""The shipped base and adapter do what their cards say."""
 
 import hashlib
 import json
@@ -34,13 +34,13 @@ def base_card() -> dict:
     return json.loads((built_in_base() / "card.json").read_text())
 
 
-def test_the_files_are_the_ones_that_the_card_names(base_card: dict) -> None:
+def test_the_files_are_those_of_the_card(base_card: dict) -> None:
     files = {
         file.relative_to(built_in_base()).as_posix(): file.read_bytes()
         for file in built_in_base().rglob("*.safetensors")
     }
-    found = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    assert found == base_card["sha256"]
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    assert digests == base_card["sha256"]
     size = sum(file.stat().st_size for file in built_in_base().rglob("*") if file.is_file())
     assert size <= MEGABYTES * 1e6
 
@@ -55,15 +55,13 @@ def test_the_card_promises_enough(base_card: dict) -> None:
     assert metrics["vocabulary"] == 84
 
 
-def test_autoencoder_and_retrieval_come_out_as_in_the_card(
-    base_card: dict, base: BaseModels
-) -> None:
+def test_autoencoder_and_retrieval_match_the_card(base_card: dict, base: BaseModels) -> None:
     config = base_card["config"]
     test = draw_pool(config["test"], derive_seed(config["seed"], "test"), 64)
     cpu = torch.device("cpu")
-    found = psnr(base.vae, test, cpu) | retrieval(base.vlm, base.vlm_tokenizer, test, cpu)
-    for name, value in found.items():
-        # Another processor rounds otherwise: an image in 512 may change sides.
+    metrics = psnr(base.vae, test, cpu) | retrieval(base.vlm, base.vlm_tokenizer, test, cpu)
+    for name, value in metrics.items():
+        # Processors round differently: one image in 512 may change sides.
         assert value == pytest.approx(base_card["metrics"][name], abs=0.01), name
 
 
@@ -71,11 +69,11 @@ def test_autoencoder_and_retrieval_come_out_as_in_the_card(
 def test_asea_lowers_the_energy(base: BaseModels, steps: int) -> None:
     settings = AseaConfig(steps=steps)
     encoder = CrossModalEncoder(base.vlm, base.vlm_tokenizer, CsmConfig(), settings)
-    shown = [specimen(number) for number in range(CASES)]
-    pairs = [fit(Image.fromarray(s.image), Image.fromarray(s.mask), 64) for s in shown]
+    specimens = [specimen(number) for number in range(CASES)]
+    pairs = [fit(Image.fromarray(s.image), Image.fromarray(s.mask), 64) for s in specimens]
     features = encoder(
         torch.stack([image for image, _ in pairs]),
-        [s.phrase for s in shown],
+        [s.phrase for s in specimens],
         torch.stack([mask for _, mask in pairs]),
     )
     fell = features.energy_after < features.energy_before
@@ -87,8 +85,8 @@ def test_the_shipped_adapter_carries_the_references_colour() -> None:
 
 
 @pytest.mark.slow
-def test_an_adapter_trained_anew_carries_it_too(tmp_path: Path) -> None:
-    """The command with which the shipped adapter was made, from its card."""
+def test_a_newly_trained_adapter_carries_it_too(tmp_path: Path) -> None:
+    """By the command that made the shipped adapter, from its card."""
     from launch import demo
 
     command = json.loads((built_in_adapter() / "made.json").read_text())["command"]
@@ -108,24 +106,24 @@ def specimen(number: int, category: str | None = None) -> Specimen:
 
 
 def assert_colour_is_carried(adapter: Path) -> None:
-    """With words that name no colour, the reference's comes out more often than without it."""
+    """With a prompt without colour, the reference's appears more often than at scale 0."""
     pipeline = load_pipeline(str(adapter))
     pipeline.set_progress_bar_config(disable=True)
     references = [specimen(number) for number in range(CASES)]
-    # Another product, mask and normal image; the mask is of the same kind of defect.
+    # Another product, mask and normal image; the mask is of the same defect type.
     targets = [
         specimen(1_000 + number, CATEGORIES[(number + 1) % 6]) for number in range(CASES)
     ]
     right = {}
     for scale in (0.0, 1.0):
-        drawn = draw_all(pipeline, references, targets, scale)
-        for image, target in zip(drawn, targets, strict=True):
+        images = generate_all(pipeline, references, targets, scale)
+        for image, target in zip(images, targets, strict=True):
             changed = (np.asarray(image) != target.normal).any(axis=2)
             assert not (changed & ~target.mask).any()
         right[scale] = np.array(
             [
                 nearest_paint(image, target) == reference.attribute
-                for image, target, reference in zip(drawn, targets, references, strict=True)
+                for image, target, reference in zip(images, targets, references, strict=True)
             ],
             dtype=float,
         )
@@ -134,25 +132,25 @@ def assert_colour_is_carried(adapter: Path) -> None:
     assert gain.mean() > 3 * error, f"{right[0.0].mean()} to {right[1.0].mean()}, +- {error}"
 
 
-def draw_all(
+def generate_all(
     pipeline: AnomalyControlPipeline,
     references: Sequence[Specimen],
     targets: Sequence[Specimen],
     scale: float,
 ) -> list[Image.Image]:
-    """What the references show, on the targets' normal images, in their masks."""
-    phrases = ["spots" if one.defect == "spots" else "a stain" for one in references]
-    picture: Callable[[np.ndarray], Image.Image] = Image.fromarray
+    """The references' defects on the targets' normal images, in their masks."""
+    phrases = ["spots" if s.defect == "spots" else "a stain" for s in references]
+    to_pil: Callable[[np.ndarray], Image.Image] = Image.fromarray
     return pipeline(
         [
             target_text(target.category, phrase)
             for target, phrase in zip(targets, phrases, strict=True)
         ],
-        [picture(one.image) for one in references],
-        [picture(one.mask) for one in references],
+        [to_pil(s.image) for s in references],
+        [to_pil(s.mask) for s in references],
         phrases,
-        [picture(one.normal) for one in targets],
-        [picture(one.mask) for one in targets],
+        [to_pil(s.normal) for s in targets],
+        [to_pil(s.mask) for s in targets],
         num_inference_steps=20,
         guidance_scale=4.0,
         semantic_scale=scale,
@@ -161,6 +159,6 @@ def draw_all(
 
 
 def nearest_paint(image: Image.Image, target: Specimen) -> str:
-    """The paint that the median colour in the mask is closest to."""
+    """The paint closest to the median colour in the mask."""
     colour = np.median(np.asarray(image)[target.mask], axis=0)
     return min(PAINTS, key=lambda name: float(np.abs(colour - PAINTS[name]).sum()))

@@ -1,4 +1,4 @@
-"""The networks that launch.evaluate quality looks with, by name."""
+"""The feature networks of launch.evaluate quality, by name."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +24,12 @@ def load_backend(name: Name, weights: Path, model: str | None) -> Backend:
     """Load a network, onto the GPU if there is one.
 
     Args:
-        name: Which.
-        weights: Folder of the weights that have to be fetched.
-        model: Run or adapter whose vision tower "vlm" is; the built-in base's without.
+        name: Name of the network.
+        weights: Folder of downloaded weights.
+        model: Run or adapter whose base's vision tower is "vlm"; by default the built-in base.
 
     Raises:
-        UserError: If its weights are missing or others.
+        UserError: If the weights are missing or wrong.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.allow_tf32 = False  # It costs published networks three digits.
@@ -50,7 +50,7 @@ def load_backend(name: Name, weights: Path, model: str | None) -> Backend:
 
 
 def vision_tower(vlm: Any, digest: str) -> Backend:
-    """BLIP-2's vision tower: patches of length 1 as maps, their mean as a vector."""
+    """BLIP-2's vision tower: normalized patches as feature maps, their mean as the vector."""
     side = vlm.config.vision_config.image_size
 
     def patches(images: Images) -> Tensor:

@@ -1,8 +1,8 @@
-"""How far a detector's metrics would move with other test images: the percentile bootstrap.
+"""Percentile bootstrap of a detector's metrics over test images.
 
-Test images are drawn again with replacement, good and defective ones apart. Pixels are binned
-by score first, finely where scores are, so that a thousand resamples cost a matrix product;
-the reported metrics themselves are exact.
+Test images are resampled with replacement, good and defective ones separately. Pixels are
+binned by score first, finely where scores are dense, so that a thousand resamples cost a
+matrix product; the reported metrics themselves are exact.
 """
 
 import warnings
@@ -20,20 +20,17 @@ from acontrol.seeding import derive_seed
 
 RESAMPLES = 1000
 LEVEL = 0.95
-_BINS = 500  # By quantiles of all pixels, and as many by those of defective ones.
+_BINS = 500  # By quantiles of all pixels, and as many of defective ones.
 
 
-def resample_weights(
-    anomalous: npt.NDArray[np.bool_], category: str, seed: int = 0
-) -> FloatArray:
+def resample_weights(anomalous: npt.NDArray[np.bool_], category: str) -> FloatArray:
     """How often each test image is in each resample, (resample, image).
 
     Args:
-        anomalous: Which images have a defect; good and defective ones are drawn apart.
-        category: Each draws for itself, the same for every source.
-        seed: Of the draws.
+        anomalous: Which images have a defect; good and defective ones are drawn separately.
+        category: Seeds the draws, so that they are the same for all sources.
     """
-    rng = np.random.default_rng(derive_seed("bootstrap", category, seed))
+    rng = np.random.default_rng(derive_seed("bootstrap", category, 0))
     weights = np.zeros((RESAMPLES, len(anomalous)))
     for group in (np.flatnonzero(anomalous), np.flatnonzero(~anomalous)):
         if len(group):
@@ -45,7 +42,7 @@ def resample_weights(
 def resampled(
     maps: Float[Tensor, "n side side"], truth: Truth, weights: FloatArray
 ) -> FloatArray:
-    """Every metric in every resample, (metric, resample), in the order of `METRICS`."""
+    """All metrics of all resamples, (metric, resample), in the order of `METRICS`."""
     pixels = maps.numpy()
     edges = _edges(pixels, truth.pixels)
     bins = len(edges) - np.searchsorted(edges, pixels, side="right")  # 0 is the highest score.
@@ -53,8 +50,8 @@ def resampled(
 
     def binned(values: npt.NDArray[np.generic]) -> FloatArray:
         rows = [
-            np.bincount(where, weights=own.ravel(), minlength=len(edges) + 1)
-            for where, own in zip(bins, values, strict=True)
+            np.bincount(own_bins, weights=weight.ravel(), minlength=len(edges) + 1)
+            for own_bins, weight in zip(bins, values, strict=True)
         ]
         return np.cumsum(weights @ np.stack(rows), axis=1)
 
@@ -75,32 +72,30 @@ def resampled(
     return np.stack([values[name] for name in METRICS])
 
 
-def mean_over_trainings(
-    categories: Sequence[Sequence[FloatArray]], seed: int = 0
-) -> FloatArray:
-    """Resamples of a mean over categories, with seeds drawn again too.
+def mean_over_trainings(categories: Sequence[Sequence[FloatArray]]) -> FloatArray:
+    """Resamples of a mean over categories, with seeds resampled too.
+
+    The draws are the same for all sources, so that differences of sources are paired.
 
     Args:
-        categories: For each category, for each seed, values (..., resample). The same
-            resample of the same category has the same test images in every source, so that
-            differences of sources are paired.
-        seed: Of the draw of seeds, the same for every source.
+        categories: For each category and seed values (..., resample), where a resample has
+            the same test images in all sources.
 
     Returns:
         (..., resample).
     """
-    rng = np.random.default_rng(derive_seed("bootstrap-seeds", seed))
+    rng = np.random.default_rng(derive_seed("bootstrap-seeds", 0))
     means = []
     for trainings in categories:
         stacked = np.stack(trainings)
         drawn = rng.integers(0, len(trainings), (len(trainings), stacked.shape[-1]))
-        places = drawn.reshape(len(trainings), *(1,) * (stacked.ndim - 2), -1)
-        means.append(mean_of_known(np.take_along_axis(stacked, places, axis=0), axis=0))
-    return mean_of_known(np.array(means), axis=0)
+        index = drawn.reshape(len(trainings), *(1,) * (stacked.ndim - 2), -1)
+        means.append(nan_mean(np.take_along_axis(stacked, index, axis=0), axis=0))
+    return nan_mean(np.array(means), axis=0)
 
 
-def mean_of_known(values: FloatArray, axis: int | tuple[int, ...]) -> FloatArray:
-    """The mean of what is not NaN; NaN where nothing is left."""
+def nan_mean(values: FloatArray, axis: int | tuple[int, ...]) -> FloatArray:
+    """The mean without NaN, or NaN if nothing is left."""
     known = ~np.isnan(values)
     total = np.where(known, values, 0).sum(axis=axis)
     count = known.sum(axis=axis)
@@ -109,19 +104,19 @@ def mean_of_known(values: FloatArray, axis: int | tuple[int, ...]) -> FloatArray
 
 
 def interval(values: FloatArray) -> FloatArray:
-    """The central 95 % of the last axis: (2, ...), low and high.
+    """The central 95 % of the last axis, low and high: (2, ...).
 
-    Resamples in which a metric is not defined are left out; NaN where all are.
+    NaN is left out; an interval is NaN if all its resamples are.
     """
     tail = (1 - LEVEL) / 2
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All-NaN slice")
-        found: FloatArray = np.nanquantile(values, [tail, 1 - tail], axis=-1)
-    return found
+        ends: FloatArray = np.nanquantile(values, [tail, 1 - tail], axis=-1)
+    return ends
 
 
 def _edges(pixels: npt.NDArray[np.float32], truth: npt.NDArray[np.bool_]) -> FloatArray:
-    """Rising edges of bins: a score at an edge lies above it."""
+    """Ascending edges of bins, each the lowest score of its bin."""
     shares = np.linspace(0, 1, _BINS)
     parts: list[FloatArray] = [COARSE_THRESHOLDS, np.quantile(pixels, shares)]
     if truth.any():

@@ -1,4 +1,4 @@
-"""How much a network is trained, as data: the same for every source of defects."""
+"""How much networks are trained, the same for every source of defects."""
 
 from pydantic import Field
 
@@ -6,16 +6,14 @@ from acontrol.config import Settings
 
 
 class Schedule(Settings):
-    """One training."""
+    """Budget of a training."""
 
     size: int = Field(multiple_of=32, ge=32, description="Side of images, in pixels.")
-    epochs: int = Field(
-        ge=1, description="The paper's protocol looks at the test set after each."
-    )
-    samples: int = Field(ge=1, description="Images an epoch.")
-    batch_size: int = Field(ge=2, multiple_of=2, description="Images a step.")
-    learning_rate: float = Field(gt=0, description="Of Adam; a fifth after 80 and 90 %.")
-    pairs: int = Field(ge=1, description="Synthetic pairs taken of each defect, at most.")
+    epochs: int = Field(ge=1, description="The paper's protocol tests after each.")
+    samples: int = Field(ge=1, description="Images per epoch.")
+    batch_size: int = Field(ge=2, multiple_of=2, description="Images per step.")
+    learning_rate: float = Field(gt=0, description="Adam's; times 0.2 after 80 and 90 %.")
+    pairs: int = Field(ge=1, description="Most synthetic pairs of a defect.")
 
     @property
     def steps(self) -> int:
@@ -24,7 +22,7 @@ class Schedule(Settings):
 
     @property
     def epoch_steps(self) -> int:
-        """Steps of an epoch; a last batch is filled up."""
+        """Steps of an epoch; the last batch is filled up."""
         return -(-self.samples // self.batch_size)
 
     def describe(self) -> str:
@@ -37,7 +35,7 @@ class Schedule(Settings):
 
 
 class Budget(Schedule):
-    """One training of the localization detector; half of an epoch's images have a defect."""
+    """Budget of a localization detector; half of an epoch's images have a defect."""
 
     width: int = Field(ge=1, description="Channels of the U-Net's first block.")
 
@@ -55,15 +53,15 @@ BUDGETS = {
     "small": Budget(
         size=128, width=16, epochs=6, samples=2000, batch_size=8, learning_rate=1e-4, pairs=100
     ),
-    # For trying commands out; its figures mean nothing.
+    # For trying commands; its results mean nothing.
     "smallest": Budget(
         size=32, width=4, epochs=2, samples=160, batch_size=4, learning_rate=1e-2, pairs=10
     ),
 }
 
 CLASSIFIER_BUDGETS = {
-    # Published: 30 epochs over all generated images, so of a length that depends on how many
-    # there are; here as long for every source, about four defects' 500 images.
+    # Published: 30 epochs over all generated images, however many. Here the length is the same
+    # for every source, about that of four defects' 500 images.
     "paper": Schedule(
         size=256, epochs=30, samples=2000, batch_size=8, learning_rate=1e-4, pairs=500
     ),
@@ -71,7 +69,7 @@ CLASSIFIER_BUDGETS = {
     "small": Schedule(
         size=128, epochs=4, samples=800, batch_size=8, learning_rate=1e-4, pairs=100
     ),
-    # For trying commands out; its figures mean nothing.
+    # For trying commands; its results mean nothing.
     "smallest": Schedule(
         size=32, epochs=1, samples=8, batch_size=4, learning_rate=1e-3, pairs=10
     ),

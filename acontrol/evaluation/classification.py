@@ -34,7 +34,8 @@ from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.report import Report
 from acontrol.evaluation.results import TrainingJob, keep
 from acontrol.evaluation.settings import ClassificationConfig
-from acontrol.evaluation.trainer import channels_last, fit
+from acontrol.evaluation.sources import Paired
+from acontrol.evaluation.trainer import channels_last, fit, predict
 from acontrol.runs.results import log, results_in
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
@@ -44,31 +45,24 @@ TESTED = "defects"  # Part of the data.
 PART = "last"  # The one group of metrics: those of the last epoch.
 # By what they are called in tables.
 METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
-_BATCH = 32  # Of inference, whose results do not depend on it.
 
 IntArray = npt.NDArray[np.int64]
 
 
 class Labelled:
-    """Draws images of several folders: each as often, then each defect, then each image."""
+    """Images of several folders with labels; folders are equally likely."""
 
     def __init__(self, parts: Sequence[ImageSet], names: Sequence[str]):
-        """Take the images and the defects' names, in the order of their labels."""
+        """Label defects by their index in ``names``."""
         self.names = names
-        self.parts = [
-            (
-                one,
-                [np.flatnonzero(np.array(one.kinds) == kind) for kind in sorted({*one.kinds})],
-            )
-            for one in parts
-        ]
+        self.sources = [Paired(images) for images in parts]
 
     def draw(self, _: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """An image and its label."""
-        pictures, kinds = self.parts[int(rng.integers(len(self.parts)))]
-        places = kinds[int(rng.integers(len(kinds)))]
-        place = int(places[int(rng.integers(len(places)))])
-        return pictures.images[place], torch.tensor(self.names.index(pictures.kinds[place]))
+        """Draw an image and its label."""
+        source = self.sources[int(rng.integers(len(self.sources)))]
+        index = source.index(rng)
+        images = source.images
+        return images.images[index], torch.tensor(self.names.index(images.defects[index]))
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,7 @@ class Classification:
         """Train one classifier, test it, and keep what came of it."""
         dataset = kept_dataset(self.folders, training.category, self.data[training.category])
         test = dataset.part(TESTED)
-        names = sorted(set(test.kinds))
+        names = sorted(set(test.defects))
         source = Labelled([dataset.part(one) for one in training.source.split("+")], names)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with torch.random.fork_rng(devices=[]):
@@ -125,7 +119,7 @@ class Classification:
         )
         for _, loss in trained:
             losses.append(loss)
-        table = confusion(predicted(classifier, test), test, names)
+        table = confusion(predict(classifier, test, _likeliest), test, names)
         weights = resample_weights(test.anomalous, training.category)
         result = self.facts(training) | {
             "losses": losses,
@@ -148,9 +142,9 @@ def names_of(dataset: CategoryDataset, sources: Sequence[str]) -> list[str]:
     Raises:
         UserError: If a source has others.
     """
-    names = sorted({*dataset.part(TESTED).kinds})
+    names = sorted({*dataset.part(TESTED).defects})
     for part in sorted({one for source in sources for one in source.split("+")}):
-        others = sorted({*dataset.part(part).kinds} - {*names})
+        others = sorted({*dataset.part(part).defects} - {*names})
         if others:
             raise UserError(
                 f"{part}: has the defect {others[0]!r} of {dataset.category}, which no test "
@@ -159,37 +153,30 @@ def names_of(dataset: CategoryDataset, sources: Sequence[str]) -> list[str]:
     return names
 
 
-@torch.no_grad()
-def predicted(classifier: Classifier, pictures: ImageSet) -> Int[Tensor, " n"]:
-    """The likeliest defect of each image."""
-    device = classifier.get_buffer("mean").device
-    parts = [
-        classifier(part.to(device).float() / 255).argmax(dim=1).cpu()
-        for part in pictures.images.split(_BATCH)
-    ]
-    return torch.cat(parts)
+def _likeliest(logits: Tensor) -> Tensor:
+    return logits.argmax(dim=1)
 
 
-def confusion(found: Int[Tensor, " n"], pictures: ImageSet, names: Sequence[str]) -> IntArray:
-    """For each image a table with a single 1, at its defect and what it was taken for."""
-    table = np.zeros((len(pictures), len(names), len(names)), dtype=np.int64)
-    truth = [names.index(kind) for kind in pictures.kinds]
-    table[np.arange(len(pictures)), truth, found.numpy()] = 1
+def confusion(labels: Int[Tensor, " n"], images: ImageSet, names: Sequence[str]) -> IntArray:
+    """One-hot confusion matrices of images, (image, true defect, predicted defect)."""
+    table = np.zeros((len(images), len(names), len(names)), dtype=np.int64)
+    truth = [names.index(defect) for defect in images.defects]
+    table[np.arange(len(images)), truth, labels.numpy()] = 1
     return table
 
 
 def metrics_of(table: npt.NDArray[Any]) -> dict[str, float]:
-    """Of a table of counts, (defect, taken for).
+    """Metrics of a confusion matrix, (true defect, predicted defect).
 
     accuracy            share of images that are right
-    balanced_accuracy   mean over defects of that share, over those that have images
+    balanced_accuracy   mean over defects with images of that share
     """
     counts = table.sum(axis=1)
     right = np.diagonal(table)
-    some = counts > 0
+    tested = counts > 0
     return {
         "accuracy": float(right.sum() / counts.sum()),
-        "balanced_accuracy": float((right[some] / counts[some]).mean()),
+        "balanced_accuracy": float((right[tested] / counts[tested]).mean()),
     }
 
 

@@ -1,4 +1,4 @@
-"""A classifier of defects: a ResNet of transformers, by default ResNet-34."""
+"""The defect classifier: a ResNet of transformers, by default ResNet-34."""
 
 import hashlib
 import json
@@ -18,17 +18,17 @@ _READ = (".safetensors", ".json")
 
 
 class Classifier(nn.Module):
-    """Logits of defects, for images in [0, 1]."""
+    """Defect logits of images in [0, 1]."""
 
     def __init__(self, count: int, network: Path | None):
-        """Build it with random weights, or read all but the last layer.
+        """Build with random weights, or load all but the last layer.
 
         Args:
-            count: Defects to tell apart.
-            network: Folder of a ResNet as transformers saves it.
+            count: Number of defects.
+            network: Folder of a ResNet saved by transformers.
 
         Raises:
-            UserError: If the folder holds none.
+            UserError: If the folder holds no ResNet.
         """
         super().__init__()
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -44,42 +44,43 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def forward(self, images: Float[Tensor, "n 3 side side"]) -> Float[Tensor, "n defects"]:
-        """Look."""
+        """Normalize and classify."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         return self.resnet((images - mean) / std).logits
 
     @property
     def architecture(self) -> str:
-        """Its name, for a table."""
+        """Name of the architecture, for tables."""
         config = self.resnet.config
-        depths = "-".join(str(one) for one in config.depths)
-        known = config.layer_type == "basic" and config.depths == _DEPTHS
-        return "ResNet-34" if known else f"ResNet of {depths} {config.layer_type} blocks"
+        if config.layer_type == "basic" and config.depths == _DEPTHS:
+            return "ResNet-34"
+        return f"ResNet of {'-'.join(map(str, config.depths))} {config.layer_type} blocks"
 
 
 def weights_digest(network: Path) -> str:
-    """Of the files that a classifier begins with."""
-    whole = hashlib.sha256()
-    for file in sorted(one for one in network.iterdir() if one.suffix in _READ):
-        whole.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    return whole.hexdigest()
+    """Digest of the files that a classifier is loaded from."""
+    total = hashlib.sha256()
+    for file in sorted(network.iterdir()):
+        if file.suffix in _READ:
+            total.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()
 
 
 def _read(network: Path, count: int) -> ResNetForImageClassification:
-    """All but the last layer from a folder, which has to hold all of that and nothing else."""
-    where = f"--network {network}"
+    """Load all but the last layer from a folder, which must hold exactly these weights."""
+    option = f"--network {network}"
     if not (network / "config.json").is_file():
         raise UserError(
-            f"{where}: has no config.json; give a folder as transformers' save_pretrained "
-            "writes it"
+            f"{option}: has no config.json; give a folder written by transformers' "
+            "save_pretrained"
         )
-    said, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)  # Of the last layer, which is new, it would say so.
+    verbosity, progress_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)  # It would warn that the last layer is new.
     logging.disable_progress_bar()
     try:
-        kind = json.loads((network / "config.json").read_text()).get("model_type")
-        if kind != "resnet":
-            raise ValueError(f"its config.json says model_type {kind!r}")
+        model_type = json.loads((network / "config.json").read_text()).get("model_type")
+        if model_type != "resnet":
+            raise ValueError(f"its config.json has model_type {model_type!r}")
         resnet, report = ResNetForImageClassification.from_pretrained(
             network,
             num_labels=count,
@@ -90,32 +91,32 @@ def _read(network: Path, count: int) -> ResNetForImageClassification:
         )
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: not a ResNet as transformers saves it ({reason})") from error
+        raise UserError(f"{option}: not a ResNet saved by transformers ({reason})") from error
     finally:
-        logging.set_verbosity(said)
-        if shown:
+        logging.set_verbosity(verbosity)
+        if progress_bar:
             logging.enable_progress_bar()
     wrong = [
-        f"{name} is {how}"
-        for how, key in (("missing", "missing_keys"), ("unknown", "unexpected_keys"))
-        for name in sorted(report[key])
-    ] + [f"{one[0]} has another shape" for one in report["mismatched_keys"]]
-    wrong = [one for one in wrong if not one.startswith("classifier.")]
+        *(f"{name} is missing" for name in sorted(report["missing_keys"])),
+        *(f"{name} is unknown" for name in sorted(report["unexpected_keys"])),
+        *(f"{name} has another shape" for name, *_ in report["mismatched_keys"]),
+    ]
+    wrong = [problem for problem in wrong if not problem.startswith("classifier.")]
     if wrong:
         raise UserError(
-            f"{where}: its weights are not those of its config.json ({wrong[0]}, "
+            f"{option}: its weights are not those of its config.json ({wrong[0]}, "
             f"{len(wrong)} in all)"
         )
     return resnet
 
 
 def _normalization(network: Path) -> tuple[list[float], list[float]] | None:
-    """Mean and deviation of a folder's preprocessor, if it has one."""
+    """Mean and standard deviation of a folder's preprocessor, if it has one."""
     file = network / "preprocessor_config.json"
     if not file.is_file():
         return None
     try:
-        found = json.loads(file.read_text())
-        return found["image_mean"], found["image_std"]
+        config = json.loads(file.read_text())
+        return config["image_mean"], config["image_std"]
     except (ValueError, KeyError) as error:
         raise UserError(f"{file}: has no image_mean and image_std ({error})") from error

@@ -237,6 +237,6 @@ def category_in(folder: MvtecFolder, category: str, alone: bool) -> str | None:
 def _digest(parts: Sequence[ImageSet]) -> str:
     whole = hashlib.sha256()
     for part in parts:
-        whole.update(json.dumps([part.digests, part.kinds]).encode())
+        whole.update(json.dumps([part.digests, part.defects]).encode())
         whole.update(part.masks.numpy().tobytes())
     return whole.hexdigest()

@@ -1,7 +1,7 @@
 """The localization detector: the discriminative U-Net of DRAEM, on the image alone.
 
-Zavrtanik, Kristan, Skocaj: "DRAEM", ICCV 2021. There it sees image and reconstruction (6
-channels); the downstream protocol of the synthesis papers trains this half alone (3 channels).
+Zavrtanik, Kristan, Skocaj: "DRAEM", ICCV 2021. DRAEM feeds it image and reconstruction (6
+channels); the synthesis papers' downstream protocol trains it on the image (3 channels).
 """
 
 import torch
@@ -14,10 +14,10 @@ _POOL_SHARE = 21 / 256  # The image score's window over the side: 21 px at 256.
 
 
 class DetectorUNet(nn.Module):
-    """Two logits a pixel, normal and defect, at the image's size (a multiple of 32)."""
+    """Logits of normal and defect per pixel; the image's sides are multiples of 32."""
 
     def __init__(self, width: int):
-        """Build it with DRAEM's initial weights, from torch's generator."""
+        """Build with DRAEM's initial weights, drawn from torch's generator."""
         super().__init__()
         widths = [width, 2 * width, 4 * width, 8 * width, 8 * width, 8 * width]
         self.down = nn.ModuleList(
@@ -48,8 +48,8 @@ class DetectorUNet(nn.Module):
         """Logits for images in [0, 1]."""
         skips = []
         x = image
-        for place, block in enumerate(self.down):
-            x = block(F.max_pool2d(x, 2) if place else x)
+        for level, block in enumerate(self.down):
+            x = block(F.max_pool2d(x, 2) if level else x)
             skips.append(x)
         skips.pop()
         for up, join in zip(self.up, self.join, strict=True):
@@ -67,7 +67,7 @@ def focal_loss(
 
 
 def image_scores(maps: Float[Tensor, "image height width"]) -> Float[Tensor, " image"]:
-    """The largest mean over a window of each anomaly map; outside the image counts as 0."""
+    """The largest window mean of each anomaly map, padded with 0."""
     side = round(_POOL_SHARE * maps.shape[-1]) // 2 * 2 + 1
     pooled = F.avg_pool2d(maps[:, None], side, stride=1, padding=side // 2)
     return pooled.flatten(1).amax(dim=1)

@@ -1,4 +1,4 @@
-"""How long a training would take here, from a few of its steps; scoring comes on top."""
+"""Estimated duration of a training on this machine, without scoring."""
 
 import time
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from acontrol.evaluation.classifier import Classifier
 from acontrol.evaluation.detector import DetectorUNet, focal_loss
 from acontrol.evaluation.trainer import channels_last
 
-_REPEATS = 3  # The first one sets things up.
-_IMAGES = 2  # Of a batch that is timed: full ones are heavy at the paper's size.
+_REPEATS = 3  # The first one warms up.
+_IMAGES = 2  # In the timed batch: full batches are heavy at the paper's size.
 
 
 def seconds_a_detector(budget: Budget, test_images: int, looks: int) -> float:
-    """Time one step and one look of a detector, and count.
+    """Seconds to train a detector, from a timed step and forward pass.
 
     Args:
-        budget: Of the training.
-        test_images: How many are looked at.
-        looks: How often.
+        budget: Budget of the training.
+        test_images: Number of test images.
+        looks: How often they are scored.
     """
     detector = channels_last(DetectorUNet(budget.width).to(_device()))
     return _seconds(
@@ -34,12 +34,12 @@ def seconds_a_detector(budget: Budget, test_images: int, looks: int) -> float:
 
 
 def seconds_a_classifier(schedule: Schedule, classifier: Classifier, test_images: int) -> float:
-    """Time one step and one look of a classifier, and count.
+    """Seconds to train a classifier, from a timed step and forward pass.
 
     Args:
-        schedule: Of the training.
-        classifier: Which, with two defects or more.
-        test_images: How many are looked at, once.
+        schedule: Budget of the training.
+        classifier: Classifier of two defects or more.
+        test_images: Number of test images, scored once.
     """
     classifier = channels_last(classifier.to(_device()))
     labels = torch.zeros(_IMAGES, dtype=torch.long, device=_device())
@@ -59,7 +59,7 @@ def _seconds(
     schedule: Schedule,
     network: Callable[[Tensor], Tensor],
     loss_of: Callable[[Tensor], Tensor],
-    looked_at: int,
+    scored_images: int,
 ) -> float:
     images = torch.rand(_IMAGES, 3, schedule.size, schedule.size, device=_device())
     images = images.contiguous(memory_format=torch.channels_last)
@@ -76,9 +76,9 @@ def _seconds(
         return time.perf_counter() - started
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # As many as a task on Ray has.
+    torch.set_num_threads(1)  # As a task on Ray has.
     try:
-        step, look = (min(seconds(train) for _ in range(_REPEATS)) for train in (True, False))
+        step, score = (min(seconds(train) for _ in range(_REPEATS)) for train in (True, False))
     finally:
         torch.set_num_threads(threads)
-    return (schedule.steps * schedule.batch_size * step + looked_at * look) / _IMAGES
+    return (schedule.steps * schedule.batch_size * step + scored_images * score) / _IMAGES

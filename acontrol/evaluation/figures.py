@@ -63,7 +63,7 @@ def map_sheet(
         mask = Image.fromarray(test.masks[place].numpy())
         maps = [Image.fromarray(one[number]) for one in columns.values()]
         rows.append([image, outlined(image, mask), *maps])
-    captions = [f"{test.kinds[place]} {test.files[place].name}" for place in places]
+    captions = [f"{test.defects[place]} {test.files[place].name}" for place in places]
     return contact_sheet(rows, ["test image", "its mask", *columns], captions)
 
 

@@ -1,4 +1,4 @@
-"""Images of one category in memory, at the detector's size, with their masks."""
+"""Images of one category in memory, at the detector's size, with masks."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -16,55 +16,55 @@ from acontrol.data.images import fit, read_image
 from acontrol.data.mvtec import LabelledImage
 from acontrol.errors import UserError
 
-_WHOLE = 1 - 1e-6  # Bilinear weights add up to 1 within rounding.
+_WHOLE = 1 - 1e-6  # Bilinear weights sum to 1 up to rounding.
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images, one after the other.
+    """A batch of images.
 
     Attributes:
         images: (n, 3, S, S) in [0, 255].
         masks: (n, S, S), True on the defect; a defect thinner than a pixel keeps every pixel
             that it touches.
-        truncated: (n, S, S), the masks as the published scripts make them: resized bilinearly
-            and cut to whole numbers, so that only pixels wholly in the defect are left.
-        kinds: Defect of each, "good" without one.
-        files: Where each is from.
-        digests: Digest of each one's decoded pixels.
+        truncated: (n, S, S), masks of the published scripts: resized bilinearly and truncated
+            to integers, so that only pixels wholly in the defect are left.
+        defects: Defect type of each, or "good".
+        files: File of each.
+        digests: Digest of each image's decoded pixels.
     """
 
     images: UInt8[Tensor, "n 3 side side"]
     masks: Bool[Tensor, "n side side"]
     truncated: Bool[Tensor, "n side side"]
-    kinds: tuple[str, ...]
+    defects: tuple[str, ...]
     files: tuple[Path, ...]
     digests: tuple[str, ...]
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of images."""
         return len(self.files)
 
     @property
     def anomalous(self) -> npt.NDArray[np.bool_]:
-        """Which have a defect."""
-        return np.array([kind != "good" for kind in self.kinds], dtype=bool)
+        """Which images have a defect."""
+        return np.array([defect != "good" for defect in self.defects], dtype=bool)
 
 
 def load(normals: Sequence[Path], labelled: Sequence[LabelledImage], size: int) -> ImageSet:
     """Read normal images, then labelled ones.
 
     Raises:
-        UserError: If one is bad, or a labelled one has no fitting mask.
+        UserError: If an image is bad, or the mask of a labelled one is bad or missing.
     """
     images, masks, truncated, digests = [], [], [], []
     rows: Iterable[tuple[Path, LabelledImage | None]] = [
         *((path, None) for path in normals),
-        *((one.image, one) for one in labelled),
+        *((row.image, row) for row in labelled),
     ]
-    for path, one in rows:
+    for path, row in rows:
         pixels = read_image(path)
-        truth = np.zeros(pixels.shape[:2], dtype=bool) if one is None else one.read_mask()
+        truth = np.zeros(pixels.shape[:2], dtype=bool) if row is None else row.read_mask()
         image, mask = fit(Image.fromarray(pixels), Image.fromarray(truth), size)
         images.append(((image + 1) * 127.5).round().to(torch.uint8))
         masks.append((mask[0] > 0) & bool(truth.any()))
@@ -74,14 +74,14 @@ def load(normals: Sequence[Path], labelled: Sequence[LabelledImage], size: int) 
         torch.stack(images) if images else torch.zeros(0, 3, size, size, dtype=torch.uint8),
         torch.stack(masks) if masks else torch.zeros(0, size, size, dtype=torch.bool),
         torch.stack(truncated) if masks else torch.zeros(0, size, size, dtype=torch.bool),
-        tuple("good" if one is None else one.defect for _, one in rows),
+        tuple("good" if row is None else row.defect for _, row in rows),
         tuple(path for path, _ in rows),
         tuple(digests),
     )
 
 
 def truncate(mask: Bool[Tensor, "height width"], size: int) -> Bool[Tensor, "size size"]:
-    """Resize bilinearly, then cut to whole numbers, as the published evaluation does."""
+    """Resize bilinearly and truncate to integers, as the published evaluation does."""
     resized = torch.nn.functional.interpolate(
         mask[None, None].double(), size=(size, size), mode="bilinear", align_corners=False
     )
@@ -89,27 +89,27 @@ def truncate(mask: Bool[Tensor, "height width"], size: int) -> Bool[Tensor, "siz
 
 
 def digest(pixels: npt.NDArray[np.uint8]) -> str:
-    """A digest of an image's pixels, whatever file format they came in."""
+    """Digest of an image's pixels, whatever the file format."""
     shape = "x".join(str(length) for length in pixels.shape)
     return hashlib.sha256(shape.encode() + pixels.tobytes()).hexdigest()
 
 
 def refuse_leaks(test: ImageSet, training: Iterable[ImageSet]) -> None:
-    """Refuse a test image that is also trained on.
+    """Refuse test images among the training images.
 
     Raises:
-        UserError: Naming the first of both.
+        UserError: If there is one.
     """
-    known = dict(zip(test.digests, test.files, strict=True))
-    found = [
-        (known[one], file)
+    tested = dict(zip(test.digests, test.files, strict=True))
+    leaks = [
+        (file, tested[digest])
         for part in training
-        for one, file in zip(part.digests, part.files, strict=True)
-        if one in known
+        for digest, file in zip(part.digests, part.files, strict=True)
+        if digest in tested
     ]
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    if leaks:
+        more = f" (and {len(leaks) - 1} more)" if len(leaks) > 1 else ""
         raise UserError(
-            f"{found[0][1]}: is the test image {found[0][0]}, pixel by pixel{more}; a detector "
-            "must not train on what it is tested with: remove one of them"
+            f"{leaks[0][0]}: is the test image {leaks[0][1]}, pixel by pixel{more}; a detector "
+            "must not train on its test images: remove one of them"
         )

@@ -1,7 +1,7 @@
-"""The Inception-v3 of the Inception Score and of KID: TensorFlow's of 2015-12-05.
+"""The Inception-v3 of Inception Score and KID: TensorFlow's of 2015-12-05.
 
-It differs from torchvision's: averages leave padding out, the last block takes a maximum, there
-are 1,008 classes, and images are resized as TensorFlow 1 did. torch-fidelity has it, but needs
+Unlike torchvision's, its average pooling excludes padding, the last block uses max pooling, it
+has 1,008 classes, and images are resized as in TensorFlow 1. torch-fidelity has it, but needs
 torchvision, which has no build for CPU-only torch, and unpickles weights.
 """
 
@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from acontrol.evaluation.features import Images, read_weights
 
 SIDE = 299
-WIDTH = 2048  # Of an image's vector.
+WIDTH = 2048  # Of embeddings.
 CLASSES = 1008
-# A convolution: name, output channels, height and width of the kernel, stride, padded or not.
+# A convolution: name, output channels, kernel height and width, stride, padded or not.
 _Layer = tuple[str, int, int, int, int, bool]
-_Chain = Sequence[_Layer | tuple[_Layer, _Layer]]  # A pair's outputs are one after the other.
+_Chain = Sequence[_Layer | tuple[_Layer, _Layer]]  # A pair's outputs are concatenated.
 
 
 class Inception(nn.Module):
-    """Names of parameters are pytorch-fid's and torch-fidelity's."""
+    """Inception-v3 with the parameter names of pytorch-fid and torch-fidelity."""
 
     def __init__(self) -> None:
-        """Build it without weights."""
+        """Build with random weights."""
         super().__init__()
         self.Conv2d_1a_3x3 = _Unit(3, 32, (3, 3), 2, False)
         self.Conv2d_2a_3x3 = _Unit(32, 32, (3, 3), 1, False)
@@ -67,14 +67,14 @@ class Inception(nn.Module):
         """Read weights from safetensors.
 
         Raises:
-            UserError: If there are none, or others.
+            UserError: If the file is missing or holds other weights.
         """
         network = cls()
         read_weights(network, file, "inception", "Inception-v3 (2015-12-05)")
         return network
 
     def embed(self, images: Images) -> Float[Tensor, "n 2048"]:
-        """One vector an image: the mean of the last maps over places."""
+        """Vectors of images: the last feature maps averaged over positions."""
         weight = self.fc.weight
         x = (resize(images.to(weight.device, weight.dtype), SIDE) - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
@@ -86,15 +86,15 @@ class Inception(nn.Module):
         return x.mean((2, 3))
 
     def logits(self, vectors: Float[Tensor, "n 2048"]) -> Float[Tensor, "n 1008"]:
-        """Of classes, given `embed`'s vectors; without the bias, as the Inception Score is."""
+        """Class logits of `embed`'s vectors, without the bias as for the Inception Score."""
         return vectors @ self.fc.weight.to(vectors).T
 
 
 def resize(images: Float[Tensor, "n 3 height width"], side: int) -> Tensor:
-    """Bilinearly, pixel 0 on pixel 0 as in TensorFlow 1: torch puts centers on centers."""
+    """Resize bilinearly with pixel 0 at 0 as in TensorFlow 1; torch aligns pixel centers."""
     for axis in (2, 3):
         length = images.shape[axis]
-        # Its scale is a single-precision number, whatever the images are.
+        # TensorFlow computes the scale in single precision, whatever the images' type.
         scale = torch.tensor(length / side, dtype=torch.float32).to(images)
         at = torch.arange(side, dtype=images.dtype, device=images.device) * scale
         low = at.long().clamp(max=length - 1)
@@ -106,7 +106,7 @@ def resize(images: Float[Tensor, "n 3 height width"], side: int) -> Tensor:
 
 
 class _Unit(nn.Module):
-    """A convolution without bias, normalized, with ReLU."""
+    """Convolution without bias, batch normalization, ReLU."""
 
     def __init__(
         self, before: int, after: int, kernel: tuple[int, int], stride: int, padded: bool
@@ -121,7 +121,7 @@ class _Unit(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """Chains side by side, and a pooled one; their channels one after the other."""
+    """Parallel chains of convolutions and a pooled branch, concatenated."""
 
     def __init__(self, before: int, chains: Sequence[_Chain], pool: str, pooled: int = 0):
         super().__init__()
@@ -134,7 +134,7 @@ class _Mixed(nn.Module):
                 for name, after, height, wide, stride, padded in row:
                     unit = _Unit(width, after, (height, wide), stride, padded)
                     self.add_module(name, unit)
-                names.append(tuple(one[0] for one in row))
+                names.append(tuple(layer[0] for layer in row))
                 width = row[0][1]
             self.chains.append(names)
         self.branch_pool = _Unit(before, pooled, (1, 1), 1, True) if pooled else nn.Identity()

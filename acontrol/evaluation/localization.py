@@ -1,5 +1,6 @@
 """Does synthetic data make a detector better? Train one on each source, and compare them."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,14 +124,13 @@ class Localization:
 
 
 def shown(test: ImageSet) -> list[int]:
-    """Places of the test images that the report shows: the first of each defect, in turn."""
-    by_kind = [
-        [place for place, one in enumerate(test.kinds) if one == kind]
-        for kind in sorted(set(test.kinds) - {"good"})
+    """Indices of the test images in the report: the first ones of each defect, in turn."""
+    groups = [
+        [index for index, other in enumerate(test.defects) if other == defect]
+        for defect in sorted(set(test.defects) - {"good"})
     ]
-    rounds = max(len(one) for one in by_kind)
-    turns = [one[turn] for turn in range(rounds) for one in by_kind if turn < len(one)]
-    return turns[:SHOWN]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*groups))
+    return [index for index in turns if index is not None][:SHOWN]
 
 
 def _curve(maps: torch.Tensor, truth: Truth) -> FloatArray:

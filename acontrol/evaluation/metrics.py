@@ -1,8 +1,8 @@
 """Metrics of ranked scores, exact and for many resamples at once.
 
-Scores are sorted once into counts at falling thresholds, from which every metric follows. The
-counts may carry leading axes, one entry a bootstrap resample. All metrics are in [0, 1], and
-NaN where they are not defined: the ROC's without both classes, the others without positives.
+Scores are sorted once into counts at descending thresholds, from which all metrics follow.
+Counts may have leading axes, one entry per bootstrap resample. Metrics are in [0, 1], and NaN
+where undefined: AUROC and AUPRO without both classes, the others without positives.
 """
 
 from collections.abc import Iterable
@@ -20,12 +20,12 @@ PRO_LIMIT = 0.3  # False positive rate up to which the PRO curve counts (Bergman
 
 @dataclass(frozen=True)
 class Counts:
-    """What lies at or above each of the falling thresholds.
+    """Cumulative weights of the scores at or above each threshold.
 
     Attributes:
-        thresholds: (bins,), strictly falling.
-        positives: (..., bins), cumulative weight of positives.
-        negatives: (..., bins), cumulative weight of negatives.
+        thresholds: (bins,), strictly descending.
+        positives: (..., bins), of positives.
+        negatives: (..., bins), of negatives.
     """
 
     thresholds: FloatArray
@@ -36,19 +36,18 @@ class Counts:
 def count(
     scores: npt.NDArray[np.floating], *positives: npt.NDArray[np.bool_] | FloatArray
 ) -> list[Counts]:
-    """Count exactly, ties together, one or several kinds of positives with a single sort.
+    """Count exactly, ties together, one or several labellings with a single sort.
 
     Args:
         scores: Any shape, finite; higher is more anomalous.
-        positives: Same shape; which are positive, or with which weight. What has no weight is
-            negative.
+        positives: Labellings of the same shape: True or a weight for positives, else 0.
 
     Raises:
         ValueError: If shapes differ or a score is not finite.
     """
-    for one in positives:
-        if scores.shape != one.shape:
-            raise ValueError(f"need one shape, got {scores.shape} and {one.shape}")
+    for labels in positives:
+        if scores.shape != labels.shape:
+            raise ValueError(f"need one shape, got {scores.shape} and {labels.shape}")
     values = scores.ravel()
     if not np.isfinite(values).all():
         raise ValueError("need finite scores, got NaN or infinity")
@@ -56,35 +55,34 @@ def count(
     values = values[order]
     last = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)[: len(values)]
 
-    def cumulated(weights: npt.NDArray[np.generic]) -> FloatArray:
-        kept: FloatArray = np.cumsum(weights.ravel()[order], dtype=np.float64)[last]
-        return kept
+    def cumulative(weights: npt.NDArray[np.generic]) -> FloatArray:
+        sums: FloatArray = np.cumsum(weights.ravel()[order], dtype=np.float64)[last]
+        return sums
 
     thresholds = values[last].astype(np.float64)
     return [
-        Counts(thresholds, cumulated(one), cumulated(~np.asarray(one, bool)))
-        for one in positives
+        Counts(thresholds, cumulative(labels), cumulative(~np.asarray(labels, bool)))
+        for labels in positives
     ]
 
 
 def roc_area(counts: Counts, limit: float = 1.0) -> FloatArray:
-    """Area under the ROC curve up to a false positive rate, over that rate.
+    """Area under the ROC curve up to a false positive rate, divided by that rate.
 
-    With ``limit`` 1 it is the AUROC. If positives weigh one over the size of their connected
-    region (`region_weights`), the true positive rate is the per-region overlap, and with
-    `PRO_LIMIT` the area is the AUPRO.
+    With ``limit`` 1 this is the AUROC. With `region_weights` the true positive rate is the
+    per-region overlap, and with `PRO_LIMIT` the area is the AUPRO.
 
     Returns:
-        One value for each leading index of the counts.
+        The leading shape of the counts.
     """
     x, y = _rate(counts.negatives), _rate(counts.positives)
     zero = np.zeros((*x.shape[:-1], 1))
     x, y = np.concatenate([zero, x], -1), np.concatenate([zero, y], -1)
     left, right = x[..., :-1], np.minimum(x[..., 1:], limit)
     with np.errstate(invalid="ignore", divide="ignore"):
-        slope = np.diff(y) / np.diff(x)
-    slope = np.where(np.diff(x) > 0, slope, 0)
-    end = y[..., :-1] + slope * (right - left)
+        gradient = np.diff(y) / np.diff(x)
+    gradient = np.where(np.diff(x) > 0, gradient, 0)
+    end = y[..., :-1] + gradient * (right - left)
     parts = np.where(left < limit, (right - left) * (y[..., :-1] + end) / 2, 0)
     area = parts.sum(-1) / limit
     return np.where(_defined(counts.positives) & _defined(counts.negatives), area, np.nan)
@@ -102,18 +100,17 @@ def f1_max(counts: Counts, at: FloatArray | None = None) -> FloatArray:
     """The largest F1 = 2 TP / (2 TP + FP + FN).
 
     Args:
-        counts: What is counted.
-        at: Only at these thresholds, a score equal to one of them being above it; by default
-            at every one.
+        counts: Counts at all thresholds.
+        at: Thresholds to consider, scores equal to one counting as positive; by default all.
     """
     total = _total(counts.positives)
     true, false = counts.positives, counts.negatives
     if at is not None:
-        # Thresholds fall, so negated they rise; place 0 stands for nothing above.
-        place = np.searchsorted(-counts.thresholds, -at, side="right")
+        # Thresholds descend, so negated they ascend; index 0 means no score above.
+        index = np.searchsorted(-counts.thresholds, -at, side="right")
         zero = np.zeros((*true.shape[:-1], 1))
-        true = np.concatenate([zero, true], -1)[..., place]
-        false = np.concatenate([zero, false], -1)[..., place]
+        true = np.concatenate([zero, true], -1)[..., index]
+        false = np.concatenate([zero, false], -1)[..., index]
     with np.errstate(invalid="ignore", divide="ignore"):
         scores = 2 * true / (true + false + total[..., None])
     if scores.shape[-1] == 0:
@@ -145,21 +142,21 @@ def _precision(true: FloatArray, false: FloatArray) -> FloatArray:
     return true / np.where(true + false > 0, true + false, 1)
 
 
-_EIGHT = np.ones((3, 3), dtype=bool)  # Diagonal neighbours belong together.
+_EIGHT = np.ones((3, 3), dtype=bool)  # Diagonal neighbours are connected.
 
 
 def region_weights(masks: Iterable[npt.NDArray[np.bool_]]) -> list[FloatArray]:
-    """One over the size of its connected region for each pixel of a mask, 0 outside.
+    """One over the size of its connected region for each pixel of the masks, 0 outside.
 
-    A weighted sum over detected pixels is then the sum over regions of the share detected.
+    A weighted sum over detected pixels is then the sum of the detected shares of the regions.
 
     Args:
         masks: (H, W) each.
     """
     weights = []
     for mask in masks:
-        labels, found = ndimage.label(mask, structure=_EIGHT)
-        sizes = np.bincount(labels.ravel(), minlength=found + 1).astype(np.float64)
+        labels, num_regions = ndimage.label(mask, structure=_EIGHT)
+        sizes = np.bincount(labels.ravel(), minlength=num_regions + 1).astype(np.float64)
         shares = 1 / np.maximum(sizes, 1)
         shares[0] = 0
         weights.append(shares[labels])

@@ -1,7 +1,7 @@
-"""Which test images are other photographs of a piece that is trained on.
+"""Test images that are other photographs of a training piece.
 
-Exact copies are refused elsewhere. A piece that was photographed twice, at another exposure, is
-a leak as well, but one that only its texture gives away: the image without its coarse shades.
+Exact copies are refused elsewhere. A piece photographed again at another exposure is a leak as
+well, but only its texture shows it: the image without its coarse shading.
 """
 
 from pathlib import Path
@@ -13,46 +13,46 @@ from torch import Tensor
 
 from acontrol.evaluation.images import ImageSet
 
-ALIKE = 0.8  # Correlation of two textures of one piece, or more.
+THRESHOLD = 0.8  # Least correlation of two textures of one piece.
 _SIDE = 128
 _SMALLEST = 64  # Side below which there is no texture to compare.
-_COARSE = 21  # Window of the shades that are taken away.
-_FINE = 3  # Window of the noise that is.
-_RIM = 8  # Cut off all around: crops differ.
-# Aligned parts of one kind have much of their texture in common: then it tells nothing.
-_ALL_ALIKE = 0.3
-_COMPARED = 200  # Images that this is judged by.
+_COARSE = 21  # Window of the shading to remove.
+_FINE = 3  # Window of the noise to remove.
+_RIM = 8  # Cut off on all sides: crops differ.
+# Aligned parts share much of their texture; above this median correlation it tells nothing.
+_MAX_MEDIAN = 0.3
+_COMPARED = 200  # Good images that the median is taken over.
 
 
 def other_photographs(
     test: ImageSet, training: ImageSet, normals: ImageSet
 ) -> list[tuple[Path, Path]]:
-    """Test images whose texture is that of a training image, each with its nearest.
+    """Test images with the texture of a training image.
 
     Args:
-        test: Images to find.
-        training: Images that are trained on.
-        normals: Good images, by which different pieces are judged.
+        test: Test images.
+        training: Training images.
+        normals: Good images, which show how much textures of different pieces correlate.
 
     Returns:
-        File of the test image and of the training image; none where different pieces cannot be
-        told apart by their textures, or images are too small.
+        Files of test images and their nearest training images. Empty if images are too small,
+        or textures of different pieces look the same.
     """
     if min(len(test), len(training), len(normals) - 1) < 1 or test.images.shape[-1] < _SMALLEST:
         return []
     good = textures(normals.images[:_COMPARED])
     pairs = (good @ good.T)[~torch.eye(len(good), dtype=torch.bool)]
-    if float(pairs.median()) > _ALL_ALIKE:
+    if float(pairs.median()) > _MAX_MEDIAN:
         return []
-    near_duplicates, nearest = (textures(test.images) @ textures(training.images).T).max(dim=1)
+    correlation, nearest = (textures(test.images) @ textures(training.images).T).max(dim=1)
     return [
-        (test.files[place], training.files[int(nearest[place])])
-        for place in torch.nonzero(near_duplicates > ALIKE).flatten().tolist()
+        (test.files[index], training.files[int(nearest[index])])
+        for index in torch.nonzero(correlation > THRESHOLD).flatten().tolist()
     ]
 
 
 def textures(images: Tensor) -> Float[Tensor, "n pixels"]:
-    """Vectors of length 1 whose products are correlations."""
+    """Unit vectors with correlations as dot products."""
     grey = images.float().mean(dim=1, keepdim=True)
     if grey.shape[-1] > _SIDE:
         grey = F.adaptive_avg_pool2d(grey, _SIDE)

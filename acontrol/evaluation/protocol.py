@@ -1,8 +1,8 @@
-"""What is reported of a detector's maps, by the published protocol and by a strict one.
+"""The metrics of anomaly maps, by the published protocol and by a strict one.
 
-paper   ground truth truncated; pixel F1-max over 21 thresholds; the epoch that is best on
-        the test set by image AUROC + pixel AUROC + pixel AP + AUPRO
-strict  ground truth binary; F1-max over all thresholds; the last epoch
+paper   truncated ground truth; pixel F1-max over 21 thresholds; the best epoch on the
+        test set by image AUROC + pixel AUROC + pixel AP + AUPRO
+strict  binary ground truth; F1-max over all thresholds; the last epoch
 """
 
 from collections.abc import Mapping
@@ -45,12 +45,12 @@ _SELECTED_BY = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro")
 
 @dataclass(frozen=True)
 class Truth:
-    """What counts as defective in test images, by a protocol.
+    """Ground truth of the test images by a protocol.
 
     Attributes:
-        protocol: Which.
+        protocol: The protocol.
         pixels: (n, S, S), True on the defect.
-        regions: (n, S, S), of `region_weights`.
+        regions: (n, S, S), `region_weights`.
         images: (n,), True if the image has a defect.
     """
 
@@ -60,15 +60,14 @@ class Truth:
     images: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, pictures: ImageSet, protocol: Protocol) -> "Truth":
-        """Take the masks that the protocol counts."""
-        masks = pictures.truncated if protocol == "paper" else pictures.masks
-        pixels = masks.numpy()
-        return cls(protocol, pixels, np.stack(region_weights(pixels)), pictures.anomalous)
+    def of(cls, images: ImageSet, protocol: Protocol) -> "Truth":
+        """The ground truth of images."""
+        pixels = (images.truncated if protocol == "paper" else images.masks).numpy()
+        return cls(protocol, pixels, np.stack(region_weights(pixels)), images.anomalous)
 
 
 def score(maps: Float[Tensor, "n side side"], truth: Truth) -> dict[str, float]:
-    """Every metric of a detector's maps; pixel metrics pool all test pixels."""
+    """All metrics of anomaly maps; pixel metrics pool all test pixels."""
     by_pixel, by_region = count(maps.numpy(), truth.pixels, truth.regions)
     (by_image,) = count(image_scores(maps).numpy(), truth.images)
     values = metrics_of(by_pixel, by_region, by_image, truth.protocol)
@@ -78,7 +77,7 @@ def score(maps: Float[Tensor, "n side side"], truth: Truth) -> dict[str, float]:
 def metrics_of(
     by_pixel: Counts, by_region: Counts, by_image: Counts, protocol: Protocol
 ) -> dict[str, FloatArray]:
-    """Every metric of what is counted, by its name in `METRICS`."""
+    """All metrics of counts, by their names in `METRICS`."""
     at = COARSE_THRESHOLDS if protocol == "paper" else None
     return {
         "pixel_auroc": roc_area(by_pixel),
@@ -92,11 +91,11 @@ def metrics_of(
 
 
 def chosen_epoch(history: Mapping[int, Mapping[str, float]], protocol: Protocol) -> int:
-    """Which epoch's detector is reported, given the metrics after epochs by their number."""
+    """The epoch to report, given the metrics of epochs by number."""
     if protocol == "strict":
         return max(history)
     sums = {
-        epoch: np.nan_to_num([one[name] for name in _SELECTED_BY]).sum()
-        for epoch, one in history.items()
+        epoch: np.nan_to_num([metrics[name] for name in _SELECTED_BY]).sum()
+        for epoch, metrics in history.items()
     }
-    return max(sums, key=lambda epoch: sums[epoch])
+    return max(sums, key=sums.__getitem__)

@@ -23,10 +23,10 @@ from acontrol.evaluation.dataset import category_in
 from acontrol.evaluation.features import Backend, Images, distances, in_batches
 from acontrol.evaluation.generation_metrics import (
     cluster_diversity,
+    cluster_members,
     inception_score,
     is_copy,
     kernel_distance,
-    members,
 )
 from acontrol.evaluation.images import ImageSet, load
 
@@ -238,6 +238,6 @@ def cut_out(pictures: ImageSet) -> Images:
 def _diversity(
     look: Callable[[Images], Sequence[Tensor]], images: Images, to_references: Tensor
 ) -> float:
-    clusters = members(to_references)
+    clusters = cluster_members(to_references)
     within = [distances(look, images[one], images[one]) for one in clusters if len(one) > 1]
     return cluster_diversity(within)

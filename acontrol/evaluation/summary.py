@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from acontrol.evaluation.bootstrap import interval, mean_of_known, mean_over_trainings
+from acontrol.evaluation.bootstrap import interval, mean_over_trainings, nan_mean
 from acontrol.evaluation.metrics import FloatArray
 from acontrol.evaluation.protocol import METRICS, Protocol
 from acontrol.evaluation.report import Table
@@ -71,10 +71,10 @@ def summarise(
                 drawn.setdefault(one.category, []).append(arrays[f"{part}_resamples"])
         table = np.array(list(exact.values()))  # (category, seed, metric)
         rows[source] = Row(
-            mean_of_known(table, axis=(0, 1)),
+            nan_mean(table, axis=(0, 1)),
             mean_over_trainings(list(drawn.values())),
-            mean_of_known(table, axis=0),
-            {name: mean_of_known(np.array(values), axis=0) for name, values in exact.items()},
+            nan_mean(table, axis=0),
+            {name: nan_mean(np.array(values), axis=0) for name, values in exact.items()},
         )
     return rows
 

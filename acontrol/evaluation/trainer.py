@@ -1,4 +1,4 @@
-"""Training a network on samples that are made one by one."""
+"""Training and inference of the detectors and classifiers."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -15,9 +15,9 @@ from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.sources import Sample, Source
 from acontrol.seeding import derive_seed
 
-_BATCH = 32  # Of inference, whose results do not depend on it.
-_FALLS = (0.8, 0.9)  # Shares of the training after which the rate falls.
-_FALL = 0.2
+_BATCH = 32  # Of inference, without effect on its results.
+_MILESTONES = (0.8, 0.9)  # Shares of the training after which the learning rate drops.
+_GAMMA = 0.2
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -32,27 +32,27 @@ def fit(
     """Train with Adam.
 
     Args:
-        network: Which, on its device.
-        schedule: Batches, length and rate.
-        draw: Makes an image of (3, S, S) in [0, 255] and its target, given its place in the
-            batch and what decides which.
-        loss_of: Loss of a batch of images in [0, 1] and its targets.
-        seed: Samples follow from it, each from its own key alone.
+        network: Network on its device.
+        schedule: Batch size, length and learning rate.
+        draw: Draws an image (3, S, S) in [0, 255] and its target, given its position in the
+            batch and a generator.
+        loss_of: Loss of a batch of images in [0, 1] and their targets.
+        seed: Seed of the samples, each of which has a generator of its own.
 
     Yields:
-        After each epoch the network, in evaluation mode, and the epoch's mean loss.
+        After each epoch the network in evaluation mode, and the epoch's mean loss.
     """
     device = next(network.parameters()).device
     optimizer = torch.optim.Adam(network.parameters(), schedule.learning_rate)
-    marks = [int(share * schedule.steps) for share in _FALLS]
-    falling = torch.optim.lr_scheduler.MultiStepLR(optimizer, marks, _FALL)
+    milestones = [int(share * schedule.steps) for share in _MILESTONES]
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, _GAMMA)
     for epoch in range(schedule.epochs):
         network.train()
         total = 0.0
         for step in range(epoch * schedule.epoch_steps, (epoch + 1) * schedule.epoch_steps):
             samples = [
-                draw(place, np.random.default_rng(derive_seed("sample", seed, step, place)))
-                for place in range(schedule.batch_size)
+                draw(index, np.random.default_rng(derive_seed("sample", seed, step, index)))
+                for index in range(schedule.batch_size)
             ]
             images = torch.stack([image for image, _ in samples]).to(
                 device, memory_format=torch.channels_last
@@ -62,13 +62,13 @@ def fit(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            falling.step()
+            scheduler.step()
             total += float(loss.detach())
         yield network.eval(), total / schedule.epoch_steps
 
 
 def channels_last(network: Network) -> Network:
-    """The layout that convolutions are fastest in, on CPUs and GPUs."""
+    """Convert to the memory format in which convolutions are fastest, on CPU and GPU."""
     convert_conv2d_weight_memory_format(network, torch.channels_last)
     return network
 
@@ -76,14 +76,14 @@ def channels_last(network: Network) -> Network:
 def train_detector(
     budget: Budget, normals: ImageSet, source: Source | None, seed: int, device: str
 ) -> Iterator[tuple[DetectorUNet, float]]:
-    """Train a detector; half of each batch is normal, half from the source.
+    """Train a detector on batches that are half normal and half from the source.
 
     Args:
-        budget: Size, width, length.
-        normals: Normal images for training.
-        source: Of images with a defect; without one, all are normal.
-        seed: Weights and samples follow from it.
-        device: Torch's name of where.
+        budget: Size, width and length.
+        normals: Normal training images.
+        source: Source of defective images; without one, all images are normal.
+        seed: Seed of weights and samples.
+        device: Torch device.
 
     Yields:
         As `fit`.
@@ -92,8 +92,8 @@ def train_detector(
         torch.manual_seed(derive_seed("detector", seed))
         detector = channels_last(DetectorUNet(budget.width).to(device))
 
-    def draw(place: int, rng: np.random.Generator) -> Sample:
-        if source is not None and place % 2:
+    def draw(index: int, rng: np.random.Generator) -> Sample:
+        if source is not None and index % 2:
             return source.sample(rng)
         normal = int(rng.integers(len(normals)))
         return normals.images[normal], normals.masks[normal]
@@ -108,11 +108,13 @@ def train_detector(
 
 
 @torch.no_grad()
-def anomaly_maps(detector: DetectorUNet, pictures: ImageSet) -> Float[Tensor, "n side side"]:
+def predict(network: nn.Module, images: ImageSet, output: Callable[[Tensor], Tensor]) -> Tensor:
+    """Outputs for all images, computed from the logits of a batch."""
+    device = next(network.parameters()).device
+    batches = images.images.split(_BATCH)
+    return torch.cat([output(network(part.to(device).float() / 255)).cpu() for part in batches])
+
+
+def anomaly_maps(detector: DetectorUNet, images: ImageSet) -> Float[Tensor, "n side side"]:
     """The probability of a defect at each pixel."""
-    device = next(detector.parameters()).device
-    parts = [
-        detector(part.to(device).float() / 255).softmax(dim=1)[:, 1].cpu()
-        for part in pictures.images.split(_BATCH)
-    ]
-    return torch.cat(parts)
+    return predict(detector, images, lambda logits: logits.softmax(dim=1)[:, 1])

@@ -1,5 +1,5 @@
-"""Training a base from nothing: autoencoder, text-to-image U-Net, and a BLIP-2.
+"""Pretraining a base from scratch: autoencoder, text-to-image U-Net and BLIP-2.
 
-For those who cannot or will not download Stable Diffusion: the built-in tiny base is made by
-this, and a team can make one from its own good and defective images.
+For those who cannot or will not download Stable Diffusion. The built-in tiny base was trained
+with it, and a team can train one on its own good and defective images.
 """

@@ -1,5 +1,7 @@
 """Text encoder and U-Net: Stable Diffusion's objective on cached latents."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -17,7 +19,8 @@ from acontrol.runs.stage import StageContext, run_stage
 
 SAMPLE_STEPS = 25
 SAMPLE_GUIDANCE = 4.0
-SHOWN = 24
+NUM_SAMPLES = 24
+SAMPLE_BATCH = 48
 
 
 def train_denoiser(
@@ -28,7 +31,7 @@ def train_denoiser(
     *,
     bfloat16: bool,
 ) -> None:
-    """Train text encoder and U-Net together; the moving average of both is kept."""
+    """Train text encoder and U-Net together and keep the moving average of both."""
     moments = encode(networks.vae, pool, context.device)
     side = moments.shape[-1]
     masks = F.adaptive_max_pool2d(pool.masks.float(), side)
@@ -43,21 +46,21 @@ def train_denoiser(
         latents = (mean + std * torch.randn(mean.shape, generator=generator)) * scale
         noise = torch.randn(mean.shape, generator=generator)
         timesteps = torch.randint(len(weights), (len(chosen),), generator=generator)
-        chance = torch.rand(2, len(chosen), generator=generator).tolist()
-        kinds = [pool.vocabulary[place] for place in pool.kinds[chosen].tolist()]
+        chances = torch.rand(2, len(chosen), generator=generator).tolist()
+        entries = [pool.vocabulary[label] for label in pool.labels[chosen].tolist()]
         captions = [
             ""
             if drop < stage.caption_dropout
-            else (kind.plain_caption if plain < stage.plain_captions else kind.caption)
-            for kind, drop, plain in zip(kinds, *chance, strict=True)
+            else (entry.plain_caption if plain < stage.plain_captions else entry.caption)
+            for entry, drop, plain in zip(entries, *chances, strict=True)
         ]
         noisy = scheduler.add_noise(latents, noise, timesteps).to(context.device)
         noise, timesteps = noise.to(context.device), timesteps.to(context.device)
-        inside = 1 + stage.mask_weight * masks[chosen].to(context.device)
+        weight = 1 + stage.mask_weight * masks[chosen].to(context.device)
         with torch.autocast(context.device.type, torch.bfloat16, enabled=bfloat16):
             text = embed_text(text_encoder, networks.tokenizer, captions)
-            predicted = unet(noisy, timesteps, text).sample.float()
-        error = (inside * (predicted - noise).square()).flatten(1).mean(dim=1)
+            noise_pred = unet(noisy, timesteps, text).sample.float()
+        error = (weight * (noise_pred - noise).square()).flatten(1).mean(dim=1)
         return {"loss": (weights[timesteps] * error).mean()}
 
     unet.train()
@@ -70,22 +73,14 @@ def train_denoiser(
         steps=stage.steps,
         learning_rate=stage.learning_rate,
         ema_decay=stage.ema_decay,
-        sample=lambda: free_samples(networks, spread(pool.vocabulary, SHOWN), seed=0),
+        sample=lambda: sample_sheet(networks, pool.vocabulary),
     )
     unet.eval().requires_grad_(False)
     text_encoder.eval().requires_grad_(False)
 
 
-def spread(vocabulary: tuple[DefectType, ...], count: int) -> list[DefectType]:
-    """At most ``count`` kinds, evenly over the vocabulary."""
-    stride = max(1, len(vocabulary) // count)
-    return list(vocabulary[::stride][:count])
-
-
-def draw_images(
-    networks: Networks, captions: list[str], seed: int, batch: int = 48
-) -> list[Image.Image]:
-    """Draw with Stable Diffusion's own pipeline: DDIM, classifier-free guidance."""
+def generate_images(networks: Networks, captions: list[str], seed: int) -> list[Image.Image]:
+    """Generate with Stable Diffusion's own pipeline: DDIM, classifier-free guidance."""
     scheduler = DDIMScheduler.from_config(
         networks.scheduler.config, clip_sample=False, set_alpha_to_one=False
     )
@@ -101,13 +96,13 @@ def draw_images(
     )
     pipeline.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
-    for first in range(0, len(captions), batch):
-        part = captions[first : first + batch]
+    for start in range(0, len(captions), SAMPLE_BATCH):
+        batch = captions[start : start + SAMPLE_BATCH]
         generators = [
-            torch.Generator().manual_seed(seed + first + number) for number in range(len(part))
+            torch.Generator().manual_seed(seed + start + index) for index in range(len(batch))
         ]
         images += pipeline(
-            part,
+            batch,
             num_inference_steps=SAMPLE_STEPS,
             guidance_scale=SAMPLE_GUIDANCE,
             generator=generators,
@@ -115,14 +110,13 @@ def draw_images(
     return images
 
 
-def free_samples(networks: Networks, kinds: list[DefectType], seed: int) -> Image.Image:
-    """One drawing a kind, four columns wide."""
-    images = draw_images(networks, [kind.caption for kind in kinds], seed)
-    rows = [images[first : first + 4] for first in range(0, len(images), 4)]
-    words = [
-        " | ".join(
-            kind.caption.removeprefix("a photo of ") for kind in kinds[first : first + 4]
-        )
-        for first in range(0, len(kinds), 4)
-    ]
-    return contact_sheet(rows, ["", "", "", ""], words)
+def sample_sheet(networks: Networks, vocabulary: Sequence[DefectType]) -> Image.Image:
+    """Images of at most `NUM_SAMPLES` captions, spread over the vocabulary, in four columns."""
+    stride = max(1, len(vocabulary) // NUM_SAMPLES)
+    captions = [entry.caption for entry in vocabulary[::stride][:NUM_SAMPLES]]
+    images = generate_images(networks, captions, seed=0)
+    starts = range(0, len(images), 4)
+    rows = [images[start : start + 4] for start in starts]
+    names = [caption.removeprefix("a photo of ") for caption in captions]
+    titles = [" | ".join(names[start : start + 4]) for start in starts]
+    return contact_sheet(rows, [""] * 4, titles)

@@ -1,6 +1,6 @@
-"""The networks of a base, in the genuine classes: Stable Diffusion 1.5's and BLIP-2's, small.
+"""The networks of a base: small ones of Stable Diffusion 1.5's and BLIP-2's own classes.
 
-At the default sizes 3.7 million parameters for 64 px images.
+The default sizes have 3.7 million parameters, for 64 px images.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from acontrol.pretrain.settings import Sizes
 TEXT_TOKENS = 77
 HEAD_DIM = 16
 
-# Words of the built-in data and of common defect names; others are spelled in letters.
+# Of the built-in data and of common defect names; other words are spelled in letters.
 WORDS = """
     a an the of with and on in no this is image photo picture product good normal defect
     defects anomaly several large small light dark red blue green black white yellow
@@ -53,14 +53,14 @@ class Networks:
 
 
 def build(sizes: Sizes, seed: int, words: Sequence[str] = ()) -> Networks:
-    """Build all parts with fresh weights.
+    """Build all networks with fresh weights; torch's global generator stays untouched.
 
     Args:
-        sizes: How large.
-        seed: Of the weights; torch's global generator is left as it was.
-        words: To be single tokens, besides the built-in ones.
+        sizes: Sizes of the networks.
+        seed: Seed of the weights.
+        words: Further words that become single tokens.
     """
-    known = list(dict.fromkeys([*WORDS, *words]))
+    words = list(dict.fromkeys([*WORDS, *words]))
     factor = 2 ** (len(sizes.vae_channels) - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -72,7 +72,7 @@ def build(sizes: Sizes, seed: int, words: Sequence[str] = ()) -> Networks:
             norm_num_groups=8,
             sample_size=sizes.resolution,
         )
-        tokenizer = clip_tokenizer(known)
+        tokenizer = clip_tokenizer(words)
         text_encoder = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(tokenizer),
@@ -89,20 +89,20 @@ def build(sizes: Sizes, seed: int, words: Sequence[str] = ()) -> Networks:
         # At the class's 0.02 the words of a short caption hardly differ, and the U-Net
         # learns to do without them.
         torch.nn.init.normal_(text_encoder.get_input_embeddings().weight, std=1.0)
-        deep = len(sizes.unet_channels) - 1
+        attending = len(sizes.unet_channels) - 1
         unet = UNet2DConditionModel(
             sample_size=sizes.resolution // factor,
             block_out_channels=sizes.unet_channels,
             layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D",) * deep + ("DownBlock2D",),
-            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * deep,
+            down_block_types=("CrossAttnDownBlock2D",) * attending + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attending,
             cross_attention_dim=sizes.width,
             attention_head_dim=4,
             norm_num_groups=8,
         )
-        vlm_tokenizer = bert_tokenizer(known)
+        vlm_tokenizer = bert_tokenizer(words)
         vlm = Blip2ForImageTextRetrieval(vlm_config(sizes, len(vlm_tokenizer)))
-        # Fresh query tokens are all zero, and alike queries would stay alike.
+        # Fresh query tokens are all zero, and equal queries would stay equal.
         torch.nn.init.normal_(vlm.query_tokens, std=0.5)
     # SD1.5's own schedule.
     scheduler = DDPMScheduler(
@@ -116,25 +116,20 @@ def build(sizes: Sizes, seed: int, words: Sequence[str] = ()) -> Networks:
     return Networks(vae, text_encoder, tokenizer, unet, scheduler, vlm, vlm_tokenizer)
 
 
-def save(networks: Networks, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write all parts to ``folder``, in the layout that ``load_base`` reads."""
-    parts = {
-        "vae": networks.vae,
-        "unet": networks.unet,
-        "text_encoder": networks.text_encoder,
-        "vlm": networks.vlm,
-    }
-    for part, model in parts.items():
+def save(networks: Networks, folder: Path) -> None:
+    """Write all networks in half precision, in the layout that ``load_base`` reads."""
+    for part in ("vae", "unet", "text_encoder", "vlm"):
+        model = getattr(networks, part)
         if part in ("vae", "unet"):
             model.save_config(folder / part)
             file = folder / part / "diffusion_pytorch_model.safetensors"
         else:
-            # transformers' save_pretrained writes nothing on other ranks than the first, and
-            # leaves a folder that looks whole.
+            # transformers' save_pretrained writes nothing on ranks other than the first, and
+            # leaves a folder that looks complete.
             model.config.save_pretrained(folder / part)
             file = folder / part / "model.safetensors"
         weights = {
-            name: value.to("cpu", dtype).contiguous()
+            name: value.to("cpu", torch.float16).contiguous()
             for name, value in model.state_dict().items()
         }
         save_file(weights, file, metadata={"format": "pt"})
@@ -153,7 +148,7 @@ def vlm_config(sizes: Sizes, vocab_size: int) -> Blip2Config:
             num_attention_heads=4,
             image_size=sizes.resolution,
             patch_size=sizes.patch,
-            # The class's default, 1e-10, leaves every patch alike.
+            # At the class's default, 1e-10, all patches look the same.
             initializer_range=0.02,
         ).to_dict(),
         qformer_config=Blip2QFormerConfig(
@@ -187,14 +182,14 @@ def clip_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
                 merges.append(pair)
                 vocab.append(parts[0])
     vocab += ["<|startoftext|>", "<|endoftext|>"]
-    ids = {token: place for place, token in enumerate(dict.fromkeys(vocab))}
+    ids = {token: index for index, token in enumerate(dict.fromkeys(vocab))}
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=TEXT_TOKENS)
 
 
 def bert_tokenizer(words: Sequence[str]) -> BertTokenizer:
-    """BERT's word pieces: ``words``, and letters for the rest."""
+    """BERT's word pieces: ``words``, and letters to spell others."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     pieces = [*special, *letters, *(f"##{letter}" for letter in letters), *words]
-    ids = {token: place for place, token in enumerate(dict.fromkeys(pieces))}
+    ids = {token: index for index, token in enumerate(dict.fromkeys(pieces))}
     return BertTokenizer(vocab=ids, model_max_length=64)

@@ -1,7 +1,7 @@
-"""The images that a base is trained on, all in memory, with their words.
+"""The images that a base is trained on, in memory, with their captions.
 
-Either endless drawings of the built-in data or random views of a folder in MVTec AD's
-layout. Number ``i`` of a pool depends on the seed and ``i`` alone.
+They are drawn by the built-in data set or are random views of a folder in MVTec AD's layout.
+Image ``i`` of a pool depends on the seed and ``i`` alone.
 """
 
 import itertools
@@ -18,7 +18,8 @@ from tqdm import tqdm
 from acontrol.data import builtin
 from acontrol.data.images import fit, read_image, region
 from acontrol.data.mvtec import open_folder
-from acontrol.data.prompts import phrase, target_text
+from acontrol.data.prompts import phrase as plain_phrase
+from acontrol.data.prompts import target_text
 from acontrol.data.validation import check
 from acontrol.errors import UserError
 from acontrol.seeding import derive_seed
@@ -28,15 +29,15 @@ GOOD = builtin.GOOD
 
 @dataclass(frozen=True)
 class DefectType:
-    """What an image shows, in words. ``plain`` ones leave out colour and shade.
+    """A defect of a product in words; the plain ones leave out colour and shade.
 
     Attributes:
-        category: The product.
-        defect: The defect type, or "good".
-        phrase: The anomaly's words; "no defect" for a good product.
-        plain_phrase: The same, shared by the whole defect type.
-        caption: The sentence for the whole image.
-        plain_caption: The same with the plain phrase.
+        category: Product.
+        defect: Defect type, or "good".
+        phrase: Anomaly phrase; "no defect" for a good product.
+        plain_phrase: Phrase shared by the whole defect type.
+        caption: Caption of the image.
+        plain_caption: Caption with the plain phrase.
     """
 
     category: str
@@ -47,119 +48,125 @@ class DefectType:
     plain_caption: str
 
     def held_out(self, names: Sequence[str]) -> bool:
-        """Whether it is among ``names``, each DEFECT or CATEGORY/DEFECT."""
+        """Whether ``names`` has it, as DEFECT or CATEGORY/DEFECT."""
         return self.defect in names or f"{self.category}/{self.defect}" in names
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Images with masks and kinds.
+    """Images with masks and labels.
 
     Attributes:
         images: (N, 3, R, R) uint8.
         masks: (N, 1, R, R) bool.
-        kinds: (N,) places in ``vocabulary``.
-        vocabulary: Every kind there is.
+        labels: (N,) indices into ``vocabulary``.
+        vocabulary: All defect types.
     """
 
     images: Tensor
     masks: Tensor
-    kinds: Tensor
+    labels: Tensor
     vocabulary: tuple[DefectType, ...]
 
     def __len__(self) -> int:
-        """How many images."""
-        return len(self.kinds)
+        """Number of images."""
+        return len(self.labels)
 
-    def pixels(self, chosen: Tensor) -> Tensor:
-        """(n, 3, R, R) in [-1, 1]."""
-        return self.images[chosen].float() / 127.5 - 1
+    @property
+    def defect_types(self) -> list[DefectType]:
+        """The defect type of each image."""
+        return [self.vocabulary[label] for label in self.labels.tolist()]
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """Images by index, (n, 3, R, R) in [-1, 1]."""
+        return self.images[indices].float() / 127.5 - 1
 
     def magnified(self, share: float, seed: int) -> "Pool":
-        """A copy in which a share of the defective images shows the region of its defect."""
+        """A copy with a share of the defective images cropped to their defect."""
         images, masks = self.images.clone(), self.masks.clone()
         rng = np.random.default_rng(derive_seed(seed, "magnified"))
-        for number in np.flatnonzero(rng.random(len(self)) < share):
-            if masks[number].any():
-                image = Image.fromarray(images[number].permute(1, 2, 0).numpy())
-                view = region(image, _bit_mask(masks[number, 0].numpy()))
-                images[number], masks[number] = _levels(*view, images.shape[-1])
-        return Pool(images, masks, self.kinds, self.vocabulary)
+        for index in np.flatnonzero(rng.random(len(self)) < share):
+            if masks[index].any():
+                image = Image.fromarray(images[index].permute(1, 2, 0).numpy())
+                crop = region(image, Image.fromarray(masks[index, 0].numpy()))
+                images[index], masks[index] = _resized(*crop, images.shape[-1])
+        return Pool(images, masks, self.labels, self.vocabulary)
 
     def without(self, names: Sequence[str]) -> "Pool":
-        """The images whose kind is not held out."""
-        seen = torch.tensor([not kind.held_out(names) for kind in self.vocabulary])
-        kept = seen[self.kinds]
-        return Pool(self.images[kept], self.masks[kept], self.kinds[kept], self.vocabulary)
+        """The images of defect types that are not held out."""
+        seen = torch.tensor([not entry.held_out(names) for entry in self.vocabulary])
+        kept = seen[self.labels]
+        return Pool(self.images[kept], self.masks[kept], self.labels[kept], self.vocabulary)
 
 
 def built_in_vocabulary() -> tuple[DefectType, ...]:
-    """The 84 kinds of the built-in data."""
-    kinds = []
+    """The 84 defect types of the built-in data, good products among them."""
+    vocabulary = []
     for category in builtin.CATEGORIES:
         for defect in (*builtin.DEFECT_TYPES, GOOD):
             plain = "spots" if defect == "spots" else f"a {defect}"
             for attribute in builtin.ATTRIBUTES.get(defect, ("",)):
-                named = f"{attribute} {defect}".strip()
-                words = named if defect == "spots" else f"a {named}"
-                kinds.append(_kind(category, defect, words, plain))
-    return tuple(kinds)
+                noun = f"{attribute} {defect}".strip()
+                phrase = noun if defect == "spots" else f"a {noun}"
+                vocabulary.append(_defect_type(category, defect, phrase, plain))
+    return tuple(vocabulary)
 
 
 def draw_pool(count: int, seed: int, resolution: int) -> Pool:
     """Draw ``count`` images of the built-in data."""
     vocabulary = built_in_vocabulary()
-    places = {(kind.category, kind.phrase): place for place, kind in enumerate(vocabulary)}
+    labels = {(entry.category, entry.phrase): label for label, entry in enumerate(vocabulary)}
     rows = (
         (
-            torch.from_numpy(one.image).permute(2, 0, 1),
-            torch.from_numpy(one.mask)[None],
-            places[one.category, one.phrase or "no defect"],
+            torch.from_numpy(specimen.image).permute(2, 0, 1),
+            torch.from_numpy(specimen.mask)[None],
+            labels[specimen.category, specimen.phrase or "no defect"],
         )
-        for one in builtin.specimens(derive_seed(seed, "pool"), resolution)
+        for specimen in builtin.specimens(derive_seed(seed, "pool"), resolution)
     )
     return _collect(rows, count, vocabulary)
 
 
 def folder_pool(root: Path, count: int, seed: int, resolution: int) -> Pool:
-    """Cut ``count`` random views from a folder's images: half good ones, if it has any.
+    """Crop ``count`` random views from a folder's images, half of them good if it has any.
 
     Raises:
-        UserError: If the folder has no image, or a bad one.
+        UserError: If the folder has no images, or a bad one.
     """
     folder = open_folder(root)
     labelled = check(folder.labelled("all"), skip_bad=False).good
-    pictures: list[tuple[Image.Image, Image.Image, DefectType]] = []
-    for one in labelled:
-        pixels = read_image(one.image)
-        mask = one.read_mask()
-        kind = DefectType(
-            one.category,
-            one.defect,
-            one.phrase,
-            phrase(one.defect),
-            one.caption,
-            target_text(one.category, phrase(one.defect)),
+    images: list[tuple[Image.Image, Image.Image, DefectType]] = []
+    for row in labelled:
+        plain = plain_phrase(row.defect)
+        entry = DefectType(
+            row.category,
+            row.defect,
+            row.phrase,
+            plain,
+            row.caption,
+            target_text(row.category, plain),
         )
-        pictures.append((Image.fromarray(pixels), _bit_mask(mask), kind))
-    defective = len(pictures)
+        mask = Image.fromarray(row.read_mask())
+        images.append((Image.fromarray(read_image(row.image)), mask, entry))
+    defective = len(images)
     for category in folder.categories:
         for path in folder.normals(category):
             image = Image.fromarray(read_image(path))
-            pictures.append((image, Image.new("1", image.size), _kind(category, GOOD, "", "")))
-    if not pictures:
+            empty = Image.new("1", image.size)
+            images.append((image, empty, _defect_type(category, GOOD, "", "")))
+    if not images:
         raise UserError(f"{root}: holds no images of good products or of defects")
-    vocabulary = tuple(dict.fromkeys(kind for _, _, kind in pictures))
-    places = {kind: place for place, kind in enumerate(vocabulary)}
+    vocabulary = tuple(dict.fromkeys(entry for _, _, entry in images))
+    labels = {entry: label for label, entry in enumerate(vocabulary)}
 
     def views() -> Iterable[tuple[Tensor, Tensor, int]]:
         for number in itertools.count():
             rng = np.random.default_rng(derive_seed(seed, "pool", number))
-            low, high = 0, len(pictures)
+            low, high = 0, len(images)
             if 0 < defective < high:
                 low, high = (0, defective) if rng.random() < 0.5 else (defective, high)
-            image, mask, kind = pictures[rng.integers(low, high)]
-            yield *_view(image, mask, rng, resolution), places[kind]
+            image, mask, entry = images[rng.integers(low, high)]
+            yield *_view(image, mask, rng, resolution), labels[entry]
 
     return _collect(views(), count, vocabulary)
 
@@ -167,7 +174,7 @@ def folder_pool(root: Path, count: int, seed: int, resolution: int) -> Pool:
 def _view(
     image: Image.Image, mask: Image.Image, rng: np.random.Generator, resolution: int
 ) -> tuple[Tensor, Tensor]:
-    """A crop of 75 % or more that keeps the whole defect, and perhaps a reflection."""
+    """A random crop that keeps the whole defect, flipped half of the time."""
     width, height = image.size
     left, top, right, bottom = mask.getbbox() or (width, height, 0, 0)
     low = rng.random(2) * 0.25 * (width, height)
@@ -176,42 +183,31 @@ def _view(
     box = (x, y, max(x + 8, int(far[0]), right), max(y + 8, int(far[1]), bottom))
     image, mask = image.crop(box), mask.crop(box)
     if rng.random() < 0.5:
-        image, mask = (one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in (image, mask))
-    return _levels(image, mask, resolution)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return _resized(image, mask, resolution)
 
 
 def _collect(
     rows: Iterable[tuple[Tensor, Tensor, int]], count: int, vocabulary: tuple[DefectType, ...]
 ) -> Pool:
-    shown = tqdm(
-        itertools.islice(rows, count), "images", total=count, disable=None, leave=False
-    )
-    images, masks, kinds = zip(*shown, strict=True)
-    return Pool(torch.stack(images), torch.stack(masks), torch.tensor(kinds), vocabulary)
+    bar = tqdm(itertools.islice(rows, count), "images", total=count, disable=None, leave=False)
+    images, masks, labels = zip(*bar, strict=True)
+    return Pool(torch.stack(images), torch.stack(masks), torch.tensor(labels), vocabulary)
 
 
-def _kind(category: str, defect: str, words: str, plain: str) -> DefectType:
+def _defect_type(category: str, defect: str, phrase: str, plain: str) -> DefectType:
     if defect == GOOD:
         caption = f"a photo of {category}"
         return DefectType(category, GOOD, "no defect", "no defect", caption, caption)
-    return DefectType(
-        category,
-        defect,
-        words,
-        plain,
-        target_text(category, words),
-        target_text(category, plain),
-    )
+    captions = target_text(category, phrase), target_text(category, plain)
+    return DefectType(category, defect, phrase, plain, *captions)
 
 
-def _levels(image: Image.Image, mask: Image.Image, size: int) -> tuple[Tensor, Tensor]:
-    if mask.getbbox() is None:  # `fit` keeps a defect of any size, and would invent one.
-        pixels, _ = fit(image, Image.new("1", image.size, 1), size)
-        empty = torch.zeros(1, size, size, dtype=torch.bool)
-        return ((pixels + 1) * 127.5).round().to(torch.uint8), empty
-    pixels, covered = fit(image, mask, size)
-    return ((pixels + 1) * 127.5).round().to(torch.uint8), covered.bool()
-
-
-def _bit_mask(mask: np.ndarray) -> Image.Image:
-    return Image.fromarray(mask)
+def _resized(image: Image.Image, mask: Image.Image, size: int) -> tuple[Tensor, Tensor]:
+    """(3, size, size) uint8 and (1, size, size) bool."""
+    empty = mask.getbbox() is None
+    # `fit` keeps a defect of any size, and would invent one in an empty mask.
+    pixels, covered = fit(image, Image.new("1", image.size, 1) if empty else mask, size)
+    levels = ((pixels + 1) * 127.5).round().to(torch.uint8)
+    return levels, torch.zeros_like(covered, dtype=torch.bool) if empty else covered.bool()

@@ -1,6 +1,6 @@
-"""A small classifier, trained on real images alone, that says what a drawing shows.
+"""A small classifier, trained on real images alone, that recognizes what an image shows.
 
-It takes no part in the base: it is there for the metrics.
+It is not part of the base: the card's metrics of generated images come from it.
 """
 
 import numpy as np
@@ -16,14 +16,14 @@ BATCH = 64
 
 
 class Probe(nn.Module):
-    """Reads the product and the anomaly's phrase off an image."""
+    """Classifies product and anomaly phrase."""
 
     def __init__(self, vocabulary: tuple[DefectType, ...]):
-        """Build for a vocabulary, with fresh weights."""
+        """Build with fresh weights."""
         super().__init__()
-        self.categories = sorted({kind.category for kind in vocabulary})
-        self.phrases = sorted({kind.phrase for kind in vocabulary})
-        self.defect_of = {kind.phrase: kind.defect for kind in vocabulary}
+        self.categories = sorted({entry.category for entry in vocabulary})
+        self.phrases = sorted({entry.phrase for entry in vocabulary})
+        self.defect_of = {entry.phrase: entry.defect for entry in vocabulary}
         layers: list[nn.Module] = []
         for before, after in ((3, 32), (32, 64), (64, 128)):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1)]
@@ -43,43 +43,44 @@ class Probe(nn.Module):
     def read(self, image: Tensor) -> list[tuple[str, str]]:
         """The (category, phrase) of each image."""
         device = self.category.weight.device
-        found: list[tuple[str, str]] = []
+        predictions: list[tuple[str, str]] = []
         for part in image.split(128):
-            category, phrase = (one.argmax(dim=1).tolist() for one in self(part.to(device)))
-            found += [
-                (self.categories[a], self.phrases[b])
-                for a, b in zip(category, phrase, strict=True)
+            labels = (logits.argmax(dim=1).tolist() for logits in self(part.to(device)))
+            predictions += [
+                (self.categories[category], self.phrases[phrase])
+                for category, phrase in zip(*labels, strict=True)
             ]
-        return found
+        return predictions
 
-    def score(self, image: Tensor, kinds: list[DefectType]) -> dict[str, float]:
-        """Shares of images judged right in category, defect type and phrase."""
-        read = self.read(image)
-        pairs = list(zip(read, kinds, strict=True))
-        return {
-            "category": float(np.mean([said[0] == kind.category for said, kind in pairs])),
-            "defect": float(
-                np.mean([self.defect_of[said[1]] == kind.defect for said, kind in pairs])
-            ),
-            "phrase": float(np.mean([said[1] == kind.phrase for said, kind in pairs])),
-        }
+    def score(self, image: Tensor, defect_types: list[DefectType]) -> dict[str, float]:
+        """Accuracy of category, defect type and phrase."""
+        right = [
+            (
+                category == truth.category,
+                self.defect_of[phrase] == truth.defect,
+                phrase == truth.phrase,
+            )
+            for (category, phrase), truth in zip(self.read(image), defect_types, strict=True)
+        ]
+        shares = np.mean(right, axis=0).tolist()
+        return dict(zip(("category", "defect", "phrase"), shares, strict=True))
 
 
 def train_probe(pool: Pool, steps: int, context: StageContext) -> Probe:
-    """Train on a pool's images."""
+    """Train a probe on a pool's images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed + 1)
         probe = Probe(pool.vocabulary).to(context.device)
-    category = torch.tensor([probe.categories.index(one.category) for one in pool.vocabulary])
-    phrase = torch.tensor([probe.phrases.index(one.phrase) for one in pool.vocabulary])
+    category = torch.tensor([probe.categories.index(row.category) for row in pool.vocabulary])
+    phrase = torch.tensor([probe.phrases.index(row.phrase) for row in pool.vocabulary])
 
     def loss(step: int) -> dict[str, Tensor]:
         chosen = context.chosen("judge", step, BATCH, len(pool))
-        kinds = pool.kinds[chosen]
+        labels = pool.labels[chosen]
         logits = probe(pool.pixels(chosen).to(context.device))
         return {
-            "loss": F.cross_entropy(logits[0], category[kinds].to(context.device))
-            + F.cross_entropy(logits[1], phrase[kinds].to(context.device))
+            "loss": F.cross_entropy(logits[0], category[labels].to(context.device))
+            + F.cross_entropy(logits[1], phrase[labels].to(context.device))
         }
 
     run_stage("judge", probe, loss, context, steps=steps, learning_rate=2e-3)
@@ -88,5 +89,5 @@ def train_probe(pool: Pool, steps: int, context: StageContext) -> Probe:
 
 def as_tensor(images: list[Image.Image]) -> Tensor:
     """PIL images of one size as (B, 3, R, R) in [-1, 1]."""
-    levels = torch.from_numpy(np.stack([np.asarray(one.convert("RGB")) for one in images]))
+    levels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
     return levels.permute(0, 3, 1, 2).float() / 127.5 - 1

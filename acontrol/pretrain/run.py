@@ -1,5 +1,6 @@
-"""From images to a base: the stages in turn, then the base card with what it can do."""
+"""Pretraining from images to a base: the stages in turn, then the base card with metrics."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from acontrol.config import BaseConfig
 from acontrol.errors import UserError
 from acontrol.networks.load import load_base, quieten
 from acontrol.pretrain import networks as net
-from acontrol.pretrain.denoiser import draw_images, train_denoiser
+from acontrol.pretrain.denoiser import generate_images, train_denoiser
 from acontrol.pretrain.pool import Pool, draw_pool, folder_pool
 from acontrol.pretrain.probe import Probe, as_tensor, train_probe
 from acontrol.pretrain.settings import HELD_OUT, PretrainConfig
@@ -29,26 +30,26 @@ from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
 
 CARD = "card.json"
-SAMPLES_A_KIND = 6
-REGION_SHARE = 0.3  # Of the images that the vision-language model sees.
+SAMPLES_PER_DEFECT_TYPE = 6
+REGION_SHARE = 0.3  # Of the vision-language model's images, cropped to their defect.
 
 
 def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
-    """Train a base; the same call goes on where an earlier one stopped.
+    """Train a base; the same call continues where an earlier one stopped.
 
-    States, sample grids and MLflow's database lie in ``<output>-training``; the base itself
-    appears whole, at the end.
+    States, sample grids and MLflow's database are kept in ``<output>-training``; the base
+    itself appears complete, at the end.
 
     Args:
-        config: Every setting.
+        config: All settings.
         root: Folder in MVTec AD's layout; None for the built-in data.
-        command: For the card: what was typed.
+        command: Command line, for the card.
 
     Returns:
         The base's folder.
 
     Raises:
-        UserError: If the output exists, another config is at work there, or data is bad.
+        UserError: If the output exists, was started with other settings, or the data is bad.
     """
     quieten()
     if config.output.exists():
@@ -67,8 +68,8 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
     parts = net.build(
         config.sizes, config.seed, [word for word in sorted(words) if word.isalpha()]
     )
-    for one in (parts.vae, parts.text_encoder, parts.unet, parts.vlm):
-        one.to(context.device)
+    for network in (parts.vae, parts.text_encoder, parts.unet, parts.vlm):
+        network.to(context.device)
     on_gpu = context.device.type == "cuda"
 
     with times("autoencoder"):
@@ -122,34 +123,27 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
 def measure(
     base: Path, probe: Probe, test: Pool, hold_out: tuple[str, ...], device: torch.device
 ) -> dict[str, float]:
-    """What a finished base can do, from its files: autoencoder, drawings, retrieval."""
+    """Metrics of a finished base, read from its files: autoencoder, retrieval, samples."""
     models = load_base(BaseConfig(path=str(base)), device)
-    parts = net.Networks(
-        models.vae,
-        models.text_encoder,
-        models.tokenizer,
-        models.unet,
-        models.scheduler,
-        models.vlm,
-        models.vlm_tokenizer,
-    )
+    names = [field.name for field in dataclasses.fields(net.Networks)]
+    parts = net.Networks(**{name: getattr(models, name) for name in names})
     metrics = psnr(parts.vae, test, device)
     metrics |= retrieval(parts.vlm, parts.vlm_tokenizer, test, device)
-    shown = [test.vocabulary[place] for place in test.kinds.tolist()]
-    for name, value in probe.score(test.pixels(torch.arange(len(test))), shown).items():
-        metrics[f"judge_on_real_{name}"] = value
-    for group, wanted in (("seen", False), ("held_out", True)):
-        kinds = [one for one in test.vocabulary if one.held_out(hold_out) == wanted]
-        kinds = kinds * SAMPLES_A_KIND
-        if kinds:
-            drawn = draw_images(parts, [kind.caption for kind in kinds], seed=1_000)
-            for name, value in probe.score(as_tensor(drawn), kinds).items():
-                metrics[f"drawn_{group}_{name}"] = value
+    real = test.pixels(torch.arange(len(test)))
+    scores = {"judge_on_real": probe.score(real, test.defect_types)}
+    for group, held_out in (("seen", False), ("held_out", True)):
+        entries = [row for row in test.vocabulary if row.held_out(hold_out) == held_out]
+        entries = entries * SAMPLES_PER_DEFECT_TYPE
+        if entries:
+            images = generate_images(parts, [entry.caption for entry in entries], seed=1_000)
+            scores[f"drawn_{group}"] = probe.score(as_tensor(images), entries)
+    for group, values in scores.items():
+        metrics |= {f"{group}_{name}": value for name, value in values.items()}
     return metrics
 
 
 class _Times:
-    """Minutes of each part, over all reruns; a stretch that was killed is not counted."""
+    """Minutes of each part, over all reruns, without what was killed."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -157,16 +151,15 @@ class _Times:
 
     @contextmanager
     def __call__(self, part: str):  # type: ignore[no-untyped-def]
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             yield
         finally:
-            spent = time.monotonic() - began
-            self.seconds[part] = self.seconds.get(part, 0) + spent
+            self.seconds[part] = self.seconds.get(part, 0) + time.monotonic() - started
             self.file.write_text(json.dumps(self.seconds))
 
     def minutes(self) -> dict[str, float]:
-        return {part: round(spent / 60, 1) for part, spent in self.seconds.items()}
+        return {part: round(seconds / 60, 1) for part, seconds in self.seconds.items()}
 
 
 def _context(config: PretrainConfig, root: Path | None) -> tuple[StageContext, _Times]:

@@ -1,4 +1,4 @@
-"""The autoencoder."""
+"""The autoencoder: its training and its reconstruction quality."""
 
 import torch
 from diffusers import AutoencoderKL
@@ -12,7 +12,8 @@ from acontrol.reporting import contact_sheet
 from acontrol.runs.stage import StageContext, run_stage
 
 KL_WEIGHT = 1e-4
-SHOWN = 6
+NUM_SAMPLES = 6
+BATCH = 64  # Without gradients.
 
 
 def train_vae(
@@ -24,20 +25,20 @@ def train_vae(
     *,
     bfloat16: bool,
 ) -> None:
-    """Train encoder and decoder, then the decoder alone; set the latents' scale.
+    """Train encoder and decoder, then the decoder alone; set the scaling factor.
 
-    Once the encoder rests the latents do not change, and the decoder has all the steps it
-    needs for the fine print of defects.
+    With the encoder frozen the latents no longer change, and the decoder has all the steps
+    that fine details of defects need.
     """
     device = context.device.type
 
-    def loss(name: str, step: int, encoder_rests: bool) -> dict[str, Tensor]:
+    def loss(name: str, step: int, encoder_frozen: bool) -> dict[str, Tensor]:
         chosen = context.chosen(name, step, stage.batch_size, len(pool))
         image = pool.pixels(chosen).to(context.device)
         weight = 1 + stage.mask_weight * pool.masks[chosen].to(context.device)
         generator = context.generator(f"{name} noise", step)
         with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-            with torch.set_grad_enabled(not encoder_rests):
+            with torch.set_grad_enabled(not encoder_frozen):
                 posterior = vae.encode(image).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(context.device)
             decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
@@ -48,7 +49,7 @@ def train_vae(
             "kl": posterior.kl().float().mean() / noise[0].numel(),
         }
         total = terms["l1"] + 2 * terms["mse"]
-        return {"loss": total if encoder_rests else total + KL_WEIGHT * terms["kl"], **terms}
+        return {"loss": total if encoder_frozen else total + KL_WEIGHT * terms["kl"], **terms}
 
     def sample() -> Image.Image:
         return reconstructions(vae, test, context.device)
@@ -57,7 +58,7 @@ def train_vae(
     run_stage(
         "autoencoder",
         vae,
-        lambda step: loss("autoencoder", step, encoder_rests=False),
+        lambda step: loss("autoencoder", step, encoder_frozen=False),
         context,
         steps=stage.steps,
         learning_rate=stage.learning_rate,
@@ -69,7 +70,7 @@ def train_vae(
         run_stage(
             "decoder",
             vae,
-            lambda step: loss("decoder", step, encoder_rests=True),
+            lambda step: loss("decoder", step, encoder_frozen=True),
             context,
             steps=stage.decoder_steps,
             learning_rate=stage.learning_rate / 2,
@@ -81,28 +82,28 @@ def train_vae(
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pool: Pool, device: torch.device, batch: int = 64) -> Tensor:
-    """Mean and standard deviation of every image's latent, (N, 8, h, w), not yet scaled."""
-    found = []
-    for chosen in torch.arange(len(pool)).split(batch):
-        posterior = vae.encode(pool.pixels(chosen).to(device)).latent_dist
-        found.append(torch.cat([posterior.mean, posterior.std], dim=1).cpu())
-    return torch.cat(found)
+def encode(vae: AutoencoderKL, pool: Pool, device: torch.device) -> Tensor:
+    """Mean and standard deviation of all latents, (N, 8, h, w), unscaled."""
+    moments = []
+    for indices in torch.arange(len(pool)).split(BATCH):
+        posterior = vae.encode(pool.pixels(indices).to(device)).latent_dist
+        moments.append(torch.cat([posterior.mean, posterior.std], dim=1).cpu())
+    return torch.cat(moments)
 
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, pool: Pool, device: torch.device) -> dict[str, float]:
-    """Peak signal-to-noise ratio of reconstructions in dB: everywhere, and in the masks.
+    """Peak signal-to-noise ratio of reconstructions in dB, of whole images and in the masks.
 
-    Means over images, as is usual; ``pooled`` ones are of the error over all images at once,
-    in which the hardest product weighs most.
+    Means over images, as is usual. The pooled ones come from the error over all images at
+    once, in which the hardest product weighs most.
     """
     errors, inside, covered = [], [], []
-    for chosen in torch.arange(len(pool)).split(64):
-        image = pool.pixels(chosen)
+    for indices in torch.arange(len(pool)).split(BATCH):
+        image = pool.pixels(indices)
         decoded = vae.decode(vae.encode(image.to(device)).latent_dist.mean).sample.cpu()
         error = (decoded.clamp(-1, 1) - image).square() / 4  # For values in [0, 1].
-        mask = pool.masks[chosen].expand_as(error)
+        mask = pool.masks[indices].expand_as(error)
         errors.append(error.mean(dim=(1, 2, 3)))
         inside.append((error * mask).sum(dim=(1, 2, 3)))
         covered.append(mask.sum(dim=(1, 2, 3)))
@@ -110,20 +111,20 @@ def psnr(vae: AutoencoderKL, pool: Pool, device: torch.device) -> dict[str, floa
     def decibels(error: Tensor) -> Tensor:
         return -10 * torch.log10(error)
 
-    every, total, pixels = torch.cat(errors), torch.cat(inside), torch.cat(covered)
-    some = pixels > 0
+    whole, total, pixels = torch.cat(errors), torch.cat(inside), torch.cat(covered)
+    defective = pixels > 0
     return {
-        "psnr_db": float(decibels(every).mean()),
-        "psnr_in_masks_db": float(decibels(total[some] / pixels[some]).mean()),
-        "psnr_pooled_db": float(decibels(every.mean())),
+        "psnr_db": float(decibels(whole).mean()),
+        "psnr_in_masks_db": float(decibels(total[defective] / pixels[defective]).mean()),
+        "psnr_pooled_db": float(decibels(whole.mean())),
         "psnr_pooled_in_masks_db": float(decibels(total.sum() / pixels.sum())),
     }
 
 
 @torch.no_grad()
 def reconstructions(vae: AutoencoderKL, pool: Pool, device: torch.device) -> Image.Image:
-    """Images beside what comes back."""
-    image = pool.pixels(torch.arange(min(SHOWN, len(pool))))
+    """Contact sheet of images and their reconstructions."""
+    image = pool.pixels(torch.arange(min(NUM_SAMPLES, len(pool))))
     decoded = vae.decode(vae.encode(image.to(device)).latent_dist.mean).sample.cpu()
     rows = list(zip(pictures(image), pictures(decoded), strict=True))
     return contact_sheet(rows, ["image", "decoded"])

@@ -1,4 +1,4 @@
-"""The classifier of defects: its network, its draws, its metrics, and that it learns."""
+"""The defect classifier: network, sampling, metrics and training."""
 
 import json
 import shutil
@@ -32,23 +32,23 @@ from acontrol.evaluation.results import TrainingJob, is_done
 COLORS = {"blue": (20, 30, 220), "green": (20, 220, 30), "red": (220, 30, 20)}
 
 
-def pictures(kinds: list[str]) -> ImageSet:
-    count = len(kinds)
+def image_set(defects: list[str]) -> ImageSet:
+    count = len(defects)
     blank = torch.zeros(count, 8, 8, dtype=torch.bool)
     values = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
     return ImageSet(
         values.expand(-1, 3, 8, 8),
         blank,
         blank,
-        tuple(kinds),
-        tuple(Path(f"{place}.png") for place in range(count)),
-        tuple(str(place) for place in range(count)),
+        tuple(defects),
+        tuple(Path(f"{index}.png") for index in range(count)),
+        tuple(str(index) for index in range(count)),
     )
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small ResNet of five classes, as a user would bring one."""
+    """A small ResNet of five classes, as a user would provide it."""
     folder = tmp_path_factory.mktemp("resnet")
     torch.manual_seed(0)
     config = ResNetConfig(
@@ -63,7 +63,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(root: Path, category: str, count: int, colors: dict[str, tuple[int, ...]]) -> None:
-    """Images of one colour with some noise, in MVTec AD's layout."""
+    """Write images of one colour with some noise, in MVTec AD's layout."""
     rng = np.random.default_rng(len(category) + count)
     for part, number, color in [
         ("train/good", 2, (90, 90, 90)),
@@ -72,31 +72,31 @@ def write(root: Path, category: str, count: int, colors: dict[str, tuple[int, ..
     ]:
         folder = root / category / part
         folder.mkdir(parents=True)
-        for place in range(number):
+        for index in range(number):
             noise = rng.integers(-15, 16, (32, 32, 3))
             Image.fromarray((np.array(color) + noise).astype(np.uint8)).save(
-                folder / f"{place:03}.png"
+                folder / f"{index:03}.png"
             )
             if not part.endswith("good"):
                 masks = root / category / "ground_truth" / Path(part).name
                 masks.mkdir(parents=True, exist_ok=True)
                 mask = np.zeros((32, 32), np.uint8)
                 mask[8:20, 8:20] = 255
-                Image.fromarray(mask).save(masks / f"{place:03}_mask.png")
+                Image.fromarray(mask).save(masks / f"{index:03}_mask.png")
 
 
-def test_metrics_are_scikit_learns() -> None:
+def test_metrics_equal_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     for count in (1, 7, 60):
-        truth, found = rng.integers(0, 4, (2, count))
+        truth, labels = rng.integers(0, 4, (2, count))
         truth[truth == 2] = 0  # A defect without a test image.
         table = np.zeros((4, 4))
-        np.add.at(table, (truth, found), 1)
-        own = metrics_of(table)
-        assert own["accuracy"] == pytest.approx(accuracy_score(truth, found), abs=1e-12)
-        seen = np.isin(found, truth)
-        # scikit-learn warns of predicted classes that are nowhere true.
-        other = np.where(seen, found, (truth + 1) % 4)
+        np.add.at(table, (truth, labels), 1)
+        accuracy = metrics_of(table)["accuracy"]
+        assert accuracy == pytest.approx(accuracy_score(truth, labels), abs=1e-12)
+        seen = np.isin(labels, truth)
+        # scikit-learn warns of predicted classes without a true image.
+        other = np.where(seen, labels, (truth + 1) % 4)
         if np.isin(other, truth).all():
             table = np.zeros((4, 4))
             np.add.at(table, (truth, other), 1)
@@ -108,31 +108,33 @@ def test_metrics_are_scikit_learns() -> None:
 
 
 def test_confusions_are_by_image() -> None:
-    test = pictures(["b", "a", "b"])
+    test = image_set(["b", "a", "b"])
     table = confusion(torch.tensor([1, 1, 0]), test, ["a", "b"])
     assert table.sum(axis=0).tolist() == [[0, 1], [1, 1]]
     assert table.sum(axis=(1, 2)).tolist() == [1, 1, 1]
 
 
-def test_every_defect_is_drawn_as_often() -> None:
-    real = pictures(["a"] * 9 + ["b"])
-    drawn = pictures(["b", "c", "c", "c"])
-    source = Labelled([real, drawn], ["a", "b", "c"])
+def test_defects_are_drawn_equally_often() -> None:
+    real = image_set(["a"] * 9 + ["b"])
+    generated = image_set(["b", "c", "c", "c"])
+    source = Labelled([real, generated], ["a", "b", "c"])
     seen = Counter()
     for seed in range(800):
         image, label = source.draw(0, np.random.default_rng(seed))
         seen[int(label), int(image[0, 0, 0])] += 1
-    by_label = [sum(n for (label, _), n in seen.items() if label == one) for one in range(3)]
+    by_label = [
+        sum(n for (other, _), n in seen.items() if other == label) for label in range(3)
+    ]
     np.testing.assert_allclose(np.array(by_label) / 800, [0.25, 0.5, 0.25], atol=0.06)
-    # An image that is b in both folders: 9 of the one, 0 of the other.
-    assert {place for label, place in seen if label == 1} == {9, 0}
-    assert {place for label, place in seen if label == 2} == {1, 2, 3}
+    # Images of b: 9 in the first folder, 0 in the second.
+    assert {index for label, index in seen if label == 1} == {9, 0}
+    assert {index for label, index in seen if label == 2} == {1, 2, 3}
 
 
 def test_the_default_is_resnet_34() -> None:
     classifier = Classifier(1000, None)
     # torchvision's resnet34 has 21,797,672 parameters.
-    assert sum(one.numel() for one in classifier.parameters()) == 21_797_672
+    assert sum(weight.numel() for weight in classifier.parameters()) == 21_797_672
     assert classifier.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
 
 
@@ -140,11 +142,11 @@ def test_a_folder_gives_all_but_the_last_layer(network: Path, tmp_path: Path) ->
     classifier = Classifier(3, network)
     own, saved = classifier.resnet.state_dict(), load_file(network / "model.safetensors")
     assert own["classifier.1.weight"].shape == (3, 16)
-    assert all(torch.equal(own[name], one) for name, one in saved.items() if "resnet" in name)
+    assert all(torch.equal(own[name], saved[name]) for name in saved if "resnet" in name)
     mean = classifier.get_buffer("mean").clone()
-    said = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
+    config = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
     before = weights_digest(network)
-    (network / "preprocessor_config.json").write_text(json.dumps(said))
+    (network / "preprocessor_config.json").write_text(json.dumps(config))
     other = Classifier(3, network).get_buffer("mean").flatten().tolist()
     assert other == pytest.approx([0.5, 0.4, 0.3]) != mean.flatten().tolist()
     assert before != weights_digest(network)
@@ -152,7 +154,7 @@ def test_a_folder_gives_all_but_the_last_layer(network: Path, tmp_path: Path) ->
     assert before == weights_digest(network)
 
 
-def test_a_folder_of_something_else_is_refused(network: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_model_is_refused(network: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(network, other)
     weights = load_file(network / "model.safetensors")
@@ -161,17 +163,19 @@ def test_a_folder_of_something_else_is_refused(network: Path, tmp_path: Path) ->
         with pytest.raises(UserError, match=words):
             Classifier(3, other)
 
-    # Weights of other names, of other shapes, and too few: transformers would draw them.
-    save_file({f"x.{name}": one for name, one in weights.items()}, other / "model.safetensors")
+    # transformers would initialize weights of other names or shapes, and missing ones.
+    save_file(
+        {f"x.{name}": weight for name, weight in weights.items()}, other / "model.safetensors"
+    )
     refused("its weights are not those of its config.json .* is missing")
     name = "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"
     save_file(weights | {name: torch.zeros(8, 8, 5, 5)}, other / "model.safetensors")
     refused(f"{name} has another shape, 1 in all")
-    kept = {key: one for key, one in weights.items() if key != name}
-    save_file(kept, other / "model.safetensors")
+    rest = {key: weight for key, weight in weights.items() if key != name}
+    save_file(rest, other / "model.safetensors")
     refused(f"{name} is missing, 1 in all")
     (other / "model.safetensors").unlink()
-    refused("not a ResNet as transformers saves it")
+    refused("not a ResNet saved by transformers")
     (other / "config.json").write_text('{"model_type": "bert"}')
     refused("model_type 'bert'")
     (other / "config.json").unlink()
@@ -187,7 +191,7 @@ def test_it_learns_and_continues(network: Path, tmp_path: Path) -> None:
     write(tmp_path / "real", "tin", 6, COLORS)
     for part in ("train", "test"):  # Good images are not needed.
         shutil.rmtree(tmp_path / "real" / "tin" / part / "good")
-    # In the generated folder two defects are confused: what is learned from it is wrong.
+    # The generated folder swaps two defects, so that a classifier learns them wrong.
     swapped = {"blue": COLORS["green"], "green": COLORS["blue"], "red": COLORS["red"]}
     write(tmp_path / "made", "tin", 5, swapped)
     schedule = Schedule(

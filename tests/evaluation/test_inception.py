@@ -17,7 +17,7 @@ from acontrol.evaluation.backends import load_backend
 from acontrol.evaluation.inception import CLASSES, WIDTH, Inception, resize
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "convert_inception.py"
-# Of `filled` and `pictures`, by torch-fidelity 0.4.0 (test_torch_fidelity_agrees, where it is
+# torch-fidelity 0.4.0 on `filled` and `random_images` (test_torch_fidelity_agrees, if it is
 # installed): the first logits of the first image, and the mean of both images' vectors.
 LOGITS = [32.957832, -5.210288, -67.156174, -23.435356]
 MEAN = 3.7634724
@@ -25,26 +25,26 @@ MEAN = 3.7634724
 
 @pytest.fixture(scope="module")
 def filled() -> Inception:
-    """Random weights that keep signals alive, in single precision and held in double."""
+    """Random weights that keep activations in range, rounded to single precision."""
     torch.manual_seed(0)
     network = Inception()
-    for name, one in [*network.named_parameters(), *network.named_buffers()]:
-        if one.ndim == 4:
-            torch.nn.init.kaiming_normal_(one)
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if tensor.ndim == 4:
+            torch.nn.init.kaiming_normal_(tensor)
         elif name.endswith(("bn.weight", "running_var")):
-            one.uniform_(0.5, 1.5)
-        elif one.ndim:
-            one.normal_(0, 0.2)
+            tensor.uniform_(0.5, 1.5)
+        elif tensor.ndim:
+            tensor.normal_(0, 0.2)
     return network.double()
 
 
-def pictures(*shape: int) -> torch.Tensor:
+def random_images(*shape: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
 def test_it_has_torch_fidelitys_outputs(filled: Inception) -> None:
-    vectors = filled.embed(pictures(2, 3, 70, 70))
+    vectors = filled.embed(random_images(2, 3, 70, 70))
     logits = filled.logits(vectors)
     assert (vectors.shape, logits.shape) == ((2, WIDTH), (2, CLASSES))
     # torch-fidelity rounds them to single precision.
@@ -56,11 +56,11 @@ def test_it_has_torch_fidelitys_outputs(filled: Inception) -> None:
     importlib.util.find_spec("torch_fidelity") is None, reason="torch-fidelity is not installed"
 )
 def test_torch_fidelity_agrees(filled: Inception, tmp_path: Path, monkeypatch) -> None:
-    # The package itself imports torchvision; this part of it does not.
-    found = importlib.util.find_spec("torch_fidelity")
-    assert found
+    # The package imports torchvision; this module of it does not.
+    spec = importlib.util.find_spec("torch_fidelity")
+    assert spec
     package = types.ModuleType("torch_fidelity")
-    package.__path__ = list(found.submodule_search_locations or ())
+    package.__path__ = list(spec.submodule_search_locations or ())
     monkeypatch.setitem(sys.modules, "torch_fidelity", package)
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -70,10 +70,10 @@ def test_torch_fidelity_agrees(filled: Inception, tmp_path: Path, monkeypatch) -
         ["2048", "logits_unbiased"],
         feature_extractor_weights_path=str(tmp_path / "weights.pth"),
     ).double()
-    # Its option of this name leaves single precision as it is.
+    # Its option of this name does not convert single precision.
     genuine.feature_extractor_internal_dtype = torch.float64
     for shape in ((2, 3, 70, 70), (1, 3, 256, 256), (1, 3, 400, 400), (1, 3, 299, 299)):
-        images = pictures(*shape)
+        images = random_images(*shape)
         vectors, logits = genuine(images)
         own = filled.embed(images)
         torch.testing.assert_close(own.float(), vectors, rtol=1e-6, atol=1e-6)
@@ -82,7 +82,7 @@ def test_torch_fidelity_agrees(filled: Inception, tmp_path: Path, monkeypatch) -
 
 def test_images_are_resized_from_their_first_pixel() -> None:
     line = torch.tensor([0.0, 10.0, 40.0]).view(1, 1, 1, 3).repeat(1, 3, 2, 1)
-    # Where 0, 3/5, 6/5, 9/5 and 12/5 lie; past the last pixel its value goes on.
+    # At 0, 3/5, 6/5, 9/5 and 12/5; beyond the last pixel its value is repeated.
     expected = torch.tensor([0.0, 6.0, 16.0, 34.0, 40.0])
     torch.testing.assert_close(resize(line, 5)[0, 0], expected.expand(5, 5))
     same = torch.rand(1, 3, 7, 7)
@@ -97,8 +97,8 @@ def test_weights_are_converted_and_read(filled: Inception, tmp_path: Path) -> No
     main(str(published), str(tmp_path / "inception.safetensors"))
     backend = load_backend("inception", tmp_path, None)
     assert backend.embed and backend.logits and backend.layers is None
-    vectors = backend.embed(pictures(1, 3, 64, 64))
-    assert torch.equal(vectors, single.embed(pictures(1, 3, 64, 64)))
+    vectors = backend.embed(random_images(1, 3, 64, 64))
+    assert torch.equal(vectors, single.embed(random_images(1, 3, 64, 64)))
     assert np.isfinite(backend.logits(vectors.double()).numpy()).all()
 
 

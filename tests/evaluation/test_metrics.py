@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, torchmetrics and definitions written out."""
+"""Metrics against scikit-learn, torchmetrics and written-out definitions."""
 
 import itertools
 
@@ -33,13 +33,13 @@ def aupro_written_out(maps: np.ndarray, truth: np.ndarray, limit: float) -> floa
     """Threshold by threshold, region by region, as Bergmann et al. define it."""
     regions = []
     for number, mask in enumerate(truth):
-        labels, found = ndimage.label(mask, structure=np.ones((3, 3)))
-        regions += [(number, labels == one) for one in range(1, found + 1)]
+        labels, num_regions = ndimage.label(mask, structure=np.ones((3, 3)))
+        regions += [(number, labels == label) for label in range(1, num_regions + 1)]
     points = [(0.0, 0.0)]
     for threshold in sorted(set(maps.ravel().tolist()), reverse=True):
-        found = maps >= threshold
-        overlap = np.mean([found[number][region].mean() for number, region in regions])
-        points.append((float(found[~truth].mean()), float(overlap)))
+        detected = maps >= threshold
+        overlap = np.mean([detected[number][region].mean() for number, region in regions])
+        points.append((float(detected[~truth].mean()), float(overlap)))
     area = 0.0
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if x1 <= limit:
@@ -65,7 +65,7 @@ def case(name: str) -> tuple[np.ndarray, np.ndarray]:
             scores = (1 - truth).astype(np.float32)
         case "perfect":
             scores = truth.astype(np.float32)
-        case "tiny":  # As probabilities of a sure detector are.
+        case "tiny":  # Like probabilities of a confident detector.
             scores = scores * np.float32(1e-30)
         case "one positive":
             truth = np.arange(400) == 17
@@ -110,8 +110,8 @@ def test_the_coarse_f1_is_the_best_of_21_thresholds(name: str) -> None:
     scores, truth = case(name)
     best = max(f1_score(truth, scores >= 0.05 * step, zero_division=0) for step in range(21))
     assert len(COARSE_THRESHOLDS) == 21
-    found = float(f1_max(count(scores, truth)[0], COARSE_THRESHOLDS))
-    assert found == pytest.approx(best, **NEAR)
+    coarse = float(f1_max(count(scores, truth)[0], COARSE_THRESHOLDS))
+    assert coarse == pytest.approx(best, **NEAR)
 
 
 @pytest.mark.parametrize("levels", [0, 7])
@@ -124,10 +124,10 @@ def test_aupro_is_its_definition(levels: int, limit: float) -> None:
     maps = np.round(maps * levels) / levels if levels else maps
     weights = np.stack(region_weights(truth))
     assert weights.sum() == pytest.approx(
-        sum(ndimage.label(one, np.ones((3, 3)))[1] for one in truth)
+        sum(ndimage.label(mask, np.ones((3, 3)))[1] for mask in truth)
     )
-    found = float(roc_area(count(maps, weights)[0], limit))
-    assert found == pytest.approx(aupro_written_out(maps, truth, limit), **NEAR)
+    area = float(roc_area(count(maps, weights)[0], limit))
+    assert area == pytest.approx(aupro_written_out(maps, truth, limit), **NEAR)
 
 
 def test_regions_that_touch_at_a_corner_are_one() -> None:
@@ -150,7 +150,7 @@ def test_any_ties_agree_with_scikit_learn(rows: list[tuple[int, bool]]) -> None:
     assert float(average_precision(counts)) == pytest.approx(expected, **NEAR)
 
 
-def test_what_is_not_defined_is_nan() -> None:
+def test_undefined_metrics_are_nan() -> None:
     scores = np.linspace(0, 1, 5)
     (normal,) = count(scores, np.zeros(5, bool))
     assert np.isnan([roc_area(normal), average_precision(normal), f1_max(normal)]).all()

@@ -1,4 +1,4 @@
-"""Where the published protocol and the strict one part, and what the bootstrap is worth."""
+"""Where the published and the strict protocol differ, and the bootstrap."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from acontrol.evaluation.bootstrap import (
     RESAMPLES,
     interval,
-    mean_of_known,
     mean_over_trainings,
+    nan_mean,
     resample_weights,
     resampled,
 )
@@ -20,28 +20,28 @@ from acontrol.evaluation.images import ImageSet, truncate
 from acontrol.evaluation.protocol import METRICS, PROTOCOLS, Truth, chosen_epoch, score
 
 
-def pictures(masks: torch.Tensor, truncated: torch.Tensor | None = None) -> ImageSet:
+def image_set(masks: torch.Tensor, truncated: torch.Tensor | None = None) -> ImageSet:
     count, side, _ = masks.shape
     return ImageSet(
         torch.zeros(count, 3, side, side, dtype=torch.uint8),
         masks,
         masks if truncated is None else truncated,
-        tuple("crack" if one.any() else "good" for one in masks),
-        tuple(Path(f"{place}.png") for place in range(count)),
-        tuple(str(place) for place in range(count)),
+        tuple("crack" if mask.any() else "good" for mask in masks),
+        tuple(Path(f"{index}.png") for index in range(count)),
+        tuple(str(index) for index in range(count)),
     )
 
 
 @pytest.fixture
 def noisy() -> tuple[torch.Tensor, ImageSet]:
-    """Ten images, six of them defective, and maps that half know it."""
+    """Ten images, six of them defective, and half-informative maps."""
     rng = np.random.default_rng(11)
     masks = torch.zeros(10, 32, 32, dtype=torch.bool)
-    for place in range(6):
-        masks[place, 4 : 9 + place, 6:20] = True
+    for index in range(6):
+        masks[index, 4 : 9 + index, 6:20] = True
     masks[5, 25:28, 25:30] = True
     noise = torch.from_numpy(rng.random((10, 32, 32)).astype(np.float32))
-    return 0.7 * noise + 0.3 * masks, pictures(masks)
+    return 0.7 * noise + 0.3 * masks, image_set(masks)
 
 
 def test_the_protocols_differ_exactly_in_masks_thresholds_and_epoch() -> None:
@@ -50,21 +50,21 @@ def test_the_protocols_differ_exactly_in_masks_thresholds_and_epoch() -> None:
     masks[0, 2:6, 2:6] = True
     inner = torch.zeros_like(masks)
     inner[0, 3:5, 3:5] = True
-    test = pictures(masks, inner)
-    # The whole defect at 0.52 and four normal pixels at 0.51: only a threshold between them,
-    # which none of the 21 is, parts them.
+    test = image_set(masks, inner)
+    # The whole defect at 0.52 and four normal pixels at 0.51: none of the 21 thresholds
+    # separates them.
     maps = torch.zeros(2, 8, 8)
     maps[masks] = 0.52
     maps[1, 0, :4] = 0.51
     strict, paper = score(maps, Truth.of(test, "strict")), score(maps, Truth.of(test, "paper"))
     assert strict["pixel_f1_max"] == pytest.approx(1)
-    # At 0.5: 4 right, 12 of the cut rim and 4 normal ones wrong.
+    # At 0.5: 4 true positives, and 12 of the truncated rim and 4 normal pixels are false.
     assert paper["pixel_f1_max"] == pytest.approx(2 * 4 / (2 * 4 + 16))
     assert strict["pixel_ap"] == pytest.approx(1)
     assert paper["pixel_ap"] == pytest.approx(4 / 16)
     for name in ("image_auroc", "image_ap", "image_f1_max"):
         assert strict[name] == paper[name]
-    same = pictures(masks)
+    same = image_set(masks)
     both = score(maps, Truth.of(same, "strict")), score(maps, Truth.of(same, "paper"))
     assert both[0]["pixel_ap"] == both[1]["pixel_ap"]
     assert both[0]["pixel_f1_max"] == pytest.approx(1)
@@ -111,7 +111,7 @@ def test_focal_loss_is_written_out() -> None:
 
 
 def test_the_detector_has_draems_size() -> None:
-    """DRAEM's discriminative network by its own layer list, with 3 channels in."""
+    """Parameters of DRAEM's discriminative network by its layer list, with 3 input channels."""
 
     def block(before: int, after: int, last: int | None = None) -> int:
         last = after if last is None else last
@@ -121,18 +121,18 @@ def test_the_detector_has_draems_size() -> None:
     down = [(3, w), (w, 2 * w), (2 * w, 4 * w), (4 * w, 8 * w), (8 * w, 8 * w), (8 * w, 8 * w)]
     ups = [(8, 8), (8, 4), (4, 2), (2, 1), (1, 1)]
     joins = [(16, 8), (12, 4), (6, 2), (3, 1), (2, 1)]
-    expected = sum(block(*one) for one in down)
+    expected = sum(block(*widths) for widths in down)
     expected += sum(9 * a * b * w * w + 3 * b * w for a, b in ups)
     expected += sum(block(a * w, b * w) for a, b in joins) + 9 * w * 2 + 2
     detector = DetectorUNet(w)
-    assert sum(one.numel() for one in detector.parameters()) == expected
+    assert sum(weight.numel() for weight in detector.parameters()) == expected
     assert detector(torch.rand(1, 3, 64, 32)).shape == (1, 2, 64, 32)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_resample_of_everything_once_is_the_metric_itself(noisy, protocol) -> None:
     maps, test = noisy
-    maps = torch.round(maps * 64) / 64  # As many levels as bins: nothing is lost.
+    maps = torch.round(maps * 64) / 64  # No more levels than bins, so that nothing is lost.
     once = resampled(maps, Truth.of(test, protocol), np.ones((1, 10)))[:, 0]
     exact = score(maps, Truth.of(test, protocol))
     np.testing.assert_allclose(once, [exact[name] for name in METRICS], atol=1e-9)
@@ -144,10 +144,10 @@ def test_a_resample_equals_scoring_the_images_it_drew(noisy, protocol) -> None:
     maps = torch.round(maps * 64) / 64
     weights = resample_weights(test.anomalous, "wood")
     drawn = np.repeat(np.arange(10), weights[3].astype(int))
-    again = pictures(test.masks[drawn])
+    again = image_set(test.masks[drawn])
     expected = score(maps[drawn], Truth.of(again, protocol))
-    found = resampled(maps, Truth.of(test, protocol), weights[3:4])[:, 0]
-    np.testing.assert_allclose(found, [expected[name] for name in METRICS], atol=1e-9)
+    metrics = resampled(maps, Truth.of(test, protocol), weights[3:4])[:, 0]
+    np.testing.assert_allclose(metrics, [expected[name] for name in METRICS], atol=1e-9)
 
 
 def test_binning_moves_the_metrics_little(noisy) -> None:
@@ -168,7 +168,7 @@ def test_resamples_keep_good_and_defective_apart(noisy) -> None:
 def test_seeds_are_drawn_again_and_pair_across_sources() -> None:
     rng = np.random.default_rng(0)
     first = [[rng.normal(size=(7, RESAMPLES)) for _ in range(3)] for _ in range(2)]
-    second = [[one + 0.25 for one in seeds] for seeds in first]
+    second = [[values + 0.25 for values in seeds] for seeds in first]
     difference = mean_over_trainings(second) - mean_over_trainings(first)
     np.testing.assert_allclose(difference, 0.25)
     # Two categories whose seeds are the constants 0, 1 and 2: means of six draws.
@@ -180,10 +180,10 @@ def test_seeds_are_drawn_again_and_pair_across_sources() -> None:
     assert 0 < low < 1 < high < 2
 
 
-def test_what_is_not_defined_is_left_out() -> None:
+def test_nan_is_left_out() -> None:
     values = np.array([[0.2, np.nan, np.nan], [0.4, 0.6, np.nan]])
-    np.testing.assert_allclose(mean_of_known(values, axis=0), [0.3, 0.6, np.nan])
-    np.testing.assert_allclose(mean_of_known(values, axis=(0, 1)), 0.4)
+    np.testing.assert_allclose(nan_mean(values, axis=0), [0.3, 0.6, np.nan])
+    np.testing.assert_allclose(nan_mean(values, axis=(0, 1)), 0.4)
     many = np.linspace(0, 1, 1001)
     many[::10] = np.nan
     low, high = interval(np.stack([many, np.full(1001, np.nan)]))
@@ -191,5 +191,5 @@ def test_what_is_not_defined_is_left_out() -> None:
     assert high[0] == pytest.approx(0.975, abs=2e-3)
     assert np.isnan([low[1], high[1]]).all()
     # A category without the metric leaves the mean to the others.
-    one = [[np.full((1, 5), 0.5)], [np.full((1, 5), np.nan)]]
-    np.testing.assert_allclose(mean_over_trainings(one), 0.5)
+    categories = [[np.full((1, 5), 0.5)], [np.full((1, 5), np.nan)]]
+    np.testing.assert_allclose(mean_over_trainings(categories), 0.5)

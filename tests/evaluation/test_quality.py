@@ -1,4 +1,4 @@
-"""Scores of sets of images against libraries and definitions written out."""
+"""Metrics of sets of images against libraries and written-out definitions."""
 
 import math
 from pathlib import Path
@@ -15,12 +15,12 @@ from acontrol.errors import UserError
 from acontrol.evaluation.features import Backend, distances, in_batches
 from acontrol.evaluation.generation_metrics import (
     COPY_SHARE,
-    MEMBERS,
+    MAX_MEMBERS,
     cluster_diversity,
+    cluster_members,
     inception_score,
     is_copy,
     kernel_distance,
-    members,
 )
 from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.perceptual import _SLICES, LpipsVgg
@@ -41,10 +41,10 @@ def images(count: int, side: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_inception_score_is_its_definition() -> None:
-    # One image a class, sure and even, four of ten classes in a split.
-    sure = 50 * torch.eye(4, dtype=torch.float64).repeat(10, 1)
+    # One image a class, confident and balanced, four of ten classes in a split.
+    confident = 50 * torch.eye(4, dtype=torch.float64).repeat(10, 1)
     assert inception_score(torch.zeros(20, 5)) == pytest.approx(1, abs=1e-9)
-    assert 1 < inception_score(sure) <= 4 + 1e-6
+    assert 1 < inception_score(confident) <= 4 + 1e-6
     for count in (20, 37, 100):
         generator = torch.Generator().manual_seed(count)
         logits = 3 * torch.randn(count, 7, dtype=torch.float64, generator=generator)
@@ -52,7 +52,7 @@ def test_inception_score_is_its_definition() -> None:
         p = logits.softmax(1).numpy()[order]
         # torch-fidelity's splits.
         parts = [p[i * count // 10 : (i + 1) * count // 10] for i in range(10)]
-        each = [np.exp((one * np.log(one / one.mean(0))).sum(1).mean()) for one in parts]
+        each = [np.exp((part * np.log(part / part.mean(0))).sum(1).mean()) for part in parts]
         assert inception_score(logits, seed=5) == pytest.approx(np.mean(each), abs=1e-9)
     assert math.isnan(inception_score(torch.zeros(19, 5)))
 
@@ -95,12 +95,12 @@ def test_clusters_follow_the_nearest_reference() -> None:
     to_references = torch.ones(140, 3)
     to_references[:, 1] = 0.5
     to_references[:4, 2] = 0.1
-    empty, large, small = members(to_references)
+    empty, large, small = cluster_members(to_references)
     assert empty == []
-    assert len(large) == MEMBERS == len(set(large))
+    assert len(large) == MAX_MEMBERS == len(set(large))
     assert small == [0, 1, 2, 3]
-    assert members(to_references) == [empty, large, small]
-    assert members(to_references, seed=1)[1] != large
+    assert cluster_members(to_references) == [empty, large, small]
+    assert cluster_members(to_references, seed=1)[1] != large
 
 
 def test_diversity_leaves_out_clusters_of_one() -> None:
@@ -122,14 +122,14 @@ def test_copies_are_far_nearer_than_training_defects_are_to_each_other() -> None
 
 @pytest.fixture(scope="module")
 def vgg() -> LpipsVgg:
-    """VGG-16 of random weights, a sixteenth as wide would not be VGG-16."""
+    """VGG-16 with random weights."""
     torch.manual_seed(0)
     network = LpipsVgg()
-    for name, one in network.named_parameters():
+    for name, weight in network.named_parameters():
         if name.startswith("lin"):
-            one.uniform_(0, 1)
-        elif one.ndim == 4:
-            nn.init.kaiming_normal_(one)
+            weight.uniform_(0, 1)
+        elif weight.ndim == 4:
+            nn.init.kaiming_normal_(weight)
     return network
 
 
@@ -138,12 +138,14 @@ def test_lpips_is_torchmetrics_own(vgg: LpipsVgg, monkeypatch, tmp_path: Path) -
     heads = tmp_path / "vgg.pth"
     torch.save({k: v for k, v in vgg.state_dict().items() if k.startswith("lin")}, heads)
     genuine = lpips._NoTrainLpips(net="vgg", pnet_rand=True, model_path=str(heads))
-    one, other = images(1, 256), images(2, 256, seed=1)
-    found = distances(vgg, one, other)
-    for place in range(2):
-        pair = [part[None].float() / 127.5 - 1 for part in (one[0], other[place])]
-        assert float(found[0, place]) == pytest.approx(float(genuine(*pair)), abs=1e-6)
-    assert distances(vgg, one, one).diagonal().abs().max() == 0
+    first, others = images(1, 256), images(2, 256, seed=1)
+    lpips_distances = distances(vgg, first, others)
+    for index in range(2):
+        pair = [image[None].float() / 127.5 - 1 for image in (first[0], others[index])]
+        assert float(lpips_distances[0, index]) == pytest.approx(
+            float(genuine(*pair)), abs=1e-6
+        )
+    assert distances(vgg, first, first).diagonal().abs().max() == 0
     assert len(_SLICES) == len(vgg.taps) == 5
 
 
@@ -157,9 +159,9 @@ def test_missing_weights_are_one_line(tmp_path: Path) -> None:
         LpipsVgg.load(tmp_path / "lpips-vgg.safetensors")
 
 
-def pictures(pixels: torch.Tensor, masks: torch.Tensor, name: str) -> ImageSet:
+def image_set(pixels: torch.Tensor, masks: torch.Tensor, name: str) -> ImageSet:
     count = len(pixels)
-    files = tuple(Path(f"{name}{place}") for place in range(count))
+    files = tuple(Path(f"{name}{index}") for index in range(count))
     return ImageSet(pixels, masks, masks, ("crack",) * count, files, tuple(map(str, files)))
 
 
@@ -169,12 +171,12 @@ def box(count: int, side: int) -> torch.Tensor:
     return masks
 
 
-def test_surroundings_find_the_normal_image_again() -> None:
+def test_surroundings_are_compared_with_the_nearest_normal_image() -> None:
     normals = images(5, 64)
     masks = box(3, 64)
     drawn = normals[[4, 0, 2]].clone()
     drawn[0] = torch.where(masks[0], 255 - drawn[0], drawn[0])
-    # Half of the mask is left as it was.
+    # Half of the mask is unchanged.
     half = masks[1].clone()
     half[:, 32:] = False
     drawn[1] = torch.where(half, drawn[1] // 2 + 100, drawn[1])
@@ -193,13 +195,13 @@ def test_the_cut_out_shows_the_defect_alone() -> None:
     masks = box(1, 64)
     elsewhere = torch.where(masks[:, None], pixels, images(1, 64, seed=9))
     name = "a"
-    one, other = (cut_out(pictures(part, masks, name)) for part in (pixels, elsewhere))
+    one, other = (cut_out(image_set(part, masks, name)) for part in (pixels, elsewhere))
     assert torch.equal(one, other)
     assert Image.fromarray(one[0, 0].numpy()).size == (256, 256)
 
 
 def test_a_copied_training_set_shows() -> None:
-    """The scores that have to see it do, with a network that sees plain pixels."""
+    """A copied training set scores as copies, with raw pixels as features."""
     plain = Backend(
         "plain",
         "0" * 64,
@@ -207,11 +209,11 @@ def test_a_copied_training_set_shows() -> None:
         embed=lambda part: part.float()[:, :, ::32, ::32].flatten(1) / 255,
     )
     masks = box(6, 64)
-    training = pictures(images(6, 64, seed=1), masks, "training")
-    held_out = pictures(images(6, 64, seed=2), masks, "held out")
+    training = image_set(images(6, 64, seed=1), masks, "training")
+    held_out = image_set(images(6, 64, seed=2), masks, "held out")
     kind = DefectType("tile", "crack", training, held_out, images(4, 64, seed=3))
     copied = measure(kind, training, [plain])
-    fresh = measure(kind, pictures(images(6, 64, seed=4), masks, "fresh"), [plain])
+    fresh = measure(kind, image_set(images(6, 64, seed=4), masks, "fresh"), [plain])
     real = measure(kind, None, [plain])
     assert list(copied) == column_names([plain])
     copies = "copies, % (plain 00000000)"

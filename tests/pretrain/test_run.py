@@ -27,7 +27,7 @@ def test_a_folder_becomes_a_base(
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"Base: {base}"
     models = load_base(BaseConfig(path=str(base)))
-    assert models.vae.config.scaling_factor != 0.18215, "it fits these latents"
+    assert models.vae.config.scaling_factor != 0.18215, "fitted to these latents"
     card = json.loads((base / "card.json").read_text())
     assert card["command"].startswith("python -m launch.pretrain ")
     assert card["held_out_from_denoiser"] == ["stain"]
@@ -39,7 +39,7 @@ def test_a_folder_becomes_a_base(
         pretrain.run([str(built_in_data), "--output", str(base), *SMALL])
 
 
-def test_other_settings_do_not_go_on_with_a_run(tmp_path: Path) -> None:
+def test_other_settings_do_not_continue_a_run(tmp_path: Path) -> None:
     (tmp_path / "base-training").mkdir()
     (tmp_path / "base-training" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="other settings"):
