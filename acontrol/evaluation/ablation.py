@@ -1,4 +1,4 @@
-"""Train, draw and measure with each part of the method added in turn (the paper's Table 4)."""
+"""Train, generate and measure with each part of the method added in turn (Table 4)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ from acontrol.evaluation import figures, published, quality, summary
 from acontrol.evaluation.backends import load_backend
 from acontrol.evaluation.budget import BUDGETS
 from acontrol.evaluation.comparison import (
-    said_of_likeness,
-    say_how_long,
+    note_near_duplicates,
+    print_estimate,
     train_missing,
 )
 from acontrol.evaluation.dataset import CategoryDataset, Folders, check
@@ -33,48 +33,49 @@ from acontrol.networks.load import quieten
 from acontrol.runs.cluster import joined_cluster
 from acontrol.runs.mlflow_client import tracking_uri
 from acontrol.runs.paths import absolute
-from acontrol.runs.results import log, results_in
+from acontrol.runs.results import results_in
 from acontrol.runs.tracking import Tracker
 from acontrol.train.driver import run_training
 
 TITLES = {"nothing": "nothing", "sga": "SGA", "csm": "SGA + CSM"}
 
 
-def run_ablation(command: AblationConfig) -> None:
-    """Train, draw, measure, and write the table; the same call continues.
+def run_ablation(config: AblationConfig) -> None:
+    """Train, generate, measure and write the report; the same call continues.
 
     Raises:
-        UserError: If a setting or the data must be put right.
+        UserError: If a setting or the data must be fixed.
     """
-    rows, real, out = _checked_rows(command)
+    rows, real, out = _checked_rows(config)
     quieten()
-    base = absolute(command.run.model_copy(update={"output": str(out)}))
+    base = absolute(config.run.model_copy(update={"output": str(out)}))
     folder = open_folder(real)
     _check_shards(base, folder)
-    budget = BUDGETS[command.budget]
-    count = command.count or budget.pairs
+    budget = BUDGETS[config.budget]
+    count = config.count or budget.pairs
     sets = {row: out / "rows" / row / "images" for row in rows}
     folders = Folders(real, sets, budget.size, budget.pairs)
-    alike = said_of_likeness({one: check(folders, one, ["real"]) for one in folder.categories})
-    for name in command.features:
-        if name != "vlm":  # What is missing at the end of it all had better be known now.
-            load_backend(name, command.weights, None)
-    trainings = [
+    checked = {category: check(folders, category, ["real"]) for category in folder.categories}
+    note = note_near_duplicates(checked)
+    for name in config.features:
+        if name != "vlm":  # Missing weights are reported now, not at the end.
+            load_backend(name, config.weights, None)
+    jobs = [
         TrainingJob(category, source, seed)
         for category in folder.categories
-        for seed in range(command.seeds)
+        for seed in range(config.seeds)
         for source in ("real", *rows)
     ]
-    kinds = sum(len(folder.defect_types(one)) for one in folder.categories)
+    num_defects = sum(len(folder.defect_types(category)) for category in folder.categories)
     print(
-        f"{len(rows)} rows ({', '.join(rows)}): {len({*map(_trained, rows)})} adapters "
-        f"of {base.optim.steps} steps, {len(rows) * kinds * count} images, {len(trainings)} "
+        f"{len(rows)} rows ({', '.join(rows)}): {len({*map(_adapter_of, rows)})} adapters "
+        f"of {base.optim.steps} steps, {len(rows) * num_defects * count} images, {len(jobs)} "
         f"detectors ({budget.describe()})",
         flush=True,
     )
-    if command.dry_run:
+    if config.dry_run:
         test = CategoryDataset(folders, folder.categories[0]).part("test")
-        say_how_long(seconds_a_detector(budget, len(test), budget.epochs), len(trainings))
+        print_estimate(seconds_a_detector(budget, len(test), budget.epochs), len(jobs))
         return
     with (
         results_in(out, "ablation", base.tracking) as tracker,
@@ -82,13 +83,13 @@ def run_ablation(command: AblationConfig) -> None:
     ):
         uri = tracking_uri(base, out)
         for row in rows:
-            config = row_config(base, _trained(row), out, uri, tracker.run_id)
+            run = row_config(base, _adapter_of(row), out, uri, tracker.run_id)
             print(f"Row {row}: training", flush=True)
-            run_training(config)
-            print(f"Row {row}: drawing", flush=True)
+            run_training(run)
+            print(f"Row {row}: generating", flush=True)
             generate(
                 GenerationConfig(
-                    model=str(config.output),
+                    model=str(run.output),
                     data=real,
                     out=sets[row],
                     count=count,
@@ -99,19 +100,27 @@ def run_ablation(command: AblationConfig) -> None:
                     guidance_scale=base.samples.guidance_scale,
                 )
             )
-        data = {one: check(folders, one, ["real", *rows]).data for one in folder.categories}
-        work = Localization(folders, budget, PROTOCOLS, data, perlin_blobs)
-        train_missing(trainings, work, out, None)
-        _report(command, work, trainings, count, alike, tracker)
+        data = {
+            category: check(folders, category, ["real", *rows]).digests
+            for category in folder.categories
+        }
+        experiment = Localization(folders, budget, PROTOCOLS, data, perlin_blobs)
+        train_missing(jobs, experiment, out, None)
+        about = (
+            f"Budget {config.budget}: {budget.describe()}; {count} images drawn of each "
+            f"defect, {config.optim.steps} training steps, {config.seeds} seeds of detectors, "
+            f"one of adapters. Data {real.name}.{note}"
+        )
+        _report(config, experiment, jobs, count, about, out, tracker)
 
 
-def _trained(row: str) -> str:
-    """The row whose adapter a row draws with: at gamma 0 any does."""
+def _adapter_of(row: str) -> str:
+    """The row whose adapter a row generates with: at gamma 0 any will do."""
     return "sga" if row == "nothing" else row
 
 
 def row_config(base: RunConfig, row: str, out: Path, uri: str, parent: str) -> RunConfig:
-    """The training of a row: the common settings with this row's parts on."""
+    """The training of a row: the common settings with this row's parts enabled."""
     steps = int(row[1:]) if row[0] == "t" else 0
     return base.model_copy(
         update={
@@ -125,22 +134,21 @@ def row_config(base: RunConfig, row: str, out: Path, uri: str, parent: str) -> R
     )
 
 
-def _checked_rows(command: AblationConfig) -> tuple[list[str], Path, Path]:
-    """Rows, real images and the folder for results, once they are known to be good."""
-    for value, option in ((command.real, "--real ROOT"), (command.out, "--out DIR")):
+def _checked_rows(config: AblationConfig) -> tuple[list[str], Path, Path]:
+    """Rows, folder of real images and folder for results, checked."""
+    for value, option in ((config.real, "--real ROOT"), (config.out, "--out DIR")):
         if value is None:
             raise UserError(f"{option} is needed")
-    if command.output is not None:
+    if config.output is not None:
         raise UserError("--output is a single run's: name the ablation's folder with --out")
-    if command.data.shards is None:
+    if config.data.shards is None:
         raise UserError("--data.shards DIR is needed: what launch.shard wrote")
-    rows = [one.strip() for one in command.rows.split(",")]
-    unknown = [one for one in rows if one not in ROWS]
-    if unknown or len(set(rows)) < len(rows):
-        wrong = unknown[0] if unknown else "a row twice"
-        raise UserError(f"--rows: {wrong!r}; name each once, of: {', '.join(ROWS)}")
-    assert command.real is not None and command.out is not None
-    return rows, command.real.resolve(), command.out.resolve()
+    rows = [row.strip() for row in config.rows.split(",")]
+    for row in rows:
+        if row not in ROWS or rows.count(row) > 1:
+            raise UserError(f"--rows: {row!r}; name each once, of: {', '.join(ROWS)}")
+    assert config.real is not None and config.out is not None
+    return rows, config.real.resolve(), config.out.resolve()
 
 
 def _check_shards(base: RunConfig, folder: MvtecFolder) -> None:
@@ -151,98 +159,86 @@ def _check_shards(base: RunConfig, folder: MvtecFolder) -> None:
             f"{base.data.shards}: holds split {reader.index.split!r}, with the images that "
             "detectors are tested on; write it with launch.shard --split train"
         )
-    tested = {digest(read_image(one.image)): one.image for one in folder.labelled("test")}
+    tested = {digest(read_image(row.image)): row.image for row in folder.labelled("test")}
     for number, (_, sample) in enumerate(reader.places):
         pixels = np.asarray(reader.read(number).image.convert("RGB"))
-        known = tested.get(digest(pixels))
-        if known:
+        test_image = tested.get(digest(pixels))
+        if test_image:
             raise UserError(
-                f"{base.data.shards}: its sample {sample.key} is the test image {known}, pixel "
-                "by pixel; write it from this data with launch.shard --split train"
+                f"{base.data.shards}: its sample {sample.key} is the test image {test_image}, "
+                "pixel by pixel; write it from this data with launch.shard --split train"
             )
 
 
 def _report(
-    command: AblationConfig,
-    work: Localization,
-    trainings: Sequence[TrainingJob],
+    config: AblationConfig,
+    experiment: Localization,
+    jobs: Sequence[TrainingJob],
     count: int,
-    alike: str,
+    about: str,
+    out: Path,
     tracker: Tracker,
 ) -> None:
-    """Score the generated sets, gather the detectors, and write tables, plot and page."""
-    out = command.out.resolve() if command.out else Path()
-    folder = open_folder(work.folders.root)
-    rows = list(work.folders.synthetic)
-    model = str(out / "rows" / ("sga" if rows[0] == "nothing" else rows[0]) / "run")
-    backends = [load_backend(name, command.weights, model) for name in command.features]
-    kinds = quality.kinds_of(folder, folder.categories)
-    columns = quality.column_names(backends)
+    """Measure the generated sets, summarise the detectors, and write tables, plot and page."""
+    real = open_folder(experiment.folders.root)
+    sets = {row: open_folder(path) for row, path in experiment.folders.synthetic.items()}
+    rows = list(sets)
+    model = str(out / "rows" / _adapter_of(rows[0]) / "run")
+    backends = [load_backend(name, config.weights, model) for name in config.features]
+    defect_types = quality.read_defect_types(real, real.categories)
     scores = {
         row: quality.mean_of(
             {
-                (kind.category, kind.defect): quality.measure(kind, pictures, backends)
-                for kind in kinds
-                if len(pictures := quality.synthetic_of(open_folder(path), kind, count))
+                (entry.category, entry.defect): quality.measure(entry, images, backends)
+                for entry in defect_types
+                if len(images := quality.generated_images(folder, entry, count))
             }
         )
-        for row, path in work.folders.synthetic.items()
+        for row, folder in sets.items()
     }
-    about = (
-        f"Budget {command.budget}: {work.budget.describe()}; {count} images drawn of each "
-        f"defect, {command.optim.steps} training steps, {command.seeds} seeds of detectors, "
-        f"one of adapters. Data {work.folders.root.name}.{alike}"
-    )
-    written = Report(out, "What does each part add?")
-    found = {
-        protocol: summary.summarise(trainings, out, protocol) for protocol in work.protocols
+    by_protocol = {
+        protocol: summary.summarise(jobs, out, protocol) for protocol in experiment.protocols
     }
-    strict = found["strict"]
+    strict = by_protocol["strict"]
     metrics = ("pixel_auroc", "image_auroc", "pixel_ap")
-    shown = metrics[:2]  # Those of the paper's table.
-    places = [METRICS.index(one) for one in shown]
-    table = Table(
-        "Ablation, protocol strict",
-        ("row", *columns, *(f"{summary.NAMES[one]}, %" for one in shown)),
-        tuple(
+    columns = metrics[:2]  # Those of the paper's table.
+    indices = [METRICS.index(name) for name in columns]
+    report = Report(out, "What does each part add?")
+    report.tables.append(
+        Table(
+            "Ablation, protocol strict",
             (
-                _title(row),
-                *(f"{value:.2f}" if value == value else "-" for value in scores[row].values()),
-                *(
-                    f"{100 * strict[row].values[place]:.1f} "
-                    f"[{100 * strict[row].interval[0][place]:.1f}, "
-                    f"{100 * strict[row].interval[1][place]:.1f}]"
-                    for place in places
-                ),
-            )
-            for row in rows
-        ),
-        f"{about} The networks' columns are scores of the generated images, the last ones of "
-        "detectors trained on them, with 95 % intervals.",
+                "row",
+                *quality.column_names(backends),
+                *(f"{summary.NAMES[name]}, %" for name in columns),
+            ),
+            tuple(
+                (
+                    _title(row),
+                    *("-" if np.isnan(value) else f"{value:.2f}" for value in values.values()),
+                    *summary.cells(
+                        strict[row].values[indices], strict[row].interval[:, indices]
+                    ),
+                )
+                for row, values in scores.items()
+            ),
+            f"{about} The networks' columns are scores of the generated images, the last ones "
+            "of detectors trained on them, with 95 % intervals.",
+        )
     )
-    written.tables.append(table)
-    for protocol, summed in found.items():
-        written.tables += summary.tables(summed, protocol, about)
-        written.rows += summary.long_rows(summed, protocol)
-    written.tables.append(published.ablation())
+    for protocol, summed in by_protocol.items():
+        report.tables += summary.tables(summed, protocol, about)
+        report.rows += summary.long_rows(summed, protocol)
+    report.tables.append(published.ablation())
     plot = out / "ablation.png"
     figures.rows_plot({_title(row): strict[row] for row in rows}, metrics, strict["real"], plot)
-    written.add_picture("Detectors by row", plot)
+    report.add_picture("Detectors by row", plot)
     sheet = out / "images.png"
-    figures.kinds_sheet(
-        kinds, {row: open_folder(path) for row, path in work.folders.synthetic.items()}
-    ).save(sheet)
-    written.add_picture("The first images of each kind", sheet)
-    files = written.write()
-    found_values = {
-        f"{row}/{name}": float(value)
-        for row in rows
-        for name, value in zip(METRICS, strict[row].values, strict=True)
-    }
-    log(tracker, {"ablation": {"rows": rows, "about": about}}, found_values, files)
-    print(table.markdown())
-    print(f"Look at {out / 'index.html'}")
-    print(f"Results: {out / 'report.md'}")
+    figures.defects_sheet(defect_types, sets).save(sheet)
+    report.add_picture("The first images of each kind", sheet)
+    values = summary.flat_metrics({row: strict[row] for row in rows})
+    settings = {"ablation": {"rows": rows, "about": about}}
+    report.publish(tracker, report.tables[0], settings, values)
 
 
 def _title(row: str) -> str:

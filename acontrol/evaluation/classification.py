@@ -1,6 +1,5 @@
 """Does synthetic data make a classifier of defects better? ResNet-34 on images of defects."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,30 +19,27 @@ from acontrol.evaluation.bootstrap import resample_weights
 from acontrol.evaluation.budget import CLASSIFIER_BUDGETS, Schedule
 from acontrol.evaluation.classifier import Classifier, weights_digest
 from acontrol.evaluation.comparison import (
-    check_out,
-    checked_data,
     chosen_categories,
-    compared,
-    planned,
-    say_how_long,
+    plan_comparison,
+    print_estimate,
     train_all,
 )
-from acontrol.evaluation.dataset import CategoryDataset, Folders, kept_dataset
+from acontrol.evaluation.dataset import CategoryDataset, Folders, cached_dataset
 from acontrol.evaluation.estimate import seconds_a_classifier
 from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.report import Report
-from acontrol.evaluation.results import TrainingJob, keep
+from acontrol.evaluation.results import TrainingJob, save
 from acontrol.evaluation.settings import ClassificationConfig
 from acontrol.evaluation.sources import Paired
 from acontrol.evaluation.trainer import channels_last, fit, predict
-from acontrol.runs.results import log, results_in
+from acontrol.runs.results import results_in
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
 
-CONTROLS = ("real",)  # The others know no defect by its name.
-TESTED = "defects"  # Part of the data.
-PART = "last"  # The one group of metrics: those of the last epoch.
-# By what they are called in tables.
+CONTROLS = ("real",)  # The other controls have no named defects.
+TESTED = "defects"  # The part of the data to test on.
+PART = "last"  # The one group of metrics, of the last epoch.
+# With their names in tables.
 METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
 
 IntArray = npt.NDArray[np.int64]
@@ -67,14 +63,14 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Classification:
-    """A classifier is trained on a source's images of defects, and tested on real ones.
+    """Trains a classifier on a source's images of defects, and tests it on real ones.
 
     Attributes:
         folders: Where images are.
         schedule: How long to train.
-        network: Folder of weights to begin with; random ones without.
-        weights: Digest of these, or "random".
-        data: For each category and source a digest of the images, of `dataset.check`.
+        network: Folder of initial weights; random ones without.
+        weights: Digest of the initial weights, or "random".
+        data: Digests of the images by category and source, from `dataset.check`.
     """
 
     folders: Folders
@@ -85,65 +81,56 @@ class Classification:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """One group of metrics."""
+        """There is one group of metrics."""
         return (PART,)
 
-    def facts(self, training: TrainingJob) -> dict[str, Any]:
+    def metadata(self, job: TrainingJob) -> dict[str, Any]:
         """What a training's result depends on."""
-        return {
-            "category": training.category,
-            "source": training.source,
-            "seed": training.seed,
-            "budget": self.schedule.model_dump(),
-            "network": self.weights,
-            "data": self.data[training.category][training.source],
-        }
+        return job.metadata(self.schedule, self.data, network=self.weights)
 
-    def run(self, training: TrainingJob, out: Path) -> TrainingJob:
-        """Train one classifier, test it, and keep what came of it."""
-        dataset = kept_dataset(self.folders, training.category, self.data[training.category])
+    def run(self, job: TrainingJob, out: Path) -> TrainingJob:
+        """Train a classifier, test it, and save the result."""
+        dataset = cached_dataset(self.folders, job.category, self.data[job.category])
         test = dataset.part(TESTED)
         names = sorted(set(test.defects))
-        source = Labelled([dataset.part(one) for one in training.source.split("+")], names)
+        source = Labelled([dataset.part(part) for part in job.source.split("+")], names)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed("classifier", training.seed))
+            torch.manual_seed(derive_seed("classifier", job.seed))
             classifier = channels_last(Classifier(len(names), self.network).to(device))
-        losses = []
-        trained = fit(
+        epochs = fit(
             classifier,
             self.schedule,
             source.draw,
             lambda images, labels: F.cross_entropy(classifier(images), labels),
-            training.seed,
+            job.seed,
         )
-        for _, loss in trained:
-            losses.append(loss)
-        table = confusion(predict(classifier, test, _likeliest), test, names)
-        weights = resample_weights(test.anomalous, training.category)
-        result = self.facts(training) | {
+        losses = [loss for _, loss in epochs]
+        labels = predict(classifier, test, lambda logits: logits.argmax(dim=1))
+        table = confusion(labels, test, names)
+        weights = resample_weights(test.anomalous, job.category)
+        metrics = self.metadata(job) | {
             "losses": losses,
             "names": names,
             PART: {"epoch": self.schedule.epochs, **metrics_of(table.sum(axis=0))},
         }
-        drawn = np.einsum("ri,iab->rab", weights, table)
-        resamples = [metrics_of(one) for one in drawn]
+        resamples = [metrics_of(counts) for counts in np.einsum("ri,iab->rab", weights, table)]
         arrays = {
             "confusion": table.sum(axis=0),
-            f"{PART}_resamples": np.array([[one[m] for one in resamples] for m in METRICS]),
+            f"{PART}_resamples": np.array([[row[m] for row in resamples] for m in METRICS]),
         }
-        keep(training.file(out), result, arrays)
-        return training
+        save(job.file(out), metrics, arrays)
+        return job
 
 
 def names_of(dataset: CategoryDataset, sources: Sequence[str]) -> list[str]:
-    """The defects to tell apart, in the order of their labels: those of the test images.
+    """The defects to classify, in the order of their labels: those of the test images.
 
     Raises:
         UserError: If a source has others.
     """
     names = sorted({*dataset.part(TESTED).defects})
-    for part in sorted({one for source in sources for one in source.split("+")}):
+    for part in sorted({part for source in sources for part in source.split("+")}):
         others = sorted({*dataset.part(part).defects} - {*names})
         if others:
             raise UserError(
@@ -151,10 +138,6 @@ def names_of(dataset: CategoryDataset, sources: Sequence[str]) -> list[str]:
                 f"image has; {dataset.category}'s defects are {', '.join(names)}"
             )
     return names
-
-
-def _likeliest(logits: Tensor) -> Tensor:
-    return logits.argmax(dim=1)
 
 
 def confusion(labels: Int[Tensor, " n"], images: ImageSet, names: Sequence[str]) -> IntArray:
@@ -180,94 +163,78 @@ def metrics_of(table: npt.NDArray[Any]) -> dict[str, float]:
     }
 
 
-def run_classification(command: ClassificationConfig) -> None:
+def run_classification(config: ClassificationConfig) -> None:
     """Train the missing classifiers and write the report; the same call continues.
 
     Raises:
-        UserError: If a setting or the data must be put right.
+        UserError: If a setting or the data must be fixed.
     """
-    budget = CLASSIFIER_BUDGETS[command.budget]
-    schedule, folders, sources = compared(command, budget, CONTROLS)
-    categories = _several_defects(folders.root, command.category)
-    classifier = Classifier(2, command.network)
-    weights = weights_digest(command.network) if command.network else "random"
-    check_out(command)
-    trainings = planned(command, schedule, categories, sources)
-    folders, data, alike = checked_data(command, folders, categories, sources, [TESTED])
-    for one in categories:
-        names_of(CategoryDataset(folders, one), sources)
-    if command.out is None or command.dry_run:
-        test = CategoryDataset(folders, categories[0]).part(TESTED)
-        say_how_long(seconds_a_classifier(schedule, classifier, len(test)), len(trainings))
+    categories = _several_defects(config.real.resolve(), config.category)
+    network = config.network.resolve() if config.network else None
+    classifier = Classifier(2, config.network)
+    weights = weights_digest(network) if network else "random"
+    budget = CLASSIFIER_BUDGETS[config.budget]
+    plan = plan_comparison(config, budget, CONTROLS, categories, [TESTED])
+    for category in categories:
+        names_of(CategoryDataset(plan.folders, category), [job.source for job in plan.jobs])
+    if plan.out is None:
+        test = CategoryDataset(plan.folders, categories[0]).part(TESTED)
+        seconds = seconds_a_classifier(plan.budget, classifier, len(test))
+        print_estimate(seconds, len(plan.jobs))
         return
-    out = command.out.resolve()
-    network = command.network.resolve() if command.network else None
-    work = Classification(folders, schedule, network, weights, data)
-    about = (
-        f"Budget {command.budget}: {schedule.describe()}; {classifier.architecture} from "
-        f"{f'weights {weights[:8]}' if network else 'random weights'}. Data "
-        f"{folders.root.name}, categories: {', '.join(categories)}; seeds: {command.seeds}."
-        f"{alike}"
-    )
-    with results_in(out, "classification", command.tracking) as tracker:
-        train_all(trainings, work, out, command.num_workers)
-        _report(trainings, work, out, about, tracker)
+    experiment = Classification(plan.folders, plan.budget, network, weights, plan.data)
+    start = f"weights {weights[:8]}" if network else "random weights"
+    about = plan.about(config.budget, f"; {classifier.architecture} from {start}")
+    with results_in(plan.out, "classification", config.tracking) as tracker:
+        train_all(plan.jobs, experiment, plan.out, config.num_workers)
+        _report(plan.jobs, experiment, plan.out, about, tracker)
 
 
 def _report(
-    trainings: Sequence[TrainingJob],
-    work: Classification,
+    jobs: Sequence[TrainingJob],
+    experiment: Classification,
     out: Path,
     about: str,
     tracker: Tracker,
 ) -> None:
     """Write tables and pictures, and log them."""
-    written = Report(out, "Does synthetic data help to tell defects apart?")
-    rows = summary.summarise(trainings, out, PART, list(METRICS))
+    report = Report(out, "Does synthetic data help to tell defects apart?")
+    metrics = list(METRICS)
+    rows = summary.summarise(jobs, out, PART, metrics)
     titles = ("Classification of defects", f"Against {summary.BASELINE} alone")
-    said = (
+    definition = (
         "of real defects outside the training third, last epoch; balanced: mean over a "
         "category's defects"
     )
-    written.tables = summary.compared(rows, list(METRICS.values()), titles, said, about)
-    written.rows += summary.long_rows(rows, PART, list(METRICS))
-    for category in dict.fromkeys(one.category for one in trainings):
-        own = [one for one in trainings if one.category == category]
-        by_source = {
-            source: [one for one in own if one.source == source]
-            for source in dict.fromkeys(one.source for one in own)
-        }
-        names = json.loads(own[0].file(out).read_text())["names"]
+    report.tables = summary.compared(rows, list(METRICS.values()), titles, definition, about)
+    report.rows += summary.long_rows(rows, PART, metrics)
+    for category in dict.fromkeys(job.category for job in jobs):
+        by_source: dict[str, list[TrainingJob]] = {}
+        for job in jobs:
+            if job.category == category:
+                by_source.setdefault(job.source, []).append(job)
+                names = job.metrics(out)["names"]
         file = out / f"confusion-{category}.png"
         figures.confusion_plot(by_source, names, out, file)
-        written.add_picture(f"{category}: what each defect was taken for, all seeds", file)
-    files = written.write()
-    metrics = {
-        f"{source.replace('+', '_')}/{name}": float(value)
-        for source, row in rows.items()
-        for name, value in zip(METRICS, row.values, strict=True)
-    }
+        report.add_picture(f"{category}: what each defect was taken for, all seeds", file)
     settings = {
-        "budget": work.schedule.model_dump(),
-        "network": work.weights,
+        "budget": experiment.schedule.model_dump(),
+        "network": experiment.weights,
         "about": about,
     }
-    log(tracker, settings, metrics, files)
-    print(written.tables[0].markdown())
-    print(f"Look at {out / 'index.html'}")
-    print(f"Results: {out / 'report.md'}")
+    report.publish(tracker, report.tables[0], settings, summary.flat_metrics(rows, metrics))
 
 
-def _several_defects(root: Path, chosen: Sequence[str]) -> list[str]:
-    """The categories with defects to tell apart; those without are named."""
+def _several_defects(root: Path, names: Sequence[str]) -> list[str]:
+    """The categories with several defects; the others are printed."""
     folder = open_folder(root)
-    kept = []
-    for category in chosen_categories(folder, chosen):
+    categories = []
+    for category in chosen_categories(folder, names):
         defects = folder.defect_types(category)
         if len(defects) > 1:
-            kept.append(category)
+            categories.append(category)
         else:
             print(f"Left out: {category}, with {len(defects)} defects nothing to tell apart")
-    if not kept:
+    if not categories:
         raise UserError(f"{root}: no category has two defects in test/<defect> to tell apart")
-    return kept
+    return categories

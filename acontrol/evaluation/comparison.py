@@ -1,10 +1,11 @@
-"""A comparison of sources: what is compared, and its trainings as tasks on Ray."""
+"""A comparison of sources: its plan, and its trainings as tasks on Ray."""
 
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import RayTaskError
@@ -14,23 +15,23 @@ from acontrol.config import ClusterConfig
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.errors import UserError
 from acontrol.evaluation.budget import Schedule
-from acontrol.evaluation.dataset import CONTROLS, Checked, Folders, check
+from acontrol.evaluation.dataset import CONTROLS, CheckedData, Folders, check
 from acontrol.evaluation.results import Experiment, TrainingJob, is_done
 from acontrol.evaluation.settings import ComparisonConfig
 from acontrol.networks.load import quieten
 from acontrol.runs.cluster import joined_cluster
 
-Length = TypeVar("Length", bound=Schedule)
+Budget = TypeVar("Budget", bound=Schedule)
 
 
-def named_folders(given: Sequence[str]) -> dict[str, Path]:
-    """Folders by their names: NAME=DIR, or DIR, which is named after itself.
+def named_folders(options: Sequence[str]) -> dict[str, Path]:
+    """Folders by name, from NAME=DIR, or DIR with the folder's own name.
 
     Raises:
-        UserError: If one does not exist, or two share a name or have a name of ours.
+        UserError: If a folder does not exist, or a name is reserved or used twice.
     """
-    found: dict[str, Path] = {}
-    for text in given:
+    folders: dict[str, Path] = {}
+    for text in options:
         name, divided, rest = text.partition("=")
         if divided and not rest:
             raise UserError(f"--synthetic {text}: names no folder; write {name}=DIR")
@@ -38,234 +39,231 @@ def named_folders(given: Sequence[str]) -> dict[str, Path]:
         name = name if divided else path.name
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
             raise UserError(
-                f"--synthetic {text}: {name!r} is no name of letters, digits, _ . and -; give "
-                "one, NAME=DIR"
+                f"--synthetic {text}: {name!r} is not a name of letters, digits, _ . and -; "
+                "name it, NAME=DIR"
             )
         if name in CONTROLS:
             raise UserError(
-                f"--synthetic {text}: {name} is a source of its own; give another name"
+                f"--synthetic {text}: {name} is a source of its own; choose another name"
             )
-        if name in found:
+        if name in folders:
             raise UserError(
                 f"--synthetic {text}: two sources are named {name}; name them apart, NAME=DIR"
             )
         open_folder(path)
-        found[name] = path
-    return found
+        folders[name] = path
+    return folders
 
 
 def source_names(
-    given: str | None, controls: Sequence[str], synthetic: Sequence[str]
+    option: str | None, controls: Sequence[str], synthetic: Sequence[str]
 ) -> list[str]:
-    """The sources to compare, each once.
+    """The sources to compare.
 
     Args:
-        given: Names divided by commas; by default all.
-        controls: Those that need no generator.
+        option: Comma-separated names; by default all.
+        controls: Sources that need no generator.
         synthetic: Names of generated folders; by default each alone and with "real".
 
     Raises:
-        UserError: If one is unknown or named twice.
+        UserError: If a name is unknown or given twice.
     """
-    if given is None:
-        generated = [one for name in synthetic for one in (name, f"real+{name}")]
-        return [*controls, *generated]
-    names = [one.strip() for one in given.split(",")]
-    known = [*controls, *synthetic]
+    if option is None:
+        mixtures = [source for name in synthetic for source in (name, f"real+{name}")]
+        return [*controls, *mixtures]
+    names = [name.strip() for name in option.split(",")]
+    parts = [*controls, *synthetic]
     for name in names:
-        parts = name.split("+")
-        for part in parts:
-            if part not in known or (part == "none" and len(parts) > 1):
+        for part in name.split("+"):
+            if part not in parts or (part == "none" and name != "none"):
                 raise UserError(
-                    f"--sources: no source {name!r}; choose from {', '.join(known)} and "
+                    f"--sources: no source {name!r}; choose from {', '.join(parts)} and "
                     "mixtures such as real+NAME"
                 )
-    if len(set(names)) < len(names):
-        twice = next(one for one in names if names.count(one) > 1)
-        raise UserError(f"--sources: {twice} is named twice")
+        if names.count(name) > 1:
+            raise UserError(f"--sources: {name} is named twice")
     return names
 
 
-def chosen_categories(folder: MvtecFolder, given: Sequence[str]) -> tuple[str, ...]:
-    """The categories to compare on, each once; by default all.
+def chosen_categories(folder: MvtecFolder, names: Sequence[str]) -> tuple[str, ...]:
+    """The categories to compare on, by default all.
 
     Raises:
-        UserError: If one is unknown or named twice.
+        UserError: If a name is unknown or given twice.
     """
-    for name in given:
+    for name in names:
         folder.defect_types(name)
-        if given.count(name) > 1:
+        if names.count(name) > 1:
             raise UserError(f"--category: {name} is named twice")
-    return tuple(given) or folder.categories
+    return tuple(names) or folder.categories
 
 
-def planned(
-    command: ComparisonConfig,
-    schedule: Schedule,
-    categories: Sequence[str],
-    sources: Sequence[str],
-) -> list[TrainingJob]:
-    """All trainings, which are announced."""
-    trainings = [
-        TrainingJob(category, source, seed)
-        for category in categories
-        for seed in range(command.seeds)
-        for source in sources
-    ]
-    print(f"Budget: {schedule.describe()}")
-    print(
-        f"{len(trainings)} trainings: {len(categories)} categories x {len(sources)} sources "
-        f"({', '.join(sources)}) x {command.seeds} seeds",
-        flush=True,
-    )
-    return trainings
-
-
-def compared(
-    command: ComparisonConfig, budget: Length, controls: Sequence[str]
-) -> tuple[Length, Folders, list[str]]:
+@dataclass(frozen=True)
+class Plan(Generic[Budget]):
     """What a command compares.
 
-    Args:
-        command: As it was given.
-        budget: How much to train, before --pairs.
-        controls: Sources that need no generator.
-
-    Returns:
-        The budget with --pairs, where images are, and the sources' names.
-
-    Raises:
-        UserError: If a folder does not exist, or a name is unknown or given twice.
+    Attributes:
+        config: Settings of the command.
+        budget: Budget of a training.
+        folders: Where images are, without those that --new-pieces leaves out.
+        jobs: All trainings.
+        data: Digests of the images by category and source.
+        note: Sentences on near duplicates in the test images.
     """
-    synthetic = named_folders(command.synthetic)
-    if command.pairs is not None:
-        budget = budget.model_copy(update={"pairs": command.pairs})
-    sources = source_names(command.sources, controls, list(synthetic))
-    root = command.real.resolve()
-    return budget, Folders(root, synthetic, budget.size, budget.pairs), sources
+
+    config: ComparisonConfig
+    budget: Budget
+    folders: Folders
+    jobs: tuple[TrainingJob, ...]
+    data: Mapping[str, Mapping[str, str]]
+    note: str
+
+    @property
+    def out(self) -> Path | None:
+        """Folder for results; None for a dry run."""
+        return None if self.config.dry_run else self.config.out and self.config.out.resolve()
+
+    def about(self, budget_name: str, network: str = "") -> str:
+        """What a report's readers must know of budget and data."""
+        categories = ", ".join(dict.fromkeys(job.category for job in self.jobs))
+        return (
+            f"Budget {budget_name}: {self.budget.describe()}{network}. Data "
+            f"{self.folders.root.name}, categories: {categories}; seeds: {self.config.seeds}."
+            f"{self.note}"
+        )
 
 
-def check_out(command: ComparisonConfig) -> None:
-    """Refuse a command that does not say where results go, before it reads anything.
-
-    Raises:
-        UserError: If it does not, and trains.
-    """
-    if command.out is None and not command.dry_run:
-        raise UserError("--out DIR is needed: where results go")
-
-
-def checked_data(
-    command: ComparisonConfig,
-    folders: Folders,
+def plan_comparison(
+    config: ComparisonConfig,
+    budget: Budget,
+    controls: Sequence[str],
     categories: Sequence[str],
-    sources: Sequence[str],
     base: Sequence[str],
-) -> tuple[Folders, dict[str, dict[str, str]], str]:
-    """Read all images, refuse what leaks, and say what shows a trained piece again.
+) -> Plan[Budget]:
+    """Plan and print all trainings, and check their images.
 
     Args:
-        command: Says whether that is left out.
-        folders: Where images are.
-        categories: Which.
-        sources: What is trained on.
-        base: Parts that all trainings see.
+        config: Settings of the command.
+        budget: Budget of a training, before --pairs.
+        controls: Sources that need no generator.
+        categories: Categories to compare on.
+        base: Parts of the data that all trainings see.
 
-    Returns:
-        The folders, without what is left out; for each category and source a digest of its
-        images; sentences on what shows a trained piece again.
+    Raises:
+        UserError: If a setting is wrong, an image is bad, or a test image is trained on.
     """
-    found = {one: check(folders, one, sources, base) for one in categories}
-    said = said_of_likeness(found)
-    if said and command.new_pieces:
-        alike = frozenset(file for one in found.values() for file in one.alike)
-        folders = dataclasses.replace(folders, left_out=alike)
-        found = {one: check(folders, one, sources, base) for one in categories}
-        said = f" {len(alike)} test images that show a trained piece again are left out."
-        print(f"Left out: these, {len(alike)} in all", flush=True)
-    elif command.new_pieces:
+    synthetic = named_folders(config.synthetic)
+    if config.pairs is not None:
+        budget = budget.model_copy(update={"pairs": config.pairs})
+    sources = source_names(config.sources, controls, list(synthetic))
+    if config.out is None and not config.dry_run:
+        raise UserError("--out DIR is needed: where results go")
+    jobs = tuple(
+        TrainingJob(category, source, seed)
+        for category in categories
+        for seed in range(config.seeds)
+        for source in sources
+    )
+    print(f"Budget: {budget.describe()}")
+    print(
+        f"{len(jobs)} trainings: {len(categories)} categories x {len(sources)} sources "
+        f"({', '.join(sources)}) x {config.seeds} seeds",
+        flush=True,
+    )
+    folders = Folders(config.real.resolve(), synthetic, budget.size, budget.pairs)
+    checked = {category: check(folders, category, sources, base) for category in categories}
+    note = note_near_duplicates(checked)
+    if note and config.new_pieces:
+        left_out = frozenset(file for data in checked.values() for file in data.near_duplicates)
+        folders = dataclasses.replace(folders, left_out=left_out)
+        checked = {category: check(folders, category, sources, base) for category in categories}
+        note = f" {len(left_out)} test images that show a trained piece again are left out."
+        print(f"Left out: these, {len(left_out)} in all", flush=True)
+    elif config.new_pieces:
         print(
             "Left out: nothing; no test image looks like another photograph of a trained "
             "piece, or none can be compared (under 64 px, or where all pieces look alike)",
             flush=True,
         )
-    return folders, {name: one.data for name, one in found.items()}, said
+    digests = {category: data.digests for category, data in checked.items()}
+    return Plan(config, budget, folders, jobs, digests, note)
 
 
-def said_of_likeness(found: Mapping[str, Checked]) -> str:
-    """Say which test images are no new pieces to a network: a sentence, if there are any."""
-    said = ""
-    for category, one in found.items():
-        if one.alike:
-            own = (
-                f" Of {category}'s {one.tested} test images {len(one.alike)} look like other "
+def note_near_duplicates(checked: Mapping[str, CheckedData]) -> str:
+    """Print which test images show trained pieces again, and return sentences on them."""
+    note = ""
+    for category, data in checked.items():
+        if data.near_duplicates:
+            count = len(data.near_duplicates)
+            sentence = (
+                f" Of {category}'s {data.num_test} test images {count} look like other "
                 "photographs of pieces that are trained on: too good a result for new pieces "
                 "(--new-pieces leaves them out)."
             )
-            test, known = next(iter(one.alike.items()))
-            print(f"Note:{own} For instance {test} and {known}", flush=True)
-            said += own
-    return said
+            test, training = next(iter(data.near_duplicates.items()))
+            print(f"Note:{sentence} For instance {test} and {training}", flush=True)
+            note += sentence
+    return note
 
 
-def say_how_long(each: float, count: int) -> None:
-    """Print an estimate, in seconds a training."""
+def print_estimate(seconds: float, count: int) -> None:
+    """Print how long ``count`` trainings of so many seconds take."""
     print(
-        f"About {_hours(each)} a training on this machine, {_hours(each * count)} for all, one "
-        "after the other; a Ray cluster trains as many at once as it has room"
+        f"About {_hours(seconds)} a training on this machine, {_hours(seconds * count)} for "
+        "all, one after the other; a Ray cluster trains as many at once as it has room"
     )
 
 
 def train_all(
-    trainings: Sequence[TrainingJob], work: Experiment, out: Path, at_once: int | None
+    jobs: Sequence[TrainingJob], experiment: Experiment, out: Path, num_workers: int | None
 ) -> None:
-    """Join a cluster, or start one, and train what is not there.
+    """Join or start a cluster, and run the missing trainings.
 
     Args:
-        trainings: All.
-        work: What they do.
-        out: The comparison's folder.
-        at_once: Trainings at a time; by default as many as there is room for.
+        jobs: All trainings.
+        experiment: What a training does.
+        out: Folder for results.
+        num_workers: Trainings at a time; by default as many as there is room for.
     """
-    for one in trainings:  # What is wrong there had better be said before a cluster starts.
-        is_done(one, work, out)
+    for job in jobs:  # Refuses damaged or other results before a cluster starts.
+        is_done(job, experiment, out)
     quieten()
-    with joined_cluster(ClusterConfig(num_workers=at_once or 1)):
-        train_missing(trainings, work, out, at_once)
+    with joined_cluster(ClusterConfig(num_workers=num_workers or 1)):
+        train_missing(jobs, experiment, out, num_workers)
 
 
 def train_missing(
-    trainings: Sequence[TrainingJob], work: Experiment, out: Path, at_once: int | None
+    jobs: Sequence[TrainingJob], experiment: Experiment, out: Path, num_workers: int | None
 ) -> None:
-    """Train what is not there, each as a task of the joined cluster, on a GPU if it has one.
+    """Run the missing trainings as tasks of the joined cluster, on GPUs if it has any.
 
     Args:
-        trainings: All.
-        work: What they do.
-        out: The comparison's folder.
-        at_once: Trainings at a time; by default as many as there is room for.
+        jobs: All trainings.
+        experiment: What a training does.
+        out: Folder for results.
+        num_workers: Trainings at a time; by default as many as there is room for.
     """
-    left = [one for one in trainings if not is_done(one, work, out)]
-    done = len(trainings) - len(left)
+    missing = [job for job in jobs if not is_done(job, experiment, out)]
+    done = len(jobs) - len(missing)
     if done:
-        print(f"Continuing: {done} of {len(trainings)} trainings are there", flush=True)
+        print(f"Continuing: {done} of {len(jobs)} trainings are done", flush=True)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     task = ray.remote(_train).options(num_cpus=1, num_gpus=gpus, max_retries=2)
     running: list[Any] = []
     with tqdm(
-        total=len(trainings), initial=done, desc="training", unit="network", disable=None
+        total=len(jobs), initial=done, desc="training", unit="network", disable=None
     ) as bar:
-        while left or running:
-            while left and len(running) < (at_once or len(trainings)):
-                running.append(task.remote(work, left.pop(0), out))
+        while missing or running:
+            while missing and len(running) < (num_workers or len(jobs)):
+                running.append(task.remote(experiment, missing.pop(0), out))
             ended, running = ray.wait(running)
-            for one in _results(ended):
-                bar.set_postfix_str(f"{one.category} {one.source} {one.seed}")
+            for job in _results(ended):
+                bar.set_postfix_str(f"{job.category} {job.source} {job.seed}")
                 bar.update()
 
 
 def _results(ended: Sequence[Any]) -> list[TrainingJob]:
-    """What ended tasks return; what the user can put right is raised as it was there."""
+    """Results of tasks; an error that the user can fix is raised as in the task."""
     try:
         return list(ray.get(ended))
     except RayTaskError as error:
@@ -274,8 +272,8 @@ def _results(ended: Sequence[Any]) -> list[TrainingJob]:
         raise
 
 
-def _train(work: Experiment, training: TrainingJob, out: Path) -> TrainingJob:
-    return work.run(training, out)
+def _train(experiment: Experiment, job: TrainingJob, out: Path) -> TrainingJob:
+    return experiment.run(job, out)
 
 
 def _hours(seconds: float) -> str:

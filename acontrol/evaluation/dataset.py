@@ -1,4 +1,4 @@
-"""The images of one category: those that a network is tested on, and what it may train on."""
+"""The images of one category, for testing and for training."""
 
 import hashlib
 import json
@@ -23,8 +23,8 @@ from acontrol.evaluation.sources import (
 )
 
 CONTROLS = ("none", "real", "perlin", "cutpaste")  # Sources that need no generator.
-DETECTOR = ("test", "normals")  # What a detector sees whatever its source.
-_TEXTURES = 12  # Of each drawn material, for Perlin's blobs.
+DETECTOR = ("test", "normals")  # What detectors of all sources see.
+_TEXTURES = 12  # Of each built-in material, for Perlin's blobs.
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Folders:
     """Where images are, and how they are read.
 
     Attributes:
-        root: The real data.
-        synthetic: Folders of generated pairs, by name.
-        size: Side that images are brought to, in pixels.
-        pairs: Synthetic pairs taken of each defect, at most.
-        left_out: Real images that are not tested on.
+        root: Folder of real data.
+        synthetic: Folders of generated pairs by name.
+        size: Side that images are resized to, in pixels.
+        pairs: Most synthetic pairs of a defect.
+        left_out: Real images to leave out of the test set.
     """
 
     root: Path
@@ -47,27 +47,27 @@ class Folders:
 
 
 class CategoryDataset:
-    """The images of one category, read when they are first needed."""
+    """The images of one category, read on first use."""
 
     def __init__(self, folders: Folders, category: str):
         """Open the folders.
 
         Raises:
-            UserError: If one is no data set, or lacks the category.
+            UserError: If the real folder is not a data set.
         """
         self.folders, self.category = folders, category
         self.real = open_folder(folders.root)
         self._parts: dict[str, ImageSet] = {}
 
     def part(self, name: str) -> ImageSet:
-        """The pictures of a part.
+        """The images of a part.
 
         Args:
-            name: "normals", "test" (good ones and "defects"), "defects", "real" (the training
-                third), or a synthetic folder's.
+            name: "normals", "defects" (test images), "test" (those and good ones), "real" (the
+                training third), or the name of a synthetic folder.
 
         Raises:
-            UserError: If an image is bad, or there is none.
+            UserError: If an image is bad, or the part is empty.
         """
         if name not in self._parts:
             self._parts[name] = self._load(name)
@@ -75,32 +75,15 @@ class CategoryDataset:
 
     def _load(self, name: str) -> ImageSet:
         size, category = self.folders.size, self.category
-        where = self.real.folders.get(category, self.real.root)
         if name == "normals":
             normals = self.real.normals(category)
             if not normals:
-                raise UserError(f"{where}: has no images in train/good; put good images there")
+                raise self._error("has no images in train/good; put good images there")
             return load(normals, (), size)
         if name == "real":
             return load((), self.real.labelled("train", category), size)
         if name in ("test", "defects"):
-            left_out = self.folders.left_out
-            found = self.real.labelled("test", category)
-            defects = [one for one in found if one.image not in left_out]
-            if found and not defects:
-                raise UserError(f"{where}: has no test image of a defect that is a new piece")
-            good = self.real.normals(category, "test") if name == "test" else ()
-            good = tuple(one for one in good if one not in left_out)
-            if not defects:
-                raise UserError(
-                    f"{where}: has no images of defects in test/<defect>; they are what a "
-                    "network is tested on"
-                )
-            if name == "test" and not good:
-                raise UserError(
-                    f"{where}: has no images in test/good; image-level metrics need both"
-                )
-            return load(good, defects, size)
+            return self._load_test(with_good=name == "test")
         folder = open_folder(self.folders.synthetic[name])
         own = category_in(folder, category, len(self.real.folders) == 1)
         if own is None:
@@ -108,21 +91,37 @@ class CategoryDataset:
                 f"{folder.root}: has no category {category!r}; it has "
                 f"{', '.join(folder.categories)}"
             )
-        kinds = folder.defect_types(own)
         pairs = [
-            one
-            for kind in kinds
-            for one in folder.labelled("all", own, kind)[: self.folders.pairs]
+            pair
+            for defect in folder.defect_types(own)
+            for pair in folder.labelled("all", own, defect)[: self.folders.pairs]
         ]
         if not pairs:
             raise UserError(
                 f"{folder.folders[own]}: has no images of defects in test/<defect>; give a "
-                "folder as launch.generate writes it"
+                "folder written by launch.generate"
             )
         return load((), pairs, size)
 
+    def _load_test(self, *, with_good: bool) -> ImageSet:
+        left_out = self.folders.left_out
+        labelled = self.real.labelled("test", self.category)
+        if not labelled:
+            raise self._error("has no images of defects in test/<defect> to test on")
+        defects = [row for row in labelled if row.image not in left_out]
+        if not defects:
+            raise self._error("has no test image of a defect that is a new piece")
+        normals = self.real.normals(self.category, "test") if with_good else ()
+        good = [path for path in normals if path not in left_out]
+        if with_good and not good:
+            raise self._error("has no images in test/good; image-level metrics need both")
+        return load(good, defects, self.folders.size)
+
+    def _error(self, problem: str) -> UserError:
+        return UserError(f"{self.real.folders.get(self.category, self.real.root)}: {problem}")
+
     def source(self, name: str, masks: MaskMaker) -> Source | None:
-        """What makes the defective half of the training images."""
+        """The source of the defective half of the training images."""
         if name == "none":
             return None
         parts = [self._source(part, masks) for part in name.split("+")]
@@ -136,7 +135,7 @@ class CategoryDataset:
         return Paired(self.part(name))
 
     def _textures(self) -> list[Image.Image]:
-        """Drawn materials, none of the product's name: DRAEM's are photographs (DTD)."""
+        """Built-in materials other than the category; DRAEM takes photographs (DTD)."""
         return [
             Image.fromarray(
                 builtin.draw(name, "good", seed=seed, resolution=self.folders.size).image
@@ -147,96 +146,96 @@ class CategoryDataset:
         ]
 
 
-_kept: dict[str, CategoryDataset] = {}
+_cache: dict[str, CategoryDataset] = {}
 
 
-def kept_dataset(folders: Folders, category: str, data: Mapping[str, str]) -> CategoryDataset:
-    """A category's images, which this process keeps until it is asked for another's.
+def cached_dataset(folders: Folders, category: str, data: Mapping[str, str]) -> CategoryDataset:
+    """A category's images, which this process keeps until another category is needed.
 
     Decoding takes minutes at full size, and the trainings of a category follow each other.
 
     Args:
         folders: Where images are.
-        category: Which.
-        data: Digests of `check`: if these change, images are read again.
+        category: Category.
+        data: Digests of `check`; images are read again when these change.
     """
     key = json.dumps([str(folders), category, sorted(data.items())])
-    if key not in _kept:
-        _kept.clear()
-        _kept[key] = CategoryDataset(folders, category)
-    return _kept[key]
+    if key not in _cache:
+        _cache.clear()
+        _cache[key] = CategoryDataset(folders, category)
+    return _cache[key]
 
 
-def pictures_of(source: str) -> list[str]:
-    """The parts of the data that a source trains on, besides normal images."""
+def labelled_parts(source: str) -> list[str]:
+    """The parts of the data that a source takes defects from."""
     return [part for part in source.split("+") if part not in ("none", "perlin", "cutpaste")]
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What `check` finds.
+class CheckedData:
+    """A category's images after `check`.
 
     Attributes:
-        data: For each source a digest of all the images that its trainings see.
-        tested: How many images are tested on.
-        alike: Those that look like another photograph of a piece that is trained on, each
-            with an image of it.
+        digests: Digest of all images that the trainings of a source see, by source.
+        num_test: Number of test images.
+        near_duplicates: Test images that look like another photograph of a training piece,
+            each with a training image of it.
     """
 
-    data: dict[str, str]
-    tested: int
-    alike: dict[Path, Path]
+    digests: dict[str, str]
+    num_test: int
+    near_duplicates: dict[Path, Path]
 
 
 def check(
     folders: Folders, category: str, sources: Sequence[str], base: Sequence[str] = DETECTOR
-) -> Checked:
-    """Read everything once, and refuse what leaks.
+) -> CheckedData:
+    """Read all images once, refuse leaks, and find near duplicates.
 
     Args:
         folders: Where images are.
-        category: Which.
-        sources: What is trained on.
-        base: Parts that all trainings see, of which the first is what they are tested on.
+        category: Category.
+        sources: Sources to train on.
+        base: Parts that all trainings see, the test images first.
 
     Raises:
         UserError: If an image or a mask is bad or missing, or a test image is trained on.
     """
     dataset = CategoryDataset(folders, category)
     test, *common = (dataset.part(name) for name in base)
-    names = sorted({part for source in sources for part in pictures_of(source)})
+    names = sorted({part for source in sources for part in labelled_parts(source)})
     refuse_leaks(test, [*common, *(dataset.part(name) for name in names)])
-    photographs = [*common, *(dataset.part("real") for name in names if name == "real")]
-    alike = {
-        found: known
-        for one in photographs
-        for found, known in other_photographs(test, one, photographs[0])
+    photographs = [*common, *([dataset.part("real")] if "real" in names else [])]
+    near_duplicates = {
+        file: training_file
+        for images in photographs
+        for file, training_file in other_photographs(test, images, photographs[0])
     }
-    data = {
-        source: _digest([test, *common, *(dataset.part(one) for one in pictures_of(source))])
+    digests = {
+        source: _digest([test, *common, *map(dataset.part, labelled_parts(source))])
         for source in sources
     }
-    return Checked(data, len(test), alike)
+    return CheckedData(digests, len(test), near_duplicates)
 
 
-def category_in(folder: MvtecFolder, category: str, alone: bool) -> str | None:
+def category_in(folder: MvtecFolder, category: str, single: bool) -> str | None:
     """A generated folder's category for a real one, or None.
 
     Args:
-        folder: The generated folder.
-        category: The real one's name.
-        alone: Whether it is the only one. Then a folder that is itself a category stands for
-            it, whatever its name.
+        folder: Generated folder.
+        category: Real category.
+        single: Whether the real data has no other. Then a folder that is itself a category is
+            taken for it, whatever its name.
     """
     if category in folder.folders:
         return category
     itself = [*folder.folders.values()] == [folder.root]
-    return folder.categories[0] if itself and alone else None
+    return folder.categories[0] if itself and single else None
 
 
 def _digest(parts: Sequence[ImageSet]) -> str:
-    whole = hashlib.sha256()
+    total = hashlib.sha256()
     for part in parts:
-        whole.update(json.dumps([part.digests, part.defects]).encode())
-        whole.update(part.masks.numpy().tobytes())
-    return whole.hexdigest()
+        total.update(json.dumps([part.digests, part.defects]).encode())
+        total.update(part.masks.numpy().tobytes())
+    return total.hexdigest()

@@ -14,12 +14,9 @@ from acontrol.evaluation import figures, published, summary
 from acontrol.evaluation.bootstrap import resample_weights, resampled
 from acontrol.evaluation.budget import BUDGETS, Budget
 from acontrol.evaluation.comparison import (
-    check_out,
-    checked_data,
     chosen_categories,
-    compared,
-    planned,
-    say_how_long,
+    plan_comparison,
+    print_estimate,
     train_all,
 )
 from acontrol.evaluation.dataset import (
@@ -27,13 +24,12 @@ from acontrol.evaluation.dataset import (
     DETECTOR,
     CategoryDataset,
     Folders,
-    kept_dataset,
+    cached_dataset,
 )
 from acontrol.evaluation.estimate import seconds_a_detector
 from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.metrics import FloatArray, count, precision_recall
 from acontrol.evaluation.protocol import (
-    METRICS,
     PROTOCOLS,
     Protocol,
     Truth,
@@ -41,28 +37,28 @@ from acontrol.evaluation.protocol import (
     score,
 )
 from acontrol.evaluation.report import Report
-from acontrol.evaluation.results import TrainingJob, keep
+from acontrol.evaluation.results import TrainingJob, save
 from acontrol.evaluation.settings import LocalizationConfig
 from acontrol.evaluation.sources import MaskMaker
 from acontrol.evaluation.trainer import anomaly_maps, train_detector
 from acontrol.masks.perlin import perlin_blobs
-from acontrol.runs.results import log, results_in
+from acontrol.runs.results import results_in
 from acontrol.runs.tracking import Tracker
 
-SHOWN = 4  # Test images whose maps are kept for the report.
-_CURVE = 200  # Points of a kept curve.
+SHOWN = 4  # Test images whose maps are saved for the report.
+_CURVE = 200  # Points of a saved curve.
 
 
 @dataclass(frozen=True)
 class Localization:
-    """A detector is trained on normal images and a source, and tested.
+    """Trains a detector on normal images and a source, and tests it.
 
     Attributes:
         folders: Where images are.
         budget: How long to train.
-        protocols: What to report.
-        data: For each category and source a digest of the images, of `dataset.check`.
-        masks: Makes Perlin's blobs, a boolean (height, width) of this size.
+        protocols: Protocols to report.
+        data: Digests of the images by category and source, from `dataset.check`.
+        masks: Makes Perlin's blobs, boolean (height, width).
     """
 
     folders: Folders
@@ -73,54 +69,46 @@ class Localization:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Metrics come by protocol."""
+        """Metrics are grouped by protocol."""
         return tuple(self.protocols)
 
-    def facts(self, training: TrainingJob) -> dict[str, Any]:
+    def metadata(self, job: TrainingJob) -> dict[str, Any]:
         """What a training's result depends on."""
-        return {
-            "category": training.category,
-            "source": training.source,
-            "seed": training.seed,
-            "budget": self.budget.model_dump(),
-            "data": self.data[training.category][training.source],
-        }
+        return job.metadata(self.budget, self.data)
 
-    def run(self, training: TrainingJob, out: Path) -> TrainingJob:
-        """Train one detector, test it, and keep what came of it."""
-        dataset = kept_dataset(self.folders, training.category, self.data[training.category])
+    def run(self, job: TrainingJob, out: Path) -> TrainingJob:
+        """Train a detector, test it, and save the result."""
+        dataset = cached_dataset(self.folders, job.category, self.data[job.category])
         test = dataset.part("test")
-        source = dataset.source(training.source, self.masks)
+        source = dataset.source(job.source, self.masks)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        truths = {one: Truth.of(test, one) for one in self.protocols}
-        history: dict[Protocol, dict[int, dict[str, float]]] = {one: {} for one in truths}
+        truths = {protocol: Truth.of(test, protocol) for protocol in self.protocols}
+        history: dict[Protocol, dict[int, dict[str, float]]] = {name: {} for name in truths}
         maps: dict[int, torch.Tensor] = {}
         losses = []
-        trained = train_detector(
-            self.budget, dataset.part("normals"), source, training.seed, device
-        )
-        for epoch, (detector, loss) in enumerate(trained, start=1):
+        epochs = train_detector(self.budget, dataset.part("normals"), source, job.seed, device)
+        for epoch, (detector, loss) in enumerate(epochs, start=1):
             losses.append(loss)
-            looked_at = [one for one in truths if one == "paper" or epoch == self.budget.epochs]
-            if not looked_at:
+            due = [name for name in truths if name == "paper" or epoch == self.budget.epochs]
+            if not due:
                 continue
             maps[epoch] = anomaly_maps(detector, test)
-            for one in looked_at:
-                history[one][epoch] = score(maps[epoch], truths[one])
-            wanted = {chosen_epoch(epochs, one) for one, epochs in history.items() if epochs}
-            maps = {one: maps[one] for one in wanted}
-        result: dict[str, Any] = self.facts(training) | {"losses": losses}
+            for protocol in due:
+                history[protocol][epoch] = score(maps[epoch], truths[protocol])
+            best = {chosen_epoch(scores, name) for name, scores in history.items() if scores}
+            maps = {epoch: maps[epoch] for epoch in best}
+        metrics: dict[str, Any] = self.metadata(job) | {"losses": losses}
         arrays: dict[str, Any] = {"shown": np.array(shown(test))}
-        weights = resample_weights(test.anomalous, training.category)
-        for protocol, epochs in history.items():
-            best = chosen_epoch(epochs, protocol)
-            found = maps[best]
-            result[protocol] = {"epoch": best, **epochs[best]}
-            arrays[f"{protocol}_resamples"] = resampled(found, truths[protocol], weights)
-            arrays[f"{protocol}_curve"] = _curve(found, truths[protocol])
-            arrays[f"{protocol}_maps"] = (found[arrays["shown"]] * 255).to(torch.uint8).numpy()
-        keep(training.file(out), result, arrays)
-        return training
+        weights = resample_weights(test.anomalous, job.category)
+        for protocol, scores in history.items():
+            epoch = chosen_epoch(scores, protocol)
+            own = maps[epoch]
+            metrics[protocol] = {"epoch": epoch, **scores[epoch]}
+            arrays[f"{protocol}_resamples"] = resampled(own, truths[protocol], weights)
+            arrays[f"{protocol}_curve"] = _curve(own, truths[protocol])
+            arrays[f"{protocol}_maps"] = (own[arrays["shown"]] * 255).to(torch.uint8).numpy()
+        save(job.file(out), metrics, arrays)
+        return job
 
 
 def shown(test: ImageSet) -> list[int]:
@@ -139,73 +127,60 @@ def _curve(maps: torch.Tensor, truth: Truth) -> FloatArray:
     precision, recall = precision_recall(counts)
     best = np.maximum.accumulate(precision[::-1])[::-1]
     grid = np.linspace(0, 1, _CURVE)
-    place = np.minimum(np.searchsorted(recall, grid), len(recall) - 1)
-    return np.stack([grid, best[place]])
+    index = np.minimum(np.searchsorted(recall, grid), len(recall) - 1)
+    return np.stack([grid, best[index]])
 
 
-def run_localization(command: LocalizationConfig) -> None:
+def run_localization(config: LocalizationConfig) -> None:
     """Train the missing detectors and write the report; the same call continues.
 
     Raises:
-        UserError: If a setting or the data must be put right.
+        UserError: If a setting or the data must be fixed.
     """
-    budget, folders, sources = compared(command, BUDGETS[command.budget], CONTROLS)
-    categories = chosen_categories(open_folder(folders.root), command.category)
-    check_out(command)
-    trainings = planned(command, budget, categories, sources)
-    folders, data, alike = checked_data(command, folders, categories, sources, DETECTOR)
-    protocols = PROTOCOLS if command.protocol == "both" else (command.protocol,)
-    if command.out is None or command.dry_run:
-        test = CategoryDataset(folders, categories[0]).part("test")
-        looks = 1 if protocols == ("strict",) else budget.epochs
-        say_how_long(seconds_a_detector(budget, len(test), looks), len(trainings))
+    categories = chosen_categories(open_folder(config.real.resolve()), config.category)
+    plan = plan_comparison(config, BUDGETS[config.budget], CONTROLS, categories, DETECTOR)
+    protocols = PROTOCOLS if config.protocol == "both" else (config.protocol,)
+    if plan.out is None:
+        test = CategoryDataset(plan.folders, categories[0]).part("test")
+        looks = 1 if protocols == ("strict",) else plan.budget.epochs
+        print_estimate(seconds_a_detector(plan.budget, len(test), looks), len(plan.jobs))
         return
-    out = command.out.resolve()
-    work = Localization(folders, budget, protocols, data, perlin_blobs)
-    about = (
-        f"Budget {command.budget}: {budget.describe()}. Data {folders.root.name}, categories: "
-        f"{', '.join(categories)}; seeds: {command.seeds}.{alike}"
-    )
-    with results_in(out, "localization", command.tracking) as tracker:
-        train_all(trainings, work, out, command.num_workers)
-        _report(trainings, work, out, about, tracker)
+    experiment = Localization(plan.folders, plan.budget, protocols, plan.data, perlin_blobs)
+    with results_in(plan.out, "localization", config.tracking) as tracker:
+        train_all(plan.jobs, experiment, plan.out, config.num_workers)
+        _report(plan.jobs, experiment, plan.out, plan.about(config.budget), tracker)
 
 
 def _report(
-    trainings: Sequence[TrainingJob],
-    work: Localization,
+    jobs: Sequence[TrainingJob],
+    experiment: Localization,
     out: Path,
     about: str,
     tracker: Tracker,
 ) -> None:
     """Write tables, curves and maps, and log them."""
-    written = Report(out, "Does synthetic data help?")
-    metrics = {}
-    for protocol in work.protocols:
-        rows = summary.summarise(trainings, out, protocol)
+    report = Report(out, "Does synthetic data help?")
+    metrics: dict[str, float] = {}
+    for protocol in experiment.protocols:
+        rows = summary.summarise(jobs, out, protocol)
         tables = summary.tables(rows, protocol, about)
-        written.tables += tables
-        written.rows += summary.long_rows(rows, protocol)
+        report.tables += tables
+        report.rows += summary.long_rows(rows, protocol)
         plot = out / f"precision-recall-{protocol}.png"
-        figures.precision_recall_plot(trainings, out, protocol, plot)
-        written.add_picture(f"Precision over recall, protocol {protocol}", plot)
-        for source, row in rows.items():
-            for name, value in zip(METRICS, row.values, strict=True):
-                metrics[f"{protocol}/{source.replace('+', '_')}/{name}"] = float(value)
-    written.tables.append(published.localization())
-    protocol = work.protocols[-1]
-    for category in dict.fromkeys(one.category for one in trainings):
+        figures.precision_recall_plot(jobs, out, protocol, plot)
+        report.add_picture(f"Precision over recall, protocol {protocol}", plot)
+        values = summary.flat_metrics(rows)
+        metrics |= {f"{protocol}/{name}": value for name, value in values.items()}
+    report.tables.append(published.localization())
+    for category in dict.fromkeys(job.category for job in jobs):
         first = {
-            one.source: one
-            for one in trainings
-            if one.category == category and one.seed == trainings[0].seed
+            job.source: job
+            for job in jobs
+            if job.category == category and job.seed == jobs[0].seed
         }
-        test = CategoryDataset(work.folders, category).part("test")
+        test = CategoryDataset(experiment.folders, category).part("test")
         file = out / f"maps-{category}.png"
-        figures.map_sheet(test, first, out, protocol).save(file)
-        written.add_picture(f"{category}: anomaly maps of the first seed", file)
-    files = written.write()
-    log(tracker, {"budget": work.budget.model_dump(), "about": about}, metrics, files)
-    print(tables[0].markdown())
-    print(f"Look at {out / 'index.html'}")
-    print(f"Results: {out / 'report.md'}")
+        figures.map_sheet(test, first, out, experiment.protocols[-1]).save(file)
+        report.add_picture(f"{category}: anomaly maps of the first seed", file)
+    settings = {"budget": experiment.budget.model_dump(), "about": about}
+    report.publish(tracker, tables[0], settings, metrics)

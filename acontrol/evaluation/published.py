@@ -1,7 +1,7 @@
-"""Figures that the paper prints, to be set beside ours and marked as quoted.
+"""The paper's results, to be quoted next to ours.
 
-He, Liu, Zhao: "AnomalyControl". All on MVTec AD, means over its 15 categories. Nobody has
-reproduced them independently so far as we know.
+He, Liu, Zhao: "AnomalyControl". All on MVTec AD, means over its 15 categories. We know of no
+independent reproduction.
 """
 
 from acontrol.evaluation.report import Table

@@ -1,7 +1,7 @@
-"""How good generated defects are: Table 2's scores, and what those cannot see.
+"""Quality of generated defects: Table 2's metrics, and what those miss.
 
-Kind by kind (a defect of a category) against the training third, which the generator may know,
-and the held-out rest, which it may not. Means are over the defects of a category, then over
+Each defect type of a category is compared with the training third, which the generator may
+have seen, and with the held-out rest. Means are over the defects of a category, then over
 categories, as published.
 """
 
@@ -30,27 +30,30 @@ from acontrol.evaluation.generation_metrics import (
 )
 from acontrol.evaluation.images import ImageSet, load
 
+SIDE = 256  # Pixels at which images are compared, as published.
+REAL = "real"  # The row of real images.
+_GREY = 127
 # Surroundings: a generated image is a normal image with a defect, so it is compared with the
-# normal image that its surroundings are nearest to. Works on any folder of pairs.
+# normal image nearest to its surroundings. This works for any folder of pairs.
 _LEVELS = 8  # A pixel has changed if a channel differs by more grey levels.
 _RIM = 0.04  # Of the side, around the mask: generators feather their edges there.
-_SMALL = 32  # Side at which candidates are looked for.
+_SMALL = 32  # Side at which the nearest normal image is searched.
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Of one image.
+    """An image compared with the nearest normal image.
 
     Attributes:
-        psnr: Of the surroundings against the nearest normal image, in dB; infinite if equal.
-        fill: Share of the mask that differs from it, in [0, 1].
+        psnr: PSNR of the surroundings in dB; infinite if equal.
+        fill: Share of the mask that differs, in [0, 1].
     """
 
     psnr: float
     fill: float
 
 
-def compare(
+def compare_surroundings(
     images: UInt8[Tensor, "n 3 side side"],
     masks: Bool[Tensor, "n side side"],
     normals: UInt8[Tensor, "m 3 side side"],
@@ -58,42 +61,37 @@ def compare(
     """Compare each image with its nearest normal image."""
     thumbnails = _shrunk(normals.float())
     rim = round(_RIM * images.shape[-1])
-    found = []
+    results = []
     for image, mask in zip(images, masks, strict=True):
         wide = F.max_pool2d(mask[None].float(), 2 * rim + 1, 1, rim)[0] > 0
-        seen = _shrunk(image[None].float())
+        thumbnail = _shrunk(image[None].float())
         open_cells = _shrunk((~wide)[None, None].float()) == 1
-        gap = ((thumbnails - seen).square() * open_cells).flatten(1).sum(1)
+        gap = ((thumbnails - thumbnail).square() * open_cells).flatten(1).sum(1)
         normal = normals[int(gap.argmin())].int()
         change = (image.int() - normal).abs()
         outside = change[:, ~wide].double().square()
         mse = float(outside.mean()) if outside.numel() else float("nan")
         psnr = float("inf") if mse == 0 else float(10 * torch.tensor(255**2 / mse).log10())
         fill = (change.amax(dim=0)[mask] > _LEVELS).double().mean()
-        found.append(Surroundings(psnr, float(fill)))
-    return found
+        results.append(Surroundings(psnr, float(fill)))
+    return results
 
 
 def _shrunk(images: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(images, _SMALL)
 
 
-SIDE = 256  # Pixels at which images are compared, as published.
-REAL = "real"  # The row that real images make.
-_GREY = 127
-
-
 @dataclass(frozen=True)
 class DefectType:
-    """One defect of one category.
+    """The real images of a defect type of a category.
 
     Attributes:
         category: Product.
-        defect: Defect.
+        defect: Defect type.
         training: The training third.
         held_out: The rest.
-        normals: Good images for training.
-        alone: Whether the data set has no other category.
+        normals: Good training images.
+        single_category: Whether the data set has no other category.
     """
 
     category: str
@@ -101,16 +99,21 @@ class DefectType:
     training: ImageSet
     held_out: ImageSet
     normals: UInt8[Tensor, "m 3 side side"]
-    alone: bool = True
+    single_category: bool = True
+
+    @property
+    def name(self) -> str:
+        """CATEGORY/DEFECT."""
+        return f"{self.category}/{self.defect}"
 
 
-def kinds_of(real: MvtecFolder, categories: Sequence[str]) -> list[DefectType]:
+def read_defect_types(real: MvtecFolder, categories: Sequence[str]) -> list[DefectType]:
     """Read the real images.
 
     Raises:
-        UserError: If one is bad, or a category has no defects.
+        UserError: If an image is bad, or a category has no defects.
     """
-    found = []
+    defect_types = []
     for category in categories:
         defects = real.defect_types(category)
         if not defects:
@@ -119,7 +122,7 @@ def kinds_of(real: MvtecFolder, categories: Sequence[str]) -> list[DefectType]:
                 "defects are what generated ones are compared with"
             )
         normals = load(real.normals(category), (), SIDE).images
-        found += [
+        defect_types += [
             DefectType(
                 category,
                 defect,
@@ -130,100 +133,102 @@ def kinds_of(real: MvtecFolder, categories: Sequence[str]) -> list[DefectType]:
             )
             for defect in defects
         ]
-    return found
+    return defect_types
 
 
-def synthetic_of(folder: MvtecFolder, kind: DefectType, count: int) -> ImageSet:
-    """The first pairs of a kind in a generated folder; none where it has not got the kind."""
-    own = category_in(folder, kind.category, kind.alone)
-    if own is None or kind.defect not in folder.defect_types(own):
+def generated_images(folder: MvtecFolder, defect_type: DefectType, count: int) -> ImageSet:
+    """The first pairs of a defect type in a generated folder; empty if it has none."""
+    own = category_in(folder, defect_type.category, defect_type.single_category)
+    if own is None or defect_type.defect not in folder.defect_types(own):
         return load((), (), SIDE)
-    return load((), folder.labelled("all", own, kind.defect)[:count], SIDE)
+    return load((), folder.labelled("all", own, defect_type.defect)[:count], SIDE)
 
 
 def column_names(backends: Sequence[Backend]) -> list[str]:
-    """What is measured, in order, each with the network that it is measured by."""
+    """Names of the metrics, in order, each with its network."""
     names = []
-    for one in backends:
-        if one.embed:
-            names += [f"IS ({one.label})"] if one.logits else []
-            names += [f"KID x 1000 ({one.label})"]
-        if one.layers:
-            letters = "IC-LPIPS" if one.name.startswith("lpips") else "IC"
-            names += [f"{letters} ({one.label})", f"{letters} in mask ({one.label})"]
-            names += [f"copies, % ({one.label})"]
+    for backend in backends:
+        label = backend.label
+        if backend.embed:
+            names += [f"IS ({label})"] if backend.logits else []
+            names += [f"KID x 1000 ({label})"]
+        if backend.layers:
+            metric = "IC-LPIPS" if backend.name.startswith("lpips") else "IC"
+            names += [f"{metric} ({label})", f"{metric} in mask ({label})"]
+            names += [f"copies, % ({label})"]
     return [*names, "mask-fill", "background PSNR, dB", "background exact, %"]
 
 
 def measure(
-    kind: DefectType, generated: ImageSet | None, backends: Sequence[Backend]
+    defect_type: DefectType, generated: ImageSet | None, backends: Sequence[Backend]
 ) -> dict[str, float]:
-    """Every score of the images of one kind, by `column_names`; NaN where there is none.
+    """Metrics of images by `column_names`, NaN where undefined.
 
     Args:
-        kind: What they should look like.
-        generated: At least one image. Without, the real ones are scored: those held out, and
-            for KID, which compares with these, the training third.
-        backends: Networks.
+        defect_type: Real images to compare with.
+        generated: At least one image. Without, real images are measured: the held-out ones,
+            against the training third for KID.
+        backends: Feature networks.
     """
-    pictures = kind.held_out if generated is None else generated
-    compared = kind.training if generated is None else kind.held_out
+    images = defect_type.held_out if generated is None else generated
+    reference = defect_type.training if generated is None else defect_type.held_out
+    training = defect_type.training
     values: list[float] = []
     defects = training_defects = None
-    for one in backends:
-        if one.embed:
-            vectors = in_batches(one.embed, pictures.images)
-            if one.logits:
-                values.append(inception_score(one.logits(vectors)))
-            other = in_batches(one.embed, compared.images)
+    for backend in backends:
+        if backend.embed:
+            vectors = in_batches(backend.embed, images.images)
+            if backend.logits:
+                values.append(inception_score(backend.logits(vectors)))
+            other = in_batches(backend.embed, reference.images)
             values.append(1000 * kernel_distance(other, vectors))
-        if one.layers:
+        if backend.layers:
             if defects is None or training_defects is None:
-                defects, training_defects = cut_out(pictures), cut_out(kind.training)
-            look = one.layers
-            to_training = distances(look, pictures.images, kind.training.images)
-            values.append(_diversity(look, pictures.images, to_training))
-            to_training = distances(look, defects, training_defects)
-            values.append(_diversity(look, defects, to_training))
-            copies = is_copy(to_training, distances(look, training_defects, training_defects))
-            known = set(kind.training.digests)
-            same = [digest in known for digest in pictures.digests]
+                defects, training_defects = cut_out(images), cut_out(training)
+            layers = backend.layers
+            to_training = distances(layers, images.images, training.images)
+            values.append(_diversity(layers, images.images, to_training))
+            to_training = distances(layers, defects, training_defects)
+            values.append(_diversity(layers, defects, to_training))
+            among_training = distances(layers, training_defects, training_defects)
+            copies = is_copy(to_training, among_training)
+            same = np.isin(images.digests, training.digests)
             values.append(100 * float(np.mean(np.logical_or(copies, same))))
-    if generated is not None and len(kind.normals):
-        around = compare(pictures.images, pictures.masks, kind.normals)
-        exact = [np.isinf(one.psnr) for one in around]
-        inexact = [one.psnr for one in around if np.isfinite(one.psnr)]
-        values.append(float(np.mean([one.fill for one in around])))
-        values.append(float(np.mean(inexact)) if inexact else float("inf"))
-        values.append(100 * float(np.mean(exact)))
+    if generated is not None and len(defect_type.normals):
+        surroundings = compare_surroundings(images.images, images.masks, defect_type.normals)
+        psnr = np.array([result.psnr for result in surroundings])
+        inexact = psnr[np.isfinite(psnr)]
+        values.append(float(np.mean([result.fill for result in surroundings])))
+        values.append(float(np.mean(inexact)) if len(inexact) else inf)
+        values.append(100 * float(np.mean(np.isinf(psnr))))
     else:
-        values += [float("nan")] * 3
+        values += [nan] * 3
     return dict(zip(column_names(backends), values, strict=True))
 
 
 def mean_of(scores: Mapping[tuple[str, str], Mapping[str, float]]) -> dict[str, float]:
-    """Mean over the defects of each category, then over categories.
+    """Means over the defects of each category, then over categories.
 
-    What is NaN is left out, and infinite (a background that is exact) unless all are.
+    NaN is left out, and so is infinity (an exact background) unless nothing else is left.
     """
-    names = list(next(iter(scores.values())))
-    categories = dict.fromkeys(category for category, _ in scores)
     means = {}
-    for name in names:
-        rows = [
-            [one[name] for (owner, _), one in scores.items() if owner == category]
-            for category in categories
-        ]
-        kept = [np.mean(known) for row in rows if (known := [v for v in row if isfinite(v)])]
-        exact = any(value == inf for row in rows for value in row)
-        means[name] = float(np.mean(kept)) if kept else inf if exact else nan
+    for name in next(iter(scores.values())):
+        by_category: dict[str, list[float]] = {}
+        for (category, _), values in scores.items():
+            by_category.setdefault(category, []).append(values[name])
+        finite = [[v for v in row if isfinite(v)] for row in by_category.values()]
+        category_means = [np.mean(row) for row in finite if row]
+        exact = any(inf in row for row in by_category.values())
+        means[name] = (
+            float(np.mean(category_means)) if category_means else inf if exact else nan
+        )
     return means
 
 
-def cut_out(pictures: ImageSet) -> Images:
+def cut_out(images: ImageSet) -> Images:
     """Each defect magnified, grey outside its mask."""
     views = []
-    for image, mask in zip(pictures.images, pictures.masks, strict=True):
+    for image, mask in zip(images.images, images.masks, strict=True):
         blank = torch.where(mask, image, torch.full_like(image, _GREY))
         view, _ = region(
             Image.fromarray(blank.permute(1, 2, 0).numpy()),
@@ -236,8 +241,7 @@ def cut_out(pictures: ImageSet) -> Images:
 
 
 def _diversity(
-    look: Callable[[Images], Sequence[Tensor]], images: Images, to_references: Tensor
+    layers: Callable[[Images], Sequence[Tensor]], images: Images, to_references: Tensor
 ) -> float:
-    clusters = cluster_members(to_references)
-    within = [distances(look, images[one], images[one]) for one in clusters if len(one) > 1]
-    return cluster_diversity(within)
+    clusters = [images[members] for members in cluster_members(to_references)]
+    return cluster_diversity([distances(layers, own, own) for own in clusters if len(own) > 1])

@@ -1,4 +1,4 @@
-"""Score generated folders against real ones, and write the report."""
+"""Measure generated folders against real images, and write the report."""
 
 import itertools
 import math
@@ -15,82 +15,84 @@ from acontrol.evaluation.quality import DefectType
 from acontrol.evaluation.report import Report, Table
 from acontrol.evaluation.settings import QualityConfig
 from acontrol.networks.load import quieten
-from acontrol.runs.results import log, results_in
+from acontrol.runs.results import results_in
 
 Scores = Mapping[tuple[str, str], Mapping[str, float]]
 
 
-def run_quality(command: QualityConfig) -> None:
-    """Score every source and write the report.
+def run_quality(config: QualityConfig) -> None:
+    """Measure all sources and write the report.
 
     Raises:
-        UserError: If a setting or the data must be put right.
+        UserError: If a setting or the data must be fixed.
     """
     quieten()
     folders = {
-        name: open_folder(path) for name, path in named_folders(command.synthetic).items()
+        name: open_folder(path) for name, path in named_folders(config.synthetic).items()
     }
-    real = open_folder(command.real)
+    real = open_folder(config.real)
     backends = [
-        load_backend(name, command.weights, command.model)
-        for name in dict.fromkeys(command.features)
+        load_backend(name, config.weights, config.model)
+        for name in dict.fromkeys(config.features)
     ]
-    kinds = quality.kinds_of(real, chosen_categories(real, command.category))
-    _check_kinds(folders, kinds)
-    out = command.out.resolve()
-    with results_in(out, "quality", command.tracking) as tracker:
+    categories = chosen_categories(real, config.category)
+    defect_types = quality.read_defect_types(real, categories)
+    _check_defects(folders, defect_types)
+    out = config.out.resolve()
+    with results_in(out, "quality", config.tracking) as tracker:
         scores: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
         counts: dict[str, int] = {}
         sources = [quality.REAL, *folders]
-        with tqdm(total=len(kinds) * len(sources), desc="looking", disable=None) as bar:
-            for source, kind in itertools.product(sources, kinds):
-                generated = None
-                if source != quality.REAL:
-                    generated = quality.synthetic_of(folders[source], kind, command.count)
-                shown = kind.held_out if generated is None else generated
-                if len(shown):
-                    own = scores.setdefault(source, {})
-                    own[kind.category, kind.defect] = quality.measure(kind, generated, backends)
-                    counts[source] = counts.get(source, 0) + len(shown)
-                bar.update()
-        written = Report(out, "How good are the generated defects?")
+        pairs = list(itertools.product(sources, defect_types))
+        for source, defect_type in tqdm(pairs, desc="measuring", disable=None):
+            generated = None
+            if source != quality.REAL:
+                folder = folders[source]
+                generated = quality.generated_images(folder, defect_type, config.count)
+            images = defect_type.held_out if generated is None else generated
+            if len(images):
+                own = scores.setdefault(source, {})
+                key = defect_type.category, defect_type.defect
+                own[key] = quality.measure(defect_type, generated, backends)
+                counts[source] = counts.get(source, 0) + len(images)
+        report = Report(out, "How good are the generated defects?")
         columns = quality.column_names(backends)
-        about = f"Data {command.real.resolve().name}: {len(kinds)} kinds of defect. " + "".join(
+        about = f"Data {config.real.resolve().name}: {len(defect_types)} kinds of defect. "
+        about += "".join(
             f"{source} has {len(own)} of them. "
             for source, own in scores.items()
-            if len(own) < len(kinds)
+            if len(own) < len(defect_types)
         )
-        written.tables = _tables(scores, counts, columns, about)
+        report.tables = _tables(scores, counts, columns, about)
         for source, own in scores.items():
             rows = {("mean", "mean"): quality.mean_of(own), **own}
-            written.rows += [
+            report.rows += [
                 {"source": source, "category": category, "defect": defect, **values}
                 for (category, defect), values in rows.items()
             ]
-        if any(one.name != "vlm" for one in backends):
-            written.tables.append(published.quality())
+        if any(backend.name != "vlm" for backend in backends):
+            report.tables.append(published.quality())
         sheet = out / "images.png"
-        figures.kinds_sheet(kinds, folders).save(sheet)
-        written.add_picture("The first images of each kind", sheet)
-        files = written.write()
+        figures.defects_sheet(defect_types, folders).save(sheet)
+        report.add_picture("The first images of each kind", sheet)
         metrics = {
             f"{source}/{name}".translate(str.maketrans("(),%", "  - ")): value
             for source, own in scores.items()
             for name, value in quality.mean_of(own).items()
             if math.isfinite(value)
         }
-        networks = {one.name: one.digest for one in backends}
-        log(tracker, {"networks": networks, "about": about}, metrics, files)
-    print(written.tables[0].markdown())
-    print(f"Look at {out / 'index.html'}")
-    print(f"Results: {out / 'report.md'}")
+        networks = {backend.name: backend.digest for backend in backends}
+        settings = {"networks": networks, "about": about}
+        report.publish(tracker, report.tables[0], settings, metrics)
 
 
-def _check_kinds(folders: Mapping[str, MvtecFolder], kinds: Sequence[DefectType]) -> None:
-    """Refuse a generated folder that has nothing to look at."""
+def _check_defects(
+    folders: Mapping[str, MvtecFolder], defect_types: Sequence[DefectType]
+) -> None:
+    """Refuse a generated folder without any of the defect types."""
     for name, folder in folders.items():
-        if not any(len(quality.synthetic_of(folder, one, 1)) for one in kinds):
-            names = ", ".join(f"{one.category}/{one.defect}" for one in kinds)
+        if not any(len(quality.generated_images(folder, entry, 1)) for entry in defect_types):
+            names = ", ".join(entry.name for entry in defect_types)
             raise UserError(
                 f"--synthetic {name}: has none of the real data's defects ({names})"
             )
@@ -127,6 +129,6 @@ def _tables(
 
 def _cells(values: Mapping[str, float]) -> list[str]:
     return [
-        "-" if math.isnan(one) else "exact" if math.isinf(one) else f"{one:.2f}"
-        for one in values.values()
+        "-" if math.isnan(value) else "exact" if math.isinf(value) else f"{value:.2f}"
+        for value in values.values()
     ]

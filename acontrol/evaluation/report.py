@@ -1,4 +1,4 @@
-"""What a measurement leaves: report.md, results.csv, and index.html, which stands alone."""
+"""The report of an evaluation: report.md, results.csv and a self-contained index.html."""
 
 import csv
 import html
@@ -11,17 +11,19 @@ from typing import Any
 from PIL import Image
 
 from acontrol import reporting
+from acontrol.runs.results import log
+from acontrol.runs.tracking import Tracker
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its heading and what a reader must know about it.
+    """A table with heading and explanation.
 
     Attributes:
         title: Heading.
         head: Names of the columns.
-        rows: Texts, as many as columns.
-        note: Sentences above the table.
+        rows: Texts of the cells.
+        note: Text above the table.
     """
 
     title: str
@@ -30,7 +32,7 @@ class Table:
     note: str = ""
 
     def markdown(self) -> str:
-        """With its heading and note."""
+        """Heading, note and table in Markdown."""
         lines = [f"## {self.title}", ""]
         lines += [self.note, ""] if self.note else []
         cells = [self.head, ("---",) * len(self.head), *self.rows]
@@ -38,14 +40,14 @@ class Table:
         return "\n".join([*lines, ""])
 
     def html(self) -> str:
-        """With its heading and note."""
+        """Heading, note and table in HTML."""
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
         heading = f"<h2>{html.escape(self.title)}</h2>"
         return f"{heading}{note}{reporting.table(self.head, self.rows)}"
 
 
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows of one set of columns as CSV."""
+    """Rows with the same columns as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -54,36 +56,49 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 class Report:
-    """Tables and pictures, gathered and then written."""
+    """Tables and pictures of a report."""
 
     def __init__(self, out: Path, title: str):
-        """Take the folder, which must exist, and the title."""
+        """Start a report in an existing folder."""
         self.out, self.title = out, title
         self.tables: list[Table] = []
         self.rows: list[Mapping[str, Any]] = []
         self._pictures: list[tuple[str, Path]] = []
 
     def add_picture(self, name: str, file: Path) -> None:
-        """Show a picture that lies in the folder."""
+        """Add a picture, a file in the folder."""
         self._pictures.append((name, file))
 
     def write(self) -> list[Path]:
-        """Write everything; returns all files, pictures too."""
+        """Write the report; returns its files, pictures included."""
         files = [self.out / name for name in ("report.md", "results.csv", "index.html")]
         files[0].write_text(
             "\n".join(
                 [
                     f"# {self.title}\n",
-                    *(one.markdown() for one in self.tables),
+                    *(table.markdown() for table in self.tables),
                     *(f"![{name}]({file.name})\n" for name, file in self._pictures),
                 ]
             ),
             encoding="utf-8",
         )
         files[1].write_text(csv_text(self.rows), encoding="utf-8")
-        body = "".join(one.html() for one in self.tables)
+        body = "".join(table.html() for table in self.tables)
         for name, file in self._pictures:
-            with Image.open(file) as opened:
-                body += f"<h2>{html.escape(name)}</h2>{reporting.picture(opened, name)}"
+            with Image.open(file) as image:
+                body += f"<h2>{html.escape(name)}</h2>{reporting.picture(image, name)}"
         files[2].write_text(reporting.page(self.title, body), encoding="utf-8")
         return [*files, *(file for _, file in self._pictures)]
+
+    def publish(
+        self,
+        tracker: Tracker,
+        table: Table,
+        settings: Mapping[str, Any],
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Write the report, log it with settings and metrics, and print a table of it."""
+        log(tracker, settings, metrics, self.write())
+        print(table.markdown())
+        print(f"Look at {self.out / 'index.html'}")
+        print(f"Results: {self.out / 'report.md'}")

@@ -1,11 +1,10 @@
-"""Trainings of a comparison, and what is kept of each.
+"""The trainings of a comparison and their results.
 
     OUT/trainings/CATEGORY/SOURCE/seed-0.npz    arrays: resamples, curves, maps
-    OUT/trainings/CATEGORY/SOURCE/seed-0.json   metrics; written last, so it stands for both
-
-A training that is there is not done again.
+    OUT/trainings/CATEGORY/SOURCE/seed-0.json   metrics; written last: it completes both
 """
 
+import dataclasses
 import json
 import zipfile
 from collections.abc import Mapping
@@ -14,8 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 from acontrol.errors import UserError
+from acontrol.evaluation.budget import Schedule
 from acontrol.runs import storage
 from acontrol.runs.guard import changes, refuse
 
@@ -26,9 +27,9 @@ class TrainingJob:
 
     Attributes:
         category: Product.
-        source: "none", or parts divided by "+": "real", "perlin", "cutpaste" or the name of a
+        source: "none", or parts joined by "+": "real", "perlin", "cutpaste" or the name of a
             synthetic folder.
-        seed: Of weights and samples.
+        seed: Seed of weights and samples.
     """
 
     category: str
@@ -36,47 +37,67 @@ class TrainingJob:
     seed: int
 
     def file(self, out: Path) -> Path:
-        """Where its metrics go."""
+        """File of its metrics."""
         return out / "trainings" / self.category / self.source / f"seed-{self.seed}.json"
+
+    def metrics(self, out: Path) -> dict[str, Any]:
+        """Its saved metrics and settings."""
+        return dict(json.loads(self.file(out).read_text()))
+
+    def array(self, out: Path, name: str) -> npt.NDArray[Any]:
+        """One of its saved arrays."""
+        with np.load(self.file(out).with_suffix(".npz")) as arrays:
+            return np.asarray(arrays[name])
+
+    def metadata(
+        self, budget: Schedule, data: Mapping[str, Mapping[str, str]], **more: Any
+    ) -> dict[str, Any]:
+        """What its result depends on: job, budget, the images' digest, and more."""
+        return {
+            **dataclasses.asdict(self),
+            "budget": budget.model_dump(),
+            **more,
+            "data": data[self.category][self.source],
+        }
 
 
 @runtime_checkable
 class Experiment(Protocol):
-    """What is done in every training of a comparison."""
+    """What the trainings of a comparison do."""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the groups of metrics that a result holds."""
+        """Names of the groups of metrics in a result."""
 
-    def facts(self, training: TrainingJob) -> dict[str, Any]:
+    def metadata(self, job: TrainingJob) -> dict[str, Any]:
         """What a training's result depends on."""
 
-    def run(self, training: TrainingJob, out: Path) -> TrainingJob:
-        """Train, test, and keep what came of it with `keep`."""
+    def run(self, job: TrainingJob, out: Path) -> TrainingJob:
+        """Train, test, and `save` the result."""
 
 
-def is_done(training: TrainingJob, work: Experiment, out: Path) -> bool:
-    """Whether its result is there, with all its parts.
+def is_done(job: TrainingJob, experiment: Experiment, out: Path) -> bool:
+    """Whether a training's result exists, with all its parts.
 
     Raises:
-        UserError: If what is there is another training's.
+        UserError: If it is damaged or from another comparison.
     """
-    file = training.file(out)
+    file = job.file(out)
     arrays = file.with_suffix(".npz")
     if not file.is_file() or not arrays.is_file():
         return False
     try:
-        found = dict(json.loads(file.read_text()))
-        zipfile.ZipFile(arrays).close()  # Reads the list of what is in it.
+        saved = job.metrics(out)
+        zipfile.ZipFile(arrays).close()  # Reads the list of its members.
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: it or its .npz is damaged ({error}); remove both") from error
-    facts = work.facts(training)
-    refuse(file, changes({name: found.get(name) for name in facts}, facts), "--out")
-    return all(part in found for part in work.parts)
+    metadata = experiment.metadata(job)
+    refuse(file, changes({name: saved.get(name) for name in metadata}, metadata), "--out")
+    return all(part in saved for part in experiment.parts)
 
 
-def keep(file: Path, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Write a training's result, whole or not at all."""
+def save(file: Path, metrics: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Write a training's result atomically."""
     with storage.replacing(file.with_suffix(".npz")) as partial, partial.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
-    storage.write(file, json.dumps(result, indent=1).encode())
+    storage.write(file, json.dumps(metrics, indent=1).encode())

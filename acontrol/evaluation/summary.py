@@ -1,6 +1,5 @@
-"""Trainings brought together: means over categories and seeds, with intervals."""
+"""Summary of trainings: means over categories and seeds, with intervals."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from acontrol.evaluation.protocol import METRICS, Protocol
 from acontrol.evaluation.report import Table
 from acontrol.evaluation.results import TrainingJob
 
-BASELINE = "real"  # What synthetic data has to beat.
+BASELINE = "real"  # The source that synthetic data has to beat.
 NAMES = {
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
@@ -28,13 +27,13 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A source by one protocol.
+    """The metrics of a source by one protocol.
 
     Attributes:
-        values: Mean over categories and seeds of each metric.
-        resamples: The same in each bootstrap resample, (metric, resample).
-        by_seed: Mean over categories for each seed, (seed, metric).
-        by_category: Mean over seeds for each category, by name.
+        values: Means over categories and seeds, (metric,).
+        resamples: Bootstrap resamples of these, (metric, resample).
+        by_seed: Means over categories, (seed, metric).
+        by_category: Means over seeds by category, (metric,).
     """
 
     values: FloatArray
@@ -44,80 +43,92 @@ class Row:
 
     @property
     def interval(self) -> FloatArray:
-        """Low and high, (2, metric)."""
+        """95 % interval, low and high: (2, metric)."""
         return interval(self.resamples)
 
 
 def summarise(
-    trainings: Sequence[TrainingJob], out: Path, part: str, metrics: Sequence[str] = METRICS
+    jobs: Sequence[TrainingJob], out: Path, part: str, metrics: Sequence[str] = METRICS
 ) -> dict[str, Row]:
-    """One row a source, in the order of the trainings, all of which are done.
+    """A row for each source, in the order of the trainings, which must be done.
 
     Args:
-        trainings: Which.
-        out: The comparison's folder.
-        part: Group of metrics of a result; for detectors the protocol.
-        metrics: Which of them.
+        jobs: Trainings.
+        out: Folder of results.
+        part: Group of metrics in a result; for detectors the protocol.
+        metrics: Names of the metrics.
     """
     rows = {}
-    for source in dict.fromkeys(one.source for one in trainings):
-        own = [one for one in trainings if one.source == source]
+    for source in dict.fromkeys(job.source for job in jobs):
         exact: dict[str, list[FloatArray]] = {}
-        drawn: dict[str, list[FloatArray]] = {}
-        for one in own:
-            found = json.loads(one.file(out).read_text())[part]
-            exact.setdefault(one.category, []).append(np.array([found[m] for m in metrics]))
-            with np.load(one.file(out).with_suffix(".npz")) as arrays:
-                drawn.setdefault(one.category, []).append(arrays[f"{part}_resamples"])
+        resamples: dict[str, list[FloatArray]] = {}
+        for job in jobs:
+            if job.source == source:
+                saved = job.metrics(out)[part]
+                values = np.array([saved[name] for name in metrics])
+                exact.setdefault(job.category, []).append(values)
+                array = job.array(out, f"{part}_resamples")
+                resamples.setdefault(job.category, []).append(array)
         table = np.array(list(exact.values()))  # (category, seed, metric)
         rows[source] = Row(
             nan_mean(table, axis=(0, 1)),
-            mean_over_trainings(list(drawn.values())),
+            mean_over_trainings(list(resamples.values())),
             nan_mean(table, axis=0),
-            {name: nan_mean(np.array(values), axis=0) for name, values in exact.items()},
+            {name: nan_mean(np.array(seeds), axis=0) for name, seeds in exact.items()},
         )
     return rows
 
 
+def flat_metrics(rows: Mapping[str, Row], metrics: Sequence[str] = METRICS) -> dict[str, float]:
+    """Values as SOURCE/METRIC, for MLflow, which allows no "+" in names."""
+    return {
+        f"{source.replace('+', '_')}/{name}": float(value)
+        for source, row in rows.items()
+        for name, value in zip(metrics, row.values, strict=True)
+    }
+
+
 def tables(rows: Mapping[str, Row], protocol: Protocol, about: str) -> list[Table]:
-    """Metrics of each source, in per cent, and their differences to the baseline.
+    """Tables of detectors' metrics in per cent, and of differences to the baseline.
 
     Args:
-        rows: Of `summarise`.
-        protocol: Which.
+        rows: Rows of `summarise`.
+        protocol: Protocol of the rows.
         about: Budget, data and counts, for the note.
     """
-    said = {
+    definition = {
         "strict": "last epoch, F1 over all thresholds, binary masks",
         "paper": "best epoch on the test set, pixel F1 over 21 thresholds, truncated masks",
     }[protocol]
     title = f"Detection and localization, protocol {protocol}"
     against = f"Against {BASELINE} alone, protocol {protocol}"
-    return compared(rows, [NAMES[name] for name in METRICS], (title, against), said, about)
+    return compared(
+        rows, [NAMES[name] for name in METRICS], (title, against), definition, about
+    )
 
 
 def compared(
     rows: Mapping[str, Row],
     heads: Sequence[str],
     titles: tuple[str, str],
-    said: str,
+    definition: str,
     about: str,
 ) -> list[Table]:
-    """Metrics of each source, in per cent, and their differences to the baseline, if any.
+    """Tables of metrics in per cent, and of differences to the baseline if it is a row.
 
     Args:
-        rows: Of `summarise`.
-        heads: Names of the metrics, in their order.
-        titles: Of both tables.
-        said: How the metrics are meant.
-        about: Budget, data and counts.
+        rows: Rows of `summarise`.
+        heads: Names of the metrics in tables.
+        titles: Titles of both tables.
+        definition: Definition of the metrics, for the note.
+        about: Budget, data and counts, for the note.
     """
     first = Table(
         titles[0],
         ("trained on", *heads),
-        tuple((source, *_cells(row.values, row.interval)) for source, row in rows.items()),
-        f"In per cent; {said}. {about} In brackets 95 %, percentile bootstrap over test images "
-        "and seeds.",
+        tuple((source, *cells(row.values, row.interval)) for source, row in rows.items()),
+        f"In per cent; {definition}. {about} In brackets 95 %, percentile bootstrap over test "
+        "images and seeds.",
     )
     if BASELINE not in rows or len(rows) == 1:
         return [first]
@@ -125,7 +136,7 @@ def compared(
     differences = tuple(
         (
             source,
-            *_cells(
+            *cells(
                 row.values - base.values, interval(row.resamples - base.resamples), sign="+"
             ),
         )
@@ -145,42 +156,37 @@ def compared(
 def long_rows(
     rows: Mapping[str, Row], protocol: str, metrics: Sequence[str] = METRICS
 ) -> list[dict[str, Any]]:
-    """A row for each source and metric, and category, for the CSV."""
-    found = []
+    """Rows of the CSV: for each source and metric the mean, and each category."""
+    table = []
     for source, row in rows.items():
         low, high = row.interval
-        for place, metric in enumerate(metrics):
-            found.append(
-                {
-                    "protocol": protocol,
-                    "source": source,
-                    "category": "mean",
-                    "metric": metric,
-                    "value": row.values[place],
-                    "low": low[place],
-                    "high": high[place],
-                    "by_seed": " ".join(f"{one[place]:.6f}" for one in row.by_seed),
-                }
-            )
-            found += [
+        for index, metric in enumerate(metrics):
+            by_seed = " ".join(f"{value:.6f}" for value in row.by_seed[:, index])
+            cells = [("mean", row.values[index], low[index], high[index], by_seed)]
+            cells += [
+                (category, values[index], "", "", "")
+                for category, values in row.by_category.items()
+            ]
+            table += [
                 {
                     "protocol": protocol,
                     "source": source,
                     "category": category,
                     "metric": metric,
-                    "value": values[place],
-                    "low": "",
-                    "high": "",
-                    "by_seed": "",
+                    "value": value,
+                    "low": low_end,
+                    "high": high_end,
+                    "by_seed": seeds,
                 }
-                for category, values in row.by_category.items()
+                for category, value, low_end, high_end, seeds in cells
             ]
-    return found
+    return table
 
 
-def _cells(values: FloatArray, ends: FloatArray, sign: str = "") -> list[str]:
+def cells(values: FloatArray, ends: FloatArray, sign: str = "") -> list[str]:
+    """Texts of values in per cent with their intervals."""
     return [
-        "-"  # Not defined: for instance no pixel is left of any defect.
+        "-"  # Undefined, for instance without a pixel of any defect.
         if np.isnan(value)
         else f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
         for value, low, high in zip(values, *ends, strict=True)

@@ -25,7 +25,7 @@ from acontrol.evaluation.classification import (
     names_of,
 )
 from acontrol.evaluation.classifier import Classifier, weights_digest
-from acontrol.evaluation.dataset import CategoryDataset, Folders, check, kept_dataset
+from acontrol.evaluation.dataset import CategoryDataset, Folders, cached_dataset, check
 from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.results import TrainingJob, is_done
 
@@ -201,27 +201,26 @@ def test_it_learns_and_continues(network: Path, tmp_path: Path) -> None:
     sources = ["real", "made"]
     dataset = CategoryDataset(folders, "tin")
     assert names_of(dataset, sources) == ["blue", "green", "red"]
-    data = {"tin": check(folders, "tin", sources, [TESTED]).data}
-    work = Classification(folders, schedule, network, weights_digest(network), data)
-    found = {}
+    data = {"tin": check(folders, "tin", sources, [TESTED]).digests}
+    experiment = Classification(folders, schedule, network, weights_digest(network), data)
+    out, metrics = tmp_path / "out", {}
     for source in sources:
-        training = TrainingJob("tin", source, 0)
-        assert not is_done(training, work, tmp_path / "out")
-        work.run(training, tmp_path / "out")
-        assert is_done(training, work, tmp_path / "out")
-        found[source] = json.loads(training.file(tmp_path / "out").read_text())
-        with np.load(training.file(tmp_path / "out").with_suffix(".npz")) as arrays:
-            assert arrays["confusion"].sum() == 12  # Four test images of each.
-            assert arrays[f"{PART}_resamples"].shape == (2, 1000)
-    assert found["real"][PART]["accuracy"] == 1
-    assert found["made"][PART]["accuracy"] == pytest.approx(1 / 3)
-    first = TrainingJob("tin", "real", 0).file(tmp_path / "out")
-    before = first.read_bytes()
-    work.run(TrainingJob("tin", "real", 0), tmp_path / "out")
-    assert first.read_bytes() == before
+        job = TrainingJob("tin", source, 0)
+        assert not is_done(job, experiment, out)
+        experiment.run(job, out)
+        assert is_done(job, experiment, out)
+        metrics[source] = job.metrics(out)
+        assert job.array(out, "confusion").sum() == 12  # Four test images of each.
+        assert job.array(out, f"{PART}_resamples").shape == (2, 1000)
+    assert metrics["real"][PART]["accuracy"] == 1
+    assert metrics["made"][PART]["accuracy"] == pytest.approx(1 / 3)
+    job = TrainingJob("tin", "real", 0)
+    before = job.file(out).read_bytes()
+    experiment.run(job, out)
+    assert job.file(out).read_bytes() == before
     other = Classification(folders, schedule, None, "random", data)
     with pytest.raises(UserError, match=r"other settings \(network: "):
-        is_done(TrainingJob("tin", "real", 0), other, tmp_path / "out")
+        is_done(job, other, out)
 
 
 def test_a_defect_without_test_images_is_refused(tmp_path: Path) -> None:
@@ -235,15 +234,15 @@ def test_a_defect_without_test_images_is_refused(tmp_path: Path) -> None:
 def test_a_process_decodes_a_category_once(tmp_path: Path) -> None:
     write(tmp_path / "real", "tin", 3, {"blue": COLORS["blue"], "red": COLORS["red"]})
     folders = Folders(tmp_path / "real", {}, 32, 5)
-    data = check(folders, "tin", ["real"], [TESTED]).data
-    first = kept_dataset(folders, "tin", data).part("real")
-    assert kept_dataset(folders, "tin", data).part("real") is first
-    # An image that is another now is another's digest, and read again.
+    data = check(folders, "tin", ["real"], [TESTED]).digests
+    first = cached_dataset(folders, "tin", data).part("real")
+    assert cached_dataset(folders, "tin", data).part("real") is first
+    # A changed image has another digest, and is read again.
     shutil.copy(
         tmp_path / "real" / "tin" / "test" / "red" / "000.png",
         tmp_path / "real" / "tin" / "test" / "blue" / "000.png",
     )
-    changed = check(folders, "tin", ["real"], [TESTED]).data
+    changed = check(folders, "tin", ["real"], [TESTED]).digests
     assert changed != data
-    again = kept_dataset(folders, "tin", changed).part("real")
+    again = cached_dataset(folders, "tin", changed).part("real")
     assert not torch.equal(again.images, first.images)

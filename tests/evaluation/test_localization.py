@@ -1,6 +1,5 @@
-"""The work of one training of a detector: which epoch and which masks its metrics are of."""
+"""A detector's training: the epoch and masks of its metrics, and its reproducibility."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -29,37 +28,37 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def result(root: Path, out: Path, epochs: int, protocols=PROTOCOLS, source: str = "real"):
+def train(root: Path, out: Path, epochs: int, protocols=PROTOCOLS, source: str = "real"):
     budget = BUDGETS["smallest"].model_copy(update={"epochs": epochs})
     folders = Folders(root, {}, budget.size, budget.pairs)
-    data = {"wood": check(folders, "wood", [source], DETECTOR).data}
-    work = Localization(folders, budget, protocols, data, perlin_blobs)
-    training = TrainingJob("wood", source, 0)
-    work.run(training, out)
-    assert is_done(training, work, out)
-    with np.load(training.file(out).with_suffix(".npz")) as arrays:
-        return json.loads(training.file(out).read_text()), dict(arrays)
+    data = {"wood": check(folders, "wood", [source], DETECTOR).digests}
+    experiment = Localization(folders, budget, protocols, data, perlin_blobs)
+    job = TrainingJob("wood", source, 0)
+    experiment.run(job, out)
+    assert is_done(job, experiment, out)
+    with np.load(job.file(out).with_suffix(".npz")) as arrays:
+        return job.metrics(out), dict(arrays)
 
 
 def test_protocols_of_one_epoch_differ_in_their_masks(root: Path, tmp_path: Path) -> None:
-    found, arrays = result(root, tmp_path, 1)
-    paper, strict = found["paper"], found["strict"]
+    metrics, arrays = train(root, tmp_path, 1)
+    paper, strict = metrics["paper"], metrics["strict"]
     assert paper["epoch"] == strict["epoch"] == 1
     for name in METRICS:
-        # An image's score and truth have nothing to do with how masks are cut.
+        # Truncating masks does not change an image's score and label.
         assert (paper[name] == strict[name]) == name.startswith("image"), name
     np.testing.assert_array_equal(arrays["paper_maps"], arrays["strict_maps"])
     for protocol in PROTOCOLS:
-        drawn = arrays[f"{protocol}_resamples"]
-        assert drawn.shape == (len(METRICS), 1000)
-        middle = np.nanmedian(drawn, axis=1)
-        for name, value in zip(METRICS, middle, strict=True):
-            assert value == pytest.approx(found[protocol][name], abs=0.2), name
+        resamples = arrays[f"{protocol}_resamples"]
+        assert resamples.shape == (len(METRICS), 1000)
+        medians = np.nanmedian(resamples, axis=1)
+        for name, value in zip(METRICS, medians, strict=True):
+            assert value == pytest.approx(metrics[protocol][name], abs=0.2), name
 
 
 def test_strict_alone_is_the_same_strict(root: Path, tmp_path: Path) -> None:
-    both, _ = result(root, tmp_path / "both", 3)
-    alone, arrays = result(root, tmp_path / "alone", 3, ("strict",))
+    both, _ = train(root, tmp_path / "both", 3)
+    alone, arrays = train(root, tmp_path / "alone", 3, ("strict",))
     assert both["strict"] == alone["strict"]
     assert both["strict"]["epoch"] == 3
     assert both["losses"] == alone["losses"]
@@ -67,8 +66,8 @@ def test_strict_alone_is_the_same_strict(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["none", "perlin", "cutpaste", "real+perlin"])
-def test_every_source_trains_the_same_again(root: Path, tmp_path: Path, source: str) -> None:
-    first, arrays = result(root, tmp_path / "a", 1, ("strict",), source)
-    again, other = result(root, tmp_path / "b", 1, ("strict",), source)
+def test_training_is_reproducible(root: Path, tmp_path: Path, source: str) -> None:
+    first, arrays = train(root, tmp_path / "a", 1, ("strict",), source)
+    again, other = train(root, tmp_path / "b", 1, ("strict",), source)
     assert first == again
     assert all(np.array_equal(arrays[name], other[name]) for name in arrays)

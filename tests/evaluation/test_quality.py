@@ -27,7 +27,7 @@ from acontrol.evaluation.perceptual import _SLICES, LpipsVgg
 from acontrol.evaluation.quality import (
     DefectType,
     column_names,
-    compare,
+    compare_surroundings,
     cut_out,
     mean_of,
     measure,
@@ -182,12 +182,12 @@ def test_surroundings_are_compared_with_the_nearest_normal_image() -> None:
     drawn[1] = torch.where(half, drawn[1] // 2 + 100, drawn[1])
     # Everything outside is off by one level.
     drawn[2] = torch.where(drawn[2] < 255, drawn[2] + 1, drawn[2] - 1)
-    found = compare(drawn, masks, normals)
-    assert found[0].psnr == found[1].psnr == math.inf
-    assert found[0].fill > 0.9
-    assert 0.4 < found[1].fill <= 0.5
-    assert found[2].psnr == pytest.approx(10 * math.log10(255**2))
-    assert found[2].fill == 0
+    results = compare_surroundings(drawn, masks, normals)
+    assert results[0].psnr == results[1].psnr == math.inf
+    assert results[0].fill > 0.9
+    assert 0.4 < results[1].fill <= 0.5
+    assert results[2].psnr == pytest.approx(10 * math.log10(255**2))
+    assert results[2].fill == 0
 
 
 def test_the_cut_out_shows_the_defect_alone() -> None:
@@ -211,10 +211,10 @@ def test_a_copied_training_set_shows() -> None:
     masks = box(6, 64)
     training = image_set(images(6, 64, seed=1), masks, "training")
     held_out = image_set(images(6, 64, seed=2), masks, "held out")
-    kind = DefectType("tile", "crack", training, held_out, images(4, 64, seed=3))
-    copied = measure(kind, training, [plain])
-    fresh = measure(kind, image_set(images(6, 64, seed=4), masks, "fresh"), [plain])
-    real = measure(kind, None, [plain])
+    defect_type = DefectType("tile", "crack", training, held_out, images(4, 64, seed=3))
+    copied = measure(defect_type, training, [plain])
+    fresh = measure(defect_type, image_set(images(6, 64, seed=4), masks, "fresh"), [plain])
+    real = measure(defect_type, None, [plain])
     assert list(copied) == column_names([plain])
     copies = "copies, % (plain 00000000)"
     assert (copied[copies], fresh[copies], real[copies]) == (100, 0, 0)

@@ -91,7 +91,7 @@ def test_localization_compares_sources_and_continues(
     table = (out / "results.csv").read_bytes()
     lost.unlink()
     evaluate.run(args)
-    assert "Continuing: 2 of 3 trainings are there" in capsys.readouterr().out
+    assert "Continuing: 2 of 3 trainings are done" in capsys.readouterr().out
     assert lost.read_bytes() == before
     assert kept.stat().st_mtime_ns == written
     assert (out / "results.csv").read_bytes() == table

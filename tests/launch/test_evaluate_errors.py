@@ -74,7 +74,10 @@ def test_the_training_third_is_no_leak(wood: Path, tmp_path: Path) -> None:
         (["localization", "--synthetic", "a", "--synthetic", "b"], "give --synthetic once"),
         (["localization", "--real", "ROOT", "--synthetic", "a=/nowhere"], "/nowhere"),
         (["localization", "--real", "ROOT", "--synthetic", "a="], "names no folder; write a="),
-        (["localization", "--real", "ROOT", "--synthetic", "a(1)=ROOT"], "'a(1)' is no name"),
+        (
+            ["localization", "--real", "ROOT", "--synthetic", "a(1)=ROOT"],
+            "'a(1)' is not a name",
+        ),
         (
             ["localization", "--real", "ROOT", "--category", "wood", "wood"],
             "wood is named twice",

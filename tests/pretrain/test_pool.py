@@ -22,7 +22,7 @@ def test_the_built_in_vocabulary_names_every_drawing() -> None:
 def test_an_image_depends_on_seed_and_number_alone() -> None:
     short, long = draw_pool(4, 7, 32), draw_pool(9, 7, 32)
     assert torch.equal(short.images, long.images[:4])
-    assert torch.equal(short.labels, long.kinds[:4])
+    assert torch.equal(short.labels, long.labels[:4])
     assert not torch.equal(short.images, draw_pool(4, 8, 32).images)
 
 
