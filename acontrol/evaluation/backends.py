@@ -21,12 +21,10 @@ Name = Literal["inception", "lpips-vgg", "vlm"]
 
 
 def load_backend(name: Name, weights: Path, model: str | None) -> Backend:
-    """Load a network, onto the GPU if there is one.
+    """Load a network, onto the GPU if available.
 
-    Args:
-        name: Name of the network.
-        weights: Folder of downloaded weights.
-        model: Run or adapter whose base's vision tower is "vlm"; by default the built-in base.
+    "vlm" is the vision tower of a model's base, by default the built-in one; the others'
+    weights are in the folder ``weights``.
 
     Raises:
         UserError: If the weights are missing or wrong.

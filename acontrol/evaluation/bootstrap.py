@@ -26,9 +26,7 @@ _BINS = 500  # By quantiles of all pixels, and as many of defective ones.
 def resample_weights(anomalous: npt.NDArray[np.bool_], category: str) -> FloatArray:
     """How often each test image is in each resample, (resample, image).
 
-    Args:
-        anomalous: Which images have a defect; good and defective ones are drawn separately.
-        category: Seeds the draws, so that they are the same for all sources.
+    Good and defective images are drawn separately, with the same draws for all sources.
     """
     rng = np.random.default_rng(derive_seed("bootstrap", category, 0))
     weights = np.zeros((RESAMPLES, len(anomalous)))
@@ -62,11 +60,11 @@ def resampled(
     scores = image_scores(maps).numpy()
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    found = truth.images
+    defective = truth.images
     by_image = Counts(
         scores[order][last].astype(np.float64),
-        np.cumsum((weights * found)[:, order], axis=1)[:, last],
-        np.cumsum((weights * ~found)[:, order], axis=1)[:, last],
+        np.cumsum((weights * defective)[:, order], axis=1)[:, last],
+        np.cumsum((weights * ~defective)[:, order], axis=1)[:, last],
     )
     values = metrics_of(by_pixel, by_region, by_image, truth.protocol)
     return np.stack([values[name] for name in METRICS])
@@ -75,14 +73,10 @@ def resampled(
 def mean_over_trainings(categories: Sequence[Sequence[FloatArray]]) -> FloatArray:
     """Resamples of a mean over categories, with seeds resampled too.
 
-    The draws are the same for all sources, so that differences of sources are paired.
+    Draws are the same for all sources, so that differences of sources are paired.
 
     Args:
-        categories: For each category and seed values (..., resample), where a resample has
-            the same test images in all sources.
-
-    Returns:
-        (..., resample).
+        categories: Values (..., resample) for each category and seed.
     """
     rng = np.random.default_rng(derive_seed("bootstrap-seeds", 0))
     means = []
@@ -96,9 +90,9 @@ def mean_over_trainings(categories: Sequence[Sequence[FloatArray]]) -> FloatArra
 
 def nan_mean(values: FloatArray, axis: int | tuple[int, ...]) -> FloatArray:
     """The mean without NaN, or NaN if nothing is left."""
-    known = ~np.isnan(values)
-    total = np.where(known, values, 0).sum(axis=axis)
-    count = known.sum(axis=axis)
+    valid = ~np.isnan(values)
+    total = np.where(valid, values, 0).sum(axis=axis)
+    count = valid.sum(axis=axis)
     mean: FloatArray = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return mean
 

@@ -58,12 +58,7 @@ def named_folders(options: Sequence[str]) -> dict[str, Path]:
 def source_names(
     option: str | None, controls: Sequence[str], synthetic: Sequence[str]
 ) -> list[str]:
-    """The sources to compare.
-
-    Args:
-        option: Comma-separated names; by default all.
-        controls: Sources that need no generator.
-        synthetic: Names of generated folders; by default each alone and with "real".
+    """Comma-separated names, by default all: each synthetic folder alone and with "real".
 
     Raises:
         UserError: If a name is unknown or given twice.
@@ -104,7 +99,7 @@ class Plan(Generic[Budget]):
 
     Attributes:
         config: Settings of the command.
-        budget: Budget of a training.
+        budget: Budget of a training, with --pairs.
         folders: Where images are, without those that --new-pieces leaves out.
         jobs: All trainings.
         data: Digests of the images by category and source.
@@ -142,12 +137,8 @@ def plan_comparison(
 ) -> Plan[Budget]:
     """Plan and print all trainings, and check their images.
 
-    Args:
-        config: Settings of the command.
-        budget: Budget of a training, before --pairs.
-        controls: Sources that need no generator.
-        categories: Categories to compare on.
-        base: Parts of the data that all trainings see.
+    ``controls`` are the sources that need no generator, ``base`` the parts of the data that all
+    trainings see, the test images first.
 
     Raises:
         UserError: If a setting is wrong, an image is bad, or a test image is trained on.
@@ -217,14 +208,7 @@ def print_estimate(seconds: float, count: int) -> None:
 def train_all(
     jobs: Sequence[TrainingJob], experiment: Experiment, out: Path, num_workers: int | None
 ) -> None:
-    """Join or start a cluster, and run the missing trainings.
-
-    Args:
-        jobs: All trainings.
-        experiment: What a training does.
-        out: Folder for results.
-        num_workers: Trainings at a time; by default as many as there is room for.
-    """
+    """Join or start a cluster and run the missing trainings, by default as many as fit."""
     for job in jobs:  # Refuses damaged or other results before a cluster starts.
         is_done(job, experiment, out)
     quieten()
@@ -235,14 +219,7 @@ def train_all(
 def train_missing(
     jobs: Sequence[TrainingJob], experiment: Experiment, out: Path, num_workers: int | None
 ) -> None:
-    """Run the missing trainings as tasks of the joined cluster, on GPUs if it has any.
-
-    Args:
-        jobs: All trainings.
-        experiment: What a training does.
-        out: Folder for results.
-        num_workers: Trainings at a time; by default as many as there is room for.
-    """
+    """Run the missing trainings as tasks of the joined cluster, on GPUs if it has any."""
     missing = [job for job in jobs if not is_done(job, experiment, out)]
     done = len(jobs) - len(missing)
     if done:

@@ -150,14 +150,9 @@ _cache: dict[str, CategoryDataset] = {}
 
 
 def cached_dataset(folders: Folders, category: str, data: Mapping[str, str]) -> CategoryDataset:
-    """A category's images, which this process keeps until another category is needed.
+    """A category's images, kept by this process until category or digests change.
 
     Decoding takes minutes at full size, and the trainings of a category follow each other.
-
-    Args:
-        folders: Where images are.
-        category: Category.
-        data: Digests of `check`; images are read again when these change.
     """
     key = json.dumps([str(folders), category, sorted(data.items())])
     if key not in _cache:
@@ -192,11 +187,7 @@ def check(
 ) -> CheckedData:
     """Read all images once, refuse leaks, and find near duplicates.
 
-    Args:
-        folders: Where images are.
-        category: Category.
-        sources: Sources to train on.
-        base: Parts that all trainings see, the test images first.
+    ``base`` names the parts that all trainings see, the test images first.
 
     Raises:
         UserError: If an image or a mask is bad or missing, or a test image is trained on.
@@ -221,11 +212,8 @@ def check(
 def category_in(folder: MvtecFolder, category: str, single: bool) -> str | None:
     """A generated folder's category for a real one, or None.
 
-    Args:
-        folder: Generated folder.
-        category: Real category.
-        single: Whether the real data has no other. Then a folder that is itself a category is
-            taken for it, whatever its name.
+    If the real data has a single category, a folder that is itself a category is taken for it,
+    whatever its name.
     """
     if category in folder.folders:
         return category

@@ -27,13 +27,12 @@ class DetectorUNet(nn.Module):
         # On each way up: halve the channels, join the skip, mix.
         ups = [8 * width, 4 * width, 2 * width, width, width]
         skips = widths[-2::-1]
-        outs = [8 * width, 4 * width, 2 * width, width, width]
         self.up = nn.ModuleList(
             _convolution(before, after)
-            for before, after in zip([8 * width, *outs[:-1]], ups, strict=True)
+            for before, after in zip([8 * width, *ups[:-1]], ups, strict=True)
         )
         self.join = nn.ModuleList(
-            _block(up + skip, out) for up, skip, out in zip(ups, skips, outs, strict=True)
+            _block(up + skip, up) for up, skip in zip(ups, skips, strict=True)
         )
         self.out = nn.Conv2d(width, 2, 3, padding=1)
         for module in self.modules():

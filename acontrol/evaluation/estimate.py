@@ -1,4 +1,4 @@
-"""Estimated duration of a training on this machine, without scoring."""
+"""Estimated duration of a training here, from a timed step and forward pass."""
 
 import time
 from collections.abc import Callable
@@ -16,31 +16,19 @@ _REPEATS = 3  # The first one warms up.
 _IMAGES = 2  # In the timed batch: full batches are heavy at the paper's size.
 
 
-def seconds_a_detector(budget: Budget, test_images: int, looks: int) -> float:
-    """Seconds to train a detector, from a timed step and forward pass.
-
-    Args:
-        budget: Budget of the training.
-        test_images: Number of test images.
-        looks: How often they are scored.
-    """
+def seconds_a_detector(budget: Budget, test_images: int, rounds: int) -> float:
+    """Seconds to train a detector and score the test images ``rounds`` times."""
     detector = channels_last(DetectorUNet(budget.width).to(_device()))
     return _seconds(
         budget,
         detector,
         lambda images: focal_loss(detector(images), images[:, 0] > 0.9),
-        looks * test_images,
+        rounds * test_images,
     )
 
 
 def seconds_a_classifier(schedule: Schedule, classifier: Classifier, test_images: int) -> float:
-    """Seconds to train a classifier, from a timed step and forward pass.
-
-    Args:
-        schedule: Budget of the training.
-        classifier: Classifier of two defects or more.
-        test_images: Number of test images, scored once.
-    """
+    """Seconds to train a classifier and score the test images once."""
     classifier = channels_last(classifier.to(_device()))
     labels = torch.zeros(_IMAGES, dtype=torch.long, device=_device())
     return _seconds(

@@ -42,13 +42,7 @@ class Backend:
 
 
 def read_weights(network: nn.Module, file: Path, name: str, source: str) -> None:
-    """Load weights from safetensors.
-
-    Args:
-        network: Network to fill; batch counters may be missing from the file.
-        file: File of the weights.
-        name: Name of the backend.
-        source: Published origin of the weights, for messages.
+    """Load a backend's weights from safetensors; batch counters may be missing.
 
     Raises:
         UserError: If the file is missing or holds other weights.

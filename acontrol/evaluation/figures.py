@@ -42,14 +42,7 @@ def precision_recall_plot(
 def map_sheet(
     test: ImageSet, jobs: Mapping[str, TrainingJob], out: Path, protocol: Protocol
 ) -> Image.Image:
-    """Test images with their masks and anomaly maps of each source.
-
-    Args:
-        test: The category's test images.
-        jobs: A training of the category for each source.
-        out: Folder of results.
-        protocol: Protocol whose epoch is shown.
-    """
+    """Test images with their masks and the anomaly maps of a training of each source."""
     columns = {source: job.array(out, f"{protocol}_maps") for source, job in jobs.items()}
     shown = next(iter(jobs.values())).array(out, "shown")
     rows = [
@@ -63,14 +56,7 @@ def map_sheet(
 def confusion_plot(
     jobs: Mapping[str, Sequence[TrainingJob]], names: Sequence[str], out: Path, file: Path
 ) -> None:
-    """Confusion matrix by source, each row normalized.
-
-    Args:
-        jobs: Trainings of one category by source, whose matrices are summed.
-        names: Defects, in the order of their labels.
-        out: Folder of results.
-        file: File to write.
-    """
+    """Row-normalized confusion matrices of a category by source, summed over trainings."""
     side = 1.6 + 0.55 * len(names)
     figure = Figure(figsize=(side * len(jobs), side), layout="constrained")
     for number, (source, own) in enumerate(jobs.items(), start=1):
@@ -90,7 +76,7 @@ def confusion_plot(
 def defects_sheet(
     defect_types: Sequence[DefectType], folders: Mapping[str, MvtecFolder]
 ) -> Image.Image:
-    """A real image of each defect type, and the first one of each generated folder."""
+    """A real image of each defect type, and the first image of each generated folder."""
     blank = [Image.new("RGB", (8, 8), "white")] * 2
     rows = []
     for defect_type in defect_types:

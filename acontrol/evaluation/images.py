@@ -98,7 +98,7 @@ def refuse_leaks(test: ImageSet, training: Iterable[ImageSet]) -> None:
     """Refuse test images among the training images.
 
     Raises:
-        UserError: If there is one.
+        UserError: For the first of them.
     """
     tested = dict(zip(test.digests, test.files, strict=True))
     leaks = [

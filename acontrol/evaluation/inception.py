@@ -38,7 +38,7 @@ class Inception(nn.Module):
         self.Mixed_5c = _fives(256, 64)
         self.Mixed_5d = _fives(288, 64)
         self.Mixed_6a = _Mixed(
-            288, [[_at("branch3x3", 384, 3, 3, 2)], _doubled(64, 96, 2)], "max, halved"
+            288, [[_at("branch3x3", 384, 3, 3, 2)], _doubled(64, 96, 2)], nn.MaxPool2d(3, 2)
         )
         self.Mixed_6b = _sevens(128)
         self.Mixed_6c = _sevens(160)
@@ -55,10 +55,10 @@ class Inception(nn.Module):
                     _at("branch7x7x3_4", 192, 3, 3, 2),
                 ],
             ],
-            "max, halved",
+            nn.MaxPool2d(3, 2),
         )
-        self.Mixed_7b = _last(1280, "mean")
-        self.Mixed_7c = _last(2048, "max")
+        self.Mixed_7b = _last(1280, _mean_pool())
+        self.Mixed_7c = _last(2048, nn.MaxPool2d(3, 1, 1))
         self.fc = nn.Linear(WIDTH, CLASSES)
         self.requires_grad_(False).eval()
 
@@ -123,7 +123,7 @@ class _Unit(nn.Module):
 class _Mixed(nn.Module):
     """Parallel chains of convolutions and a pooled branch, concatenated."""
 
-    def __init__(self, before: int, chains: Sequence[_Chain], pool: str, pooled: int = 0):
+    def __init__(self, before: int, chains: Sequence[_Chain], pool: nn.Module, pooled: int = 0):
         super().__init__()
         self.pool = pool
         self.chains: list[list[tuple[str, ...]]] = []
@@ -146,13 +146,11 @@ class _Mixed(nn.Module):
             for names in chain:
                 y = torch.cat([self.get_submodule(name)(y) for name in names], dim=1)
             parts.append(y)
-        if self.pool == "mean":
-            y = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-        elif self.pool == "max":
-            y = F.max_pool2d(x, 3, 1, 1)
-        else:
-            y = F.max_pool2d(x, 3, 2)
-        return torch.cat([*parts, self.branch_pool(y)], dim=1)
+        return torch.cat([*parts, self.branch_pool(self.pool(x))], dim=1)
+
+
+def _mean_pool() -> nn.Module:
+    return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
 
 
 def _at(name: str, after: int, height: int = 1, width: int = 1, stride: int = 1) -> _Layer:
@@ -169,7 +167,9 @@ def _doubled(first: int, after: int, stride: int) -> _Chain:
 
 def _fives(before: int, pooled: int) -> _Mixed:
     fives = [_at("branch5x5_1", 48), _at("branch5x5_2", 64, 5, 5)]
-    return _Mixed(before, [[_at("branch1x1", 64)], fives, _doubled(64, 96, 1)], "mean", pooled)
+    return _Mixed(
+        before, [[_at("branch1x1", 64)], fives, _doubled(64, 96, 1)], _mean_pool(), pooled
+    )
 
 
 def _sevens(inner: int) -> _Mixed:
@@ -190,12 +190,12 @@ def _sevens(inner: int) -> _Mixed:
                 _at("branch7x7dbl_5", 192, 1, 7),
             ],
         ],
-        "mean",
+        _mean_pool(),
         192,
     )
 
 
-def _last(before: int, pool: str) -> _Mixed:
+def _last(before: int, pool: nn.Module) -> _Mixed:
     def fork(name: str) -> tuple[_Layer, _Layer]:
         return _at(f"{name}a", 384, 1, 3), _at(f"{name}b", 384, 3, 1)
 

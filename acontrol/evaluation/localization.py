@@ -142,8 +142,8 @@ def run_localization(config: LocalizationConfig) -> None:
     protocols = PROTOCOLS if config.protocol == "both" else (config.protocol,)
     if plan.out is None:
         test = CategoryDataset(plan.folders, categories[0]).part("test")
-        looks = 1 if protocols == ("strict",) else plan.budget.epochs
-        print_estimate(seconds_a_detector(plan.budget, len(test), looks), len(plan.jobs))
+        rounds = 1 if protocols == ("strict",) else plan.budget.epochs
+        print_estimate(seconds_a_detector(plan.budget, len(test), rounds), len(plan.jobs))
         return
     experiment = Localization(plan.folders, plan.budget, protocols, plan.data, perlin_blobs)
     with results_in(plan.out, "localization", config.tracking) as tracker:

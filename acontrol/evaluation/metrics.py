@@ -47,7 +47,7 @@ def count(
     """
     for labels in positives:
         if scores.shape != labels.shape:
-            raise ValueError(f"need one shape, got {scores.shape} and {labels.shape}")
+            raise ValueError(f"need equal shapes, got {scores.shape} and {labels.shape}")
     values = scores.ravel()
     if not np.isfinite(values).all():
         raise ValueError("need finite scores, got NaN or infinity")
@@ -149,9 +149,6 @@ def region_weights(masks: Iterable[npt.NDArray[np.bool_]]) -> list[FloatArray]:
     """One over the size of its connected region for each pixel of the masks, 0 outside.
 
     A weighted sum over detected pixels is then the sum of the detected shares of the regions.
-
-    Args:
-        masks: (H, W) each.
     """
     weights = []
     for mask in masks:

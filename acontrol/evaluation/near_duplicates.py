@@ -29,14 +29,9 @@ def other_photographs(
 ) -> list[tuple[Path, Path]]:
     """Test images with the texture of a training image.
 
-    Args:
-        test: Test images.
-        training: Training images.
-        normals: Good images, which show how much textures of different pieces correlate.
-
     Returns:
         Files of test images and their nearest training images. Empty if images are too small,
-        or textures of different pieces look the same.
+        or if textures of different pieces, the normal images, look the same.
     """
     if min(len(test), len(training), len(normals) - 1) < 1 or test.images.shape[-1] < _SMALLEST:
         return []

@@ -83,16 +83,7 @@ def _shrunk(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DefectType:
-    """The real images of a defect type of a category.
-
-    Attributes:
-        category: Product.
-        defect: Defect type.
-        training: The training third.
-        held_out: The rest.
-        normals: Good training images.
-        single_category: Whether the data set has no other category.
-    """
+    """The real images of a defect type: the training third, the rest, and good ones."""
 
     category: str
     defect: str
@@ -164,11 +155,8 @@ def measure(
 ) -> dict[str, float]:
     """Metrics of images by `column_names`, NaN where undefined.
 
-    Args:
-        defect_type: Real images to compare with.
-        generated: At least one image. Without, real images are measured: the held-out ones,
-            against the training third for KID.
-        backends: Feature networks.
+    Without generated images real ones are measured: the held-out ones, against the training
+    third for KID.
     """
     images = defect_type.held_out if generated is None else generated
     reference = defect_type.training if generated is None else defect_type.held_out

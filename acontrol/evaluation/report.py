@@ -17,14 +17,7 @@ from acontrol.runs.tracking import Tracker
 
 @dataclass(frozen=True)
 class Table:
-    """A table with heading and explanation.
-
-    Attributes:
-        title: Heading.
-        head: Names of the columns.
-        rows: Texts of the cells.
-        note: Text above the table.
-    """
+    """A table of texts with a heading, and a note between them."""
 
     title: str
     head: tuple[str, ...]

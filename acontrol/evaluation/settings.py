@@ -1,4 +1,4 @@
-"""Every setting of launch.evaluate."""
+"""Settings of launch.evaluate."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,7 +7,7 @@ from pydantic import Field
 
 from acontrol.config import RunConfig, Settings, TrackingConfig
 
-# Of an ablation: the base alone (gamma 0), C' of the image alone, image and text, and ASEA.
+# Rows of an ablation: base alone (gamma 0), C' of the image alone, image and text, ASEA.
 ROWS = ("nothing", "sga", "csm", "t1", "t2", "t3", "t4", "t5")
 
 
@@ -21,16 +21,17 @@ class QualityConfig(Settings):
     out: Path = Field(description="Folder for results.")
     category: tuple[str, ...] = Field((), description="Only these categories; by default all.")
     features: tuple[Literal["inception", "lpips-vgg", "vlm"], ...] = Field(
-        ("vlm",), min_length=1, description="Networks that look; columns each, never mixed."
+        ("vlm",), min_length=1, description="Feature networks; each has columns of its own."
     )
     model: str | None = Field(
-        None, description="Run or adapter whose vision tower vlm is; by default the built-in's."
+        None,
+        description="Run or adapter whose base's vision tower is vlm; by default the built-in.",
     )
     weights: Path = Field(
         Path("weights"),
         description="Folder of inception.safetensors and lpips-vgg.safetensors.",
     )
-    count: int = Field(1000, ge=1, description="Images of each defect, at most.")
+    count: int = Field(1000, ge=1, description="Most images of a defect.")
     tracking: TrackingConfig = TrackingConfig()
 
 
@@ -47,28 +48,26 @@ class ComparisonConfig(Settings):
     )
     sources: str | None = Field(
         None,
-        description="What to train on, divided by commas, and nothing else; by default "
-        "everything, with NAME and real+NAME for each synthetic folder.",
+        description="Comma-separated sources to train on; by default all, with NAME and "
+        "real+NAME for each synthetic folder.",
     )
     category: tuple[str, ...] = Field((), description="Only these categories; by default all.")
     pairs: int | None = Field(
-        None,
-        ge=1,
-        description="Synthetic pairs of each defect, at most; by default the budget's.",
+        None, ge=1, description="Most synthetic pairs of a defect; by default the budget's."
     )
-    seeds: int = Field(3, ge=1, description="Trainings of each category and source.")
+    seeds: int = Field(3, ge=1, description="Trainings per category and source.")
     num_workers: int | None = Field(
-        None,
-        ge=1,
-        description="Trainings at a time; by default as many as the cluster has room for.",
+        None, ge=1, description="Trainings at a time; by default as many as the cluster fits."
     )
     new_pieces: bool = Field(
         False,
-        description="Test on pieces alone that are not trained on: test images that look like "
-        "another photograph of one are left out.",
+        description="Leave out test images that look like another photograph of a training "
+        "piece.",
     )
     tracking: TrackingConfig = TrackingConfig()
-    dry_run: bool = Field(False, description="Only say what would be trained, and how long.")
+    dry_run: bool = Field(
+        False, description="Only print what would be trained, and for how long."
+    )
 
 
 class LocalizationConfig(ComparisonConfig):
@@ -91,8 +90,8 @@ class ClassificationConfig(ComparisonConfig):
 
     network: Path | None = Field(
         None,
-        description="Folder of a ResNet as transformers saves it, to begin with (the published "
-        "scripts take ImageNet's ResNet-34); random weights without.",
+        description="Folder of a ResNet saved by transformers to start from (published: "
+        "ImageNet's ResNet-34); by default random weights.",
     )
     budget: Literal["paper", "small", "smallest"] = Field(
         "paper",
@@ -102,20 +101,22 @@ class ClassificationConfig(ComparisonConfig):
 
 
 class AblationConfig(RunConfig):
-    """An ablation: what its rows' trainings have in common, and how they are measured."""
+    """Settings of launch.evaluate ablation: those that rows share, and the measurement."""
 
     real: Path | None = Field(None, description="Folder of real images, in MVTec AD's layout.")
     out: Path | None = Field(None, description="Folder for results; the same one continues.")
-    rows: str = Field(",".join(ROWS), description="Rows to compare, divided by commas.")
+    rows: str = Field(",".join(ROWS), description="Comma-separated rows to compare.")
     budget: Literal["paper", "small", "smallest"] = Field(
         "paper", description="How much to train detectors."
     )
     count: int | None = Field(
-        None, ge=1, description="Images to draw of each defect; by default the budget's pairs."
+        None,
+        ge=1,
+        description="Images to generate of each defect; by default the budget's pairs.",
     )
-    seeds: int = Field(3, ge=1, description="Detectors of each category and row.")
+    seeds: int = Field(3, ge=1, description="Detectors per category and row.")
     features: tuple[Literal["inception", "lpips-vgg", "vlm"], ...] = Field(
-        ("vlm",), min_length=1, description="Networks that look, as launch.evaluate quality."
+        ("vlm",), min_length=1, description="Feature networks, as in launch.evaluate quality."
     )
     weights: Path = Field(Path("weights"), description="Folder of their weights.")
-    dry_run: bool = Field(False, description="Only say what would be trained and drawn.")
+    dry_run: bool = Field(False, description="Only print what would be trained and generated.")

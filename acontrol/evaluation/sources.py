@@ -63,7 +63,7 @@ class Mixed:
         self.sources = sources
 
     def sample(self, rng: np.random.Generator) -> Sample:
-        """Draw from one of them."""
+        """Draw from a random source."""
         return self.sources[int(rng.integers(len(self.sources)))].sample(rng)
 
 

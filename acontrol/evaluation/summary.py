@@ -50,13 +50,9 @@ class Row:
 def summarise(
     jobs: Sequence[TrainingJob], out: Path, part: str, metrics: Sequence[str] = METRICS
 ) -> dict[str, Row]:
-    """A row for each source, in the order of the trainings, which must be done.
+    """A row for each source, from the results of finished trainings.
 
-    Args:
-        jobs: Trainings.
-        out: Folder of results.
-        part: Group of metrics in a result; for detectors the protocol.
-        metrics: Names of the metrics.
+    ``part`` is the group of metrics in a result: for detectors the protocol.
     """
     rows = {}
     for source in dict.fromkeys(job.source for job in jobs):
@@ -89,13 +85,7 @@ def flat_metrics(rows: Mapping[str, Row], metrics: Sequence[str] = METRICS) -> d
 
 
 def tables(rows: Mapping[str, Row], protocol: Protocol, about: str) -> list[Table]:
-    """Tables of detectors' metrics in per cent, and of differences to the baseline.
-
-    Args:
-        rows: Rows of `summarise`.
-        protocol: Protocol of the rows.
-        about: Budget, data and counts, for the note.
-    """
+    """Tables of detectors' metrics in per cent, and of differences to the baseline."""
     definition = {
         "strict": "last epoch, F1 over all thresholds, binary masks",
         "paper": "best epoch on the test set, pixel F1 over 21 thresholds, truncated masks",
@@ -116,12 +106,7 @@ def compared(
 ) -> list[Table]:
     """Tables of metrics in per cent, and of differences to the baseline if it is a row.
 
-    Args:
-        rows: Rows of `summarise`.
-        heads: Names of the metrics in tables.
-        titles: Titles of both tables.
-        definition: Definition of the metrics, for the note.
-        about: Budget, data and counts, for the note.
+    The note holds the metrics' definition, and text about budget and data.
     """
     first = Table(
         titles[0],

@@ -29,15 +29,10 @@ def fit(
     loss_of: Callable[[Tensor, Tensor], Tensor],
     seed: int,
 ) -> Iterator[tuple[Network, float]]:
-    """Train with Adam.
+    """Train with Adam on samples that have a random generator each.
 
-    Args:
-        network: Network on its device.
-        schedule: Batch size, length and learning rate.
-        draw: Draws an image (3, S, S) in [0, 255] and its target, given its position in the
-            batch and a generator.
-        loss_of: Loss of a batch of images in [0, 1] and their targets.
-        seed: Seed of the samples, each of which has a generator of its own.
+    ``draw`` takes the position in the batch and a generator, and returns an image (3, S, S) in
+    [0, 255] and its target; ``loss_of`` takes images in [0, 1] and their targets.
 
     Yields:
         After each epoch the network in evaluation mode, and the epoch's mean loss.
@@ -76,18 +71,7 @@ def channels_last(network: Network) -> Network:
 def train_detector(
     budget: Budget, normals: ImageSet, source: Source | None, seed: int, device: str
 ) -> Iterator[tuple[DetectorUNet, float]]:
-    """Train a detector on batches that are half normal and half from the source.
-
-    Args:
-        budget: Size, width and length.
-        normals: Normal training images.
-        source: Source of defective images; without one, all images are normal.
-        seed: Seed of weights and samples.
-        device: Torch device.
-
-    Yields:
-        As `fit`.
-    """
+    """Train a detector as `fit` does, on batches half normal and half from the source."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("detector", seed))
         detector = channels_last(DetectorUNet(budget.width).to(device))

@@ -1,7 +1,6 @@
 """Pretraining from images to a base: the stages in turn, then the base card with metrics."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -26,6 +25,7 @@ from acontrol.pretrain.vae import psnr, train_vae
 from acontrol.pretrain.vlm import retrieval, train_vlm
 from acontrol.runs.guard import claim
 from acontrol.runs.stage import StageContext
+from acontrol.runs.storage import sha256
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
 
@@ -64,7 +64,7 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
     )
     pool = source(config.pool, config.seed, side)
     test = source(config.test, derive_seed(config.seed, "test"), side)
-    words = {word for kind in pool.vocabulary for word in kind.caption.lower().split()}
+    words = {word for entry in pool.vocabulary for word in entry.caption.lower().split()}
     parts = net.build(
         config.sizes, config.seed, [word for word in sorted(words) if word.isalpha()]
     )
@@ -108,7 +108,7 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
             "python": platform.python_version(),
         },
         "sha256": {
-            file.relative_to(scratch).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            file.relative_to(scratch).as_posix(): sha256(file)
             for file in sorted(scratch.rglob("*.safetensors"))
         },
     }

@@ -30,52 +30,47 @@ def train_vae(
     With the encoder frozen the latents no longer change, and the decoder has all the steps
     that fine details of defects need.
     """
-    device = context.device.type
 
-    def loss(name: str, step: int, encoder_frozen: bool) -> dict[str, Tensor]:
-        chosen = context.chosen(name, step, stage.batch_size, len(pool))
-        image = pool.pixels(chosen).to(context.device)
-        weight = 1 + stage.mask_weight * pool.masks[chosen].to(context.device)
-        generator = context.generator(f"{name} noise", step)
-        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-            with torch.set_grad_enabled(not encoder_frozen):
-                posterior = vae.encode(image).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator).to(context.device)
-            decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        error = decoded - image
-        terms = {
-            "l1": (weight * error.abs()).mean(),
-            "mse": (weight * error.square()).mean(),
-            "kl": posterior.kl().float().mean() / noise[0].numel(),
-        }
-        total = terms["l1"] + 2 * terms["mse"]
-        return {"loss": total if encoder_frozen else total + KL_WEIGHT * terms["kl"], **terms}
+    def train(name: str, steps: int, learning_rate: float, *, encoder_frozen: bool) -> None:
+        def loss(step: int) -> dict[str, Tensor]:
+            chosen = context.chosen(name, step, stage.batch_size, len(pool))
+            image = pool.pixels(chosen).to(context.device)
+            weight = 1 + stage.mask_weight * pool.masks[chosen].to(context.device)
+            generator = context.generator(f"{name} noise", step)
+            with torch.autocast(context.device.type, torch.bfloat16, enabled=bfloat16):
+                with torch.set_grad_enabled(not encoder_frozen):
+                    posterior = vae.encode(image).latent_dist
+                noise = torch.randn(posterior.mean.shape, generator=generator)
+                latents = posterior.mean + posterior.std * noise.to(context.device)
+                decoded = vae.decode(latents).sample.float()
+            error = decoded - image
+            terms = {
+                "l1": (weight * error.abs()).mean(),
+                "mse": (weight * error.square()).mean(),
+                "kl": posterior.kl().float().mean() / noise[0].numel(),
+            }
+            total = terms["l1"] + 2 * terms["mse"]
+            return {
+                "loss": total if encoder_frozen else total + KL_WEIGHT * terms["kl"],
+                **terms,
+            }
 
-    def sample() -> Image.Image:
-        return reconstructions(vae, test, context.device)
+        run_stage(
+            name,
+            vae,
+            loss,
+            context,
+            steps=steps,
+            learning_rate=learning_rate,
+            sample=lambda: reconstructions(vae, test, context.device),
+        )
 
     vae.train()
-    run_stage(
-        "autoencoder",
-        vae,
-        lambda step: loss("autoencoder", step, encoder_frozen=False),
-        context,
-        steps=stage.steps,
-        learning_rate=stage.learning_rate,
-        sample=sample,
-    )
+    train("autoencoder", stage.steps, stage.learning_rate, encoder_frozen=False)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     if stage.decoder_steps:
-        run_stage(
-            "decoder",
-            vae,
-            lambda step: loss("decoder", step, encoder_frozen=True),
-            context,
-            steps=stage.decoder_steps,
-            learning_rate=stage.learning_rate / 2,
-            sample=sample,
-        )
+        train("decoder", stage.decoder_steps, stage.learning_rate / 2, encoder_frozen=True)
     vae.eval().requires_grad_(False)
     latents = encode(vae, test, context.device)[:, :4]
     vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))

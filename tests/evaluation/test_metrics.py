@@ -165,5 +165,5 @@ def test_undefined_metrics_are_nan() -> None:
 def test_bad_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         count(np.array([0.5, np.nan]), np.array([True, False]))
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="equal shapes"):
         count(np.zeros(3), np.zeros(4, bool))
