@@ -206,7 +206,9 @@ def _report(
         "of real defects outside the training third, last epoch; balanced: mean over a "
         "category's defects"
     )
-    report.tables = summary.compared(rows, list(METRICS.values()), titles, definition, about)
+    report.tables = summary.comparison_tables(
+        rows, list(METRICS.values()), titles, definition, about
+    )
     report.rows += summary.long_rows(rows, PART, metrics)
     for category in dict.fromkeys(job.category for job in jobs):
         by_source: dict[str, list[TrainingJob]] = {}

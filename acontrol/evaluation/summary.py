@@ -92,12 +92,12 @@ def tables(rows: Mapping[str, Row], protocol: Protocol, about: str) -> list[Tabl
     }[protocol]
     title = f"Detection and localization, protocol {protocol}"
     against = f"Against {BASELINE} alone, protocol {protocol}"
-    return compared(
+    return comparison_tables(
         rows, [NAMES[name] for name in METRICS], (title, against), definition, about
     )
 
 
-def compared(
+def comparison_tables(
     rows: Mapping[str, Row],
     heads: Sequence[str],
     titles: tuple[str, str],
@@ -147,8 +147,8 @@ def long_rows(
         low, high = row.interval
         for index, metric in enumerate(metrics):
             by_seed = " ".join(f"{value:.6f}" for value in row.by_seed[:, index])
-            cells = [("mean", row.values[index], low[index], high[index], by_seed)]
-            cells += [
+            entries = [("mean", row.values[index], low[index], high[index], by_seed)]
+            entries += [
                 (category, values[index], "", "", "")
                 for category, values in row.by_category.items()
             ]
@@ -163,7 +163,7 @@ def long_rows(
                     "high": high_end,
                     "by_seed": seeds,
                 }
-                for category, value, low_end, high_end, seeds in cells
+                for category, value, low_end, high_end, seeds in entries
             ]
     return table
 
