@@ -44,7 +44,7 @@ def map_sheet(
 ) -> Image.Image:
     """Test images with their masks and the anomaly maps of a training of each source."""
     columns = {source: job.array(out, f"{protocol}_maps") for source, job in jobs.items()}
-    shown = next(iter(jobs.values())).array(out, "shown")
+    shown = next(iter(jobs.values())).array(out, "shown").tolist()
     rows = [
         [*_pair(test, index), *(Image.fromarray(maps[row]) for maps in columns.values())]
         for row, index in enumerate(shown)
