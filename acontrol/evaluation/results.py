@@ -2,6 +2,8 @@
 
     OUT/trainings/CATEGORY/SOURCE/seed-0.npz    arrays: resamples, curves, maps
     OUT/trainings/CATEGORY/SOURCE/seed-0.json   metrics; written last: it completes both
+
+A finished training is not repeated.
 """
 
 import dataclasses
