@@ -4,11 +4,16 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# A cluster of ray.init has a token, by default for its own process alone.
+os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +25,14 @@ from jaxtyping import install_import_hook
 # Shapes and types are checked while testing, and cost nothing in production.
 install_import_hook(
     [
-        "acontrol.method.anomaly_map",
-        "acontrol.method.asea",
-        "acontrol.method.csm",
-        "acontrol.method.diffusion",
-        "acontrol.evaluation",
+        "acontrol.method",
         "acontrol.networks.inpainting",
-        "acontrol.method.model",
-        "acontrol.method.qformer",
-        "acontrol.method.sga",
+        # But for those modules whose annotations only type checkers import.
+        *(
+            f"acontrol.evaluation.{file.stem}"
+            for file in (Path(__file__).parents[1] / "acontrol" / "evaluation").glob("*.py")
+            if "if TYPE_CHECKING:" not in file.read_text()
+        ),
     ],
     "beartype.beartype",
 )
@@ -64,6 +68,33 @@ def built_in_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         defects=("crack", "stain", "spots"),
     )
     return root
+
+
+CLUSTER = """
+import ray
+context = ray.init("local", num_cpus=4, object_store_memory=2**28, include_dashboard=False)
+print(context.address_info["gcs_address"], flush=True)
+input()
+"""
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """One Ray cluster for all tests; a command joins it by RAY_ADDRESS.
+
+    A process of its own has it, so that this one can join and leave.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin and process.stdout
+    yield process.stdout.readline().strip()
+    with contextlib.suppress(BrokenPipeError):
+        process.communicate("\n", timeout=60)
 
 
 @pytest.fixture(scope="session")

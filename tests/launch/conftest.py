@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from acontrol.runs.cluster import joined_cluster
 from acontrol.runs.mlflow_client import own_database
 from launch import shard
 from tests.launch import commands
-from tests.launch.runs import TRACED, options
+from tests.launch.runs import TRACED, losses_both_ways, options, precompute_options
+from tests.train.ranks import run_ranks
 
 
 @pytest.fixture(scope="session")
@@ -21,16 +23,41 @@ def shards(built_in_data: Path, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole(shards, tmp_path_factory) -> Path:
+def whole(shards, ray_address, tmp_path_factory) -> Path:
     """A run that nothing disturbed, and that is watched in every way."""
     output = tmp_path_factory.mktemp("job") / "whole"
     watched = ("--profile", TRACED, "--tracking.system-metrics")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
-        done = commands.run("launch.train", *options(shards, output), *watched)
+        done = commands.run(
+            *("launch.train", *options(shards, output), *watched), cluster=ray_address
+        )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"Adapter: {output / 'adapter'}"
     return output
+
+
+@pytest.fixture(scope="session")
+def features(shards: Path, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What launch.precompute wrote."""
+    out = tmp_path_factory.mktemp("precompute") / "features"
+    args = precompute_options(shards, out)
+    done = commands.run("launch.precompute", *args, cluster=ray_address)
+    assert done.returncode == 0, done.stderr
+    (path,) = out.iterdir()
+    assert f"Features: {path}\n" in done.stdout
+    return out
+
+
+@pytest.fixture(scope="session")
+def in_one_process(
+    whole: Path, features: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[float]]:
+    """The losses of ``whole`` without Ray and with one rank, online and from features."""
+    config = json.loads((whole / "config.json").read_text())
+    config["cluster"]["num_workers"] = 1
+    scratch = tmp_path_factory.mktemp("ranks")
+    return run_ranks(losses_both_ways, 1, scratch, json.dumps(config), str(features))
 
 
 @pytest.fixture(scope="session")
@@ -65,10 +92,12 @@ def other_wood(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One cluster for all short chains, as a user's would be there already."""
-    with joined_cluster(ClusterConfig(), show_output=False):
-        yield
+def cluster(ray_address: str) -> Iterator[None]:
+    """This process joins the cluster, as a user's would be there already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", ray_address)
+        with joined_cluster(ClusterConfig(), show_output=False):
+            yield
 
 
 @pytest.fixture(scope="module")

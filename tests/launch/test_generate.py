@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import ndimage
 
@@ -95,11 +96,12 @@ def undisturbed(built_in_data, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.parametrize("kills", [(3,), pytest.param((1, 3, 5), marks=pytest.mark.slow)])
 def test_a_killed_job_continues_and_ends_with_the_same_bytes(
-    undisturbed, built_in_data, tmp_path
+    undisturbed, built_in_data, tmp_path, kills
 ) -> None:
     out = tmp_path / "whole"
-    for kept in (1, 3, 5):
+    for kept in kills:
         process = commands.start("launch.generate", *options(out, built_in_data, *WATCHED))
         deadline = time.monotonic() + 120
         while len(list((tmp_path / ".whole.partial").glob("batches/*.jsonl"))) < kept:
@@ -112,23 +114,26 @@ def test_a_killed_job_continues_and_ends_with_the_same_bytes(
     done = commands.run("launch.generate", *options(out, built_in_data, *WATCHED))
     assert done.returncode == 0, done.stderr
     (there,) = re.findall(r"Continuing: (\d+) of 24 images", done.stdout)
-    assert int(there) >= 15
+    assert int(there) >= 3 * kills[-1]
     assert len(lines_of(out)) == 24
     assert tree_of(out) == tree_of(undisturbed)
     assert not (tmp_path / ".whole.partial").exists()
 
 
 def test_the_same_command_has_nothing_to_do_and_another_is_refused(
-    undisturbed, built_in_data
+    undisturbed, built_in_data, capsys
 ) -> None:
     before = tree_of(undisturbed)
-    same = options(undisturbed, built_in_data, *WATCHED)
-    done = commands.run("launch.generate", *same)
-    assert done.returncode == 0
-    assert "Nothing to do" in done.stdout
-    other = commands.run("launch.generate", *same, "--seed", 1)
-    assert other.returncode == 2
-    assert "not empty" in other.stderr
+    threads = torch.get_num_threads()
+    # A job continues on a machine like its own only.
+    torch.set_num_threads(json.loads((undisturbed / "job.json").read_text())["threads"])
+    try:
+        generate_into(undisturbed, built_in_data, *WATCHED)
+        assert "Nothing to do" in capsys.readouterr().out
+        with pytest.raises(UserError, match="not empty"):
+            generate_into(undisturbed, built_in_data, *WATCHED, "--seed", 1)
+    finally:
+        torch.set_num_threads(threads)
     assert tree_of(undisturbed) == before
 
 
@@ -238,12 +243,14 @@ def test_a_scratch_on_a_large_image_is_drawn_near_and_changes_nothing_else(
         assert (image[place] != large[place]).any(axis=2).mean() > 0.5
 
 
-def test_two_workers_draw_what_one_does(built_in_data, tmp_path, monkeypatch) -> None:
+def test_two_workers_draw_what_one_does(
+    built_in_data, ray_address, tmp_path, monkeypatch
+) -> None:
     """On a real Ray cluster of this machine; a thread each, as this process has too."""
     more = ("--count", 2, "--refine-mask")
     generate_into(tmp_path / "one", built_in_data, *more)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     two = options(tmp_path / "two", built_in_data, *more, "--num-workers", 2)
-    done = commands.run("launch.generate", *two)
+    done = commands.run("launch.generate", *two, cluster=ray_address)
     assert done.returncode == 0, done.stderr
     assert tree_of(tmp_path / "one") == tree_of(tmp_path / "two")

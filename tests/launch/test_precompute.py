@@ -20,28 +20,11 @@ from acontrol.train import driver
 from launch import precompute
 from launch.train import read_config
 from tests.launch import commands
-from tests.launch.runs import losses_of, options
-
-
-@pytest.fixture(scope="module")
-def features(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What launch.precompute wrote."""
-    out = tmp_path_factory.mktemp("precompute") / "features"
-    done = commands.run("launch.precompute", *settings(shards, out))
-    assert done.returncode == 0, done.stderr
-    (path,) = out.iterdir()
-    assert f"Features: {path}\n" in done.stdout
-    return out
-
-
-def settings(shards: Path, features: Path) -> list[object]:
-    given = options(shards, shards)
-    place = given.index("--output")
-    return [*given[:place], *given[place + 2 :], "--data.features", features]
+from tests.launch.runs import losses_of, options, precompute_options
 
 
 def opened(shards: Path, features: Path) -> tuple[FeatureFolder, TrainingStream]:
-    config = read_config([str(one) for one in settings(shards, features)])
+    config = read_config([str(one) for one in precompute_options(shards, features)])
     reader = ShardReader(str(shards))
     folder = feature_folder(config, reader, base_digest(config.base))
     return folder, TrainingStream(reader, config.data, seed=0, reference_px=64)
@@ -62,7 +45,7 @@ def test_they_are_what_the_networks_give(
 ) -> None:
     folder, stream = opened(shards, features)
     assert folder.why_not() is None
-    config = read_config([str(one) for one in settings(shards, features)])
+    config = read_config([str(one) for one in precompute_options(shards, features)])
     encoder = FrozenEncoder(tiny_base, config.csm, config.asea)
     size = config.micro_batch_size
     numbers = range(3 * size, 4 * size)  # A batch as the tasks had it, and a part of it.
@@ -79,10 +62,19 @@ def test_they_are_what_the_networks_give(
 
 
 def test_training_on_them_gives_the_same_losses(
-    shards: Path, features: Path, whole: Path, tmp_path: Path
+    whole: Path, in_one_process: dict[str, list[float]]
+) -> None:
+    online = [loss for _, loss in losses_of(whole)]
+    assert in_one_process["features"] == pytest.approx(online, abs=1e-5)
+
+
+@pytest.mark.slow  # A launch; the readers and the losses are tested above.
+def test_workers_train_on_them(
+    shards: Path, features: Path, whole: Path, ray_address: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    done = commands.run("launch.train", *options(shards, run), "--data.features", features)
+    args = (*options(shards, run), "--data.features", features)
+    done = commands.run("launch.train", *args, cluster=ray_address)
     assert done.returncode == 0, done.stderr
     assert "Features: precomputed" in done.stdout
     for (step, loss), (same, online) in zip(losses_of(run), losses_of(whole), strict=True):
@@ -95,7 +87,7 @@ def test_a_second_call_has_nothing_to_compute(
 ) -> None:
     (path,) = features.iterdir()
     before = {file.name: os.stat(file).st_mtime_ns for file in path.glob("samples-*")}
-    precompute.run([str(one) for one in settings(shards, features)])
+    precompute.run([str(one) for one in precompute_options(shards, features)])
     after = {file.name: os.stat(file).st_mtime_ns for file in path.glob("samples-*")}
     assert before == after
     assert str(path) in capsys.readouterr().out
@@ -111,7 +103,7 @@ def test_other_settings_are_computed_online(
     launches: list[Launch] = []
     monkeypatch.setattr(driver, "joined_cluster", lambda cluster: contextlib.nullcontext())
     monkeypatch.setattr(driver, "fit", lambda launch, *rest: launches.append(launch))
-    args = [*map(str, settings(shards, features)), "--output", str(tmp_path / "run")]
+    args = [*map(str, precompute_options(shards, features)), "--output", str(tmp_path / "run")]
     driver.run_training(read_config([*args, "--asea.steps", "1"]))
     assert not launches[0].features
     assert "online" in (printed := capsys.readouterr().out)

@@ -13,27 +13,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy import ndimage
 
-from acontrol.config import RunConfig
 from acontrol.data.mvtec import open_folder
-from acontrol.data.reader import ShardReader
-from acontrol.data.stream import TrainingStream
 from acontrol.data.validation import check
 from acontrol.errors import UserError
-from acontrol.method.model import AnomalyControl
-from acontrol.method.sga import SemanticAdapter
-from acontrol.networks.load import load_base
 from acontrol.networks.locate import built_in_base
-from acontrol.train.engine import AdapterEngine
-from acontrol.train.loop import StepReport, train
 from launch import generate
 from launch import train as launch_train
 from tests.launch import commands
 from tests.launch.runs import EVERY, STEPS, losses_of, options, values_of
-from tests.train.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
-def continued(shards, tmp_path_factory) -> tuple[Path, str]:
+def continued(shards, ray_address, tmp_path_factory) -> tuple[Path, str]:
     """A run whose driver was killed after its first checkpoint, and the same command again."""
     output = tmp_path_factory.mktemp("job") / "killed"
     process = commands.start("launch.train", *options(shards, output))
@@ -45,7 +36,7 @@ def continued(shards, tmp_path_factory) -> tuple[Path, str]:
     # As when a machine goes down: Ray's workers would otherwise outlive the driver for some
     # seconds and may finish so short a run.
     commands.kill_with_children(process)
-    done = commands.run("launch.train", *options(shards, output))
+    done = commands.run("launch.train", *options(shards, output), cluster=ray_address)
     assert done.returncode == 0, done.stderr
     return output, done.stdout
 
@@ -114,46 +105,8 @@ def test_a_run_with_other_settings_is_not_continued(whole, shards) -> None:
         launch_train.run([str(option) for option in changed])
 
 
-def one_rank(config_json: str) -> list[float]:
-    """The same run in one process, without Ray."""
-    config = RunConfig.model_validate_json(config_json)
-    base = load_base(config.base)
-    adapter = SemanticAdapter.from_unet(base.unet, base.vlm.config.qformer_config.hidden_size)
-    model = AnomalyControl(base, adapter, config)
-    stream = TrainingStream(
-        ShardReader(config.data.shards or ""),
-        config.data,
-        seed=config.seed,
-        reference_px=model.encoder.semantics.image_px,
-    )
-    engine = AdapterEngine(adapter, config, None)
-    losses: list[float] = []
-
-    class Notes:
-        def on_step(self, report: StepReport) -> None:
-            losses.append(report.loss)
-
-        def on_checkpoint(self, report: StepReport) -> None: ...
-
-        def on_samples(self, step: int) -> None: ...
-
-        def on_validation(self, step: int, loss: float) -> None: ...
-
-        def should_stop(self) -> bool:
-            return False
-
-        def wants_checkpoint(self, step: int) -> bool:
-            return False
-
-    batches = stream.batches(0, config.optim.batch_size, 0, 1, config.optim.steps)
-    train(model, batches, engine, config, Notes())
-    return losses
-
-
-def test_one_process_without_ray_has_the_same_losses(whole, tmp_path) -> None:
-    config = json.loads((whole / "config.json").read_text())
-    config["cluster"]["num_workers"] = 1
-    losses = run_ranks(one_rank, 1, tmp_path, json.dumps(config))
+def test_one_process_without_ray_has_the_same_losses(whole, in_one_process) -> None:
+    losses = in_one_process["online"]
     assert losses == pytest.approx([loss for _, loss in losses_of(whole)], abs=1e-5)
     assert losses != [losses[0]] * STEPS
 

@@ -40,6 +40,18 @@ SETTINGS: dict[str, dict] = {
 }
 
 
+# By default a setting of each sort; the others in make test-all.
+USUAL = (
+    *(f"stage {stage}" for stage in range(4)),
+    "stage 2, two passes, clipped, cosine",
+    "stage 3, bfloat16",
+    "stage 2, averaged",
+)
+EACH = [
+    name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS
+]
+
+
 def config_of(name: str, world_size: int) -> RunConfig:
     changed = SETTINGS[name]
     optim = {"batch_size": BATCH, "learning_rate": 1e-2, "steps": STEPS}
@@ -106,8 +118,8 @@ def train_and_resume(name: str) -> dict[str, object]:
     }
 
 
-def all_settings() -> dict[str, dict[str, object]]:
-    return {name: train_and_resume(name) for name in SETTINGS}
+def train_all(names: list[str]) -> dict[str, dict[str, object]]:
+    return {name: train_and_resume(name) for name in names}
 
 
 def resume_from(middle: dict) -> list[float]:
@@ -117,8 +129,15 @@ def resume_from(middle: dict) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> dict[str, dict]:
-    return run_ranks(all_settings, 2, tmp_path_factory.mktemp("two"))
+def two_ranks(request, tmp_path_factory) -> dict[str, dict]:
+    """All settings of the tests that were chosen, in one pair of processes."""
+    chosen = {
+        item.callspec.params["name"]
+        for item in request.session.items
+        if "name" in getattr(getattr(item, "callspec", None), "params", {})
+        and item.function.__module__ == __name__
+    }
+    return run_ranks(train_all, 2, tmp_path_factory.mktemp("two"), sorted(chosen | {*USUAL}))
 
 
 def plain_losses(name: str) -> list[float]:
@@ -164,7 +183,7 @@ def torch_schedule(
     return schedules.SequentialLR(optimizer, [up, down], milestones=[warmup])
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", EACH)
 def test_every_setting_trains_as_a_plain_loop(two_ranks, name) -> None:
     # bfloat16 has 8 bits of mantissa: a loss near 1 is good to about 1/256.
     tolerance = 4e-3 if "bfloat16" in name else 1e-5
@@ -191,7 +210,7 @@ def test_clipping_and_schedule_matter() -> None:
     assert abs(plain[-1] - changed[-1]) > 1e-3
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_resume_is_bitwise(two_ranks, name) -> None:
     found = two_ranks[name]
     assert found["resumed_losses"] == found["losses"][HALF:]

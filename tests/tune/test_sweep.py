@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from acontrol.errors import UserError
 from launch import shard
+from launch.train import read_config
 from tests.launch import commands
+from tune import search
 from tune.record import Outcome, Sweep
 
 TRIALS = 4
@@ -42,25 +45,33 @@ def ended(folder: Path) -> dict[Path, int]:
     }
 
 
-def test_a_killed_sweep_goes_on_where_it_was(shards: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "sweep"
-    first = commands.start("tune.search", *options(shards, folder))
+@pytest.fixture(scope="module")
+def killed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep whose driver was killed with its workers once a trial had ended."""
+    folder = tmp_path_factory.mktemp("killed") / "sweep"
+    process = commands.start("tune.search", *options(shards, folder))
     end = time.monotonic() + 300
-    while not ended(folder) and first.poll() is None and time.monotonic() < end:
+    while not ended(folder) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.2)
-    commands.kill_with_children(first)
-    outcomes = Sweep.read(folder).outcomes()
-    assert 0 < len(outcomes) < TRIALS
-    before = ended(folder)
+    commands.kill_with_children(process)
+    return folder
 
-    done = commands.run("tune.search", *options(shards, folder))
+
+def test_a_killed_sweep_continues(
+    killed: Path, shards: Path, ray_address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = Sweep.read(killed).outcomes()
+    assert 0 < len(outcomes) < TRIALS
+    before = ended(killed)
+
+    done = commands.run("tune.search", *options(shards, killed), cluster=ray_address)
     assert done.returncode == 0, done.stderr
-    sweep = Sweep.read(folder)
+    sweep = Sweep.read(killed)
     outcomes = sweep.outcomes()
     assert len(outcomes) == TRIALS
     # No trial that had ended is repeated.
-    assert before.items() <= ended(folder).items()
-    failed = {name for name, one in outcomes.items() if one.status == "failed"}
+    assert before.items() <= ended(killed).items()
+    failed = {name for name, outcome in outcomes.items() if outcome.status == "failed"}
     assert {outcomes[name].values["optim.learning_rate"] for name in failed} == {1e30}
     assert len(failed) == TRIALS // 2
     assert all("is nan: training diverged" in outcomes[name].failure for name in failed)
@@ -68,27 +79,38 @@ def test_a_killed_sweep_goes_on_where_it_was(shards: Path, tmp_path: Path) -> No
         assert outcomes[name].status == "finished"
         assert outcomes[name].metrics["step"] == 4
 
-    database = sqlite3.connect(folder / "mlflow.db")
+    database = sqlite3.connect(killed / "mlflow.db")
     nested = "select count(*) from tags where key = 'mlflow.parentRunId' and value = ?"
     assert database.execute(nested, [sweep.parent_run]).fetchone() == (TRIALS,)
     states = "select status, count(*) from runs group by status"
     assert dict(database.execute(states)) == {"FINISHED": 3, "FAILED": 2}
     database.close()
     names = {"best.json", "trials.csv", "parallel-coordinates.png", "parameter-importance.png"}
-    assert names <= {one.name for one in folder.iterdir()}
-    logged = {one.name for one in (folder / "artifacts").rglob("*") if one.is_file()}
+    assert names <= {path.name for path in killed.iterdir()}
+    logged = {path.name for path in (killed / "artifacts").rglob("*") if path.is_file()}
     assert names <= logged
 
     # The same command once more has nothing to do; another one is refused.
-    again = commands.run("tune.search", *options(shards, folder))
-    assert again.returncode == 0, again.stderr
-    assert before.items() <= ended(folder).items()
-    other = commands.run("tune.search", *options(shards, folder), "--optim.batch-size", 2)
-    assert other.returncode == 2
-    assert "other settings (optim.batch_size: 4 -> 2)" in other.stderr
+    search.run([str(option) for option in options(shards, killed)])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Best trial's config: ")
+    assert before.items() <= ended(killed).items()
+    other = [*options(shards, killed), "--optim.batch-size", 2]
+    with pytest.raises(UserError, match=r"other settings \(optim\.batch_size: 4 -> 2\)"):
+        search.run([str(option) for option in other])
 
+    best = read_config(["--config", str(killed / "best.json"), "--output", "run"])
+    assert best.optim.learning_rate == 1e-3
+    assert best.data.shards == str(shards)
+
+
+@pytest.mark.slow
+def test_the_best_of_a_sweep_trains(shards: Path, ray_address: str, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    done = commands.run("tune.search", *options(shards, folder), cluster=ray_address)
+    assert done.returncode == 0, done.stderr
     trained = commands.run(
-        *("launch.train", "--config", folder / "best.json"), "--output", tmp_path / "run"
+        *("launch.train", "--config", folder / "best.json", "--output", tmp_path / "run"),
+        cluster=ray_address,
     )
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "run" / "adapter").is_dir()
