@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from acontrol.config import RunConfig
-from acontrol.data.images import read_image
-from acontrol.data.mvtec import MvtecFolder, open_folder
-from acontrol.data.reader import ShardReader
+from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
 from acontrol.evaluation import figures, published, quality, summary
 from acontrol.evaluation.backends import load_backend
@@ -20,7 +18,7 @@ from acontrol.evaluation.comparison import (
 )
 from acontrol.evaluation.dataset import CategoryDataset, Folders, check
 from acontrol.evaluation.estimate import seconds_a_detector
-from acontrol.evaluation.images import digest
+from acontrol.evaluation.leaks import refuse_leaking_shards
 from acontrol.evaluation.localization import Localization
 from acontrol.evaluation.protocol import METRICS, PROTOCOLS
 from acontrol.evaluation.report import Report, Table
@@ -50,7 +48,7 @@ def run_ablation(config: AblationConfig) -> None:
     quieten()
     base = absolute(config.run.model_copy(update={"output": str(out)}))
     folder = open_folder(real)
-    _check_shards(base, folder)
+    refuse_leaking_shards(base.data, folder)
     budget = BUDGETS[config.budget]
     count = config.count or budget.pairs
     sets = {row: out / "rows" / row / "images" for row in rows}
@@ -149,25 +147,6 @@ def _checked_rows(config: AblationConfig) -> tuple[list[str], Path, Path]:
             raise UserError(f"--rows: {row!r}; name each once, of: {', '.join(ROWS)}")
     assert config.real is not None and config.out is not None
     return rows, config.real.resolve(), config.out.resolve()
-
-
-def _check_shards(base: RunConfig, folder: MvtecFolder) -> None:
-    """Refuse shards with an image that detectors are tested on."""
-    reader = ShardReader(base.data.shards or "", base.data.cache_dir)
-    if reader.index.split != "train":
-        raise UserError(
-            f"{base.data.shards}: holds split {reader.index.split!r}, with the images that "
-            "detectors are tested on; write it with launch.shard --split train"
-        )
-    tested = {digest(read_image(row.image)): row.image for row in folder.labelled("test")}
-    for number, (_, sample) in enumerate(reader.places):
-        pixels = np.asarray(reader.read(number).image.convert("RGB"))
-        test_image = tested.get(digest(pixels))
-        if test_image:
-            raise UserError(
-                f"{base.data.shards}: its sample {sample.key} is the test image {test_image}, "
-                "pixel by pixel; write it from this data with launch.shard --split train"
-            )
 
 
 def _report(

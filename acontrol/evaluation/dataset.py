@@ -11,7 +11,8 @@ from PIL import Image
 from acontrol.data import builtin
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.errors import UserError
-from acontrol.evaluation.images import ImageSet, load, refuse_leaks
+from acontrol.evaluation.images import ImageSet, load
+from acontrol.evaluation.leaks import refuse_leaks
 from acontrol.evaluation.near_duplicates import other_photographs
 from acontrol.evaluation.sources import (
     CutPaste,

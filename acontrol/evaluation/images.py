@@ -14,7 +14,6 @@ from torch import Tensor
 
 from acontrol.data.images import fit, read_image
 from acontrol.data.mvtec import LabelledImage
-from acontrol.errors import UserError
 
 _WHOLE = 1 - 1e-6  # Bilinear weights sum to 1 up to rounding.
 
@@ -92,24 +91,3 @@ def digest(pixels: npt.NDArray[np.uint8]) -> str:
     """Digest of an image's pixels, whatever the file format."""
     shape = "x".join(str(length) for length in pixels.shape)
     return hashlib.sha256(shape.encode() + pixels.tobytes()).hexdigest()
-
-
-def refuse_leaks(test: ImageSet, training: Iterable[ImageSet]) -> None:
-    """Refuse test images among the training images.
-
-    Raises:
-        UserError: For the first of them.
-    """
-    tested = dict(zip(test.digests, test.files, strict=True))
-    leaks = [
-        (file, tested[digest])
-        for part in training
-        for digest, file in zip(part.digests, part.files, strict=True)
-        if digest in tested
-    ]
-    if leaks:
-        more = f" (and {len(leaks) - 1} more)" if len(leaks) > 1 else ""
-        raise UserError(
-            f"{leaks[0][0]}: is the test image {leaks[0][1]}, pixel by pixel{more}; a detector "
-            "must not train on its test images: remove one of them"
-        )

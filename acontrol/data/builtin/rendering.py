@@ -20,8 +20,8 @@ from acontrol.data.builtin.defects import (
     spots,
     stain,
 )
-from acontrol.data.builtin.products import button, fabric, leather, metal, tile, wood
 from acontrol.data.builtin.surface import FloatArray, Surface, grid, mix, step
+from acontrol.data.builtin.textures import button, fabric, leather, metal, tile, wood
 
 __all__ = ["DEFECTS", "PAINTS", "PRODUCTS", "render"]
 
