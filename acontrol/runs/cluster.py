@@ -1,4 +1,4 @@
-"""The Ray cluster that a launch runs on: the one it finds, else a local one."""
+"""The Ray cluster of a launch: an existing one, else a local one."""
 
 import contextlib
 import logging
@@ -16,9 +16,9 @@ from acontrol.config import ClusterConfig
 from acontrol.errors import UserError
 from acontrol.runs.paths import in_ray_job
 
-# `ray start` notes its cluster here, and Ray's own commands look here for it.
+# Where `ray start` records its cluster, and Ray's own commands look for it.
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
-# What workers need to reach the same services as the driver.
+# Workers need these to reach the same services as the driver.
 FORWARDED = (
     "ACONTROL_CACHE",
     "AWS_ACCESS_KEY_ID",
@@ -40,43 +40,45 @@ FORWARDED = (
 def joined_cluster(
     cluster: ClusterConfig, *, packages: Sequence[Path] = (), show_output: bool = True
 ) -> Iterator[None]:
-    """Join the cluster of RAY_ADDRESS or of `ray start`, or start one; leave it at the end.
+    """Join the cluster of RAY_ADDRESS or of `ray start`, or start a local one.
 
-    A cluster that another launch started for itself is left alone.
+    Local clusters of other launches are not joined.
 
     Args:
-        cluster: What workers want, for a cluster that is started.
-        packages: Folders that tasks import from besides acontrol.
-        show_output: Whether what workers print appears here.
+        cluster: Workers and their resources, for a local cluster.
+        packages: Packages that tasks import besides acontrol, as folders.
+        show_output: Whether to print the workers' output here.
 
     Raises:
-        UserError: If RAY_ADDRESS names a cluster that does not answer.
+        UserError: If the cluster of RAY_ADDRESS does not answer.
     """
     if ray.is_initialized():
         yield
         return
     quiet: dict[str, Any] = {"log_to_driver": show_output, "logging_level": logging.ERROR}
-    named = os.environ.get("RAY_ADDRESS")
-    found = named or (CURRENT_CLUSTER.read_text().strip() if CURRENT_CLUSTER.exists() else "")
-    if found and _answers(found):
-        # Other nodes may hold no acontrol or another one. A Ray job brings its folder itself.
-        modules = [Path(acontrol.__file__).parent, *packages]
-        brought = {
-            "py_modules": [str(one) for one in modules],
-            "env_vars": worker_environment(on_gpus=True),
-        }
-        brought = {} if in_ray_job() else brought
-        ray.init(address=found, runtime_env=brought, **quiet)
-    elif named:
-        raise UserError(f"RAY_ADDRESS {named}: no cluster answers there")
+    address = os.environ.get("RAY_ADDRESS")
+    if not address and CURRENT_CLUSTER.exists():
+        address = CURRENT_CLUSTER.read_text().strip()
+    if address and _answers(address):
+        environment: dict[str, Any] = {}
+        if not in_ray_job():  # A Ray job ships its folder itself.
+            # Other nodes may have no acontrol, or another version.
+            folders = [Path(acontrol.__file__).parent, *packages]
+            environment = {
+                "py_modules": [str(folder) for folder in folders],
+                "env_vars": worker_environment(on_gpus=True),
+            }
+        ray.init(address=address, runtime_env=environment, **quiet)
+    elif os.environ.get("RAY_ADDRESS"):
+        raise UserError(f"RAY_ADDRESS {address}: no cluster answers there")
     else:
-        # Workers wait for each other most of the time, so more of them than cores may run.
+        # Workers mostly wait for each other, so more of them than cores may run.
         ray.init(
             address="local",
             num_cpus=max(
                 os.cpu_count() or 1, math.ceil(cluster.num_workers * cluster.cpus_per_worker)
             ),
-            # Custom resources tell nodes apart: where there is one, it has them.
+            # Custom resources tell nodes apart; a single node has them all.
             resources={
                 name: amount * cluster.num_workers
                 for name, amount in cluster.resources.items()
@@ -92,9 +94,9 @@ def joined_cluster(
 
 
 def _answers(address: str) -> bool:
-    """Whether something listens there: Ray itself would try for minutes."""
+    """Whether something listens at the address; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
-    if "//" in address or not port.isdigit():  # "auto", or Ray's client: Ray's to judge.
+    if "//" in address or not port.isdigit():  # "auto", or Ray's client: left to Ray.
         return True
     try:
         with socket.create_connection((host, int(port)), timeout=5):
@@ -104,30 +106,33 @@ def _answers(address: str) -> bool:
 
 
 def uses_gpus(cluster: ClusterConfig) -> bool:
-    """Whether workers get a GPU each; says so when the cluster has too little for them.
+    """Whether workers get a GPU each. Prints what the cluster lacks.
 
-    It only says so, since a cluster that grows on demand starts with less.
+    That is no error, since an autoscaling cluster starts with less.
 
     Raises:
-        UserError: If it is left open, and the cluster has some GPUs but too few.
+        UserError: If ``use_gpu`` is unset and the cluster has some GPUs, but too few.
     """
-    there = ray.cluster_resources()
-    workers, gpus = cluster.num_workers, int(there.get("GPU", 0))
+    resources = ray.cluster_resources()
+    workers, gpus = cluster.num_workers, int(resources.get("GPU", 0))
     if cluster.use_gpu is None and 0 < gpus < workers:
         raise UserError(
             f"the cluster has {gpus} GPUs for {workers} workers: give --cluster.num-workers "
             f"{gpus}, or --cluster.use-gpu True to wait for more, or False to train on CPUs"
         )
     on_gpus = gpus >= workers if cluster.use_gpu is None else cluster.use_gpu
-    for kind, share in worker_resources(cluster, on_gpus).items():
-        amount, has = workers * share, there.get(kind, 0)
-        if has < amount:
-            print(f"Waiting for {amount:g} {kind}: the cluster has {has:g} so far", flush=True)
+    for name, share in worker_resources(cluster, on_gpus).items():
+        needed, available = workers * share, resources.get(name, 0)
+        if available < needed:
+            print(
+                f"Waiting for {needed:g} {name}: the cluster has {available:g} so far",
+                flush=True,
+            )
     return on_gpus
 
 
 def worker_resources(cluster: ClusterConfig, on_gpus: bool) -> dict[str, float]:
-    """What Ray reserves for each worker."""
+    """Ray resources of each worker."""
     gpu = {"GPU": 1.0} if on_gpus else {}
     return {"CPU": cluster.cpus_per_worker, **gpu, **cluster.resources}
 

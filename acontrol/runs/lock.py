@@ -1,4 +1,4 @@
-"""One launch at a time in a run's folder."""
+"""The lock on a run's folder: one launch at a time."""
 
 import contextlib
 import fcntl
@@ -11,13 +11,13 @@ from acontrol.runs.storage import StoragePath
 
 @contextlib.contextmanager
 def only_launch(run: StoragePath) -> Iterator[None]:
-    """Keep a second launch out of the run's folder for as long as this one is in it.
+    """Lock a run's folder, creating it.
 
-    An object store has no locks: there the later launch takes the run over, and the earlier
-    one ends before it writes its next checkpoint.
+    An object store has no locks: there the later launch takes over, and the earlier one ends
+    before it writes its next checkpoint.
 
     Raises:
-        UserError: If there is one already.
+        UserError: If another launch holds the lock.
     """
     if not isinstance(run, Path):
         yield

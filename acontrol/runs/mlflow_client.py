@@ -1,4 +1,4 @@
-"""The MLflow run of a training run: where it is, making it, what it is told once."""
+"""MLflow: which server, opening a run, its settings and versions, its errors in one line."""
 
 import contextlib
 import logging
@@ -29,10 +29,10 @@ from acontrol.errors import UserError
 from acontrol.runs.storage import StoragePath
 
 log = logging.getLogger(__name__)
-# By default it takes a server that hangs a quarter of an hour to become an error.
+# By default a server that hangs becomes an error only after a quarter of an hour.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-# Making the SQLite tables is no news.
+# Hides the messages about creating SQLite tables.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
@@ -40,7 +40,7 @@ VERSIONS = ("torch", "deepspeed", "ray", "diffusers", "transformers", "mlflow")
 
 
 def named_uri(config: RunConfig) -> str | None:
-    """The server or database of the config, else of the environment, else none."""
+    """The server or database named by the config or the environment, if any."""
     return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
 
 
@@ -48,20 +48,20 @@ def tracking_uri(config: RunConfig, run: StoragePath) -> str:
     """The named server or database, else one in the run's folder.
 
     Raises:
-        UserError: If the run lies in an object store, where no database can, and none is named.
+        UserError: If none is named and the run is in an object store, which cannot hold one.
     """
     if named := named_uri(config):
         return named
     if not isinstance(run, Path):
         raise UserError(
-            f"--output {run}: MLflow's database cannot lie there; name a server with "
+            f"--output {run}: MLflow's database cannot be there; name a server with "
             "--tracking.uri or MLFLOW_TRACKING_URI"
         )
     return own_database(run)
 
 
 def own_database(run: Path) -> str:
-    """Where MLflow is for a run that names no server."""
+    """The database of a run that names no server."""
     return f"sqlite:///{run.resolve() / 'mlflow.db'}"
 
 
@@ -73,15 +73,15 @@ def open_run(
     artifacts: Path | None = None,
     parent: str | None = None,
 ) -> str:
-    """Make an MLflow run; returns its id.
+    """Create an MLflow run; returns its id.
 
     Args:
         uri: Tracking server or database.
-        experiment: Its name; made if it is new.
-        run_name: Of the run.
-        artifacts: Where a new experiment keeps its files, for a local database.
-        parent: Id of the run that this one is nested in. Under it a name stands for one run, so
-            that a launch killed before it noted its run's id finds it again.
+        experiment: Name of the experiment; created if new.
+        run_name: Name of the run.
+        artifacts: Where a new experiment stores its files, for a local database.
+        parent: Id of the parent run. Names are unique under it, so a launch that was killed
+            before it recorded its run's id finds the run again.
 
     Raises:
         UserError: If the tracking server cannot be reached or refuses.
@@ -106,9 +106,9 @@ def open_run(
 def close_nested(
     uri: str, experiment: str, parent: str, run_name: str, status: str, tags: Mapping[str, str]
 ) -> None:
-    """Give a run in another one its end, whoever began it, also if nobody did.
+    """Close a nested run, whoever opened it, creating it if nobody did.
 
-    Bookkeeping alone: what cannot be sent is said and lost.
+    If MLflow cannot be reached, a warning is logged and the status is lost.
     """
     try:
         run_id = open_run(uri, experiment, run_name, parent=parent)
@@ -139,7 +139,7 @@ def describe(client: mlflow.MlflowClient, run_id: str, resolved: Mapping[str, An
 
 
 def last_values(uri: str, run_id: str) -> dict[str, float]:
-    """The last value of each metric of a run, as MLflow has it."""
+    """The last value of each metric of a run."""
     return dict(mlflow.MlflowClient(tracking_uri=uri).get_run(run_id).data.metrics)
 
 
@@ -158,11 +158,11 @@ def last_steps(uri: str, run_id: str, names: Sequence[str]) -> dict[str, int]:
 
 
 def is_refusal(uri: str, error: MlflowException) -> bool:
-    """Whether MLflow itself says never; what stands before a server speaks of itself."""
+    """Whether MLflow itself refuses for good; a proxy's errors are not MLflow's."""
     if error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE):
         return True
-    itself = isinstance(error, RestException) or not uri.startswith("http")
-    return itself and error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+    from_mlflow = isinstance(error, RestException) or not uri.startswith("http")
+    return from_mlflow and error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 
 
 @contextlib.contextmanager
@@ -183,7 +183,7 @@ def without_password(text: str) -> str:
 def _nested(
     client: mlflow.MlflowClient, experiment_id: str, parent: str, run_name: str
 ) -> str | None:
-    """Id of the run of this name in another one."""
+    """Id of the nested run of this name."""
     query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'"
     for run in client.search_runs([experiment_id], query, max_results=50_000):
         if run.info.run_name == run_name:
@@ -192,11 +192,11 @@ def _nested(
 
 
 def git_commit() -> str | None:
-    """The commit of the code: ACONTROL_COMMIT, else of the checkout that holds this file."""
+    """The code's commit: ACONTROL_COMMIT, else that of this file's checkout."""
     if commit := os.environ.get("ACONTROL_COMMIT"):
         return commit
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["git", "rev-parse", "HEAD"],
             cwd=Path(__file__).parent,
             capture_output=True,
@@ -205,7 +205,7 @@ def git_commit() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+    return result.stdout.strip()
 
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -214,13 +214,13 @@ MANIFEST_TAG, WEIGHTS_TAG = "manifest_sha256", "weights_sha256"
 DATA_TAG, BASE_TAG = "data_digest", "base_digest"
 
 
-def server_uri(said: str | None) -> str:
-    """The server or database named by an option, else by the environment.
+def server_uri(option: str | None) -> str:
+    """The server or database named by an option or the environment.
 
     Raises:
-        UserError: If neither is.
+        UserError: If neither names one.
     """
-    uri = said or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = option or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise UserError(
             "name the MLflow server or database with --tracking.uri or MLFLOW_TRACKING_URI "
@@ -230,8 +230,8 @@ def server_uri(said: str | None) -> str:
 
 
 def client_of(uri: str) -> mlflow.MlflowClient:
-    """A client whose models are where its runs are."""
-    # Seven attempts with growing pauses, the default, are minutes of silence.
+    """A client with runs and models on the same server."""
+    # The default, seven attempts with growing pauses, means minutes of silence.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     if not sys.stderr.isatty():
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -241,7 +241,7 @@ def client_of(uri: str) -> mlflow.MlflowClient:
 def version_of(
     client: mlflow.MlflowClient, name: str, alias: str | None = None, version: str | None = None
 ) -> ModelVersion | None:
-    """A model's version by its alias or number; None if there is none."""
+    """A model's version by its alias or number; None if it does not exist."""
     try:
         if version is not None:
             return client.get_model_version(name, version)

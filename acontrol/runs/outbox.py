@@ -1,12 +1,12 @@
-"""A durable, ordered queue in a folder, and the thread that empties it.
+"""A durable, ordered queue in a folder, and the thread that sends its events.
 
-    FOLDER/<name>.jsonl   what one process put in, a JSON object a line; never rewritten
-    FOLDER/<name>.sent    bytes of it that the other side has acknowledged
-    FOLDER/<name>.refused lines that it will never take
+    FOLDER/<name>.jsonl   events of one process, one JSON object per line; never rewritten
+    FOLDER/<name>.sent    bytes of it that the receiver has acknowledged
+    FOLDER/<name>.refused lines that the receiver refused
 
-Every process writes a file of its own, so storage that all nodes see will do, without locks.
-What is in a file was put in, sent or not; so the folder is also a record. An event may be sent
-twice, after a kill between its sending and the note of it, so deliveries must bear repetition.
+Each process writes its own file, so shared storage suffices, without locks. Sent events stay in
+the file, so the folder is also a record. A kill between sending and acknowledging repeats an
+event, so delivery must be idempotent.
 """
 
 import itertools
@@ -24,21 +24,21 @@ log = logging.getLogger(__name__)
 Event = dict[str, Any]
 Deliver = Callable[[Sequence[Event]], None]
 
-BATCH = 50  # Events read and delivered at once; all others lie on the disk alone.
-EVERY_S = 2.0  # How long events wait for others to go with.
+BATCH = 50  # Events read and delivered at once; all others stay on disk.
+EVERY_S = 2.0  # How long events wait to be sent together.
 POLL_S = 0.1
-PAUSES_S = (1.0, 30.0)  # Before another attempt: at first, and at most.
+PAUSES_S = (1.0, 30.0)  # Before a retry: the first pause, and the longest.
 
 
 class RefusedError(Exception):
-    """The other side answers, and will never take this."""
+    """The receiver refuses an event for good."""
 
 
 class EventQueue:
-    """One file of the queue: appended to by its own process, read by whoever sends it."""
+    """One file of the queue: appended to by its own process, read by the sender."""
 
     def __init__(self, file: Path):
-        """Take the file, which appears with the first event."""
+        """Open a queue; the file is created with the first event."""
         self.file = file
         self._sent_file = file.with_suffix(".sent")
         self._descriptor: int | None = None
@@ -46,39 +46,39 @@ class EventQueue:
 
     @classmethod
     def new(cls, folder: Path) -> "EventQueue":
-        """A file of this process's own; names sort by time."""
+        """A new file for this process; names sort by time."""
         stamp = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         return cls(folder / f"{stamp}.jsonl")
 
     @classmethod
     def all_in(cls, folder: Path) -> list["EventQueue"]:
-        """Every process's, in the order of their beginnings."""
+        """The files of all processes, oldest first."""
         return [cls(file) for file in sorted(folder.glob("*.jsonl"))]
 
     def append(self, event: Event) -> None:
-        """Put an event in; it outlives this process, and after ``sync`` the machine.
+        """Add an event, which survives this process, and after ``sync`` the machine.
 
-        A full disk loses the event with a warning: what is recorded is never worth a stop.
+        On a full disk the event is lost with a warning: logging never stops a run.
         """
         try:
             if self._descriptor is None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                how = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-                self._descriptor = os.open(self.file, how, 0o644)
-            # Half a line may stand there from a full disk: an end makes it one that is skipped.
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+                self._descriptor = os.open(self.file, flags, 0o644)
+            # A full disk may have left half a line: ended here, it is skipped.
             line = b"\n" * self._broken + json.dumps(event).encode() + b"\n"
             self._broken = os.write(self._descriptor, line) != len(line)
         except OSError as error:
             self._broken = True
-            log.warning("%s takes no event, it is lost: %s", self.file, error)
+            log.warning("%s: an event is lost: %s", self.file, error)
 
     def sync(self) -> None:
-        """Have the disk itself hold what was put in."""
+        """Flush all events to the disk."""
         if self._descriptor is not None:
             os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Have the disk hold it all, and take no more for now."""
+        """Flush all events to the disk and close the file; ``append`` reopens it."""
         self.sync()
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -86,23 +86,24 @@ class EventQueue:
 
     @property
     def sent(self) -> int:
-        """Bytes that are acknowledged."""
+        """Acknowledged bytes."""
         try:
             return int(self._sent_file.read_text())
         except (OSError, ValueError):
             return 0
 
     def acknowledge(self, offset: int) -> None:
-        """Note that all before ``offset`` was taken; never goes back."""
+        """Record that everything before ``offset`` was sent; never moves back."""
         if offset > self.sent:
+            # A name of its own: several processes may send the same queue.
             partial = self._sent_file.with_suffix(f".{secrets.token_hex(3)}")
             partial.write_text(str(offset))
             os.replace(partial, self._sent_file)
 
     def events(self, start: int = 0) -> Iterator[tuple[Event, int]]:
-        """Events from byte ``start`` on, each with the byte after it.
+        """Events from byte ``start`` on, each with the offset after it.
 
-        Half a line at the end, as a kill leaves it, is none; damaged ones are skipped.
+        Half a line at the end, as a kill leaves it, is ignored; damaged lines are skipped.
         """
         try:
             stream = self.file.open("rb")
@@ -123,7 +124,7 @@ class EventQueue:
                 yield event, start
 
     def waiting(self) -> int:
-        """Events that are not acknowledged."""
+        """Number of unacknowledged events."""
         return sum(1 for _ in self.events(self.sent))
 
     def refuse(self, event: Event, reason: str) -> None:
@@ -133,18 +134,18 @@ class EventQueue:
 
 
 class Uploader:
-    """A thread that sends the events of some queues in order, for as long as it takes.
+    """A thread that sends queued events in order, retrying until they are sent.
 
-    It ends with the process: what is not sent by then stays in its queue.
+    It ends with the process; unsent events stay in their queue.
     """
 
     def __init__(self, queues: Sequence[EventQueue], deliver: Deliver):
-        """Start it.
+        """Start the thread.
 
         Args:
             queues: What to send, first to last.
-            deliver: Sends some events. An exception means that the other side is away, but for
-                RefusedError.
+            deliver: Sends events. Exceptions other than RefusedError mean that the receiver
+                cannot be reached.
         """
         self.queues, self.deliver = list(queues), deliver
         self._wake = threading.Event()
@@ -154,7 +155,7 @@ class Uploader:
         self._thread.start()
 
     def drain(self, limit_s: float) -> bool:
-        """Wait until all that is in now is sent; whether it was within the limit."""
+        """Wait until all events are sent; False if that takes longer than the limit."""
         deadline = time.monotonic() + limit_s
         while any(queue.waiting() for queue in self.queues):
             if time.monotonic() > deadline:
@@ -164,7 +165,7 @@ class Uploader:
         return True
 
     def stop(self, limit_s: float) -> bool:
-        """Drain, and end the thread; whether all was sent."""
+        """Drain and end the thread; whether all events were sent."""
         drained = self.drain(limit_s)
         self._stopped = True
         self._wake.set()
@@ -178,7 +179,7 @@ class Uploader:
                 for queue in list(self.queues):
                     self._send(queue)
                 if self._pause_s:
-                    log.warning("what waited in %s is sent", self.queues[0].file.parent)
+                    log.warning("the events in %s are sent", self.queues[0].file.parent)
                 self._pause_s = 0.0
             except Exception as error:
                 reason = " ".join(str(error).split())[:200]
@@ -189,17 +190,17 @@ class Uploader:
 
     def _send(self, queue: EventQueue) -> None:
         while True:
-            found = list(itertools.islice(queue.events(queue.sent), BATCH))
-            if not found:
+            batch = list(itertools.islice(queue.events(queue.sent), BATCH))
+            if not batch:
                 return
-            events = [event for event, _ in found]
+            events = [event for event, _ in batch]
             try:
                 self.deliver(events)
             except RefusedError:
-                for event in events:  # Not all of them need be to blame.
+                for event in events:  # Perhaps only some are refused.
                     try:
                         self.deliver([event])
                     except RefusedError as error:
                         log.warning("%s: refused for good: %s", queue.file, error)
                         queue.refuse(event, str(error))
-            queue.acknowledge(found[-1][1])
+            queue.acknowledge(batch[-1][1])

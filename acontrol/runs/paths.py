@@ -1,4 +1,4 @@
-"""Where a run's files are, said so that workers and later launches find them too."""
+"""Absolute paths for a run's files, valid for workers and later launches too."""
 
 import json
 import os
@@ -22,8 +22,8 @@ def absolute(config: RunConfig) -> RunConfig:
     """Make every local path absolute: workers have another working directory.
 
     Raises:
-        UserError: Under ``ray job submit``, if a path is relative: the job's folder is a
-            temporary copy, and goes with the job.
+        UserError: Under ``ray job submit``, if a path is relative: the job's working folder is
+            a temporary copy.
     """
     base = config.base
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -51,7 +51,7 @@ def absolute(config: RunConfig) -> RunConfig:
 
 
 def full_path(path: str | None, option: str) -> str | None:
-    """A local path made absolute; a URI stays what it is.
+    """A local path made absolute; a URI unchanged.
 
     Raises:
         UserError: Under ``ray job submit``, if it is relative.
@@ -70,7 +70,7 @@ def _local(path: str | None, option: str) -> str | None:
 
 
 def _folder(path: str | None, option: str) -> str | None:
-    """A folder's absolute path; a hub id or the built-in name stays what it is."""
+    """A folder's absolute path; a hub id or the built-in name unchanged."""
     if path == BUILT_IN:
         return path
     return full_path(path, option) if path is not None and os.path.isdir(path) else path
@@ -78,6 +78,6 @@ def _folder(path: str | None, option: str) -> str | None:
 
 def _relative_in_job(path: str) -> str:
     return (
-        f"{path}: a Ray job runs in a temporary copy of the folder, which goes with it; "
+        f"{path}: a Ray job runs in a temporary copy of the folder; "
         "give an absolute path or a URI"
     )

@@ -1,4 +1,4 @@
-"""What a launch is: what the driver hands to its workers, and RUN/run.json."""
+"""A launch: what the driver passes to its workers, and RUN/run.json."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from acontrol.runs.storage import StoragePath
 
 @dataclass(frozen=True)
 class Launch:
-    """What the driver hands to every worker."""
+    """What the driver passes to every worker."""
 
     config: RunConfig
     folder: StoragePath
@@ -19,7 +19,7 @@ class Launch:
     mlflow_run: str
     base_digest: str
     show_progress: bool
-    features: bool = False  # Whether config.data.features holds what fits this run.
+    features: bool = False  # Whether config.data.features fits this run.
 
     @property
     def run(self) -> StoragePath:
@@ -28,23 +28,23 @@ class Launch:
 
     @property
     def stop_file(self) -> StoragePath:
-        """Its presence asks the workers to stop after a checkpoint."""
+        """If it exists, workers stop after a checkpoint."""
         return self.folder / "stop"
 
     @property
     def reserved_file(self) -> StoragePath:
-        """Holds the id of Ray's placement group, in which the workers are."""
+        """Holds the id of the workers' placement group in Ray."""
         return self.folder / "placement-group"
 
 
 class RunRecord(Settings):
-    """RUN/run.json: who is at work here, and where MLflow has the run.
+    """RUN/run.json: the last launch, and the run's MLflow run.
 
     Attributes:
         launch: Name of the last launch's folder.
         mlflow_run: Id of the MLflow run.
-        mlflow_uri: Where, if it was named; null for the run's own database, so that a run's
-            folder can be moved.
+        mlflow_uri: The named server or database; null for the run's own database, so that a
+            run's folder can be moved.
     """
 
     launch: str
@@ -53,12 +53,12 @@ class RunRecord(Settings):
 
     @classmethod
     def read(cls, run: StoragePath) -> "RunRecord | None":
-        """The record of a run's folder; None if there is none that can be read."""
+        """The record of a run's folder; None if missing or unreadable."""
         try:
             return cls.model_validate_json((run / "run.json").read_bytes())
         except (OSError, ValidationError):
             return None
 
     def write(self, run: StoragePath) -> None:
-        """Replace the record in one step."""
+        """Replace the record atomically."""
         storage.write(run / "run.json", self.model_dump_json().encode())

@@ -1,4 +1,4 @@
-"""MLflow for launch.evaluate: one run a folder of results, however often it is continued."""
+"""MLflow for launch.evaluate: one run per folder of results."""
 
 import contextlib
 import os
@@ -19,19 +19,19 @@ _COMMAND_NAME = "command.txt"
 
 @contextlib.contextmanager
 def results_in(out: Path, command: str, tracking: TrackingConfig) -> Iterator[Tracker]:
-    """Have a folder of results for oneself, with its MLflow run.
+    """Lock a folder of results and open its MLflow run.
 
     Args:
-        out: The folder; made if it is new.
-        command: The sub-command, whose alone the folder is.
-        tracking: Where MLflow is.
+        out: The folder; created if new.
+        command: The sub-command; a folder belongs to one.
+        tracking: MLflow settings.
 
     Raises:
-        UserError: If it is no folder, another command's, or in use, or the tracking server
-            cannot be reached.
+        UserError: If it is not a folder, belongs to another command or is in use, or if the
+            tracking server cannot be reached.
     """
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is no folder")
+        raise UserError(f"--out {out}: not a folder")
     mark = out / _COMMAND_NAME
     if mark.is_file() and (other := mark.read_text().strip()) != command:
         raise UserError(
@@ -43,22 +43,22 @@ def results_in(out: Path, command: str, tracking: TrackingConfig) -> Iterator[Tr
 
 
 def open_run(out: Path, tracking: TrackingConfig) -> Tracker:
-    """The folder's run, found again or made.
+    """Open the folder's run, creating it if new.
 
     Raises:
         UserError: If the tracking server cannot be reached or refuses.
     """
-    named = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    uri = named or own_database(out)
+    server = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = server or own_database(out)
     record = out / RUN_NAME
-    known = record.read_text().split("\n") if record.is_file() else []
+    before = record.read_text().split("\n") if record.is_file() else []
     tracker = Tracker.open(
         uri,
         tracking.experiment,
         tracking.run_name or out.name,
-        known[1] if known and known[0] == uri else None,
+        before[1] if before[:1] == [uri] else None,
         out,
-        artifacts=None if named else out / "artifacts",
+        artifacts=None if server else out / "artifacts",
         parent=tracking.parent_run,
     )
     storage.write(record, f"{uri}\n{tracker.run_id}".encode())

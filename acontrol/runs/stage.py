@@ -22,14 +22,14 @@ GRADIENT_NORM = 1.0
 
 @dataclass(frozen=True)
 class StageContext:
-    """What every stage works with.
+    """Settings shared by all stages.
 
     Attributes:
-        folder: For states and sample grids.
+        folder: Where states and sample grids go.
         tracker: MLflow.
-        seed: The run's.
+        seed: The run's seed.
         device: Where to train.
-        save_every: Steps between states.
+        save_every: Steps between saved states.
         samples_every: Steps between sample grids.
     """
 
@@ -41,11 +41,11 @@ class StageContext:
     samples_every: int
 
     def chosen(self, stage: str, step: int, count: int, size: int) -> Tensor:
-        """Which of ``size`` images a step takes: a function of seed, stage and step."""
+        """Indices of a step's images among ``size``, by seed, stage and step."""
         return torch.randint(size, (count,), generator=self.generator(stage, step))
 
     def generator(self, stage: str, step: int) -> torch.Generator:
-        """A generator of this step's own."""
+        """A generator for this step."""
         return torch.Generator().manual_seed(derive_seed(self.seed, stage, step))
 
 
@@ -62,26 +62,28 @@ def run_stage(
 ) -> None:
     """Train ``module`` in place, from the newest saved state on.
 
-    The rate rises over the first steps and falls to zero as a cosine. At the end the module
-    holds the moving average of its weights, if one is kept.
+    The rate warms up linearly and decays to zero as a cosine. With ``ema_decay`` the module
+    holds the moving average of its weights at the end.
 
     Args:
-        name: Of the stage, in files and metrics.
+        name: Name of the stage in files and metrics.
         module: Its parameters that require gradients are trained.
-        loss: Gives the terms of step ``i``, from 0; "loss" is minimized, all are logged.
-        context: Where, and with which seed.
-        steps: How many.
-        learning_rate: AdamW's, at its highest.
-        ema_decay: Of the moving average; 0 for none.
-        sample: Draws a picture of how it goes.
+        loss: The terms of step ``i``, from 0; "loss" is minimized, all are logged.
+        context: Shared settings.
+        steps: Number of steps.
+        learning_rate: Peak rate of AdamW.
+        ema_decay: Decay of the moving average; 0 for none.
+        sample: Draws a sample grid.
     """
-    trained = {name: one for name, one in module.named_parameters() if one.requires_grad}
+    trained = {key: value for key, value in module.named_parameters() if value.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate, weight_decay=0.01)
-    average = {name: one.detach().clone() for name, one in trained.items()} if ema_decay else {}
+    average: dict[str, Tensor] = {}
+    if ema_decay:
+        average = {key: value.detach().clone() for key, value in trained.items()}
     file = context.folder / f"{name}.safetensors"
     first = _load(file, trained, average, optimizer) if file.exists() else 0
-    shown = tqdm(range(first, steps), name, initial=first, total=steps, disable=None)
-    for step in shown:
+    bar = tqdm(range(first, steps), name, initial=first, total=steps, disable=None)
+    for step in bar:
         rate = learning_rate * min(1.0, (step + 1) / WARMUP_STEPS)
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
@@ -90,7 +92,7 @@ def run_stage(
         nn.utils.clip_grad_norm_(trained.values(), GRADIENT_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        # A young average follows faster, or its start would never be forgotten.
+        # Faster at first, or the average would never forget the initial weights.
         decay = min(ema_decay, (1 + step) / (10 + step))
         for key, value in average.items():
             value.lerp_(trained[key].detach(), 1 - decay)
@@ -98,7 +100,7 @@ def run_stage(
         if step % 20 == 19 or last:
             values = {f"{name}/{key}": float(value.detach()) for key, value in terms.items()}
             context.tracker.log_metrics(values, step + 1)
-            shown.set_postfix(loss=f"{values[f'{name}/loss']:.4f}")
+            bar.set_postfix(loss=f"{values[f'{name}/loss']:.4f}")
         if last or (step + 1) % context.save_every == 0:
             context.tracker.flush()
             _save(file, step + 1, trained, average, optimizer)
@@ -113,7 +115,7 @@ def run_stage(
 
 
 class _holding:
-    """Lets parameters hold the average for the length of a block."""
+    """Swaps the average into the parameters for a block."""
 
     def __init__(self, trained: dict[str, nn.Parameter], average: dict[str, Tensor]):
         self.trained, self.average = trained, average
@@ -141,7 +143,7 @@ def _save(
     tensors |= {f"average/{key}": value for key, value in average.items()}
     for key, value in trained.items():
         for moment in ("exp_avg", "exp_avg_sq"):
-            # A parameter that a stage leaves out has no moments.
+            # A parameter without gradients so far has no moments.
             if moment in optimizer.state[value]:
                 tensors[f"{moment}/{key}"] = optimizer.state[value][moment]
     whole = {key: value.cpu().contiguous() for key, value in tensors.items()}

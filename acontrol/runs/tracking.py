@@ -1,8 +1,8 @@
-"""What a run logs to MLflow, whether MLflow is there or not.
+"""Logging to MLflow, whether or not it can be reached.
 
-Whoever logs never waits for MLflow: what is logged goes to a queue in the run's folder, and
-a thread sends it. All that is sent may be sent twice: metrics bear the time at which they were
-logged, by which MLflow knows them again, and files their names.
+Logging never waits for MLflow: events go to a queue in the run's folder, and a thread sends
+them. Events may be sent twice: MLflow recognizes metrics by the time at which they were logged,
+and files by their names.
 """
 
 import json
@@ -39,12 +39,15 @@ from acontrol.runs.outbox import Event, EventQueue, RefusedError, Uploader
 from acontrol.runs.storage import StoragePath
 
 log = logging.getLogger(__name__)
-METRICS_A_REQUEST = 1000  # MLflow takes no more.
-FIRST_NAMES = ("learning_rate", "validation_loss")  # Each stands for those logged with it.
+METRICS_A_REQUEST = 1000  # MLflow's limit.
+FIRST_NAMES = (
+    "learning_rate",
+    "validation_loss",
+)  # Each identifies the metrics logged with it.
 
 
 class Tracker:
-    """Logs to one MLflow run by way of ``FOLDER/events/RUN_ID``; what is in there is logged."""
+    """Logs to one MLflow run by way of the queue in ``FOLDER/events/RUN_ID``."""
 
     def __init__(
         self,
@@ -55,14 +58,13 @@ class Tracker:
         adopt: bool = False,
         wait_s: float = 60.0,
     ):
-        """Continue a run, of which nothing is asked.
+        """Continue an MLflow run, without asking the server.
 
         Args:
             uri: Tracking server or database.
-            run_id: Of the run.
-            folder: The run's. Beside an object store, events lie on this node until they are
-                sent.
-            adopt: Whether to send what earlier processes left unsent: one tracker a launch.
+            run_id: Id of the run.
+            folder: The run's folder. For one in an object store, events wait on this node.
+            adopt: Whether to send events that earlier processes left; one tracker per launch.
             wait_s: How long ``finish`` waits for MLflow.
         """
         self.client = mlflow.MlflowClient(tracking_uri=uri)
@@ -70,10 +72,10 @@ class Tracker:
         self._is_alone = not storage.is_local(folder)
         self.folder = storage.on_this_node(folder) / "events" / run_id
         before = EventQueue.all_in(self.folder)
-        # Beside an object store, the node that wrote what came before may be gone.
+        # With an object store, the node that holds earlier events may be gone.
         elsewhere = FIRST_NAMES if self._is_alone else ()
         self._last_steps = last_steps(uri, run_id, elsewhere)
-        for event in (event for one in before for event, _ in one.events()):
+        for event in (event for queue in before for event, _ in queue.events()):
             if event["kind"] == "metrics":
                 first = next(iter(event["values"]))
                 self._last_steps[first] = max(event["step"], self._last_steps.get(first, -1))
@@ -82,12 +84,12 @@ class Tracker:
 
     @classmethod
     def start(cls, config: RunConfig, run: StoragePath, known: str | None) -> "Tracker":
-        """Open the run's MLflow run, or make it: config, versions and commit are logged once.
+        """Open the run's MLflow run. A new one gets config, versions and commit.
 
         Args:
             config: The resolved config.
             run: The run's folder.
-            known: Id of the MLflow run of an earlier launch; then MLflow need not be there.
+            known: Id of an earlier launch's MLflow run; MLflow is then not contacted.
 
         Raises:
             UserError: If the tracking server cannot be reached or refuses.
@@ -118,16 +120,16 @@ class Tracker:
         resolved: Mapping[str, Any] | None = None,
         wait_s: float = 60.0,
     ) -> "Tracker":
-        """Open an MLflow run by its id, or make one as ``open_run`` does.
+        """Open an MLflow run by its id, or create one as ``open_run`` does.
 
         Args:
             uri: Tracking server or database.
-            experiment: Its name; made if it is new.
-            run_name: Of a new run.
-            known: Id of an earlier run to go on with; then MLflow need not be there.
-            folder: Where events are until MLflow has them.
-            artifacts: Where a new experiment keeps its files, for a local database.
-            parent: Id of the run that this one is nested in.
+            experiment: Name of the experiment; created if new.
+            run_name: Name of a new run.
+            known: Id of an earlier run to continue; MLflow is then not contacted.
+            folder: Where events are queued.
+            artifacts: Where a new experiment stores its files, for a local database.
+            parent: Id of the parent run.
             resolved: Settings to log with a new run.
             wait_s: How long ``finish`` waits for MLflow.
 
@@ -146,11 +148,11 @@ class Tracker:
 
     @property
     def last_step(self) -> int:
-        """The last step of training that was logged; 0 before the first."""
+        """The last training step logged; 0 before the first."""
         return self._last_steps.get(FIRST_NAMES[0], 0)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log a step's metrics, of which the first stands for all in being there already."""
+        """Log a step's metrics, unless the first of them already has that step."""
         first = next(iter(metrics))
         with self._lock:
             if step <= self._last_steps.get(first, -1):
@@ -159,11 +161,11 @@ class Tracker:
         self._put("metrics", step=step, values=dict(metrics))
 
     def log_next(self, metrics: Mapping[str, float]) -> None:
-        """Log metrics that have no step of training, each time by the next number."""
+        """Log metrics without a training step, numbered consecutively."""
         self.log_metrics(metrics, self._last_steps.get(next(iter(metrics)), -1) + 1)
 
     def event(self, text: str) -> None:
-        """Note what happened, as a skipped step: a tag ``event.TIME``, which MLflow lists."""
+        """Log an event, such as a skipped step, as a tag ``event.TIME``."""
         now = time.time()
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
         self.set_tag(f"event.{stamp}.{int(now * 1000) % 1000:03}", text[:5000])
@@ -173,62 +175,69 @@ class Tracker:
         self._put("tag", name=name, value=value)
 
     def log_image(self, image: Image.Image, key: str, step: int) -> None:
-        """Store a picture with its step, under the names by which MLflow shows it."""
+        """Log an image with its step, under the names by which MLflow shows it."""
         now, token = int(time.time() * 1000), secrets.token_hex(8)
         stem = f"{key.replace('/', '~')}+step+{step}+timestamp+{now}+{token}"
         small = compress_image_size(image)
         try:
-            for name, one in ((f"{stem}.png", image), (f"{stem}+compressed.webp", small)):
-                one.save(file := self._own_file(name))
+            for name, saved in ((f"{stem}.png", image), (f"{stem}+compressed.webp", small)):
+                saved.save(file := self._own_file(name))
                 self._put("file", file=str(file.relative_to(self.folder)), folder="images")
         except OSError as error:
-            log.warning("the picture of step %s is lost: %s", step, error)
+            log.warning("the image of step %s is lost: %s", step, error)
         self.set_tag(MLFLOW_LOGGED_IMAGES, "True")
 
     def log_file(self, path: Path) -> None:
-        """Store a copy of a file."""
+        """Log a copy of a file."""
         file = self._own_file(path.name)
         shutil.copyfile(path, file)
         self._put("file", file=str(file.relative_to(self.folder)), folder=None)
 
     def flush(self) -> None:
-        """Have the disk hold what is logged: a resume from here on has all of it."""
+        """Flush all events to the disk, so that a later resume has them."""
         self._queue.sync()
 
     def leave(self) -> None:
-        """This process ends, and nothing more is logged here.
+        """Flush before this process ends.
 
-        Where the run's folder is this node's own, no later process may see what waits in it.
+        Events on this node alone are sent now, since later processes may not see them.
         """
         self.flush()
         if self._is_alone and not self._uploader.stop(self.wait_s):
-            log.warning("MLflow is away: events wait on this node, in %s", self.folder)
+            log.warning(
+                "MLflow cannot be reached: events wait on this node, in %s", self.folder
+            )
 
     def finish(self, status: str) -> bool:
-        """Close the run, FINISHED, FAILED or KILLED; whether MLflow has all of it by now.
+        """Close the run as FINISHED, FAILED or KILLED; whether MLflow has all events.
 
-        Sends what the run's other processes left too. After ``wait_s`` it says what waits.
+        Sends the events of the run's other processes too. After ``wait_s`` it prints how many
+        are left.
         """
         self._put("status", status=status)
         self._queue.close()
-        others = [one for one in EventQueue.all_in(self.folder) if one.file != self._queue.file]
+        queues = EventQueue.all_in(self.folder)
+        others = [queue for queue in queues if queue.file != self._queue.file]
         self._uploader.queues = [*others, self._queue]
-        there = f"MLflow at {without_password(self.uri)}"
+        server = f"MLflow at {without_password(self.uri)}"
         try:
             if not self._uploader.drain(min(5.0, self.wait_s)):
-                print(f"Waiting up to {self.wait_s:g} s for {there}", flush=True)
+                print(f"Waiting up to {self.wait_s:g} s for {server}", flush=True)
             drained = self._uploader.stop(self.wait_s)
-        except KeyboardInterrupt:  # Who cannot wait need not.
+        except KeyboardInterrupt:  # Do not wait any longer.
             drained = self._uploader.stop(0)
         if not drained:
-            waiting = sum(one.waiting() for one in self._uploader.queues)
-            lie = f"{waiting} events wait in {self.folder}; the same command sends them"
-            print(f"{there} is away: {lie}", flush=True)
+            waiting = sum(queue.waiting() for queue in self._uploader.queues)
+            print(
+                f"{server} cannot be reached: {waiting} events wait in {self.folder}; "
+                "the same command sends them",
+                flush=True,
+            )
         return drained
 
-    def _put(self, kind: str, **what: Any) -> None:
+    def _put(self, kind: str, **fields: Any) -> None:
         with self._lock:
-            self._queue.append({"time": int(time.time() * 1000), "kind": kind, **what})
+            self._queue.append({"time": int(time.time() * 1000), "kind": kind, **fields})
 
     def _own_file(self, name: str) -> Path:
         folder = self.folder / "files" / secrets.token_hex(8)
@@ -257,8 +266,8 @@ class Tracker:
 
     def _send_metrics(self, metrics: Sequence[Metric]) -> None:
         for first in range(0, len(metrics), METRICS_A_REQUEST):
-            some = metrics[first : first + METRICS_A_REQUEST]
-            self.client.log_batch(self.run_id, metrics=some)
+            batch = metrics[first : first + METRICS_A_REQUEST]
+            self.client.log_batch(self.run_id, metrics=batch)
 
     def _send(self, event: Event) -> None:
         match event["kind"]:
@@ -266,7 +275,7 @@ class Tracker:
                 self.client.set_tag(self.run_id, event["name"], event["value"])
             case "file":
                 file = self.folder / event["file"]
-                if file.exists():  # Else it was sent before.
+                if file.exists():  # Otherwise it was already sent.
                     self.client.log_artifact(self.run_id, str(file), event["folder"])
                     shutil.rmtree(file.parent, ignore_errors=True)
             case "status" if event["status"] == "RUNNING":
@@ -276,13 +285,13 @@ class Tracker:
 
 
 class SystemMetrics(SystemMetricsMonitor):
-    """Processor, memory, disk and GPU use of a node, by MLflow's monitor, to a tracker.
+    """MLflow's monitor of a node's CPU, memory, disk and GPU use, logging to a tracker.
 
-    MLflow's own loop asks the server before each measurement, and ends where it is away.
+    MLflow's own loop asks the server before each measurement, and ends if it cannot be reached.
     """
 
     def __init__(self, tracker: Tracker, node: str):
-        """Take the tracker and the node's name; ``start`` and ``finish`` it."""
+        """Prepare a monitor; call ``start`` and ``finish``."""
         super().__init__(tracker.run_id, node_id=node, tracking_uri=tracker.uri)
         self.tracker = tracker
 
@@ -296,10 +305,8 @@ class SystemMetrics(SystemMetricsMonitor):
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log under the node's name."""
-        found = {
-            f"{self._metrics_prefix}{self.node_id}/{key}": one for key, one in metrics.items()
-        }
-        if found:
-            self.tracker.log_next(found)
-        for one in self.monitors:
-            one.clear_metrics()
+        prefix = f"{self._metrics_prefix}{self.node_id}/"
+        if metrics:
+            self.tracker.log_next({f"{prefix}{key}": value for key, value in metrics.items()})
+        for monitor in self.monitors:
+            monitor.clear_metrics()

@@ -1,4 +1,4 @@
-"""What one rank does around the steps: checkpoints, pictures, metrics, progress."""
+"""Callbacks of one rank: checkpoints, sample grids, metrics, progress."""
 
 import faulthandler
 import logging
@@ -32,21 +32,21 @@ from acontrol.train.loop import StepReport, Validation
 from acontrol.train.sampling import guided_agreement, sample_grid
 
 log = logging.getLogger(__name__)
-# The loop's phases, by the names that MLflow shows.
+# Metric names of the loop's phases.
 SHARES = {
     "data": "data_wait_share",
     "forward": "forward_share",
     "backward": "backward_share",
     "optimizer": "optimizer_share",
 }
-# Steps between looks for a node's notice that it will be taken away, which ask all ranks.
+# Steps between checks for a preemption notice, which are collective.
 NOTICE_STEPS = 10
-# Seconds between looks for a wish to stop, which may ask an object store.
+# Seconds between checks for a stop request, which may read an object store.
 STOP_S = 0.5
 
 
 class RunObserver:
-    """Checkpoints, pictures, metrics and progress of one worker; rank 0 alone reports them."""
+    """Checkpoints, sample grids, metrics and progress; only rank 0 writes them."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class RunObserver:
         start: int,
         held: TrainingStream | None = None,
     ):
-        """Take the run's parts, the steps already taken, and the held-out samples."""
+        """Observe a run from step ``start`` on; ``held`` are the held-out samples."""
         self.launch, self.config, self.run = launch, launch.config, launch.run
         self.base, self.adapter, self.stream, self.engine = base, adapter, stream, engine
         self.held = held
@@ -78,13 +78,13 @@ class RunObserver:
             self.bar.update(start)
 
     def on_restart(self, checkpoint: Checkpoint | None) -> None:
-        """Say what a restart of the workers, within a launch, goes back to."""
+        """Log where workers restarted within a launch continue."""
         if self.tracker is not None:
             start = (
                 f"step {checkpoint.state.step} ({checkpoint.path})" if checkpoint else "step 0"
             )
             redone = self.tracker.last_step - (checkpoint.state.step if checkpoint else 0)
-            line = f"Workers started again from {start}: {max(0, redone)} steps are done again"
+            line = f"Workers restarted from {start}: {max(0, redone)} steps are repeated"
             self._say(line)
             self.tracker.event(line)
 
@@ -98,7 +98,7 @@ class RunObserver:
         # Skipping changes what the mean is over, so it changes the name.
         skips = self.config.runtime.skip_dropped
         metrics = {
-            # First, and so the one by which a resume knows what is logged: it is never NaN.
+            # First, as it is never NaN: a resume recognizes logged steps by the first metric.
             "learning_rate": report.learning_rate,
             "conditioned_loss" if skips else "loss": report.loss,
             "asea_energy_before": report.energy_before,
@@ -108,10 +108,9 @@ class RunObserver:
             "skipped_steps": float(self.engine.skipped_steps),
             "memory_gib": _memory_gib(),
         }
-        # A step of which every sample was skipped has no loss and no energies; a step that was
-        # skipped itself may have others that are no numbers.
-        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self.tracker.log_metrics(known, report.step)
+        # A step without conditioned samples has no loss, and a skipped one may be non-finite.
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.tracker.log_metrics(finite, report.step)
         if report.skipped is not None:
             log.warning(report.skipped)
             self.tracker.event(report.skipped)
@@ -121,7 +120,7 @@ class RunObserver:
                 self.bar.close()
 
     def on_validation(self, step: int, result: Validation) -> None:
-        """Log a validation; rank 0 draws what is asked for, the others help to gather."""
+        """Log a validation; rank 0 samples, the others only help to gather the weights."""
         self.validated = {"validation_loss": result.loss, "validation_energy": result.energy}
         drawings = self.config.validation.drawings
         if drawings and self.held is not None:
@@ -135,27 +134,27 @@ class RunObserver:
         self.watchdog.progress()
 
     def should_stop(self) -> bool:
-        """Whether the driver asks for it; rank 0 looks."""
+        """Whether the driver asks to stop; only rank 0 checks."""
         if self.tracker is not None and time.monotonic() - self._looked > STOP_S:
             self._stop = self.launch.stop_file.exists()
             self._looked = time.monotonic()
         return self._stop
 
     def wants_checkpoint(self, step: int) -> bool:
-        """Whether a node of ours is about to be taken away; the same on every rank."""
+        """Whether one of the nodes is about to be preempted; the same on every rank."""
         if step % NOTICE_STEPS:
             return False
         notice = ray.train.get_preemption_info()
         leaving = set(notice.preempted_node_ids) - self._noticed if notice else set()
         self._noticed |= leaving
         if leaving and self.tracker is not None:
-            line = f"step {step}: a node is about to be taken away; writing a checkpoint"
+            line = f"step {step}: a node is about to be preempted; writing a checkpoint"
             self._say(line)
             self.tracker.event(line)
         return bool(leaving)
 
     def on_samples(self, step: int) -> None:
-        """Draw a grid; the others only help to gather the weights."""
+        """Log a sample grid; other ranks only help to gather the weights."""
         weights = self.engine.weights()
         if self.tracker is not None:
             grid = sample_grid(self.base, self.adapter, weights, self.stream, self.config)
@@ -163,11 +162,11 @@ class RunObserver:
         self.watchdog.progress()
 
     def on_checkpoint(self, report: StepReport) -> None:
-        """Write a checkpoint on rank 0; all report it to Ray, which counts the calls."""
+        """Write a checkpoint on rank 0; all ranks report, as Ray counts the calls."""
         state = self.engine.state()
         checkpoint = None
         if self.tracker is not None:
-            # On the disk before the checkpoint is: a resume from it has every earlier metric.
+            # Before the checkpoint, so that a resume from it has all earlier metrics.
             self.tracker.flush()
             path = self._write(report.step, state)
             checkpoint = ray.train.Checkpoint(*storage.for_ray(path))
@@ -185,13 +184,13 @@ class RunObserver:
         self.watchdog.progress()
 
     def close(self) -> None:
-        """The worker ends."""
+        """Flush and stop watching before the worker ends."""
         self.watchdog.close()
         if self.tracker is not None:
             self.tracker.leave()
 
     def _say(self, line: str) -> None:
-        """A line on the console: Ray Train doubles what print() says."""
+        """Print a line; Ray Train would print the output of print() twice."""
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
@@ -226,29 +225,29 @@ class RunObserver:
 
 
 def _memory_gib() -> float:
-    """The most that this rank held on its GPU; without one, what its process holds."""
+    """Peak GPU memory of this rank; without a GPU, its process's memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return psutil.Process().memory_info().rss / 2**30
 
 
 class Watchdog:
-    """Ends this process when nothing was done for too long.
+    """Ends this process when it makes no progress for too long.
 
-    A hung worker holds all others up at their next collective, and Ray, which asks its actors
-    from another thread, does not see it. The watch is the interpreter's own and needs no
-    Python code to run, so it also ends a process that hangs inside a library; the traceback
-    of every thread goes to standard error. A process that was halted altogether cannot end
-    itself: the others do, and with them Ray takes it down.
+    A hung worker blocks all others at their next collective, and Ray, which polls its actors
+    from another thread, does not notice. The interpreter's own watchdog needs no Python code to
+    run, so it also ends a process that hangs inside a library, with the traceback of every
+    thread on standard error. A process that is halted altogether cannot end itself: the others
+    do, and Ray then ends it too.
     """
 
     def __init__(self, seconds: float):
-        """Begin to watch; ``seconds`` without progress are too long."""
+        """Start; ``seconds`` is the longest time without progress."""
         self.seconds = seconds
         self.progress()
 
     def progress(self) -> None:
-        """Something was done."""
+        """Restart the countdown."""
         faulthandler.dump_traceback_later(self.seconds, exit=True)
 
     def close(self) -> None:

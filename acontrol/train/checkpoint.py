@@ -1,12 +1,12 @@
-"""Checkpoint checkpoints: written whole or not at all, never trusted without their manifest.
+"""Checkpoints: written whole or not at all, trusted only with their manifest.
 
     bundle-00000020/
       adapter/           config.json and weights, as SemanticAdapter.from_pretrained reads them
       moments.safetensors
       state.json         position, optimizer steps, config, digests
-      manifest.json      size and sha256 of every file above; written last
+      manifest.json      size and sha256 of all other files; written last
 
-No manifest, no checkpoint. Nothing in a checkpoint is pickled.
+Without a manifest it is not a checkpoint. Nothing in a checkpoint is pickled.
 """
 
 import hashlib
@@ -33,43 +33,45 @@ STATE_NAME = "state.json"
 CONFIG_NAME = "adapter/config.json"
 WEIGHTS_NAME = "adapter/diffusion_pytorch_model.safetensors"
 WEIGHT = "weight."
-SPARE = 2**20  # Bytes that the file system wants beside the files themselves.
+SPARE = 2**20  # Bytes for the file system itself.
 
 
 class CheckpointFile(Settings):
-    """What a file must be."""
+    """Size and digest of a file."""
 
     size: int = Field(ge=0)
     sha256: str
 
 
 class Manifest(Settings):
-    """Every file of a checkpoint but itself."""
+    """All files of a checkpoint except the manifest."""
 
     files: dict[str, CheckpointFile]
 
 
 class TrainState(Settings):
-    """Where a run stands. Its draws are keyed by position, so no generator is saved."""
+    """Progress of a run. Draws are keyed by position, so no generator state is saved."""
 
     step: int = Field(ge=0, description="Optimizer steps taken.")
     position: int = Field(ge=0, description="Samples consumed from the stream.")
     data_digest: str
     base_digest: str
-    skipped_digest: str = Field("", description="Of the keys of damaged samples left out.")
+    skipped_digest: str = Field(
+        "", description="Digest of the keys of skipped damaged samples."
+    )
     config: RunConfig
 
 
 @dataclass(frozen=True)
 class AdapterState:
-    """What a resume needs of the adapter and its optimizer, as whole fp32 tensors on the CPU.
+    """Adapter and optimizer, as whole fp32 tensors on the CPU.
 
     Attributes:
         weights: By parameter name.
-        moments: By "exp_avg.<parameter>" and "exp_avg_sq.<parameter>"; "step" holds how many
-            updates AdamW has made, fewer than ``steps`` if some were skipped.
-        steps: Optimizer steps behind them, with those that were skipped.
-        averages: Moving averages of the weights, where the run keeps them.
+        moments: By "exp_avg.<parameter>" and "exp_avg_sq.<parameter>"; "step" counts AdamW's
+            updates, fewer than ``steps`` if some were skipped.
+        steps: Optimizer steps taken, skipped ones included.
+        averages: Moving averages of the weights, if the run keeps them.
     """
 
     weights: dict[str, Tensor]
@@ -80,14 +82,14 @@ class AdapterState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose manifest and state were read and agree."""
+    """A checkpoint with manifest and state, which agree."""
 
     path: StoragePath
     state: TrainState
     manifest: Manifest
 
     def adapter_state(self) -> AdapterState:
-        """Weights and moments, from bytes that the manifest vouches for.
+        """Weights and moments, checked against the manifest.
 
         Raises:
             ValueError: If they have changed.
@@ -114,17 +116,18 @@ def write_checkpoint(
 
     Args:
         folder: The launch's own folder.
-        adapter: What is exported: the weights of ``state``, or their averages; with the card.
+        adapter: The adapter to export, with its card: the weights of ``state`` or their
+            averages.
         state: Whole weights and moments.
-        train_state: Where the run stands.
+        train_state: Progress of the run.
 
     Raises:
-        UserError: If there is no room for it; nothing of it is left then.
+        UserError: If the disk is full; nothing is left of the checkpoint then.
     """
     path = folder / f"bundle-{train_state.step:08d}"
     files = _contents(adapter, state, train_state)
     size = sum(map(len, files.values()))
-    # What is left of one that was never finished, or did not verify: its place is taken now.
+    # An earlier one of this name was never finished, or did not verify.
     discard(path)
     storage.check_space(folder, size + SPARE)
     listed = {
@@ -133,7 +136,7 @@ def write_checkpoint(
     }
     manifest = Manifest(files=listed).model_dump_json(indent=1).encode()
     try:
-        # The manifest after everything that it lists is durably there.
+        # The manifest last, when all files it lists are durable.
         for name, content in {**files, MANIFEST: manifest}.items():
             storage.write(path / name, content)
     except OSError as error:
@@ -147,12 +150,12 @@ def write_checkpoint(
 def _contents(
     adapter: "SemanticAdapter", state: AdapterState, train_state: TrainState
 ) -> dict[str, bytes]:
-    """The files of a checkpoint, in the order in which they are written."""
+    """The files of a checkpoint, in the order of writing."""
     moments = dict(state.moments)
-    if state.averages is not None:  # Then the exported adapter is the average.
+    if state.averages is not None:  # The exported adapter is then the average.
         moments |= {f"{WEIGHT}{name}": weight for name, weight in state.weights.items()}
     return {
-        # What save_pretrained writes, without the detour over a disk that may be full.
+        # As save_pretrained writes it, without a detour over a disk that may be full.
         CONFIG_NAME: adapter.to_json_string().encode(),
         WEIGHTS_NAME: save(adapter.state_dict(), metadata={"format": "pt"}),
         MOMENTS_NAME: save(moments),
@@ -161,16 +164,16 @@ def _contents(
 
 
 def discard(path: StoragePath) -> None:
-    """Delete a checkpoint, its manifest first: a half-deleted one must not look whole."""
+    """Delete a checkpoint, its manifest first, so that half of one never looks whole."""
     (path / MANIFEST).unlink(missing_ok=True)
     storage.remove(path)
 
 
 def open_checkpoint(path: StoragePath) -> Checkpoint:
-    """Read a checkpoint's manifest and state, and see that all that it lists is there.
+    """Read a checkpoint's manifest and state, and check that all files exist.
 
     Raises:
-        ValueError: If there is no manifest, or a file is missing or of another size.
+        ValueError: If the manifest or a file is missing, or a file has another size.
     """
     try:
         manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
@@ -197,7 +200,7 @@ def read_checkpoint(path: StoragePath) -> Checkpoint:
     """Check every byte of a checkpoint against its manifest.
 
     Raises:
-        ValueError: If a file is missing, of another size or changed, or there is no manifest.
+        ValueError: If the manifest or a file is missing, or a file has changed.
     """
     checkpoint = open_checkpoint(path)
     for name, expected in checkpoint.manifest.files.items():
@@ -207,19 +210,19 @@ def read_checkpoint(path: StoragePath) -> Checkpoint:
 
 
 def export_adapter(checkpoint: StoragePath, target: StoragePath) -> None:
-    """Copy a checkpoint's adapter to a stable place, over the one there, a rename a file.
+    """Copy a checkpoint's adapter to ``target``, replacing the earlier one file by file.
 
-    So there is a whole adapter at every moment, also after a kill. Between the two renames the
+    The adapter there is whole at every moment, also after a kill. Between the two renames the
     card may count fewer steps than the weights have; nothing else in it changes within a run.
     """
-    # The weights first: where config.json is, an adapter is.
+    # The weights first: config.json marks an adapter.
     names = sorted((file.name for file in (checkpoint / "adapter").iterdir()), reverse=True)
     for name in names:
         storage.write(target / name, (checkpoint / "adapter" / name).read_bytes())
 
 
 def _vouched(path: StoragePath, manifest: Manifest, name: str) -> bytes:
-    """A file's bytes, if they are the manifest's."""
+    """A file's bytes, checked against the manifest."""
     content: bytes = (path / name).read_bytes()
     if hashlib.sha256(content).hexdigest() != manifest.files[name].sha256:
         raise ValueError(f"{name} is damaged")
@@ -227,11 +230,11 @@ def _vouched(path: StoragePath, manifest: Manifest, name: str) -> bytes:
 
 
 def newest_checkpoint(run: StoragePath) -> Checkpoint | None:
-    """The furthest checkpoint of a run that verifies, over all launches; None before the first.
+    """The furthest valid checkpoint of a run, over all launches; None before the first.
 
     Raises:
-        UserError: If there are finished checkpoints but none verifies: starting again from
-            step 0 must be somebody's decision.
+        UserError: If finished checkpoints exist but none verifies: starting again from step 0
+            is for the user to decide.
     """
     refused = []
     for path in _furthest_first(run):
@@ -243,17 +246,17 @@ def newest_checkpoint(run: StoragePath) -> Checkpoint | None:
                 log.warning("checkpoint %s is not used: %s", path, error)
     if refused:
         raise UserError(
-            f"{run}: no checkpoint verifies ({'; '.join(refused)}); restore one, or start anew "
-            "with another --output"
+            f"{run}: no checkpoint verifies ({'; '.join(refused)}); restore one, or start "
+            "again with another --output"
         )
     return None
 
 
 def prune(run: StoragePath, keep: int, newest: StoragePath) -> None:
-    """Delete all but ``newest`` and the ``keep - 1`` good checkpoints before it.
+    """Delete all but ``newest`` and the ``keep - 1`` valid checkpoints before it.
 
-    What does not verify does not count as kept. A checkpoint of another launch that claims to
-    be further was refused when this launch started, and goes.
+    A checkpoint of another launch that claims to be further was refused when this launch
+    started, and is deleted.
     """
     kept = 1
     for path in _furthest_first(run):
@@ -270,11 +273,11 @@ def _is_good(path: StoragePath) -> bool:
         read_checkpoint(path)
     except ValueError:
         return False
-    except OSError:  # It cannot be read now: no reason to delete it.
+    except OSError:  # Unreadable now, which is no reason to delete it.
         pass
     return True
 
 
 def _furthest_first(run: StoragePath) -> list[StoragePath]:
-    found = run.glob("launches/*/bundle-*")
-    return sorted(found, key=lambda path: (path.name, path.parent.name), reverse=True)
+    paths = run.glob("launches/*/bundle-*")
+    return sorted(paths, key=lambda path: (path.name, path.parent.name), reverse=True)

@@ -1,4 +1,4 @@
-"""What a run would be, without weights, cluster or output: ``launch.train --dry-run``."""
+"""``launch.train --dry-run``: describes a run without weights, cluster or output."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,13 +24,13 @@ from acontrol.train.plan import unmet
 
 
 def adapter_bytes(count: int, stage: int, workers: int, low: int) -> int:
-    """Weights, gradients, master weights and AdamW's moments on one worker, in bytes.
+    """Bytes per worker of weights, gradients, master weights and AdamW's moments.
 
     Args:
         count: Trainable parameters.
         stage: ZeRO stage; splits moments and masters from 1, gradients from 2, weights from 3.
-        workers: Among which they are split.
-        low: Bytes of a weight in the passes; under 4 a float32 master is kept besides.
+        workers: Number of workers to split among.
+        low: Bytes of a weight in the passes; under 4 there is also a float32 master.
     """
     optimizer = (8 + (4 if low < 4 else 0)) * count // (workers if stage >= 1 else 1)
     gradients = 4 * count // (workers if stage >= 2 else 1)
@@ -45,22 +45,22 @@ def activation_bytes(
     semantic_tokens: int,
     dtype: torch.dtype,
 ) -> int:
-    """What one sample's pass through the U-Net keeps for the way back, in bytes.
+    """Bytes that one sample's pass through the U-Net saves for backward.
 
-    The tensors that autograd saves on the meta device, each storage once, weights left out;
-    attention saves what a fused kernel does. Nothing is kept before the first
-    cross-attention, since only K' and V' have gradients. The largest part of a step's memory,
-    but not all: workspaces, the allocator's rounding and the frozen encoders come on top.
+    Measured on the meta device: the tensors that autograd saves, each storage once, without
+    weights; attention saves what a fused kernel would. Nothing is saved before the first
+    cross-attention, since only K' and V' have gradients. This is the largest part of a step's
+    memory; workspaces, the allocator's rounding and the frozen encoders come on top.
 
     Args:
         unet: On the meta device.
         latent_side: Height and width of the latents.
         text_tokens: Length of the target text.
-        semantic_tokens: Length of C' as the adapter hands it on.
-        dtype: Of the pass.
+        semantic_tokens: Length of C' after the adapter.
+        dtype: Precision of the pass.
     """
     with torch.device("meta"):
-        # A copy: the caller's keeps its precision and its processors.
+        # A copy, so that the caller's keeps its precision and processors.
         copied = _in(dtype, UNet2DConditionModel.from_config(unet.config))
         layers = cross_attention_layers(copied)
         width = unet.config.cross_attention_dim
@@ -73,12 +73,15 @@ def activation_bytes(
             torch.empty(1, text_tokens, width, dtype=dtype),
         )
         tokens = torch.empty(1, semantic_tokens, width, dtype=dtype)
-    weights = {_storage(one) for one in (*copied.parameters(), *adapter.parameters())}
+    frozen, trained = copied.parameters(), adapter.parameters()
+    weights = {_storage(weight) for weight in (*frozen, *trained)}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         if _storage(tensor) not in weights:
-            kept[_storage(tensor)] = tensor  # Held, so that its storage's id stays its own.
+            kept[_storage(tensor)] = (
+                tensor  # A reference, so that its storage's id is not reused.
+            )
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _FusedSaves():
@@ -89,11 +92,11 @@ def activation_bytes(
                 "semantic_scale": 1.0,
             },
         )
-    return sum(one.untyped_storage().nbytes() for one in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def _in(dtype: torch.dtype, module: Any) -> Any:
-    """In a precision, without diffusers' warning about layers that stay in float32."""
+    """Convert, without diffusers' warning about layers that stay in float32."""
     return torch.nn.Module.to(module, dtype)
 
 
@@ -102,7 +105,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Attention as far as memory goes: q, k, v, the result and one float32 a row and head."""
+    """Saves what fused attention does: q, k, v, the result, one float32 per row and head."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -113,11 +116,11 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise AssertionError("shapes have no way back")
+        raise AssertionError("the meta device has no backward")
 
 
 class _FusedSaves(TorchFunctionMode):
-    """On the meta device attention would fall back to whole matrices of weights."""
+    """Replaces attention, which on the meta device would save whole weight matrices."""
 
     def __torch_function__(
         self,
@@ -135,10 +138,10 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def describe(config: RunConfig) -> Iterator[str]:
-    """Yield the lines that ``--dry-run`` prints; reads no weights and changes nothing.
+    """The lines of ``--dry-run``; reads no weights and changes nothing.
 
     Raises:
-        UserError: If shards or folders that are named do not exist.
+        UserError: If named shards or folders do not exist.
     """
     shards = config.data.shards
     reader = None if shards is None else ShardReader(shards, config.data.cache_dir)
@@ -186,7 +189,7 @@ def _data(config: RunConfig, reader: ShardReader) -> Iterator[str]:
 
 
 def _places(config: BaseConfig) -> tuple[str, str]:
-    """Base and vision-language model; a hub id without a commit is no obstacle here."""
+    """Base and vision-language model; hub ids need no commit here."""
     pinned = config.model_copy(
         update={
             "revision": config.revision or "unpinned",
@@ -230,11 +233,11 @@ def _memory(config: RunConfig, shapes: Shapes) -> Iterator[str]:
 def _activations(
     config: RunConfig, shapes: Shapes, fixed: int, trainable: int
 ) -> Iterator[str]:
-    """The third part of memory, and the sum of all three by samples a pass."""
+    """Memory of activations, and the total by samples per pass."""
     low, micro = BYTES[config.runtime.precision], config.micro_batch_size
     factor = 2 ** (len(shapes.vae.config.block_out_channels) - 1)
     pooled = config.csm.mode == "pooled"
-    one = activation_bytes(
+    per_sample = activation_bytes(
         shapes.unet,
         config.data.resolution // factor,
         shapes.text_encoder.config.max_position_embeddings,
@@ -242,10 +245,10 @@ def _activations(
         getattr(torch, config.runtime.precision),
     )
     adapter = adapter_bytes(trainable, config.zero.stage, config.cluster.num_workers, low)
-    yield f"  activations: {_readable(one)} a sample, as the U-Net's shapes say; in all"
+    yield f"  activations: {_readable(per_sample)} a sample, as the U-Net's shapes say; in all"
     for samples in sorted({1, 8, micro, 64}):
         mark = "  <- this run" if samples == micro else ""
-        total = fixed + adapter + samples * one
+        total = fixed + adapter + samples * per_sample
         yield f"    {samples} samples a pass: {_readable(total)}{mark}"
     yield "  (estimates: workspaces and the encoders' own passes come on top)"
 

@@ -1,4 +1,4 @@
-"""One launch on Ray Train: what is asked of the cluster, and waiting for the end."""
+"""One launch on Ray Train: its configuration, waiting for it, and its failures."""
 
 import os
 import signal
@@ -17,16 +17,16 @@ from acontrol.runs.record import Launch
 
 
 class StopOnUserError(UserCallback):
-    """Ends training when a worker meets what only the user can put right, as damaged data.
+    """Ends training on a UserError in a worker, such as damaged data.
 
-    A restart would meet it again. Ray's controller asks this before it counts failures, and
-    never restarts after an error of its own, which this one becomes.
+    A restart would fail again. Ray's controller calls this before it counts failures, and never
+    restarts after an error of its own, which this one becomes.
     """
 
     def after_exception(
         self, run_context: object, worker_exceptions: dict[int, Exception]
     ) -> None:
-        """Raise the first rank's error of that kind, if there is one."""
+        """Raise the first rank's UserError, if any."""
         for _, failure in sorted(worker_exceptions.items()):
             cause = _raised(failure)
             if isinstance(cause, UserError):
@@ -34,10 +34,10 @@ class StopOnUserError(UserCallback):
 
 
 def root_cause(error: Exception) -> Exception:
-    """The failure that brought the others down, in one line.
+    """The failure that caused the others, in one line.
 
-    When a rank goes, the others fail at their next collective: what a user can put right
-    comes first, then a worker that died, then the first rank's own words.
+    When a rank fails, the others fail at their next collective. A UserError comes first, then a
+    worker that died, then the first rank's error.
     """
     stopped = getattr(error, "controller_failure", None)
     if isinstance(stopped, UserError):
@@ -47,20 +47,21 @@ def root_cause(error: Exception) -> Exception:
     if not causes:
         return RuntimeError(" ".join(str(error).split())[:500])
 
-    def order(one: tuple[int, Exception]) -> tuple[bool, bool, int]:
-        return not isinstance(one[1], UserError), not _died(one[1]), one[0]
+    def order(failure: tuple[int, Exception]) -> tuple[bool, bool, int]:
+        rank, cause = failure
+        return not isinstance(cause, UserError), not _died(cause), rank
 
     rank, cause = min(causes, key=order)
     if isinstance(cause, UserError):
         return cause
     if _died(cause):
         return RuntimeError(f"Worker {rank} died: killed, out of memory, or its node was lost")
-    words = " ".join(str(cause).split())[-500:]
-    return RuntimeError(f"Worker {rank} failed: {type(cause).__name__}: {words}")
+    reason = " ".join(str(cause).split())[-500:]
+    return RuntimeError(f"Worker {rank} failed: {type(cause).__name__}: {reason}")
 
 
 def _raised(failure: Exception) -> Exception:
-    """What the worker raised, out of Ray's wrapping."""
+    """The worker's own exception, without Ray's wrapper."""
     return getattr(failure, "_base_exc", failure)
 
 
@@ -68,7 +69,7 @@ def _died(cause: Exception) -> bool:
     return type(cause).__name__ == "WorkerHealthCheckFailedError"
 
 
-# Seconds that the others leave a hung worker to say where it hangs, before they give it up.
+# Seconds for a hung worker to print where it hangs, before the others give it up.
 GRACE_S = 60
 
 
@@ -77,20 +78,20 @@ def fit(
     callbacks: Sequence[UserCallback],
     worker: Callable[[dict[str, Launch]], None],
 ) -> None:
-    """Train on the joined cluster, until the last step or a wish to stop.
+    """Train on the joined cluster until the last step, or until asked to stop.
 
     Args:
         launch: What to train.
-        callbacks: Of Ray Train, told of the workers' reports.
-        worker: What each worker process runs.
+        callbacks: For Ray Train; they receive the workers' reports.
+        worker: Runs in each worker process.
 
     Raises:
-        KeyboardInterrupt: If SIGINT or SIGTERM asked to stop.
-        ray.train.TrainingFailedError: If workers failed and are not started again.
+        KeyboardInterrupt: On SIGINT or SIGTERM.
+        ray.train.TrainingFailedError: If workers failed and are not restarted.
     """
     cluster = launch.config.cluster
     on_gpus = uses_gpus(cluster)
-    # Of Ray Train's controller, which starts with this process's settings of that name.
+    # Ray Train's controller reads it from this process's environment.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.hang_s + GRACE_S)
     path, filesystem = storage.for_ray(launch.folder.parent)
     trainer = TorchTrainer(
@@ -117,7 +118,7 @@ def fit(
 
 
 def scaling(cluster: ClusterConfig, on_gpus: bool) -> ScalingConfig:
-    """Say our settings in Ray Train's words."""
+    """Ray Train's ScalingConfig for a cluster."""
     return ScalingConfig(
         num_workers=cluster.num_workers,
         use_gpu=on_gpus,
@@ -128,10 +129,10 @@ def scaling(cluster: ClusterConfig, on_gpus: bool) -> ScalingConfig:
 
 
 def _fit_until_stopped(trainer: TorchTrainer, launch: Launch) -> None:
-    """Wait for training; the first SIGINT or SIGTERM asks for a checkpoint, the second ends it.
+    """Wait for training. The first SIGINT or SIGTERM asks for a checkpoint, the second aborts.
 
-    Ray runs in a thread of its own, because in the main one it would take SIGINT for itself
-    and abort the workers where they stand.
+    Ray runs in its own thread, because in the main one it would handle SIGINT itself and abort
+    the workers at once.
     """
     outcome: list[BaseException | None] = []
 
@@ -165,7 +166,7 @@ def _fit_until_stopped(trainer: TorchTrainer, launch: Launch) -> None:
 
 
 def run_worker(settings: dict[str, Launch]) -> None:
-    """Ray Train's entry into a worker."""
+    """Entry point of a worker."""
     from acontrol.train.worker import train_rank
 
     train_rank(settings["launch"])

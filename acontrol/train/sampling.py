@@ -1,4 +1,4 @@
-"""How training goes, by what it draws: the sample grid, and agreement with held-out defects."""
+"""Samples drawn in training: the sample grid, and agreement with held-out defects."""
 
 from collections.abc import Mapping
 
@@ -26,14 +26,14 @@ def sample_grid(
     stream: TrainingStream,
     config: RunConfig,
 ) -> Image.Image:
-    """Draw the first few training references again: reference, its mask, and the sample.
+    """A grid of reference, mask and sample for the first few training samples.
 
-    Rows and seeds are the same at every step, so grids compare.
+    Rows and seeds are the same at every step, so that grids can be compared.
 
     Args:
         base: The frozen networks.
-        adapter: Gives shape and card; its own weights are not touched.
-        weights: Whole weights to draw with.
+        adapter: For its shape and card; its own weights are not used.
+        weights: Whole weights to sample with.
         stream: Where references come from.
         config: The run.
     """
@@ -42,7 +42,8 @@ def sample_grid(
     batch = collate([stream.pixels(position) for position in range(count)], Batch)
     references = pictures(batch.reference_image)
     masks = [
-        Image.fromarray((one[0].numpy() * 255).astype(np.uint8)) for one in batch.reference_mask
+        Image.fromarray((mask[0].numpy() * 255).astype(np.uint8))
+        for mask in batch.reference_mask
     ]
     drawn = pipeline(
         batch.caption,
@@ -57,8 +58,8 @@ def sample_grid(
         ],
     ).images
     rows = [
-        [reference, outlined(reference, mask), picture]
-        for reference, mask, picture in zip(references, masks, drawn, strict=True)
+        [reference, outlined(reference, mask), sample]
+        for reference, mask, sample in zip(references, masks, drawn, strict=True)
     ]
     return contact_sheet(rows, ["reference", "mask", "sample"], batch.caption)
 
@@ -66,7 +67,7 @@ def sample_grid(
 def sampler(
     base: BaseModels, adapter: SemanticAdapter, weights: Mapping[str, Tensor]
 ) -> AnomalyControlPipeline:
-    """A silent pipeline over the training's own base, with other weights in the adapter."""
+    """A pipeline over the training's own base, with these weights in the adapter."""
     copy = SemanticAdapter(**{name: adapter.config[name] for name in _settings(adapter)})
     copy.load_state_dict(dict(weights))
     pipeline = AnomalyControlPipeline.from_base(base, copy.to(base.unet.device).eval())
@@ -78,9 +79,9 @@ def _settings(adapter: SemanticAdapter) -> list[str]:
     return [name for name in adapter.config if not name.startswith("_")]
 
 
-# A denoising loss is of conditioned samples, so it cannot judge what makes guidance work, the
-# condition dropout. The agreement can: it samples as a user does, with guidance.
-BATCH = 8  # Drawings at a time.
+# The denoising loss, of conditioned samples, does not measure condition dropout, by which
+# guidance works. Agreement does: it samples with guidance, as users do.
+BATCH = 8  # Images sampled at once.
 
 
 @torch.no_grad()
@@ -91,43 +92,43 @@ def guided_agreement(
     held: TrainingStream,
     config: RunConfig,
 ) -> float:
-    """Draw held-out defects anew in their place; mean cosine with the real ones, in [-1, 1].
+    """Mean cosine in [-1, 1] between held-out defects and the same ones generated in place.
 
-    Each of the first ``validation.drawings`` held-out images is its own reference and its own
-    normal image: all but the defect's mask is kept, and the defect is drawn from noise there.
-    Drawing and image are then cut to the region around the mask, and the vision tower's patch
-    features inside the mask are averaged and compared. Choice and noise depend on neither seed
-    nor settings, so runs compare. What surrounds a defect is the same on both sides and part
-    of what a patch sees: differences between runs mean something, the height does not.
+    Each of the first ``validation.drawings`` held-out images is its own reference and normal
+    image: only the defect's mask is generated, from noise. Both images are cropped around the
+    mask, and the vision tower's patch features inside it are averaged and compared. Choice and
+    noise depend on neither seed nor settings, so that runs can be compared. Patches also see a
+    defect's surroundings, the same on both sides: only differences between runs are meaningful,
+    not the value itself.
 
     Args:
         base: The frozen networks.
-        adapter: Gives shape and card; its own weights are not touched.
-        weights: Whole weights to draw with.
+        adapter: For its shape and card; its own weights are not used.
+        weights: Whole weights to sample with.
         held: The held-out samples.
-        config: The run, of which samples.steps and samples.guidance_scale are used.
+        config: The run, with samples.steps and samples.guidance_scale.
     """
     pipeline = sampler(base, adapter, weights)
     samples = [
-        held.reader.read(held.pair(place)[0])
-        for place in range(min(config.validation.drawings, len(held)))
+        held.reader.read(held.pair(position)[0])
+        for position in range(min(config.validation.drawings, len(held)))
     ]
     cosines: list[float] = []
     for first in range(0, len(samples), BATCH):
-        some = samples[first : first + BATCH]
-        images, masks = [one.image for one in some], [one.mask for one in some]
+        batch = samples[first : first + BATCH]
+        images, masks = [sample.image for sample in batch], [sample.mask for sample in batch]
         drawn = pipeline(
-            [one.caption for one in some],
+            [sample.caption for sample in batch],
             images,
             masks,
-            [one.phrase for one in some],
+            [sample.phrase for sample in batch],
             images,
             masks,
             num_inference_steps=config.samples.steps,
             guidance_scale=config.samples.guidance_scale,
             generator=[
                 torch.Generator().manual_seed(derive_seed(0, "agreement", first + row))
-                for row in range(len(some))
+                for row in range(len(batch))
             ],
         ).images
         cosines += F.cosine_similarity(

@@ -1,4 +1,4 @@
-"""One rank: what a worker process does, with everything heavy that it needs."""
+"""One rank: the worker process, with its heavy imports."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ from acontrol.train.loop import train
 
 
 def train_rank(launch: Launch) -> None:
-    """Train this rank's share. Ray has set up the process group."""
+    """Train one rank, in the process group that Ray has set up."""
     config = launch.config
     _quieten()
     device = ray.train.torch.get_device()
@@ -57,10 +57,10 @@ def train_rank(launch: Launch) -> None:
         engine.world_size,
         (config.optim.steps - start) * config.optim.accumulation,
     )
-    # Only a launch's first workers find no note of the reservation.
+    # Only a launch's first workers find no record of the reservation.
     is_restart = engine.rank == 0 and launch.reserved_file.exists()
     if engine.rank == 0:
-        _note_reservation(launch)
+        _record_reservation(launch)
     observer = RunObserver(launch, base, adapter, stream, engine, start, held)
     with contextlib.ExitStack() as around:
         around.callback(observer.close)
@@ -79,17 +79,17 @@ def train_rank(launch: Launch) -> None:
         train(model, batches, engine, config, observer, start=start, validation=held)
 
 
-def _note_reservation(launch: Launch) -> None:
-    """Write down what is reserved for the workers, since Ray may leave it behind."""
+def _record_reservation(launch: Launch) -> None:
+    """Record the workers' reservation, since Ray may leave it behind."""
     group = ray.util.get_current_placement_group()
     if group is not None:
         storage.write(launch.reserved_file, group.id.hex().encode())
 
 
 def _agreed_checkpoint(run: StoragePath) -> Checkpoint | None:
-    """The checkpoint that rank 0 finds newest: storage may show other ranks another one.
+    """The newest checkpoint by rank 0, since storage may show other ranks another one.
 
-    Rank 0 has checked all of it; each rank checks again what it loads.
+    Rank 0 has checked all files; each rank checks again what it loads.
     """
     chosen: list[StoragePath | None] = [None]
     if torch.distributed.get_rank() == 0:
@@ -102,21 +102,21 @@ def _agreed_checkpoint(run: StoragePath) -> Checkpoint | None:
 def _streams(
     reader: ShardReader, config: RunConfig, reference_px: int, launch: Launch
 ) -> tuple[TrainingStream | None, TrainingStream]:
-    """The held-out samples, if any, and those to train on."""
+    """The held-out samples, if any, and the training samples."""
     features = feature_folder(config, reader, launch.base_digest) if launch.features else None
-    made = partial(
+    new_stream = partial(
         TrainingStream, reader, config.data, reference_px=reference_px, features=features
     )
     if not config.validation.every:
-        return None, made(seed=config.seed)
+        return None, new_stream(seed=config.seed)
     held = held_out(reader.index, config.validation.share)
-    # The held-out samples keep one order and one noise whatever the run's seed, so that
-    # runs compare.
-    return made(seed=0, used=held), made(seed=config.seed, used=~held)
+    # Order and noise of held-out samples do not depend on the seed, so that runs can be
+    # compared.
+    return new_stream(seed=0, used=held), new_stream(seed=config.seed, used=~held)
 
 
 def _profiler(config: RunConfig, folder: StoragePath) -> torch.profiler.profile:
-    """Trace rank 0 for some steps after two others; the file opens in Perfetto."""
+    """A profiler that traces rank 0 from its third step on; the file opens in Perfetto."""
 
     def keep(trace: torch.profiler.profile) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -124,18 +124,18 @@ def _profiler(config: RunConfig, folder: StoragePath) -> torch.profiler.profile:
             trace.export_chrome_trace(str(file))
             storage.write(folder / file.name, file.read_bytes())
 
-    kinds = [torch.profiler.ProfilerActivity.CPU]
+    activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
-        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
     return torch.profiler.profile(
-        activities=kinds,
+        activities=activities,
         schedule=torch.profiler.schedule(wait=1, warmup=1, active=config.profile, repeat=1),
         on_trace_ready=keep,
     )
 
 
 def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> SemanticAdapter:
-    """The adapter that training starts from, with its card."""
+    """The initial adapter, with its card."""
     config = launch.config
     card = AdapterCard(
         acontrol_version=__version__,
@@ -153,7 +153,9 @@ def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> Semant
         steps=0,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, "adapter"))  # The pooling starts at random.
+        torch.manual_seed(
+            derive_seed(config.seed, "adapter")
+        )  # The pooling has random weights.
         adapter = SemanticAdapter.from_unet(
             base.unet,
             base.vlm.config.qformer_config.hidden_size,
@@ -166,12 +168,12 @@ def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> Semant
 
 
 def _quieten() -> None:
-    """Loading bars and informational lines of the libraries are no news of training."""
+    """Silence the libraries' progress bars and informational messages."""
     quieten()
-    for name in ("aiobotocore", "botocore"):  # Where it found its credentials.
+    for name in ("aiobotocore", "botocore"):  # They log where they found credentials.
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in list(logging.root.manager.loggerDict):
-        if "/ray/train/" in name:  # Its report calls log under their file's path.
+        if "/ray/train/" in name:  # Its loggers are named by file path.
             logging.getLogger(name).setLevel(logging.WARNING)
-    # DeepSpeed calls torch's collectives by their old names.
+    # DeepSpeed uses deprecated names of torch's collectives.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

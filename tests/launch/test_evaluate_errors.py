@@ -184,7 +184,7 @@ def test_results_are_not_mixed(wood: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.write_text("")
     args = ("classification", "--real", wood, *SMALLEST, "--out", out)
-    assert f"--out {out}: is no folder" in error_of(evaluate.run, *args)
+    assert f"--out {out}: not a folder" in error_of(evaluate.run, *args)
     out.unlink()
     out.mkdir()
     (out / "command.txt").write_text("quality\n")

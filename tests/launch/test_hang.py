@@ -22,6 +22,6 @@ def test_a_hung_and_a_halted_worker_are_replaced(shards: Path, tmp_path: Path) -
     said = (wild / "log-0.txt").read_text()
     assert "Timeout (0:00:15)!" in said
     assert "in _do" in said, "the line where it hung"
-    assert said.count("steps are done again") == 2
+    assert said.count("steps are repeated") == 2
     assert bytes_wrong(disturbed.run, undisturbed.run) == 0
     assert losses_in_mlflow(disturbed.run) == losses_in_mlflow(undisturbed.run)

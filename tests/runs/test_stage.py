@@ -7,9 +7,9 @@ from acontrol.runs.stage import StageContext, run_stage
 from acontrol.runs.tracking import Tracker
 
 
-def context(folder: Path, known: str | None = None) -> StageContext:
+def context(folder: Path, run_id: str | None = None) -> StageContext:
     folder.mkdir(exist_ok=True)
-    tracker = Tracker.open(f"sqlite:///{folder / 'm.db'}", "e", "r", known, folder)
+    tracker = Tracker.open(f"sqlite:///{folder / 'm.db'}", "e", "r", run_id, folder)
     return StageContext(
         folder, tracker, 3, torch.device("cpu"), save_every=4, samples_every=100
     )
@@ -19,7 +19,7 @@ class InterruptedError(Exception):
     pass
 
 
-def train(where: StageContext, stop_at: int | None = None) -> nn.Linear:
+def train(settings: StageContext, stop_at: int | None = None) -> nn.Linear:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = nn.Linear(5, 3)
@@ -27,10 +27,10 @@ def train(where: StageContext, stop_at: int | None = None) -> nn.Linear:
     def loss(step: int) -> dict[str, Tensor]:
         if step == stop_at:
             raise InterruptedError
-        x = torch.randn(8, 5, generator=where.generator("x", step))
+        x = torch.randn(8, 5, generator=settings.generator("x", step))
         return {"loss": (module(x) - x[:, :3]).square().mean()}
 
-    run_stage("s", module, loss, where, steps=10, learning_rate=0.1, ema_decay=0.9)
+    run_stage("s", module, loss, settings, steps=10, learning_rate=0.1, ema_decay=0.9)
     return module
 
 
@@ -44,8 +44,8 @@ def test_a_stopped_stage_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     else:
         raise AssertionError("it was not stopped")
     again = train(context(tmp_path / "b", stopped.tracker.run_id))
-    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for parameter, other in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(parameter, other)
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
@@ -57,10 +57,10 @@ def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def test_the_average_is_what_stays(tmp_path: Path) -> None:
-    where = context(tmp_path / "a")
-    averaged = train(where).weight.detach().clone()
+    settings = context(tmp_path / "a")
+    averaged = train(settings).weight.detach().clone()
     from safetensors.torch import load_file
 
-    state = load_file(where.folder / "s.safetensors")
+    state = load_file(settings.folder / "s.safetensors")
     assert torch.equal(averaged, state["average/weight"])
     assert not torch.equal(averaged, state["weight/weight"])

@@ -1,4 +1,4 @@
-"""An S3 server of our own, from the package moto, in a process beside the tests."""
+"""An S3 server, from the package moto, in a process of its own."""
 
 import socket
 import subprocess

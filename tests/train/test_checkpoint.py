@@ -57,11 +57,11 @@ def test_an_average_is_exported_and_the_weights_come_back(adapter, tmp_path) -> 
     )
     kept = AdapterState(weights, {"exp_avg.proj.weight": torch.zeros(16, 4)}, 3, average)
     path = write_checkpoint(tmp_path / "launches" / "a", adapter, kept, state)
-    found = read_checkpoint(path).adapter_state()
-    assert found.averages is not None
-    assert torch.equal(found.averages["proj.weight"], average["proj.weight"])
-    assert torch.equal(found.weights["proj.weight"], weights["proj.weight"])
-    assert list(found.moments) == ["exp_avg.proj.weight"]
+    state = read_checkpoint(path).adapter_state()
+    assert state.averages is not None
+    assert torch.equal(state.averages["proj.weight"], average["proj.weight"])
+    assert torch.equal(state.weights["proj.weight"], weights["proj.weight"])
+    assert list(state.moments) == ["exp_avg.proj.weight"]
     exported = SemanticAdapter.from_pretrained(path / "adapter")
     assert torch.equal(exported.proj.weight, average["proj.weight"])
 
@@ -84,17 +84,17 @@ def test_a_damaged_checkpoint_is_never_loaded(adapter, run_path, name, damage) -
         file.unlink()
     with pytest.raises(ValueError, match=r"manifest|damaged|missing"):
         read_checkpoint(newest)
-    found = newest_checkpoint(run_path)
-    assert found is not None
-    assert found.state.step == 5
+    checkpoint = newest_checkpoint(run_path)
+    assert checkpoint is not None
+    assert checkpoint.state.step == 5
 
 
 def test_the_furthest_checkpoint_of_all_launches_is_found(adapter, run_path) -> None:
     for launch, step in (("b", 5), ("a", 15), ("c", 10)):
         checkpoint_at(adapter, run_path, step, launch)
-    found = newest_checkpoint(run_path)
-    assert found is not None
-    assert (found.state.step, found.path.parent.name) == (15, "a")
+    checkpoint = newest_checkpoint(run_path)
+    assert checkpoint is not None
+    assert (checkpoint.state.step, checkpoint.path.parent.name) == (15, "a")
 
 
 def test_an_unfinished_checkpoint_is_no_checkpoint(adapter, run_path) -> None:
@@ -108,7 +108,7 @@ def test_only_damaged_checkpoints_are_no_new_start(adapter, run_path) -> None:
         newest_checkpoint(run_path)
 
 
-def test_an_empty_run_starts_anew(run_path) -> None:
+def test_an_empty_run_starts_at_step_0(run_path) -> None:
     assert newest_checkpoint(run_path / "nothing") is None
 
 
@@ -151,9 +151,9 @@ def test_pruning_never_takes_the_checkpoint_just_written(adapter, run_path) -> N
     newest = checkpoint_at(adapter, run_path, 17, "b")
     prune(run_path, keep=1, newest=newest)
     assert [path.exists() for path in (good, damaged, newest)] == [False, False, True]
-    found = newest_checkpoint(run_path)
-    assert found is not None
-    assert found.path == newest
+    checkpoint = newest_checkpoint(run_path)
+    assert checkpoint is not None
+    assert checkpoint.path == newest
 
 
 def test_an_export_replaces_the_earlier_one(adapter, run_path) -> None:
@@ -169,11 +169,11 @@ def test_an_export_replaces_the_earlier_one(adapter, run_path) -> None:
 def test_a_kill_during_an_export_leaves_a_whole_adapter(adapter, tmp_path, monkeypatch) -> None:
     target = tmp_path / "adapter"
     export_adapter(checkpoint_at(adapter, tmp_path, 5), target)
-    known = [adapter.proj.weight.detach().clone()]
+    exports = [adapter.proj.weight.detach().clone()]
     with torch.no_grad():
         adapter.proj.weight.mul_(2)
     checkpoint = checkpoint_at(adapter, tmp_path, 10)
-    known.append(adapter.proj.weight.detach())
+    exports.append(adapter.proj.weight.detach())
 
     class Killed(BaseException):
         pass
@@ -195,7 +195,7 @@ def test_a_kill_during_an_export_leaves_a_whole_adapter(adapter, tmp_path, monke
                 patch.setattr(os, name, until)
                 export_adapter(checkpoint, target)
             loaded = SemanticAdapter.from_pretrained(target).proj.weight
-            assert any(torch.equal(loaded, one) for one in known), (name, last)
+            assert any(torch.equal(loaded, weight) for weight in exports), (name, last)
 
 
 def test_settings_that_shape_the_numbers_are_compared() -> None:

@@ -48,7 +48,7 @@ def test_the_cause_is_named_and_not_its_victim(failures, words) -> None:
     assert str(root_cause(Failed(failures))).startswith(words)
 
 
-def test_what_the_user_must_put_right_is_not_tried_again() -> None:
+def test_an_error_of_the_users_is_not_retried() -> None:
     # Ray's own policy, with which its controller decides.
     from ray.train.v2._internal.execution.failure_handling import (
         FailureDecision,
@@ -67,7 +67,7 @@ def test_what_the_user_must_put_right_is_not_tried_again() -> None:
     assert policy.make_decision(WorkerGroupError("x", failures)) == FailureDecision.RETRY
 
 
-def test_ray_is_told_what_a_worker_wants() -> None:
+def test_ray_gets_the_workers_resources() -> None:
     cluster = ClusterConfig(
         num_workers=3,
         cpus_per_worker=2.5,
@@ -75,11 +75,15 @@ def test_ray_is_told_what_a_worker_wants() -> None:
         accelerator_type="H100",
         placement="STRICT_SPREAD",
     )
-    told = scaling(cluster, on_gpus=True)
-    assert told.placement_strategy == "STRICT_SPREAD"
-    assert (told.num_workers, told.use_gpu, told.accelerator_type) == (3, True, "H100")
+    settings = scaling(cluster, on_gpus=True)
+    assert settings.placement_strategy == "STRICT_SPREAD"
+    assert (settings.num_workers, settings.use_gpu, settings.accelerator_type) == (
+        3,
+        True,
+        "H100",
+    )
     # Ray's own sum over the workers.
-    assert told.total_resources == pytest.approx(
+    assert settings.total_resources == pytest.approx(
         {
             "CPU": 7.5,
             "GPU": 3,
@@ -128,7 +132,7 @@ def started(run, config: RunConfig) -> str:
     return tracker.run_id
 
 
-def test_one_mlflow_run_goes_on_only_while_the_settings_do(tmp_path, monkeypatch) -> None:
+def test_an_mlflow_run_is_continued_only_with_the_same_settings(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = RunConfig(output=str(tmp_path))
     first = started(tmp_path, config)
@@ -149,7 +153,7 @@ def test_a_step_that_mlflow_has_is_not_sent_again(tmp_path, monkeypatch) -> None
     tracker.log_metrics({"validation_loss": 3.0}, 1)
     assert tracker.finish("FINISHED")
     history = tracker.client.get_metric_history(run, "loss")
-    assert [(one.step, one.value) for one in history] == [(1, 1.0), (2, 2.0)]
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 2.0)]
     assert len(tracker.client.get_metric_history(run, "validation_loss")) == 1
 
 
@@ -180,28 +184,28 @@ def test_relative_paths_are_refused_in_a_ray_job_alone(monkeypatch, tmp_path) ->
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
     config = RunConfig(output="tiny", data={"shards": "s"})
-    found = absolute(config)
-    assert found.output == str(tmp_path / "tiny")
-    assert found.data.shards == str(tmp_path / "s")
-    assert found.base.path == "tiny", "the built-in base, whatever lies here"
+    resolved = absolute(config)
+    assert resolved.output == str(tmp_path / "tiny")
+    assert resolved.data.shards == str(tmp_path / "s")
+    assert resolved.base.path == "tiny", "the built-in base, whatever is here"
     job = json.dumps({"metadata": {"job_submission_id": "raysubmit_x"}})
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", job)
     with pytest.raises(UserError, match="--output tiny: a Ray job"):
         absolute(config)
-    assert absolute(found) == found
-    database = found.model_copy(
+    assert absolute(resolved) == resolved
+    database = resolved.model_copy(
         update={"tracking": RunConfig(tracking={"uri": "sqlite:///x.db"}).tracking}
     )
     with pytest.raises(UserError, match=r"MLflow's sqlite:///x\.db"):
         absolute(database)
-    bucket = found.model_copy(update={"output": "s3://bucket/run"})
+    bucket = resolved.model_copy(update={"output": "s3://bucket/run"})
     assert absolute(bucket).output == "s3://bucket/run"
-    remote = found.model_copy(update={"init": "s3://bucket/adapter"})
+    remote = resolved.model_copy(update={"init": "s3://bucket/adapter"})
     with pytest.raises(UserError, match="must be a folder"):
         absolute(remote)
 
 
-def test_some_gpus_but_too_few_are_not_passed_over(monkeypatch) -> None:
+def test_too_few_gpus_are_an_error(monkeypatch) -> None:
     from acontrol.runs import cluster
 
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"GPU": 2.0, "CPU": 8.0})
@@ -220,7 +224,7 @@ def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch) -> None:
         pass
 
 
-def test_a_config_file_lies_on_top_of_the_preset(tmp_path) -> None:
+def test_a_config_file_overrides_the_preset(tmp_path) -> None:
     file = tmp_path / "run.json"
     file.write_text('{"optim": {"steps": 9}}')
     config = read_config(["mvtec-sd15", f"--config={file}"])

@@ -212,9 +212,9 @@ def test_clipping_and_schedule_matter() -> None:
 
 @pytest.mark.parametrize("name", EACH)
 def test_a_resume_is_bitwise(two_ranks, name) -> None:
-    found = two_ranks[name]
-    assert found["resumed_losses"] == found["losses"][HALF:]
-    end, resumed = found["end"], found["resumed_end"]
+    result = two_ranks[name]
+    assert result["resumed_losses"] == result["losses"][HALF:]
+    end, resumed = result["end"], result["resumed_end"]
     assert end["steps"] == resumed["steps"] == STEPS
     for part in ("weights", "moments"):
         assert end[part].keys() == resumed[part].keys()
@@ -225,24 +225,24 @@ def test_a_resume_is_bitwise(two_ranks, name) -> None:
 
 
 def test_the_average_follows_the_weights_and_comes_back(two_ranks) -> None:
-    found = two_ranks["stage 2, averaged"]
+    result = two_ranks["stage 2, averaged"]
     assert two_ranks["stage 2"]["end"]["averages"] is None
     average = new_adapter().proj.weight.detach()
     weights = plain_weights("stage 2")
     for weight in weights:
         average = 0.5 * average + 0.5 * weight
     for end in ("end", "resumed_end"):
-        kept = found[end]["averages"]["proj.weight"]
+        kept = result[end]["averages"]["proj.weight"]
         torch.testing.assert_close(kept, average, atol=1e-5, rtol=0)
-        assert not torch.allclose(kept, found[end]["weights"]["proj.weight"], atol=1e-4)
-    resumed = found["resumed_end"]["averages"]["proj.weight"]
-    assert torch.equal(resumed, found["end"]["averages"]["proj.weight"])
+        assert not torch.allclose(kept, result[end]["weights"]["proj.weight"], atol=1e-4)
+    resumed = result["resumed_end"]["averages"]["proj.weight"]
+    assert torch.equal(resumed, result["end"]["averages"]["proj.weight"])
 
 
 def test_the_whole_weights_of_all_stages_agree(two_ranks) -> None:
     ones = [two_ranks[f"stage {stage}"]["end"]["weights"]["proj.weight"] for stage in range(4)]
-    for one in ones[1:]:
-        torch.testing.assert_close(one, ones[0], atol=1e-6, rtol=0)
+    for value in ones[1:]:
+        torch.testing.assert_close(value, ones[0], atol=1e-6, rtol=0)
 
 
 def test_another_number_of_ranks_continues(two_ranks, tmp_path) -> None:

@@ -9,13 +9,13 @@ from tests.train.test_engine import config_of
 
 
 def test_deepspeed_is_told_the_settings() -> None:
-    told = deepspeed_config(config_of("stage 2, two passes, clipped, cosine", 4))
-    assert told["train_batch_size"] == 8
-    assert told["train_micro_batch_size_per_gpu"] == 1
-    assert told["gradient_accumulation_steps"] == 2
-    assert told["gradient_clipping"] == 0.1
-    assert told["zero_optimization"]["stage"] == 2
-    assert "bf16" not in told
+    settings = deepspeed_config(config_of("stage 2, two passes, clipped, cosine", 4))
+    assert settings["train_batch_size"] == 8
+    assert settings["train_micro_batch_size_per_gpu"] == 1
+    assert settings["gradient_accumulation_steps"] == 2
+    assert settings["gradient_clipping"] == 0.1
+    assert settings["zero_optimization"]["stage"] == 2
+    assert "bf16" not in settings
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from acontrol.method.sga import SemanticAdapter
 from acontrol.train.checkpoint import export_adapter, newest_checkpoint, prune
 from tests.train.checkpoints import checkpoint_at, files_of, small_adapter
 
-# Calls that change the disk, beside opening and writing; and those that take room.
+# Calls that change the disk, besides opening and writing; and those that need space.
 CHANGING = ("fsync", "replace", "mkdir", "rmdir", "unlink")
 FILLING = ("fsync", "replace")
 EVERY = 5  # Steps between the checkpoints that are written here.
@@ -35,13 +35,13 @@ def save(run: Path, card: dict[str, object], step: int) -> None:
 
 def check_run(run: Path, at_least: int) -> None:
     """Checkpoint and exported adapter load, and are what was saved then."""
-    found = newest_checkpoint(run)
-    assert found is not None
-    assert found.state.step >= at_least
-    state = found.adapter_state()
-    expected = small_adapter({}, found.state.step).proj.weight
+    checkpoint = newest_checkpoint(run)
+    assert checkpoint is not None
+    assert checkpoint.state.step >= at_least
+    state = checkpoint.adapter_state()
+    expected = small_adapter({}, checkpoint.state.step).proj.weight
     assert torch.equal(state.weights["proj.weight"], expected)
-    assert torch.equal(state.moments["exp_avg.proj.weight"], expected * found.state.step)
+    assert torch.equal(state.moments["exp_avg.proj.weight"], expected * checkpoint.state.step)
     exported = SemanticAdapter.from_pretrained(run / "adapter").proj.weight
     step = round(exported[0, 0].item() / 1000)
     assert step % EVERY == 0
@@ -140,8 +140,8 @@ def test_killed_at_every_call_of_a_save(forks, card, tmp_path, stride) -> None:
         child.join()
         assert child.exitcode == -signal.SIGKILL
         check_run(run, at_least=10)
-        found = newest_checkpoint(run)
-        reached.add(found.state.step if found else None)
+        checkpoint = newest_checkpoint(run)
+        reached.add(checkpoint.state.step if checkpoint else None)
         save(run, described, 15)  # What the kill left is in nobody's way.
         check_run(run, at_least=15)
     assert reached == {10, 15}
@@ -179,20 +179,20 @@ def test_a_disk_that_fills_up_during_a_save(card, tmp_path) -> None:
     for step in (5, 10):
         save(run, described, step)
     before = files_of(run)
-    told = 0
+    refused = 0
     for number in range(calls):
         with at_call(number, no_room, FILLING) as seen:
             try:
                 checkpoint_at(small_adapter(described, 15), run, 15)
             except UserError as error:
                 assert "no room for" in str(error)
-                told += 1
+                refused += 1
         if seen.calls <= number:
             break  # Beyond the checkpoint's own calls.
         assert files_of(run) == before, "nothing half-written is left"
         check_run(run, at_least=10)
-    assert told == number
-    assert told >= 10
+    assert refused == number
+    assert refused >= 10
 
 
 def test_a_full_disk_is_seen_before_anything_is_written(card, tmp_path, monkeypatch) -> None:

@@ -31,11 +31,11 @@ def shards(built_in_data, tmp_path_factory) -> str:
 
 
 class Notes:
-    """Writes down what it is told."""
+    """Records all callbacks."""
 
     def __init__(self, stop_at: int = 0, checkpoint_at: int = 0):
         self.reports: list[StepReport] = []
-        self.told: list[tuple[str, int]] = []
+        self.events: list[tuple[str, int]] = []
         self.validations: list[float] = []
         self.stop_at, self.checkpoint_at = stop_at, checkpoint_at
 
@@ -43,14 +43,14 @@ class Notes:
         self.reports.append(report)
 
     def on_validation(self, step: int, result: Validation) -> None:
-        self.told.append(("validation", step))
+        self.events.append(("validation", step))
         self.validations.append(result.loss)
 
     def on_samples(self, step: int) -> None:
-        self.told.append(("samples", step))
+        self.events.append(("samples", step))
 
     def on_checkpoint(self, report: StepReport) -> None:
-        self.told.append(("checkpoint", report.step))
+        self.events.append(("checkpoint", report.step))
 
     def should_stop(self) -> bool:
         return len(self.reports) + 1 == self.stop_at
@@ -85,7 +85,7 @@ def setting(shards: str, **changes) -> tuple[AnomalyControl, TrainingStream, Tra
 
 def run(shards: str, **changes) -> dict[str, object]:
     stop_at, checkpoint_at = changes.pop("stop_at", 0), changes.pop("checkpoint_at", 0)
-    spoil = changes.pop("spoil", ())  # Steps whose images are no numbers.
+    spoil = changes.pop("spoil", ())  # Steps with NaN images.
     pause = changes.pop("pause", 0.0)
     model, stream, held = setting(shards, **changes)
     engine = AdapterEngine(model.adapter, model.config, None)
@@ -112,7 +112,7 @@ def run(shards: str, **changes) -> dict[str, object]:
             losses = model(batch, engine.project, seed=held.seed, dropout=NO_DROPOUT)
             rows.append(losses.loss.item())
     return {
-        "told": notes.told,
+        "events": notes.events,
         "losses": [report.loss for report in notes.reports],
         "skipped": [report.skipped for report in notes.reports],
         "rates": [report.learning_rate for report in notes.reports],
@@ -176,7 +176,7 @@ def runs(shards, tmp_path_factory) -> dict[str, dict]:
 
 
 def test_everything_is_told_when_it_is_due(runs) -> None:
-    assert runs["plain"]["told"] == [
+    assert runs["plain"]["events"] == [
         ("validation", 2),
         ("checkpoint", 2),
         ("samples", 3),
@@ -187,13 +187,13 @@ def test_everything_is_told_when_it_is_due(runs) -> None:
 
 
 def test_a_wish_to_stop_writes_a_checkpoint_and_ends(runs) -> None:
-    assert runs["stopped"]["told"][-1] == ("checkpoint", 3)
+    assert runs["stopped"]["events"][-1] == ("checkpoint", 3)
     assert runs["stopped"]["losses"] == runs["plain"]["losses"][:3]
 
 
 def test_a_warning_writes_a_checkpoint_and_goes_on(runs) -> None:
-    told = runs["warned"]["told"]
-    assert [step for kind, step in told if kind == "checkpoint"] == [2, 3, 4]
+    events = runs["warned"]["events"]
+    assert [step for name, step in events if name == "checkpoint"] == [2, 3, 4]
     assert runs["warned"]["losses"] == runs["plain"]["losses"]
 
 
@@ -228,44 +228,44 @@ def test_validation_moves_with_the_weights_alone(runs) -> None:
     assert runs["two passes"]["validations"][0] == pytest.approx(first, abs=1e-5)
 
 
-def test_a_loss_that_is_no_number_names_samples_and_changes_nothing(runs) -> None:
-    found = runs["spoiled"]
-    assert "step 1 skipped by all ranks: the loss of rank 0 is not finite" in found["error"]
-    assert "wood/" in found["error"] or "button/" in found["error"]
-    assert not found["changed"]
+def test_a_nonfinite_loss_names_its_samples_and_changes_nothing(runs) -> None:
+    result = runs["spoiled"]
+    assert "step 1 skipped by all ranks: the loss of rank 0 is not finite" in result["error"]
+    assert "wood/" in result["error"] or "button/" in result["error"]
+    assert not result["changed"]
 
 
 def test_a_skipped_step_is_told_and_its_checkpoint_waits(runs) -> None:
-    found = runs["skipping"]
-    assert [words is None for words in found["skipped"]] == [True, False, True, True]
+    result = runs["skipping"]
+    assert [words is None for words in result["skipped"]] == [True, False, True, True]
     assert re.fullmatch(
         r"step 2 skipped by all ranks: the loss of rank 0 is not finite \(samples \S+/\S+.*; "
         r"positions \[4, 5, 6, 7\]\); seed 0",
-        found["skipped"][1],
+        result["skipped"][1],
     )
-    assert math.isnan(found["losses"][1])
-    # What was drawn for a step depends on its place alone, so the others go on as they were.
-    assert found["losses"][0] == runs["plain"]["losses"][0]
-    assert found["losses"][2] == pytest.approx(runs["plain"]["losses"][2], rel=0.1)
-    assert found["losses"][2] != runs["plain"]["losses"][2]
-    checkpoints = [step for what, step in found["told"] if what == "checkpoint"]
+    assert math.isnan(result["losses"][1])
+    # Draws depend on a step's position alone, so the other steps are unchanged.
+    assert result["losses"][0] == runs["plain"]["losses"][0]
+    assert result["losses"][2] == pytest.approx(runs["plain"]["losses"][2], rel=0.1)
+    assert result["losses"][2] != runs["plain"]["losses"][2]
+    checkpoints = [step for name, step in result["events"] if name == "checkpoint"]
     assert checkpoints == [3, 4]
 
 
 def test_too_many_in_a_row_end_the_run_with_a_checkpoint_from_before(runs) -> None:
-    found = runs["giving up"]
-    assert len(found["losses"]) == 3
-    assert "2 steps in a row were skipped, optim.max_skipped is 1" in found["error"]
-    assert "step 3 skipped" in found["error"]
-    assert not [step for what, step in found["told"] if what == "checkpoint"]
-    assert found["validations"][-1] == pytest.approx(found["by_hand"], abs=1e-5)
+    result = runs["giving up"]
+    assert len(result["losses"]) == 3
+    assert "2 steps in a row were skipped, optim.max_skipped is 1" in result["error"]
+    assert "step 3 skipped" in result["error"]
+    assert not [step for name, step in result["events"] if name == "checkpoint"]
+    assert result["validations"][-1] == pytest.approx(result["by_hand"], abs=1e-5)
 
 
 @pytest.mark.slow  # Two processes' imports.
 def test_ranks_may_skip_unlike_many_samples(shards, tmp_path) -> None:
     plain, skipping = run_ranks(uneven, 2, tmp_path, shards)
     # (rank, step): some rank skips all of its share while the other does not, and so do both.
-    counts = [sum(one) for one in zip(*skipping["dropped"], strict=True)]
+    counts = [sum(column) for column in zip(*skipping["dropped"], strict=True)]
     assert {0, 1, 2} == set(counts)
     change = (skipping["weights"] - plain["weights"]).norm() / plain["weights"].norm()
     assert change < 1e-6

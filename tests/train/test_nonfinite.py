@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers, in real gloo ranks with real DeepSpeed."""
+"""Non-finite losses and gradients, in real gloo ranks with real DeepSpeed."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def one_step(engine: AdapterEngine, step: int, spoiled: str | None) -> tuple[flo
             projected = Spoiled.apply(projected, float(here.split()[0]))
         loss = (projected - targets).square().mean()
         if here == "inf loss":
-            loss = loss + torch.inf  # Its gradient alone would be a number.
+            loss = loss + torch.inf  # Its gradient alone would be finite.
         elif here == "nan loss":
             loss = loss * torch.nan
         engine.backward(loss, last=number + 1 == passes)
@@ -108,23 +108,23 @@ def trained(name: str, kind: str | None, planted: int = PLANTED) -> dict[str, ob
         if step == planted and kind is None:
             engine._steps += 1
         else:
-            loss, said = one_step(engine, step, kind if step == planted else None)
+            loss, text = one_step(engine, step, kind if step == planted else None)
             losses.append(loss)
-            words = words or said
+            words = words or text
         if step == planted:
             after = engine.state()
     assert after is not None
-    found = {
+    result = {
         "later": losses[-(STEPS - planted - 1) :],
         "after": vars(after),
         "end": vars(engine.state()),
         "words": words,
     }
     if kind is None:
-        return found
+        return result
     resumed = AdapterEngine(SemanticAdapter([["one", 3], ["two", 7]], 5), config, after)
     return {
-        **found,
+        **result,
         "again": [one_step(resumed, step, None)[0] for step in range(planted + 1, STEPS)],
         "resumed": vars(resumed.state()),
         "skipped": (engine.skipped_steps, resumed.skipped_steps),
@@ -133,8 +133,8 @@ def trained(name: str, kind: str | None, planted: int = PLANTED) -> dict[str, ob
 
 def all_of(cases: list[tuple[str, str | None]]) -> dict[str, dict[str, object]]:
     names = dict.fromkeys(name for name, _ in cases)
-    every = [*cases, *((name, None) for name in names)]
-    return {f"{name}: {kind}": trained(name, kind) for name, kind in every}
+    all_cases = [*cases, *((name, None) for name in names)]
+    return {f"{name}: {kind}": trained(name, kind) for name, kind in all_cases}
 
 
 def first_steps() -> dict[str, dict[str, object]]:
@@ -166,7 +166,7 @@ def same(left: dict, right: dict) -> None:
             assert torch.equal(value, right[part][name]), (part, name)
 
 
-def is_as_if_the_step_were_not(spoiled: dict, left_out: dict) -> None:
+def equals_leaving_the_step_out(spoiled: dict, left_out: dict) -> None:
     for when in ("after", "end"):
         same(spoiled[when], left_out[when])
     assert spoiled["later"] == left_out["later"]
@@ -180,19 +180,19 @@ def is_as_if_the_step_were_not(spoiled: dict, left_out: dict) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), SHORT)
-def test_a_bad_number_on_one_rank_is_as_if_the_step_were_not(short, name, kind) -> None:
-    is_as_if_the_step_were_not(short[f"{name}: {kind}"], short[f"{name}: None"])
+def test_a_step_that_is_nonfinite_on_one_rank_is_skipped_by_all(short, name, kind) -> None:
+    equals_leaving_the_step_out(short[f"{name}: {kind}"], short[f"{name}: None"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), REST)
 def test_nor_with_any_other_setting(rest, name, kind) -> None:
     spoiled = rest[f"{name}: {kind}"]
-    is_as_if_the_step_were_not(spoiled, rest[f"{name}: None"])
+    equals_leaving_the_step_out(spoiled, rest[f"{name}: None"])
     assert (spoiled["end"]["averages"] is not None) == ("averaged" in name)
 
 
-def test_every_rank_hears_which_samples_it_was(short) -> None:
+def test_every_rank_gets_the_samples_to_blame(short) -> None:
     for kind in ("inf loss", "nan gradient"):
         assert short[f"stage 1: {kind}"]["words"] == (
             f"step {PLANTED} skipped by all ranks: the {kind.split()[1]} of rank 1 is not "
@@ -201,10 +201,10 @@ def test_every_rank_hears_which_samples_it_was(short) -> None:
 
 
 @pytest.mark.slow
-def test_the_very_first_step_may_be_bad(tmp_path) -> None:
-    found = run_ranks(first_steps, 2, tmp_path)
+def test_the_very_first_step_may_be_nonfinite(tmp_path) -> None:
+    results = run_ranks(first_steps, 2, tmp_path)
     for stage in range(4):
-        spoiled, left_out = (found[f"{stage}: {kind}"] for kind in ("nan loss", None))
+        spoiled, left_out = (results[f"{stage}: {kind}"] for kind in ("nan loss", None))
         assert not spoiled["after"]["moments"]["exp_avg.proj.weight"].any()
         for when in ("after", "end"):
             same(spoiled[when], left_out[when])

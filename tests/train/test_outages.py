@@ -42,15 +42,15 @@ def proxy(server, monkeypatch) -> Iterator[Proxy]:
     proxy.set("refuse")
 
 
-def until(what: Callable[[], object]) -> None:
+def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + LIMIT_S
-    while not what():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def waiting(tracker: Tracker) -> int:
-    return sum(one.waiting() for one in EventQueue.all_in(tracker.folder))
+    return sum(queue.waiting() for queue in EventQueue.all_in(tracker.folder))
 
 
 def log_steps(tracker: Tracker, first: int, last: int) -> None:
@@ -71,10 +71,13 @@ def holds_each_once(server: Server, run_id: str, last: int) -> None:
         ("loss", [1 / step for step in range(1, last + 1)]),
     ):
         history = client.get_metric_history(run_id, name)
-        steps = [(one.step, one.value) for one in sorted(history, key=lambda one: one.step)]
+        steps = [
+            (metric.step, metric.value)
+            for metric in sorted(history, key=lambda metric: metric.step)
+        ]
         assert steps == list(enumerate(values, 1))
     assert run.data.tags["newest"] == str(last // 10 * 10)
-    pictures = [one.path for one in client.list_artifacts(run_id, "images")]
+    pictures = [file.path for file in client.list_artifacts(run_id, "images")]
     assert len(pictures) == 2 * (last // 10)
     assert run.info.status == "FINISHED"
 
@@ -107,7 +110,7 @@ def test_nothing_is_lost_and_nobody_waits(
 def trainings(shards: str, port: int, folder: str) -> dict[str, list[list[float]]]:  # noqa: F811
     """The same training with every outage from its second step to its last: losses, twice."""
     os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-    outbox.EVERY_S, found = 0.05, {}
+    outbox.EVERY_S, results = 0.05, {}
     for how in ("pass", *OUTAGES):
         proxy = Proxy(port)
         proxy.set("pass")
@@ -127,18 +130,18 @@ def trainings(shards: str, port: int, folder: str) -> dict[str, list[list[float]
         proxy.set("pass")
         assert tracker.finish("FINISHED")
         history = tracker.client.get_metric_history(tracker.run_id, "loss")
-        held = [one.value for one in sorted(history, key=lambda one: one.step)]
-        found[how] = [[report.loss for report in notes.reports], held]
-    return found
+        held = [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
+        results[how] = [[report.loss for report in notes.reports], held]
+    return results
 
 
 @pytest.mark.slow  # A process's imports.
 def test_losses_are_the_same_bits_and_all_there(server, shards, tmp_path) -> None:  # noqa: F811
-    found = run_ranks(trainings, 1, tmp_path, shards, server.port, str(tmp_path))
-    losses, _ = found["pass"]
+    results = run_ranks(trainings, 1, tmp_path, shards, server.port, str(tmp_path))
+    losses, _ = results["pass"]
     assert len(set(losses)) == 4
     for how in ("pass", *OUTAGES):
-        assert found[how] == [losses, losses]
+        assert results[how] == [losses, losses]
 
 
 def test_a_restart_sends_what_was_left_to_the_same_run(server, proxy, tmp_path, capsys) -> None:
@@ -149,8 +152,8 @@ def test_a_restart_sends_what_was_left_to_the_same_run(server, proxy, tmp_path, 
     proxy.set("refuse")
     log_steps(first, 11, 25)
     assert not first.finish("KILLED")
-    said = capsys.readouterr().out
-    assert f"is away: {waiting(first)} events wait in {first.folder}" in said
+    printed = capsys.readouterr().out
+    assert f"cannot be reached: {waiting(first)} events wait in {first.folder}" in printed
     # As if it had been killed between sending and noting that, and in the middle of a line.
     (file,) = first.folder.glob("*.jsonl")
     file.with_suffix(".sent").unlink()
@@ -186,32 +189,32 @@ def test_what_mlflow_refuses_for_good_does_not_hold_up_the_rest(
 
 
 def test_half_lines_and_damaged_lines_are_passed_over(tmp_path: Path, caplog) -> None:
-    one = EventQueue(tmp_path / "a.jsonl")
-    one.append({"n": 1})
-    one.append({"n": 2})
-    with one.file.open("a") as stream:
+    queue = EventQueue(tmp_path / "a.jsonl")
+    queue.append({"n": 1})
+    queue.append({"n": 2})
+    with queue.file.open("a") as stream:
         stream.write("\0\0\0\n")
-    one.append({"n": 3})
-    with one.file.open("a") as stream:
+    queue.append({"n": 3})
+    with queue.file.open("a") as stream:
         stream.write('{"n": 4')
-    one.close()
-    read = EventQueue(one.file)
+    queue.close()
+    read = EventQueue(queue.file)
     assert [event["n"] for event, _ in read.events()] == [1, 2, 3]
-    # The half one is no damage yet: its writer may be about to go on.
+    # Half a line is no damage yet: its writer may be about to finish it.
     assert caplog.text.count("damaged before byte") == 1
     (_, _), (_, second), _ = read.events()
     read.acknowledge(second)
     assert read.waiting() == 1
     read.acknowledge(5)  # Somebody who is late.
     assert [event["n"] for event, _ in read.events(read.sent)] == [3]
-    with one.file.open("a") as stream:  # The line is whole after all.
+    with queue.file.open("a") as stream:  # The writer finishes the line.
         stream.write("}\n")
     assert [event["n"] for event, _ in read.events(read.sent)] == [3, 4]
 
 
 def test_a_full_disk_loses_an_event_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
-    one = EventQueue(tmp_path / "a.jsonl")
-    one.append({"n": 1})
+    queue = EventQueue(tmp_path / "a.jsonl")
+    queue.append({"n": 1})
     write, full = outbox.os.write, iter([5, OSError(28, "No space left on device")])
 
     def short(descriptor: int, line: bytes) -> int:
@@ -222,9 +225,9 @@ def test_a_full_disk_loses_an_event_and_nothing_else(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(outbox.os, "write", short)
     for number in (2, 3, 4):
-        one.append({"n": number})
-    one.close()
-    assert [event["n"] for event, _ in EventQueue(one.file).events()] == [1, 4]
+        queue.append({"n": number})
+    queue.close()
+    assert [event["n"] for event, _ in EventQueue(queue.file).events()] == [1, 4]
 
 
 def test_events_are_sent_in_order_and_again_from_the_first_unsent(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ def held(built_in_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Train
     out = tmp_path_factory.mktemp("agreement") / "s"
     write_shards(open_folder(built_in_data).labelled("all"), out, split="all")
     reader = ShardReader(str(out))
-    some = held_out(reader.index, 0.5)
-    return TrainingStream(reader, DataConfig(resolution=64), seed=0, reference_px=64, used=some)
+    held = held_out(reader.index, 0.5)
+    return TrainingStream(reader, DataConfig(resolution=64), seed=0, reference_px=64, used=held)
 
 
 def test_what_carries_the_reference_agrees_more(
@@ -43,23 +43,25 @@ def test_what_carries_the_reference_agrees_more(
         }
     )
     adapter = SemanticAdapter.from_pretrained(built_in_adapter())
-    weights = {name: one.clone() for name, one in adapter.state_dict().items()}
+    weights = {name: weight.clone() for name, weight in adapter.state_dict().items()}
     noise = torch.Generator().manual_seed(0)
-    nonsense = {name: torch.randn(one.shape, generator=noise) for name, one in weights.items()}
+    nonsense = {
+        name: torch.randn(weight.shape, generator=noise) for name, weight in weights.items()
+    }
     shipped = guided_agreement(trained, adapter, weights, held, config)
     assert shipped == guided_agreement(trained, adapter, weights, held, config)
     assert -1 <= guided_agreement(trained, adapter, nonsense, held, config) < shipped <= 1
     # The adapter that is training is left as it was.
-    for name, one in adapter.state_dict().items():
-        assert torch.equal(one, weights[name])
+    for name, weight in adapter.state_dict().items():
+        assert torch.equal(weight, weights[name])
 
 
 def test_only_what_is_in_the_mask_counts_most(
     trained: BaseModels, held: TrainingStream
 ) -> None:
     samples = [held.reader.read(held.pair(place)[0]) for place in range(2)]
-    images, masks = [one.image for one in samples], [one.mask for one in samples]
-    found = defect_features(trained.vlm, images, masks)
-    assert found.shape == (2, trained.vlm.config.vision_config.hidden_size)
-    assert torch.equal(found, defect_features(trained.vlm, images, masks))
-    assert not torch.allclose(found, defect_features(trained.vlm, images, masks[::-1]))
+    images, masks = [sample.image for sample in samples], [sample.mask for sample in samples]
+    features = defect_features(trained.vlm, images, masks)
+    assert features.shape == (2, trained.vlm.config.vision_config.hidden_size)
+    assert torch.equal(features, defect_features(trained.vlm, images, masks))
+    assert not torch.allclose(features, defect_features(trained.vlm, images, masks[::-1]))

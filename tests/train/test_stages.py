@@ -15,7 +15,7 @@ def losses_of(shards: str, cases: list[tuple[int, int]]) -> list[list[float]]:  
     from acontrol.train.engine import AdapterEngine
     from acontrol.train.loop import train
 
-    found = []
+    losses = []
     for stage, passes in cases:
         model, stream, _ = setting(
             shards,
@@ -37,8 +37,8 @@ def losses_of(shards: str, cases: list[tuple[int, int]]) -> list[list[float]]:  
         batches = stream.batches(0, size, engine.rank, engine.world_size, 20 * passes)
         notes = Notes()
         train(model, batches, engine, model.config, notes)
-        found.append([report.loss for report in notes.reports])
-    return found
+        losses.append([report.loss for report in notes.reports])
+    return losses
 
 
 def test_all_stages_and_one_worker_have_the_same_losses(shards, tmp_path) -> None:  # noqa: F811
