@@ -1,4 +1,4 @@
-"""Named runs. A preset is a whole config; the command line changes single settings."""
+"""Named runs. A preset is a complete config; the command line changes single settings."""
 
 from acontrol.config import (
     BaseConfig,
@@ -10,7 +10,7 @@ from acontrol.config import (
 )
 from acontrol.errors import UserError
 
-# Commits of the public checkpoints. The inpainting one has safetensors in float16 alone.
+# Commits of the public checkpoints. The inpainting one has safetensors only in float16.
 SD15 = BaseConfig(
     path="stable-diffusion-v1-5/stable-diffusion-v1-5",
     revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
@@ -26,9 +26,9 @@ SD15_INPAINTING = SD15.model_copy(
 )
 
 PRESETS: dict[str, RunConfig] = {
-    # The built-in base at 64 px: offline, on a laptop's CPU, in minutes. Its reference shows
-    # the magnified defect, since 8 x 8 patches see little of a small one, and its loss is
-    # weighted, without which so small a U-Net does not follow C' (docs/results.md).
+    # The built-in base at 64 px: offline, on a laptop's CPU, in minutes. The reference shows
+    # the magnified defect, since 8 x 8 patches see little of a small one, and the loss is
+    # weighted: without, so small a U-Net does not follow C' (docs/results.md).
     "tiny": RunConfig(
         data=DataConfig(resolution=64, reference_view="region"),
         base=BaseConfig(path="tiny"),
@@ -41,8 +41,8 @@ PRESETS: dict[str, RunConfig] = {
     # The paper: SD1.5 and BLIP-2, AdamW 1e-4 / 0.01 as IP-Adapter, 30K steps (Sec. 4.1).
     # Batch size and resolution are not stated; these are the authors' code's (8 x 2, 512 px).
     "mvtec-sd15": RunConfig(base=SD15),
-    # The same on the base that the authors' code trains on: nine input channels, of which
-    # five say what is around the mask.
+    # The same on the base of the authors' code: nine input channels, of which five are the
+    # mask and the masked image.
     "mvtec-sd15-inpainting": RunConfig(base=SD15_INPAINTING),
 }
 
@@ -51,7 +51,7 @@ def preset(name: str) -> RunConfig:
     """The named run.
 
     Raises:
-        UserError: If there is no preset of this name.
+        UserError: If there is no such preset.
     """
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}")

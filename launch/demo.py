@@ -46,7 +46,7 @@ UNSEEN = (
 
 
 class DemoCommand(Settings):
-    """Options of launch.demo."""
+    """Settings of launch.demo."""
 
     out: Path = Field(Path("runs/demo"), description="Folder for everything the demo makes.")
     steps: int = Field(40, ge=1, description="Training steps.")
@@ -62,7 +62,7 @@ class DemoCommand(Settings):
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
-    """Run every part in turn, and say where each thing is."""
+    """Run every step, and print where each result is."""
     command = parse(DemoCommand, args, prog=prog, description=__doc__)
     out = command.out
     data, shards, run_folder, drawn = (
@@ -180,7 +180,7 @@ def _draw(data: Path, model: Path | None, drawn: Path, seed: int) -> None:
 
 
 def _sheet(data: Path, drawn: Path) -> "Image.Image":
-    """Two images a row: what was shown, where, on what, and what came."""
+    """Two results a row, each with its reference, mask and normal image."""
     from PIL import Image
 
     from acontrol.generation.job import MANIFEST_NAME

@@ -5,8 +5,8 @@
     python -m launch.evaluate classification --real ROOT --synthetic [NAME=]DIR ... --out DIR
     python -m launch.evaluate ablation PRESET --real ROOT --data.shards DIR --out DIR
 
-Each has its own --help. All folders are in MVTec AD's layout. Killed, the same command
-continues. Each leaves tables as Markdown, CSV and one HTML page that needs no other file.
+Each has its own --help. All folders are in MVTec AD's layout. The same command resumes after a
+kill. Each writes tables as Markdown and CSV, and one self-contained HTML page.
 """
 
 import sys
@@ -29,9 +29,9 @@ QUALITY = """Score generated defects against real ones, in MVTec AD's layout.
     python -m launch.evaluate quality --real ROOT --synthetic [NAME=]DIR ... --out DIR
 
 Inception Score, KID and IC-LPIPS, the latter also of the defects alone; copies of training
-defects; how far masks are filled, and how well the surroundings are a normal image's. Real
-defects outside the training third are scored beside the generated ones. --features says by
-which networks: vlm (the run's own vision tower) needs no download.
+defects; how far masks are filled, and how well the surroundings match a normal image. Real
+defects outside the training third are scored next to the generated ones. --features names the
+networks: vlm (the run's own vision tower) needs no download.
 """
 LOCALIZATION = """Train a detector on each source of defects, and compare them on real ones.
 
@@ -39,9 +39,9 @@ LOCALIZATION = """Train a detector on each source of defects, and compare them o
 
 ROOT is in MVTec AD's layout, one category or several. A detector is trained for each category,
 source and seed, on train/good and the source's defects, and tested on test/good and the defects
-outside the training third. Sources: none (normal images alone), real (the training third),
+outside the training third. Sources: none (normal images only), real (the training third),
 perlin (DRAEM's blobs), cutpaste, each --synthetic NAME, and mixtures such as real+NAME. Each
-training is a task on Ray; what is there is not done again.
+training is a task on Ray; finished ones are kept.
 """
 CLASSIFICATION = """Train a classifier of defects on each source, and compare them on real ones.
 
@@ -50,30 +50,30 @@ CLASSIFICATION = """Train a classifier of defects on each source, and compare th
 ROOT is in MVTec AD's layout, one category or several. A ResNet-34 is trained for each category,
 source and seed to tell the category's defects apart, and tested on the defects outside the
 training third. Sources: real (the training third), each --synthetic NAME, and mixtures such as
-real+NAME. Categories with a single defect are left out. Each training is a task on Ray; what is
-there is not done again.
+real+NAME. Categories with a single defect are left out. Each training is a task on Ray;
+finished ones are kept.
 """
 ABLATION = """Train, draw and measure with each part of the method added in turn (Table 4).
 
     python -m launch.evaluate ablation PRESET --real ROOT --data.shards DIR --out DIR
 
 Rows: nothing (the base alone, gamma 0), sga (C' from the image alone), csm (image and text),
-and t1 to t5 (with so many steps of ASEA). All settings of launch.train are the rows' common
-ones. Every row is a training on Ray with a nested MLflow run, then a generated set, then the
-scores of launch.evaluate quality and the detectors of launch.evaluate localization. Killed, the
-same command continues.
+and t1 to t5 (that many steps of ASEA). The rows share all settings of launch.train. Each row is
+a training on Ray with a nested MLflow run, then a generated set, then the scores of
+launch.evaluate quality and the detectors of launch.evaluate localization. The same command
+resumes after a kill.
 """
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
-    """Hand the rest of the line to the sub-command."""
+    """Run the sub-command that the first argument names."""
     name = args[0] if args else ""
     if name in ("-h", "--help"):
         print(named_for(prog, __doc__))
         sys.exit(0)
     if name not in COMMANDS:
         got = f", got {name!r}" if name else ""
-        raise UserError(f"say what to measure first, one of: {', '.join(COMMANDS)}{got}")
+        raise UserError(f"name what to measure first, one of: {', '.join(COMMANDS)}{got}")
     rest = args[1:]
     options = [arg.split("=")[0] for arg in rest if arg.startswith("--")]
     for option in options:
@@ -85,7 +85,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
 def quality(args: Sequence[str], prog: str) -> None:
     """Score generated images."""
     config = parse(QualityConfig, args, prog=prog, description=QUALITY)
-    # The networks are imported only once the arguments are known to be good.
+    # The networks are imported only once the settings are valid.
     from acontrol.evaluation.quality_run import run_quality
 
     run_quality(config)

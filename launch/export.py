@@ -21,14 +21,14 @@ PROG = "python -m launch.export"
 
 
 class ExportCommand(Settings):
-    """Options of launch.export."""
+    """Settings of launch.export."""
 
     model: str = Field(description="A run's output folder, or an adapter's.")
     out: Path | None = Field(None, description="File to write; ends in .safetensors.")
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
-    """Export and say where."""
+    """Export the adapter."""
     command = parse(
         ExportCommand, args, prog=prog, description=__doc__, positional={"model": "MODEL"}
     )

@@ -1,4 +1,4 @@
-"""Draw new labelled defect images with a trained adapter, in MVTec AD's layout.
+"""Generate labelled defect images with a trained adapter, in MVTec AD's layout.
 
     python -m launch.generate --model MODEL --data ROOT --out DIR [--defect D] [--count N]
     python -m launch.generate --model MODEL --data ROOT --out DIR --requests FILE.jsonl
@@ -6,8 +6,8 @@
 
 MODEL is a run's output folder, an adapter folder or models:/NAME@ALIAS. References and masks
 come from the part of ROOT that was trained on, normal images from its train/good or from
---normal ROOT. Killed, the same command continues. DIR/manifest.jsonl says how each image was
-made and how it scored, DIR/report/index.html shows it; --replay draws it again.
+--normal ROOT. The same command resumes after a kill. DIR/manifest.jsonl records how each image
+was made and how it scored, DIR/report/index.html shows it; --replay reproduces it.
 """
 
 import os
@@ -27,13 +27,13 @@ PROG = "python -m launch.generate"
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
-    """Plan, check, draw, and write the report."""
+    """Check the settings, then generate."""
     command = _absolute(parse(GenerationConfig, args, prog=prog, description=__doc__))
     _check(command)
+    # Imported only once the settings are valid.
     from acontrol.data.mvtec import open_folder
 
     open_folder(command.data)
-    # Imported only once the arguments are known to be good.
     from acontrol.generation.run import generate
 
     if not command.model.startswith("models:"):
@@ -68,13 +68,13 @@ def _absolute(command: GenerationConfig) -> GenerationConfig:
 
 
 def _check(command: GenerationConfig) -> None:
-    """What needs no model to be seen as wrong."""
+    """Refuse settings that are wrong whatever the model is."""
     if not command.model.startswith("models:") and not storage_path(command.model).is_dir():
         raise UserError(f"--model {command.model}: no such folder")
-    named = command.masks in ("file", "learned")
-    if named != (command.masks_path is not None):
-        what = f"--masks {command.masks}" if named else "--masks file (or learned)"
-        raise UserError(f"{what} and --masks-path DIR need each other")
+    needs_path = command.masks in ("file", "learned")
+    if needs_path != (command.masks_path is not None):
+        option = f"--masks {command.masks}" if needs_path else "--masks file (or learned)"
+        raise UserError(f"{option} and --masks-path DIR need each other")
     if command.batch is not None and command.replay is None:
         raise UserError("--batch says which batch of --replay OLD to draw again: give both")
     if command.requests is not None and command.replay is not None:

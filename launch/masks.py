@@ -3,9 +3,9 @@
     python -m launch.masks ROOT --output MASKS [--base BASE] [--category C] [--defect D]
     python -m launch.generate ... --masks learned --masks-path MASKS
 
-For each category and defect of ROOT a few vectors learn, by textual inversion, what the base
-must read to draw its masks; then masks are drawn, and those unlike the training masks in area
-or length, empty, or along the border are left out. With the built-in base that is a few
+For each category and defect of ROOT, textual inversion learns a few vectors that make the base
+draw its masks; masks are then drawn, and those that differ from the training masks in area or
+length, are empty, or run along the border are left out. With the built-in base that is a few
 minutes each on one core. Killed, the same command continues. Look at
 MASKS/CATEGORY/DEFECT/sheet.png, and remove from masks/ there what you do not like.
 """
@@ -32,11 +32,11 @@ class MasksCommand(MasksConfig):
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
-    """Learn, and say what came and where it is."""
+    """Learn masks; print the counts and the folder."""
     command = parse(
         MasksCommand, args, prog=prog, description=__doc__, positional={"root": "ROOT"}
     )
-    # The models are imported only once the arguments are known to be good.
+    # The models are imported only once the settings are valid.
     from acontrol.networks.load import quieten
 
     quieten()
@@ -44,11 +44,11 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
 
     config = MasksConfig.model_validate(command.model_dump(exclude={"root"}))
     for card in learn_masks(config, command.root):
-        reasons = sorted(card.rejected.items(), key=lambda one: -one[1])
-        told = ", ".join(f"{count} {reason}" for reason, count in reasons)
+        rejected = sorted(card.rejected.items(), key=lambda item: -item[1])
+        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected)
         print(
             f"{card.category}/{card.defect}: {card.kept} masks of {card.drawn} drawn"
-            + (f" (not {told})" if told else "")
+            + (f" (not {reasons})" if reasons else "")
         )
     print(f"Masks: {os.fspath(config.output)}")
 

@@ -1,12 +1,12 @@
-"""Run the frozen networks over every sample once, so that training need not.
+"""Run the frozen networks over every sample once, ahead of training.
 
     python -m launch.precompute PRESET --data.shards DIR --data.features DIR [...]
 
-Takes launch.train's presets and settings; those that decide what the networks give are data.*,
-base.*, csm.*, asea.* and runtime.precision. C', the autoencoder's moments and the text's
-embeddings go into a folder named after all of these. Train with the same settings and
---data.features DIR: what fits is used, anything else is computed online, and training says
-which. The same command goes on where it was stopped.
+Takes launch.train's presets and settings; the features depend on data.*, base.*, csm.*, asea.*
+and runtime.precision. C', the autoencoder's moments and the text embeddings go into a folder
+named after all of these. Train with the same settings and --data.features DIR: matching
+features are used, the others are computed online, and training prints which. The same command
+resumes.
 """
 
 import os
@@ -19,9 +19,9 @@ PROG = "python -m launch.precompute"
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
-    """Precompute and say where the features are."""
+    """Precompute the features and print their folder."""
     config = read_config(args, prog=prog, description=__doc__)
-    # Ray and the models are imported only once the arguments are known to be good.
+    # Ray and the models are imported only once the settings are valid.
     from acontrol.train.precompute import precompute
 
     print(f"Features: {os.fspath(precompute(config))}")

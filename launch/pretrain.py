@@ -1,11 +1,11 @@
-"""Train a small base from nothing: autoencoder, text-to-image U-Net and BLIP-2.
+"""Train a small base from scratch: autoencoder, text-to-image U-Net and BLIP-2.
 
     python -m launch.pretrain [ROOT] --output BASE
 
 ROOT is a folder in MVTec AD's layout; without it, the built-in data. BASE then serves as
---base.path. For those without Stable Diffusion's weights: about an hour on two cores at
-64 px; on a GPU try --sizes.resolution 128 or 256. The same command continues a run that was
-stopped. Sample grids and MLflow's database lie in BASE-training.
+--base.path. A substitute for Stable Diffusion's weights: about an hour on two cores at 64 px;
+on a GPU try --sizes.resolution 128 or 256. The same command resumes. Sample grids and MLflow's
+database are in BASE-training.
 """
 
 import shlex
@@ -21,7 +21,7 @@ PROG = "python -m launch.pretrain"
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
-    """Train and say where the base is."""
+    """Train the base, and print its card and folder."""
     rest = list(args)
     root = Path(rest.pop(0)) if rest and not rest[0].startswith("-") else None
     config = parse(PretrainConfig, rest, prog=prog, description=__doc__)

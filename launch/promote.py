@@ -1,8 +1,8 @@
-"""Make a model's candidate the champion, if it beats the present one.
+"""Make a model's candidate the champion, if it beats the current one.
 
     python -m launch.promote NAME [--metric METRIC] [--higher-is-better] [--force]
 
-Compares the metric of the two versions' MLflow runs and says what it compared. Exit status 1
+Compares the metric of the two versions' MLflow runs and prints both. Exit status 1
 if the candidate is not better; the champion then stays.
 """
 
@@ -20,7 +20,7 @@ PROG = "python -m launch.promote"
 
 
 class PromoteCommand(Settings):
-    """Options of launch.promote."""
+    """Settings of launch.promote."""
 
     name: str = Field(description="The model's name.")
     metric: str = Field(
@@ -37,7 +37,7 @@ class PromoteCommand(Settings):
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
-    """Compare, then promote or not."""
+    """Compare the two versions, and promote the better one."""
     command = parse(
         PromoteCommand, args, prog=prog, description=__doc__, positional={"name": "NAME"}
     )

@@ -1,4 +1,4 @@
-"""Fetch a registered model as an adapter folder, executing nothing of it.
+"""Fetch a registered model as an adapter folder, without executing any of it.
 
     python -m launch.pull models:/NAME@ALIAS --out DIR [--tracking.uri URI]
 
@@ -20,7 +20,7 @@ PROG = "python -m launch.pull"
 
 
 class PullCommand(Settings):
-    """Options of launch.pull."""
+    """Settings of launch.pull."""
 
     model: str = Field(description="The model, by alias or as models:/NAME/VERSION.")
     out: Path = Field(description="Folder to create.")
@@ -28,7 +28,7 @@ class PullCommand(Settings):
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
-    """Fetch, check, and say where it is."""
+    """Fetch and check the model, and print its folder."""
     command = parse(
         PullCommand,
         args,

@@ -3,7 +3,7 @@
     python -m launch.register RUN NAME [--licence NOTE ...] [--tracking.uri URI]
 
 The version gets the alias "candidate"; launch.promote compares it with the champion. It goes
-to the MLflow server that has the run, unless another one is named.
+to the run's MLflow server, unless another one is given.
 """
 
 import os
@@ -29,12 +29,12 @@ class ServerOptions(Settings):
     )
 
 
-# What of a run is registered.
+# The files of a run that are registered.
 REGISTERED = ("run.json", "config.json", "adapter")
 
 
 class RegisterCommand(Settings):
-    """Options of launch.register."""
+    """Settings of launch.register."""
 
     run: str = Field(description="The run's output folder, or its URI.")
     name: str = Field(description="The model's name; made if it is new.")
@@ -45,7 +45,7 @@ class RegisterCommand(Settings):
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
-    """Register and say what is next."""
+    """Register the run, and print the next step."""
     command = parse(
         RegisterCommand,
         args,

@@ -1,4 +1,4 @@
-"""Train an adapter on Ray; the same command continues a run that was stopped.
+"""Train an adapter on Ray; the same command resumes a run.
 
     python -m launch.train PRESET --data.shards DIR --output RUN [--config FILE.json]
                            [--register NAME] [--dry-run] ...
@@ -110,7 +110,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
 
 def train(config: RunConfig, register_as: str | None = None) -> None:
     """Train, and print where the result is; an unfinished run ends the process."""
-    # Ray and the models are imported only once the arguments are known to be good.
+    # Ray and the models are imported only once the settings are valid.
     from acontrol.runs.mlflow_client import tracking_uri
     from acontrol.runs.storage import local_copy
     from acontrol.train.driver import TrainingStoppedError, run_training

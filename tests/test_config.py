@@ -140,7 +140,7 @@ def test_a_batch_divides_among_workers(size: int, workers: int, share: int | Non
 
 def test_the_closed_form_has_no_adam() -> None:
     assert refusal({"asea": {"solver": "first", "rule": "adam"}}) == (
-        "asea: solver 'first' steps in closed form, which rule 'adam' has not"
+        "asea: solver 'first' steps in closed form; rule 'adam' has none"
     )
     for solver, rule in [("all", "adam"), ("first", "gd"), ("first", "normalized")]:
         assert AseaConfig(solver=solver, rule=rule).rule == rule

@@ -274,7 +274,7 @@ def test_shards_come_from_plain_storage_alone(
         lambda: ShardReader(place),
         lambda: train.run(["tiny", "--data.shards", place, "--output", "run"]),
     ):
-        with pytest.raises(UserError, match="a URI of storage") as caught:
+        with pytest.raises(UserError, match="a storage URI") as caught:
             call()
         assert place in str(caught.value) and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What trials are ranked by, and which settings each of these can judge."""
+"""Objectives that rank trials, and the settings that each can rank."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,9 +15,9 @@ class Objective:
 
     Attributes:
         mode: Which way is better, "min" or "max".
-        blind: Settings that it cannot judge, by the start of their keys: they change what it
-            measures, or it is always better on one side of them.
-        only: If given, settings on which it depends at all.
+        blind: Prefixes of settings that it cannot rank: they change what it measures, or one
+            side of them is always better.
+        only: Prefixes of the only settings that it depends on, if not all.
         reason: Why.
     """
 
@@ -37,51 +37,53 @@ OBJECTIVES: dict[Name, Objective] = {
     "validation_loss": Objective(
         "min",
         blind=("dropout.", "data.", "optim.loss_weighting", "optim.mask_weight"),
-        reason="a loss of conditioned samples prefers less condition dropout whatever "
-        "becomes of guidance, and compares only where it is the same loss on the same pairs",
+        reason="a loss of conditioned samples always prefers less condition dropout, and "
+        "compares only between trials with the same loss on the same pairs",
     ),
     "validation_energy": Objective(
         "min",
         only=("asea.steps", "asea.step_size", "asea.rule", "asea.bound", "asea.stop_energy"),
-        reason="the energy depends only on how ASEA steps, with one map and one solver",
+        reason="the energy depends only on ASEA's steps, for one map and one solver",
     ),
     "guided_agreement": Objective("max"),
 }
 
 
-def choose(asked: Name | None, named: Space, defaults: Space) -> tuple[Name, Space, list[str]]:
+def choose(
+    requested: Name | None, searched: Space, defaults: Space
+) -> tuple[Name, Space, list[str]]:
     """Settle objective and space together.
 
     Args:
-        asked: The user's objective, if any.
-        named: What the user searches.
+        requested: The user's objective, if any.
+        searched: The user's search space.
         defaults: What is searched besides.
 
     Returns:
-        The objective, the space, and what to tell the user about them.
+        The objective, the space, and lines to print about them.
 
     Raises:
-        UserError: If the objective asked for cannot judge a setting that the user named.
+        UserError: If the requested objective cannot rank a setting of the user's space.
     """
-    space = {**defaults, **named}
-    searched = {key for key, domain in space.items() if len(domain.marks) > 1}
-    if asked is None:
+    space = {**defaults, **searched}
+    varied = {key for key, domain in space.items() if len(domain.marks) > 1}
+    if requested is None:
         loss = OBJECTIVES["validation_loss"]
-        blind = sorted(key for key in searched if not loss.judges(key))
+        blind = sorted(key for key in varied if not loss.judges(key))
         if not blind:
             return "validation_loss", space, []
-        why = (
+        note = (
             f"Ranking by guided_agreement, not by validation_loss: {', '.join(blind)} searched"
         )
-        return "guided_agreement", space, [f"{why}; {loss.reason}"]
-    objective = OBJECTIVES[asked]
-    blind = sorted(key for key in searched if not objective.judges(key))
-    if mine := [key for key in blind if key in named]:
+        return "guided_agreement", space, [f"{note}; {loss.reason}"]
+    objective = OBJECTIVES[requested]
+    blind = sorted(key for key in varied if not objective.judges(key))
+    if refused := [key for key in blind if key in searched]:
         raise UserError(
-            f"--objective {asked} cannot judge {', '.join(mine)}: {objective.reason}; use "
-            "--objective guided_agreement, or leave them out of --space"
+            f"--objective {requested} cannot judge {', '.join(refused)}: {objective.reason}; "
+            "use --objective guided_agreement, or leave them out of --space"
         )
     if not blind:
-        return asked, space, []
-    left = {key: domain for key, domain in space.items() if key not in blind}
-    return asked, left, [f"Not searched: {', '.join(blind)}; {objective.reason}"]
+        return requested, space, []
+    space = {key: domain for key, domain in space.items() if key not in blind}
+    return requested, space, [f"Not searched: {', '.join(blind)}; {objective.reason}"]

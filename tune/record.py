@@ -1,4 +1,4 @@
-"""A sweep's folder, and what is written in it.
+"""The files of a sweep's folder.
 
 SWEEP/
   sweep.json         what is searched, how, and the MLflow parent run
@@ -27,13 +27,13 @@ METRICS = ("step", "loss", *OBJECTIVES)
 
 
 class Sweep(Settings):
-    """What trials share; the same command must give the same to continue.
+    """The record of a sweep; a command with the same settings resumes it.
 
     Attributes:
-        run: What a trial starts from; its output is the sweep's folder.
-        space: What differs.
-        mlflow_uri: Where all runs go.
-        parent_run: Id of the MLflow run that the trials' are nested in.
+        run: The run that trials start from; its output is the sweep's folder.
+        space: The search space.
+        mlflow_uri: MLflow of all runs.
+        parent_run: Id of the MLflow run that the trials' runs are nested in.
     """
 
     run: RunConfig
@@ -53,7 +53,7 @@ class Sweep(Settings):
 
     @classmethod
     def read(cls, folder: Path) -> "Sweep | None":
-        """The sweep of a folder; None if there is none.
+        """The sweep of a folder, or None.
 
         Raises:
             UserError: If its record is damaged or of another version.
@@ -81,11 +81,11 @@ class Sweep(Settings):
         }
 
     def trial_folder(self, trial: str) -> Path:
-        """Where a trial's run is."""
+        """The folder of a trial's run."""
         return self.folder / "trials" / trial
 
     def trial_config(self, trial: str, values: Mapping[str, Value]) -> RunConfig:
-        """The run of a trial: the shared settings, its values, its place under the parent."""
+        """The run of a trial: the shared settings with its values, nested in the parent."""
         tracking = self.run.tracking.model_copy(
             update={
                 "uri": self.mlflow_uri,
@@ -99,19 +99,19 @@ class Sweep(Settings):
         return run.with_values(values)
 
     def forget_failed(self) -> None:
-        """Let trials that failed have another go."""
+        """Let failed trials run again."""
         for trial, outcome in self.outcomes().items():
             if outcome.status == "failed":
                 (self.trial_folder(trial) / "outcome.json").unlink()
 
     def outcomes(self) -> "dict[str, Outcome]":
-        """Of every trial that has ended, by its id."""
-        found = {}
+        """The outcome of each ended trial, by its id."""
+        outcomes = {}
         for folder in sorted((self.folder / "trials").glob("*/")):
             outcome = Outcome.read(folder)
             if outcome is not None:
-                found[folder.name] = outcome
-        return found
+                outcomes[folder.name] = outcome
+        return outcomes
 
 
 class Outcome(Settings):
@@ -119,9 +119,9 @@ class Outcome(Settings):
 
     Attributes:
         status: "finished" at its last step, "stopped" early by the scheduler, or "failed".
-        values: What the trial was given, by dotted key.
-        metrics: The last known, with "step" among them.
-        failure: What failed, in one line.
+        values: The trial's values, by dotted key.
+        metrics: The last metrics, including "step".
+        failure: The cause of a failure, in one line.
     """
 
     status: Literal["finished", "stopped", "failed"]
@@ -131,7 +131,7 @@ class Outcome(Settings):
 
     @classmethod
     def read(cls, trial: Path) -> "Outcome | None":
-        """The outcome of a trial's folder; None while it has none that can be read."""
+        """The outcome of a trial's folder; None if missing or unreadable."""
         try:
             return cls.model_validate_json((trial / "outcome.json").read_bytes())
         except (OSError, ValidationError):

@@ -1,4 +1,4 @@
-"""What is left of a sweep: the best config, a table, plots; all of it in MLflow too."""
+"""The results of a sweep: the best config, a table and plots, also logged to MLflow."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ def parallel_coordinates(
     objective: str,
     file: Path,
 ) -> None:
-    """A line a trial through its values, an axis a key; the objective is the last axis.
+    """One line per trial, one axis per key; the objective is the last axis.
 
     Trials that were stopped early are dashed: their objective is of an earlier step.
 
@@ -98,16 +98,16 @@ def parallel_coordinates(
 def parameter_importance(
     space: Space, values: Values, scores: Mapping[str, float], title: str, file: Path
 ) -> None:
-    """A bar a key: how much worse a random forest of the trials predicts without it.
+    """One bar per key: how much worse a random forest predicts the objective without it.
 
-    Beside it the sign of the rank correlation, where a key has an order. With few trials this
-    is a hint, no finding.
+    Each with the rank correlation, if the key has an order. With few trials this is only a
+    hint.
 
     Args:
         space: The keys.
         values: Of the trials in ``scores``.
-        scores: The objective by trial, of one and the same step.
-        title: What it is of.
+        scores: The objective by trial, all at one step.
+        title: The plot's title.
         file: The PNG to write.
     """
     shares, signs = importance(space, values, scores)
@@ -135,20 +135,23 @@ def parameter_importance(
 def importance(
     space: Space, values: Values, scores: Mapping[str, float]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Shares by key, which add up to 1 unless nothing matters, and words on the correlation."""
+    """Shares by key, which sum to 1 unless nothing matters, and labels of the correlation."""
     trials = sorted(scores)
     places = np.array(
-        [[_place(domain, values[one][key]) for key, domain in space.items()] for one in trials]
+        [
+            [_place(domain, values[trial][key]) for key, domain in space.items()]
+            for trial in trials
+        ]
     )
     target = np.array([scores[trial] for trial in trials])
     forest = RandomForestRegressor(n_estimators=200, random_state=0).fit(places, target)
-    found = permutation_importance(forest, places, target, n_repeats=20, random_state=0)
-    mean = np.maximum(found.importances_mean, 0)
+    permuted = permutation_importance(forest, places, target, n_repeats=20, random_state=0)
+    mean = np.maximum(permuted.importances_mean, 0)
     shares = mean / mean.sum() if mean.sum() > 0 else mean
     signs = {}
     for column, (key, domain) in enumerate(space.items()):
         ordered = isinstance(domain, Range) or all(
-            isinstance(one, int | float) for one in domain.values
+            isinstance(value, int | float) for value in domain.values
         )
         varies = np.ptp(places[:, column]) > 0 and np.ptp(target) > 0
         rank = spearmanr(places[:, column], target).statistic if ordered and varies else None
@@ -173,9 +176,9 @@ def _marks(domain: Domain) -> list[tuple[float, Value]]:
 
 
 def _sorted(domain: Choice) -> list[Value]:
-    """Numbers by size, anything else as it was given."""
+    """Numbers by size, anything else in its own order."""
     values = list(domain.values)
-    numbers = [one for one in values if isinstance(one, int | float)]
+    numbers = [value for value in values if isinstance(value, int | float)]
     return sorted(numbers) if len(numbers) == len(values) else values  # type: ignore[return-value]
 
 
@@ -196,9 +199,9 @@ def write_report(sweep: Sweep, tracker: Tracker) -> None:
     objective = sweep.objective
     files.append(sweep.folder / "parallel-coordinates.png")
     last = {
-        trial: one.metrics[objective]
-        for trial, one in outcomes.items()
-        if objective in one.metrics
+        trial: outcome.metrics[objective]
+        for trial, outcome in outcomes.items()
+        if objective in outcome.metrics
     }
     parallel_coordinates(
         sweep.space,
@@ -215,9 +218,9 @@ def write_report(sweep: Sweep, tracker: Tracker) -> None:
         parameter_importance(sweep.space, values, scores, title, files[-1])
     for file in files:
         tracker.log_file(file)
-    found = {f"best_{name}": one for name, one in outcomes[best].metrics.items()}
-    tracker.log_next(found)
-    counts = [one.status for one in outcomes.values()]
+    metrics = outcomes[best].metrics
+    tracker.log_next({f"best_{name}": value for name, value in metrics.items()})
+    counts = [outcome.status for outcome in outcomes.values()]
     for status in ("finished", "stopped", "failed"):
         tracker.set_tag(f"sweep.{status}", str(counts.count(status)))
     tracker.set_tag("sweep.best", run_name(best))
@@ -233,23 +236,23 @@ def best_trial(sweep: Sweep, outcomes: dict[str, Outcome]) -> str:
     """The best of the trials that ran to their last step.
 
     Raises:
-        UserError: If there is none.
+        UserError: If no trial finished.
     """
     name = sweep.objective
     scores = {
-        trial: one.metrics[name]
-        for trial, one in outcomes.items()
-        if one.status == "finished" and name in one.metrics
+        trial: outcome.metrics[name]
+        for trial, outcome in outcomes.items()
+        if outcome.status == "finished" and name in outcome.metrics
     }
     if not scores:
-        causes = sorted({one.failure for one in outcomes.values() if one.failure})
+        causes = sorted({outcome.failure for outcome in outcomes.values() if outcome.failure})
         raise UserError(f"{sweep.folder}: no trial finished: {'; '.join(causes)[:500]}")
     pick = max if OBJECTIVES[name].mode == "max" else min
     return pick(scores, key=lambda trial: scores[trial])
 
 
 def best_config(sweep: Sweep, trial: str, outcome: Outcome) -> RunConfig:
-    """A trial's config, free of its place in the sweep."""
+    """A trial's config without its output folder and run name."""
     config = sweep.trial_config(trial, outcome.values)
     return config.model_copy(
         update={
@@ -262,7 +265,7 @@ def best_config(sweep: Sweep, trial: str, outcome: Outcome) -> RunConfig:
 def common_scores(
     sweep: Sweep, tracker: Tracker, outcomes: dict[str, Outcome]
 ) -> tuple[int, dict[str, float]]:
-    """The objective where trials compare: at the last step that all of them reached.
+    """The objective at the last step that all trials reached.
 
     Returns:
         The step, and the value of each trial that did not fail, by its id.
@@ -272,8 +275,8 @@ def common_scores(
         trial = run.info.run_name.removeprefix("trial-")
         if trial in outcomes and outcomes[trial].status != "failed":
             history = tracker.client.get_metric_history(run.info.run_id, sweep.objective)
-            histories[trial] = {one.step: one.value for one in history}
-    common = set.intersection(*(set(one) for one in histories.values())) if histories else set()
+            histories[trial] = {metric.step: metric.value for metric in history}
+    common = set.intersection(*map(set, histories.values())) if histories else set()
     if not common:
         return 0, {}
     step = max(common)
@@ -287,19 +290,19 @@ def _nested_runs(sweep: Sweep, tracker: Tracker) -> list[Any]:
 
 
 def _table(sweep: Sweep, outcomes: dict[str, Outcome]) -> Path:
-    """Every trial in a row."""
+    """One row per trial."""
     text = io.StringIO()
     names = ["trial", "status", *sweep.space, *METRICS, "failure"]
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
-    for trial, one in outcomes.items():
+    for trial, outcome in outcomes.items():
         writer.writerow(
             {
                 "trial": trial,
-                "status": one.status,
-                **one.values,
-                **one.metrics,
-                "failure": one.failure or "",
+                "status": outcome.status,
+                **outcome.values,
+                **outcome.metrics,
+                "failure": outcome.failure or "",
             }
         )
     file = sweep.folder / "trials.csv"

@@ -1,4 +1,4 @@
-"""Search settings with Ray Tune; the same command continues a sweep that was stopped.
+"""Search settings with Ray Tune; the same command resumes a sweep.
 
     python -m tune.search PRESET --data.shards DIR --output SWEEP [--trials N]
                           [--space KEY=VALUES ...] [--objective NAME] [--dry-run] ...
@@ -21,7 +21,7 @@ PROG = "python -m tune.search"
 
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
-    """Search, and say where the best trial's config is."""
+    """Search, and print where the best trial's config is."""
     plan = Plan(read_config_of(SweepConfig, args, prog, __doc__))
     for line in plan.notes:
         print(line, flush=True)
@@ -29,7 +29,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         for line in plan.describe():
             print(line)
         return
-    # Ray and the models are imported only once the arguments are known to be good.
+    # Ray and the models are imported only once the settings are valid.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     from tune.sweep import run_sweep
 

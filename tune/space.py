@@ -1,8 +1,8 @@
-"""What a sweep searches: values by dotted config key, as data.
+"""The search space of a sweep: values by dotted config key.
 
-On the command line KEY=1,3,5 is a list, KEY=0.5:1.5 a range, KEY=log:1e-5:1e-3 one in which
-the logarithm is uniform, and KEY=3 a fixed value. A file holds the same as JSON: a list, or
-{"low": 0.5, "high": 1.5, "log": false}, or the command line's words.
+On the command line KEY=1,3,5 is a list, KEY=0.5:1.5 a range, KEY=log:1e-5:1e-3 a log-uniform
+range, and KEY=3 a fixed value. A file holds the same as JSON: a list, or
+{"low": 0.5, "high": 1.5, "log": false}, or the command line's form.
 """
 
 import difflib
@@ -18,16 +18,16 @@ from acontrol.config import RunConfig, Settings
 from acontrol.errors import UserError, explain
 
 Value = bool | int | float | str | None
-# What a run needs in order to be a trial, or where and how it runs: no hyperparameters.
+# What a trial needs to run, and where and how it runs: not hyperparameters.
 FIXED = (
     *("output", "init", "profile", "base", "cluster", "checkpoint", "samples", "tracking"),
     *("validation", "data.shards", "data.features", "data.cache_dir", "data.loader_workers"),
 )
-CHECKED = 4096  # Combinations that are tried against the config's own rules.
+CHECKED = 4096  # Most combinations that are validated before the sweep.
 
 
 class Choice(Settings):
-    """One of some values."""
+    """A list of values."""
 
     values: tuple[Value, ...]
 
@@ -39,12 +39,12 @@ class Choice(Settings):
 
     @property
     def marks(self) -> tuple[Value, ...]:
-        """What to check a config with."""
+        """Values to validate a config with."""
         return self.values
 
 
 class Range(Settings):
-    """Any number from low to high, both included."""
+    """All numbers from low to high, inclusive."""
 
     low: float
     high: float
@@ -61,7 +61,7 @@ class Range(Settings):
 
     @property
     def marks(self) -> tuple[Value, ...]:
-        """What to check a config with."""
+        """Values to validate a config with."""
         ends = (self.low, self.high)
         return tuple(int(end) for end in ends) if self.whole else ends
 
@@ -73,8 +73,8 @@ Space = dict[str, Domain]
 def default_space(run: RunConfig) -> Space:
     """Gamma, T_g, alpha and the dropout rates.
 
-    T_g and alpha come from lists, so that trials which agree on both share precomputed
-    features. Alpha's unit depends on the step rule: its list is around the run's own.
+    T_g and alpha come from lists, so that trials with the same values share precomputed
+    features. Alpha's unit depends on the step rule, so its list surrounds the run's own.
     """
     alpha = run.asea.step_size
     rates = Range(low=0.0, high=0.2)
@@ -89,19 +89,19 @@ def default_space(run: RunConfig) -> Space:
 
 
 def read_words(words: Sequence[str]) -> Space:
-    """Parse KEY=DOMAIN, as the command line has it.
+    """Parse KEY=DOMAIN arguments.
 
     Raises:
-        UserError: If one has no "=", names an unknown key, or is an empty range.
+        UserError: For a missing "=", an unknown key, or an empty range.
     """
     space: Space = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
             raise UserError(f"--space {word}: need KEY=VALUES, as sga.scale=0.5:1.5")
-        key = _known(key.replace("-", "_"), "--space")
+        key = _checked(key.replace("-", "_"), "--space")
         if key in space:
-            raise UserError(f"--space {key}: named twice")
+            raise UserError(f"--space {key}: given twice")
         space[key] = parse(key, text, "--space")
     return space
 
@@ -110,48 +110,48 @@ def read_file(path: Path) -> Space:
     """Read a JSON object of domains by key.
 
     Raises:
-        UserError: If it cannot be read, or as ``read_words``.
+        UserError: If the file is unreadable, or a key or domain is wrong.
     """
-    where = f"--space-file {path}"
+    source = f"--space-file {path}"
     try:
-        said = json.loads(path.read_bytes())
+        domains = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{where}: {error.strerror}") from error
+        raise UserError(f"{source}: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from error
-    if not isinstance(said, dict):
-        raise UserError(f"{where}: need a JSON object, got {type(said).__name__}")
-    return {_known(key, where): parse(key, value, where) for key, value in said.items()}
+        raise UserError(f"{source}: not JSON: {error}") from error
+    if not isinstance(domains, dict):
+        raise UserError(f"{source}: need a JSON object, got {type(domains).__name__}")
+    return {_checked(key, source): parse(key, value, source) for key, value in domains.items()}
 
 
-def parse(key: str, said: Any, where: str) -> Domain:
-    """One domain, from the command line's words or from JSON.
+def parse(key: str, value: Any, source: str) -> Domain:
+    """One domain, from the command line or from JSON.
 
     Raises:
-        UserError: If it is no domain, or an empty one.
+        UserError: If it is not a domain, or empty.
     """
     whole = _annotation(key) is int
     try:
-        if isinstance(said, dict):
-            return Range(**{"whole": whole, **said})
-        if not isinstance(said, str):
-            return Choice(values=tuple(said) if isinstance(said, list) else (said,))
-        log = said.startswith("log:")
-        low, colon, high = said.removeprefix("log:").partition(":")
+        if isinstance(value, dict):
+            return Range(**{"whole": whole, **value})
+        if not isinstance(value, str):
+            return Choice(values=tuple(value) if isinstance(value, list) else (value,))
+        log = value.startswith("log:")
+        low, colon, high = value.removeprefix("log:").partition(":")
         if not colon:
-            return Choice(values=tuple(_scalar(part) for part in said.split(",") if part))
+            return Choice(values=tuple(_scalar(part) for part in value.split(",") if part))
         return Range(low=_number(low, whole), high=_number(high, whole), log=log, whole=whole)
     except ValidationError as error:
-        raise UserError(f"{where} {key}: {explain(error)}") from error
+        raise UserError(f"{source} {key}: {explain(error)}") from error
     except ValueError as error:
-        raise UserError(f"{where} {key}: {error}, got {said!r}") from error
+        raise UserError(f"{source} {key}: {error}, got {value!r}") from error
 
 
 def check(run: RunConfig, space: Space) -> None:
-    """Try lists and ends of ranges, together, against the config's own rules.
+    """Validate the config with all list values and range ends, alone and together.
 
     Raises:
-        UserError: If the space is empty, or some values do not make a config.
+        UserError: If the space is empty, or the config refuses a combination.
     """
     if not space:
         raise UserError("nothing to search: name keys with --space, as sga.scale=0.5:1.5")
@@ -165,22 +165,22 @@ def check(run: RunConfig, space: Space) -> None:
 
 
 def keys(model: type[Settings] = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key that a sweep may search."""
-    found: list[str] = []
+    """Every dotted key that a sweep can search."""
+    searchable: list[str] = []
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         if key in FIXED:
             continue
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Settings):
-            found += keys(kind, f"{key}.")
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, Settings):
+            searchable += keys(group, f"{key}.")
         else:
-            found.append(key)
-    return found
+            searchable.append(key)
+    return searchable
 
 
 def in_words(space: Space) -> dict[str, str]:
-    """The space as the command line would say it."""
+    """The space as command-line text."""
     words = {}
     for key, domain in space.items():
         if isinstance(domain, Choice):
@@ -191,15 +191,15 @@ def in_words(space: Space) -> dict[str, str]:
     return words
 
 
-def _known(key: str, where: str) -> str:
-    known = keys()
-    if key in known:
+def _checked(key: str, source: str) -> str:
+    searchable = keys()
+    if key in searchable:
         return key
     if key.startswith(FIXED):
-        raise UserError(f"{where} {key}: is the same for all trials of a sweep")
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UserError(f"{where} {key}: no such setting{hint}")
+        raise UserError(f"{source} {key}: is the same for all trials of a sweep")
+    close = difflib.get_close_matches(key, searchable, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(f"{source} {key}: no such setting{hint}")
 
 
 def _annotation(key: str) -> Any:
@@ -213,16 +213,16 @@ def _try(run: RunConfig, values: Mapping[str, Value]) -> None:
     try:
         run.with_values(values)
     except ValidationError as error:
-        said = ", ".join(f"{key} {value}" for key, value in values.items())
-        raise UserError(f"the search space allows {said}: {explain(error)}") from error
+        combination = ", ".join(f"{key} {value}" for key, value in values.items())
+        raise UserError(f"the search space allows {combination}: {explain(error)}") from error
 
 
 def _number(text: str, whole: bool) -> float:
     try:
         return int(text) if whole else float(text)
     except ValueError:
-        kind = "whole numbers" if whole else "numbers"
-        raise ValueError(f"a range is LOW:HIGH of {kind}") from None
+        numbers = "whole numbers" if whole else "numbers"
+        raise ValueError(f"a range is LOW:HIGH of {numbers}") from None
 
 
 def _scalar(text: str) -> Value:

@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster: the tuner, made or restored, and what is left of it."""
+"""A sweep on a Ray cluster: a new or restored tuner, and the report at its end."""
 
 import json
 import math
@@ -38,8 +38,7 @@ def run_sweep(plan: Plan) -> tuple[Path, bool]:
     """Run, or continue, a sweep; returns its folder and whether all trials have ended.
 
     Raises:
-        UserError: If something about the config, the data or the base must be put right, or no
-            trial finished.
+        UserError: If the config, the data or the base is wrong, or no trial finished.
     """
     quieten()
     run = absolute(plan.run)
@@ -60,7 +59,7 @@ def run_sweep(plan: Plan) -> tuple[Path, bool]:
             _search(sweep, plan)
         outcomes = sweep.outcomes()
         for trial, outcome in outcomes.items():
-            close(sweep, trial, outcome)  # Whatever a dying process still wrote there.
+            close(sweep, trial, outcome)  # A dying process may have written there last.
         whole = len(outcomes) >= sweep.trials
         if not whole:
             tracker.finish("KILLED")
@@ -75,7 +74,7 @@ def run_sweep(plan: Plan) -> tuple[Path, bool]:
 
 
 def _opened(plan: Plan, folder: Path) -> tuple[Sweep, Tracker]:
-    """The sweep of this folder, checked against the one asked for, and its MLflow run."""
+    """The folder's sweep, checked against the plan, and its MLflow run."""
     before = Sweep.read(folder)
     uri = tracking_uri(plan.run, folder)
     tracker = Tracker.open(
@@ -110,16 +109,16 @@ def _opened(plan: Plan, folder: Path) -> tuple[Sweep, Tracker]:
 
 
 def _search(sweep: Sweep, plan: Plan) -> None:
-    """Let Ray Tune run what is left of the sweep."""
+    """Let Ray Tune run the remaining trials."""
     cluster, at_once = sweep.run.cluster, plan.config.max_concurrent
-    # A cluster that is started gets room for what was asked for.
+    # A cluster started here gets room for all concurrent trials.
     room = cluster.model_copy(update={"num_workers": cluster.num_workers * (at_once or 1)})
     package = Path(tune.__file__).parent
     with joined_cluster(room, packages=[package], show_output=False):
         at_once = at_once or concurrency(cluster)
         print(f"{sweep.trials} trials, {at_once} at a time", flush=True)
-        # A trial's own process only waits for its workers, who have reservations of their own;
-        # Ray refuses an empty one, so it reserves a byte.
+        # A trial's own process only waits for its workers, which reserve their own resources;
+        # Ray refuses an empty reservation, so it reserves a byte.
         trial = ray.tune.with_resources(
             ray.tune.with_parameters(run_trial, sweep=sweep), {"memory": 1}
         )
@@ -155,7 +154,7 @@ def _tuner(sweep: Sweep, plan: Plan, trial: Any, at_once: int) -> ray.tune.Tuner
                 sweep.search, sweep.objective, objective.mode, sweep.run.seed, at_once
             ),
             scheduler=_scheduler(sweep),
-            # A generator of Ray's own keeps this itself, and Ray then leaves it alone.
+            # Ray's own generators take the limit themselves.
             max_concurrent_trials=None if sweep.search in GENERATED else at_once,
         ),
         run_config=ray.tune.RunConfig(
@@ -168,10 +167,10 @@ def _tuner(sweep: Sweep, plan: Plan, trial: Any, at_once: int) -> ray.tune.Tuner
 
 
 def searcher(name: str, metric: str, mode: str, seed: int, at_once: int = 0) -> Any:
-    """Ray Tune's searcher of this name, for so many trials at a time; 0 is any number.
+    """Ray Tune's searcher of this name, for ``at_once`` concurrent trials; 0: no limit.
 
     Raises:
-        UserError: If there is none, or its package is not installed.
+        UserError: If it does not exist, or its package is not installed.
     """
     if name in GENERATED:
         return BasicVariantGenerator(random_state=seed % 2**32, max_concurrent=at_once)
@@ -214,8 +213,8 @@ def _in_ray_words(domain: Domain, grid: bool) -> Any:
 
 
 def concurrency(cluster: ClusterConfig) -> int:
-    """How many trials' workers fit into the joined cluster at once; at least one."""
-    there = ray.cluster_resources()
-    share = worker_resources(cluster, uses_gpus(cluster))
-    fits = [there.get(kind, 0) / (cluster.num_workers * each) for kind, each in share.items()]
+    """The number of trials whose workers fit the joined cluster at once; at least one."""
+    total = ray.cluster_resources()
+    needs = worker_resources(cluster, uses_gpus(cluster))
+    fits = [total.get(name, 0) / (cluster.num_workers * need) for name, need in needs.items()]
     return max(1, math.floor(min(fits)))

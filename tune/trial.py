@@ -1,6 +1,6 @@
-"""One trial: a training run of its own, which tells Ray Tune how it goes.
+"""One trial: a training run of its own that reports to Ray Tune.
 
-This runs in Ray Tune's actor, the one piece of our code outside acontrol that does.
+It runs in Ray Tune's actor, as our only code outside acontrol that runs on workers.
 """
 
 import fcntl
@@ -27,13 +27,13 @@ FAILURE = "failure.txt"
 
 
 class ReportBeforeTheEnd(TuneReportCallback):
-    """Hands reports on to Tune, but for the last step's.
+    """Forwards reports to Tune, except the last step's.
 
-    That one comes from the trial once the run is whole: at it a scheduler may end the trial.
+    The trial itself sends that one after the run: a scheduler may end the trial on it.
     """
 
     def __init__(self, last_step: int):
-        """Take the run's last step."""
+        """Store the run's last step."""
         super().__init__()
         self.last_step = last_step
 
@@ -43,23 +43,23 @@ class ReportBeforeTheEnd(TuneReportCallback):
         metrics: list[dict[str, Any]],
         checkpoint: ray.train.Checkpoint | None,
     ) -> None:
-        """Hand on rank 0's metrics."""
+        """Forward rank 0's metrics."""
         if metrics[0]["step"] < self.last_step:
             super().after_report(run_context, metrics, checkpoint)
 
 
 def run_trial(values: Mapping[str, Value], sweep: Sweep) -> None:
-    """Train with these values, from where an earlier attempt at this trial got.
+    """Train with these values, resuming an earlier attempt at this trial.
 
     Args:
-        values: What Tune drew, by dotted key.
-        sweep: What all trials share.
+        values: The sampled values, by dotted key.
+        sweep: The sweep.
     """
     trial = ray.tune.get_context().get_trial_id()
     folder = sweep.trial_folder(trial)
     before = Outcome.read(folder)
     if before is not None:
-        # It had ended, but Tune was killed before it wrote that down.
+        # It had ended, but Tune was killed before it recorded that.
         if before.status == "failed":
             raise RuntimeError(before.failure)
         ray.tune.report(dict(before.metrics))
@@ -78,7 +78,7 @@ def run_trial(values: Mapping[str, Value], sweep: Sweep) -> None:
 
 
 def share_features(config: RunConfig) -> None:
-    """Precompute what this trial needs, unless another one has or does."""
+    """Precompute this trial's features, unless another trial has or is doing so."""
     features = RunInputs.resolve(config).features()
     if features.why_not() is None:
         return
@@ -90,20 +90,20 @@ def share_features(config: RunConfig) -> None:
 
 
 def last_metrics(config: RunConfig, folder: Path) -> dict[str, float]:
-    """What MLflow has of the run's last step.
+    """The metrics of the run's last step in MLflow.
 
     Raises:
-        UserError: If MLflow did not take it.
-        RuntimeError: If it is no number, since training diverged.
+        UserError: If MLflow lacks them.
+        RuntimeError: If one is non-finite: training diverged.
     """
     record = RunRecord.read(folder)
     if record is None:
         raise UserError(f"{folder}: no record of its run")
-    known = last_values(config.tracking.uri or "", record.mlflow_run)
-    found = {name: known[name] for name in METRICS if name in known}
-    if "validation_loss" not in found:
+    logged = last_values(config.tracking.uri or "", record.mlflow_run)
+    metrics = {name: logged[name] for name in METRICS if name in logged}
+    if "validation_loss" not in metrics:
         raise UserError(f"MLflow at {config.tracking.uri} lacks the run's last validation")
-    for name, value in found.items():
+    for name, value in metrics.items():
         if not math.isfinite(value):
             raise RuntimeError(f"the last {name} is {value}: training diverged")
-    return {**found, "step": config.optim.steps}
+    return {**metrics, "step": config.optim.steps}

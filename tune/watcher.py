@@ -1,4 +1,4 @@
-"""What the sweep's driver does as trials begin and end."""
+"""Callbacks of the sweep's driver as trials begin and end."""
 
 import math
 import time
@@ -13,32 +13,32 @@ from acontrol.runs.mlflow_client import close_nested
 from tune.record import METRICS, Outcome, Sweep, run_name
 from tune.trial import FAILURE
 
-# Ray Train's own cleaner takes back the workers of a trial that was ended early, as a rule
-# within seconds. It gives up where the cluster's control store answers late.
+# Ray Train's own cleaner usually frees the workers of a stopped trial within seconds. It gives
+# up if the cluster's control store answers late.
 PATIENCE_S = 15.0
 
 
 class SweepWatcher(ray.tune.Callback):
-    """Notes how trials end, in their folders and in MLflow, and what Ray leaves behind.
+    """Records how trials end, in their folders and in MLflow, and frees their resources.
 
-    Ray keeps it in the sweep's saved state, so it holds data alone.
+    Ray stores it in the sweep's state, so it holds only data.
     """
 
     def __init__(self, sweep: Sweep):
-        """Take the sweep."""
+        """Store the sweep."""
         self.sweep = sweep
         self.ended: dict[str, float] = {}
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Say so."""
+        """Print the trial's values."""
         print(f"{run_name(trial.trial_id)}: {_words(trial.config)}", flush=True)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Note a trial that finished, or that the scheduler stopped."""
+        """Record a trial that finished, or that the scheduler stopped."""
         config = self.sweep.trial_config(trial.trial_id, trial.config)
         metrics = _metrics(trial)
         whole = metrics.get("step", 0) >= config.optim.steps
@@ -50,7 +50,7 @@ class SweepWatcher(ray.tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Note a trial that failed."""
+        """Record a trial that failed."""
         file = self.sweep.trial_folder(trial.trial_id) / FAILURE
         failure = file.read_text() if file.exists() else "its process died"
         self._note(
@@ -61,9 +61,9 @@ class SweepWatcher(ray.tune.Callback):
         )
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Take back what trials that ended a while ago still hold."""
+        """Free what trials that ended a while ago still hold."""
         now = time.monotonic()
-        due = [one for one, since in self.ended.items() if now - since > PATIENCE_S]
+        due = [trial for trial, since in self.ended.items() if now - since > PATIENCE_S]
         for trial in due:
             del self.ended[trial]
             release(self.sweep, trial)
@@ -84,7 +84,7 @@ class SweepWatcher(ray.tune.Callback):
 
 
 def close(sweep: Sweep, trial: str, outcome: Outcome) -> None:
-    """Give a trial's MLflow run its end: Ray ends a trial's process without asking it."""
+    """End a trial's MLflow run: Ray kills a trial's process without notice."""
     tags: dict[str, str] = {"sweep.outcome": outcome.status}
     if outcome.failure:
         tags["sweep.failure"] = outcome.failure[:4000]
@@ -99,7 +99,7 @@ def close(sweep: Sweep, trial: str, outcome: Outcome) -> None:
 
 
 def release(sweep: Sweep, trial: str) -> None:
-    """Take back what is still reserved for the workers of a trial that has ended."""
+    """Free what is still reserved for the workers of a trial that has ended."""
     table = ray.util.placement_group_table()
     for file in sweep.trial_folder(trial).glob("launches/*/placement-group"):
         held = table.get(name := file.read_text())
@@ -109,9 +109,9 @@ def release(sweep: Sweep, trial: str) -> None:
 
 def _metrics(trial: Trial) -> dict[str, float]:
     result = trial.last_result or {}
-    found = {name: float(result[name]) for name in METRICS if name in result}
-    # A trial that diverged reports no numbers.
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    metrics = {name: float(result[name]) for name in METRICS if name in result}
+    # A diverged trial reports non-finite values.
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _words(values: dict[str, Any]) -> str:

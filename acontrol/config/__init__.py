@@ -1,8 +1,7 @@
 """Every setting of a run, as frozen pydantic models.
 
-One definition gives the command line (dotted names), the JSON that checkpoints and adapters
-carry, and the checks on the way back in. Validation never changes a value; what follows from
-other settings is a property or a function.
+One definition gives the command line (dotted names), the JSON in checkpoints and adapters, and
+its validation on loading. Validation never changes a value; derived values are properties.
 """
 
 from acontrol.config.method import AseaConfig, CsmConfig, DropoutConfig, SgaConfig

@@ -43,22 +43,22 @@ class AseaConfig(Settings):
     )
     solver: Literal["all", "first"] = Field(
         "all",
-        description="Whose attention the energy takes: every cross-attention layer's (the "
-        "paper), or the first one's alone, which costs next to nothing.",
+        description="Layers whose attention the energy uses: all cross-attention layers (the "
+        "paper), or only the first, which costs next to nothing.",
     )
     bound: float | None = Field(
         None,
         gt=0,
-        description="Most that |e_g| may reach, as a share of |e_v|; None: no bound.",
+        description="Upper bound of |e_g| as a share of |e_v|; None: no bound.",
     )
     stop_energy: float | None = Field(
-        None, gt=0, le=1, description="A sample whose E is below this stops; None: none does."
+        None, gt=0, le=1, description="A sample stops once its E is below this; None: never."
     )
 
     @model_validator(mode="after")
     def _first_has_a_closed_form(self) -> "AseaConfig":
         if self.solver == "first" and self.rule == "adam":
-            raise ValueError("solver 'first' steps in closed form, which rule 'adam' has not")
+            raise ValueError("solver 'first' steps in closed form; rule 'adam' has none")
         return self
 
 
@@ -71,8 +71,8 @@ class SgaConfig(Settings):
 class DropoutConfig(Settings):
     """Condition dropout from one uniform draw a sample, for classifier-free guidance."""
 
-    text: float = unit_interval(0.05, "Share of samples that lose the target text alone.")
-    semantic: float = unit_interval(0.05, "Share of samples that lose C' alone.")
+    text: float = unit_interval(0.05, "Share of samples that lose only the target text.")
+    semantic: float = unit_interval(0.05, "Share of samples that lose only C'.")
     both: float = unit_interval(0.05, "Share of samples that lose both.")
 
     @model_validator(mode="after")

@@ -19,28 +19,29 @@ from acontrol.config.training import (
     ZeroConfig,
 )
 
-BUILT_IN = "tiny"  # base.path of the base that acontrol makes itself.
+BUILT_IN = "tiny"  # base.path of the base that ships with acontrol.
 SCHEMES = (
     *("abfs", "abfss", "adl", "az", "file", "ftp", "gcs", "gs", "hdfs", "hf", "http", "https"),
     *("local", "memory", "oss", "s3", "s3a", "sftp", "smb", "ssh", "webhdfs"),
 )
 
 
-def check_scheme(place: str) -> str:
-    """Refuse what is neither a path nor a URI of plain storage, as ``pipe:COMMAND``.
+def check_scheme(path: str) -> str:
+    """Refuse anything but a path or a URI of plain storage, such as ``pipe:COMMAND``.
 
     Raises:
         ValueError: For another scheme, or a chain of them.
     """
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", place)
-    if "::" in place or (scheme and scheme[1].lower() not in SCHEMES):
-        known = "file, s3, gs, abfs, https, hf and the like"
-        raise ValueError(f"need a folder or a URI of storage ({known})")
-    return place
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", path)
+    if "::" in path or (scheme and scheme[1].lower() not in SCHEMES):
+        raise ValueError(
+            "need a folder or a storage URI (file, s3, gs, abfs, https, hf and the like)"
+        )
+    return path
 
 
 class DataConfig(Settings):
-    """What is trained on, and how a reference is paired with its target."""
+    """The training data, and how a reference is paired with its target."""
 
     shards: Annotated[str, AfterValidator(check_scheme)] | None = Field(
         None, description="Folder or URI that launch.shard wrote (it holds index.json)."
@@ -60,23 +61,23 @@ class DataConfig(Settings):
     )
     features: str | None = Field(
         None,
-        description="Folder of launch.precompute. Training reads from it what it holds for "
-        "these settings, data and weights, and computes online otherwise.",
+        description="Folder written by launch.precompute. Features that match these settings, "
+        "data and weights are read from it; others are computed online.",
     )
     block_shards: int = Field(
         8, ge=1, description="Samples are shuffled within blocks of this many shards."
     )
-    loader_workers: int = Field(0, ge=0, description="Loader processes a rank; 0 loads inline.")
+    loader_workers: int = Field(0, ge=0, description="Loader processes per rank; 0: inline.")
     cache_dir: str | None = Field(
         None, description="Where remote shards are kept; by default a temporary folder."
     )
     damaged: Literal["error", "skip"] = Field(
         "error",
-        description="What a run does about damaged shards: stop and name the place, or read "
-        "the whole set once, then go on without the damaged samples, the same on every rank.",
+        description="What a run does about damaged shards: stop and name the sample, or read "
+        "the whole set once and train without the damaged samples, the same on every rank.",
     )
     max_damaged: float = unit_interval(
-        0.01, "Largest share of the samples that data.damaged skip may leave out."
+        0.01, "Largest share of samples that data.damaged skip may leave out."
     )
 
 
@@ -92,8 +93,8 @@ class BaseConfig(Settings):
     variant: str | None = Field(
         None,
         min_length=1,
-        description="Which of base.path's weight files to read, as 'fp16' for "
-        "unet/diffusion_pytorch_model.fp16.safetensors; by default those without one.",
+        description="Variant of base.path's weight files, such as 'fp16' for "
+        "unet/diffusion_pytorch_model.fp16.safetensors; by default none.",
     )
     vlm_path: str | None = Field(
         None,
@@ -104,12 +105,12 @@ class BaseConfig(Settings):
 
 
 class RunConfig(Settings):
-    """A training run, whole."""
+    """All settings of a training run."""
 
     output: str | None = Field(None, description="The run's folder; the same one resumes.")
     init: str | None = Field(
         None,
-        description="What training starts from: an adapter's folder, or an IP-Adapter file for "
+        description="Initial weights: an adapter's folder, or an IP-Adapter file for "
         "this U-Net's architecture (.safetensors or .bin).",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
@@ -186,9 +187,9 @@ class RunConfig(Settings):
 
 
 class AdapterCard(Settings):
-    """What an adapter's weights mean: the base they fit and how C' is made.
+    """The base that an adapter's weights fit, and how C' is computed.
 
-    It travels inside the adapter's config.json, and is checked on the way back in.
+    Stored in the adapter's config.json and validated on loading.
     """
 
     acontrol_version: str
@@ -198,7 +199,7 @@ class AdapterCard(Settings):
     asea: AseaConfig
     sga: SgaConfig
     inpainting: bool = Field(
-        False, description="Whether the base's U-Net sees what is around the mask."
+        False, description="Whether the base's U-Net has nine input channels."
     )
     resolution: int = Field(ge=16, multiple_of=8)
     reference_view: Literal["image", "region"]

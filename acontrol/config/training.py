@@ -1,4 +1,4 @@
-"""How training goes: optimizer, ZeRO, precision, workers, checkpoints, grids, tracking."""
+"""Training: optimizer, ZeRO, precision, workers, checkpoints, grids, tracking."""
 
 import math
 from typing import Annotated, Literal
@@ -13,20 +13,20 @@ LossWeighting = Literal["none", "late"]
 class OptimConfig(Settings):
     """AdamW on the adapter."""
 
-    steps: int = Field(30_000, ge=1, description="Optimizer steps in all.")
+    steps: int = Field(30_000, ge=1, description="Number of optimizer steps.")
     batch_size: int = Field(
-        16, ge=1, description="Samples an optimizer step, over all workers together."
+        16, ge=1, description="Samples per optimizer step, over all workers."
     )
     accumulation: int = Field(
         1,
         ge=1,
-        description="Passes that a step's batch is split into, to save memory.",
+        description="Passes per optimizer step, to save memory.",
     )
-    learning_rate: float = Field(1e-4, gt=0, description="AdamW's rate, after warm-up.")
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW's learning rate after warm-up.")
     schedule: Literal["constant", "cosine"] = Field(
         "constant",
-        description="The rate after warm-up; cosine falls as PyTorch's CosineAnnealingLR: "
-        "small at the last step, zero only after it, so that no step is taken for nothing.",
+        description="The learning rate after warm-up; cosine falls as PyTorch's "
+        "CosineAnnealingLR: small at the last step, zero only after it.",
     )
     warmup_steps: int = Field(0, ge=0, description="Steps in which the rate rises from zero.")
     loss_weighting: LossWeighting = Field(
@@ -37,25 +37,25 @@ class OptimConfig(Settings):
     mask_weight: float = Field(
         0.0,
         ge=0,
-        description="Extra weight of the loss inside the defect's mask, where 1 is everywhere; "
+        description="Extra weight of the loss inside the defect's mask, added to 1 everywhere; "
         "0: Eq. 6. Small base models need it to learn a reference's colour.",
     )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
     max_grad_norm: float | None = Field(
-        None, gt=0, description="Gradients are scaled down to this norm; None: left alone."
+        None, gt=0, description="Gradients are clipped to this norm; None: no clipping."
     )
     max_skipped: int = Field(
         5,
         ge=0,
-        description="Steps in a row that all workers may skip because a loss or a gradient is "
-        "no number; one more ends the run.",
+        description="Consecutive steps that may be skipped for a non-finite loss or gradient; "
+        "one more ends the run.",
     )
     ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Export a moving average of the weights with this decay a step; None: the "
-        "weights themselves. Costs a gather a step under ZeRO.",
+        description="Export a moving average of the weights with this decay per step; None: "
+        "the weights themselves. Costs a gather per step under ZeRO.",
     )
 
     @model_validator(mode="after")
@@ -81,8 +81,8 @@ class ZeroConfig(Settings):
 
     stage: Literal[0, 1, 2, 3] = Field(
         1,
-        description="What is split among the workers: nothing, AdamW's state, gradients too, "
-        "weights too.",
+        description="What is partitioned over the workers: nothing, AdamW's state, gradients "
+        "too, weights too.",
     )
     offload_optimizer: bool = Field(
         False, description="Keep AdamW's state in the CPU's memory (stages 1 to 3)."
@@ -96,12 +96,12 @@ class ZeroConfig(Settings):
 
 
 class RuntimeConfig(Settings):
-    """How the numbers are computed."""
+    """Precision and skipped work."""
 
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32",
-        description="Of the frozen networks and the adapter's passes; its master weights and "
-        "the Q-Former stay in float32. float16 is for cards without bfloat16.",
+        description="Precision of the frozen networks and the adapter's passes; its master "
+        "weights and the Q-Former stay in float32. float16 is for GPUs without bfloat16.",
     )
     skip_dropped: bool = Field(
         False,
@@ -115,19 +115,19 @@ class ClusterConfig(Settings):
 
     num_workers: int = Field(1, ge=1, description="Training processes.")
     use_gpu: bool | None = Field(
-        None, description="One GPU a worker; by default where the cluster has any."
+        None, description="One GPU per worker; by default if the cluster has any."
     )
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for a worker.")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves per worker.")
     resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {},
-        description="What else Ray reserves for a worker: bytes of memory and your cluster's "
-        "custom resources, as 'memory 8e9 fast_disk 1'.",
+        description="Further resources that Ray reserves per worker: bytes of memory and the "
+        "cluster's custom resources, such as 'memory 8e9 fast_disk 1'.",
     )
     accelerator_type: str | None = Field(
-        None, description="Kind of GPU that workers want, in Ray's words, as 'H100'."
+        None, description="Ray's accelerator_type for the workers, such as 'H100'."
     )
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
-        "PACK", description="Whether Ray puts workers on few nodes or on many."
+        "PACK", description="Ray's placement strategy for the workers."
     )
     max_failures: int = Field(
         0, ge=-1, description="Restarts after a failed worker before giving up; -1: no limit."
@@ -135,39 +135,39 @@ class ClusterConfig(Settings):
     max_preemptions: int = Field(
         -1,
         ge=-1,
-        description="Restarts after nodes that were taken away with notice, a budget of their "
-        "own; -1: no limit.",
+        description="Restarts after nodes that were preempted with notice, counted apart from "
+        "max_failures; -1: no limit.",
     )
     hang_s: float = Field(
         1800,
         gt=0,
-        description="Seconds without a finished step, checkpoint or grid after which a worker "
-        "counts as hung: it ends with a traceback, as a failed one.",
+        description="Seconds without a finished step, checkpoint or grid after which a hung "
+        "worker is ended with a traceback and counts as failed.",
     )
 
     @model_validator(mode="after")
     def _resources_have_one_place(self) -> "ClusterConfig":
-        if taken := {"CPU", "GPU"} & self.resources.keys():
+        if wrong := {"CPU", "GPU"} & self.resources.keys():
             raise ValueError(
-                f"resources: {' and '.join(sorted(taken))} have settings of their own, "
+                f"resources: {' and '.join(sorted(wrong))} have settings of their own, "
                 "cpus_per_worker and use_gpu"
             )
         return self
 
 
 class CheckpointConfig(Settings):
-    """Checkpoints from which the same command continues."""
+    """Checkpoints from which the same command resumes."""
 
     every: int = Field(500, ge=1, description="Steps between checkpoints; one more at the end.")
-    keep: int = Field(2, ge=1, description="Good checkpoints that are kept.")
+    keep: int = Field(2, ge=1, description="Number of intact checkpoints to keep.")
 
 
 class SamplesConfig(Settings):
-    """The grid of sample images that goes to MLflow."""
+    """The grid of sample images logged to MLflow."""
 
     every: int = Field(500, ge=0, description="Steps between grids; 0: only at the end.")
     count: int = Field(4, ge=1, le=64, description="Rows of the grid.")
-    steps: int = Field(30, ge=1, description="DDIM steps a sample.")
+    steps: int = Field(30, ge=1, description="DDIM steps per sample.")
     guidance_scale: float = Field(7.5, ge=1, description="Classifier-free guidance.")
 
 
@@ -175,14 +175,14 @@ class ValidationConfig(Settings):
     """The loss on samples that are held out of training, with fixed noise and timesteps."""
 
     every: int = Field(
-        0, ge=0, description="Steps between validations; 0: hold nothing out, validate never."
+        0, ge=0, description="Steps between validations; 0: no held-out samples, no validation."
     )
-    share: float = Field(0.1, gt=0, lt=1, description="Share of the samples that is held out.")
+    share: float = Field(0.1, gt=0, lt=1, description="Share of samples held out.")
     drawings: int = Field(
         0,
         ge=0,
-        description="Held-out defects that each validation draws anew in their place, with the "
-        "samples' steps and guidance, to log how alike they look (guided_agreement); 0: none.",
+        description="Held-out defects that each validation generates in place, with the "
+        "samples' steps and guidance, to log their similarity (guided_agreement); 0: none.",
     )
 
 
@@ -197,13 +197,13 @@ class TrackingConfig(Settings):
     experiment: str = Field("acontrol", min_length=1, description="Experiment's name.")
     run_name: str | None = Field(None, description="Run's name; by default the output's.")
     parent_run: str | None = Field(
-        None, description="Id of the MLflow run that this one is shown under, as in a sweep."
+        None, description="Id of the parent MLflow run, as in a sweep."
     )
     wait_s: float = Field(
         60.0,
         ge=0,
-        description="Seconds that the end of a run waits for an MLflow that is away.",
+        description="Seconds that the end of a run waits for an unreachable MLflow.",
     )
     system_metrics: bool = Field(
-        False, description="Log processor, memory, disk and GPU use of every node."
+        False, description="Log CPU, memory, disk and GPU use of every node."
     )

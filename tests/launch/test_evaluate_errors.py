@@ -56,7 +56,7 @@ def test_the_training_third_is_no_leak(wood: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "say what to measure first, one of: quality, localization, classification"),
+        ([], "name what to measure first, one of: quality, localization, classification"),
         (["speed"], "got 'speed'"),
         (["quality", "--real", "x"], "--synthetic"),
         (["localization", "--real", "/nowhere"], "/nowhere: does not exist"),

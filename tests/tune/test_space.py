@@ -65,7 +65,7 @@ def test_what_is_no_space_is_one_line(word: str, reason: str) -> None:
 
 
 def test_a_key_is_named_once() -> None:
-    with pytest.raises(UserError, match="named twice"):
+    with pytest.raises(UserError, match="given twice"):
         read_words(["sga.scale=1,2", "sga.scale=0:1"])
 
 
