@@ -46,9 +46,9 @@ def test_it_tells_its_version() -> None:
 
 
 def test_an_unknown_command_is_one_line_with_the_closest_names() -> None:
-    result = acontrol("trian", "tiny")
+    result = acontrol("trainn", "tiny")
     assert (result.returncode, result.stdout) == (2, "")
-    expected = "error: no command 'trian'; did you mean train or pretrain?\n"
+    expected = "error: no command 'trainn'; did you mean train or pretrain?\n"
     assert result.stderr == expected
     assert acontrol("zzz").stderr == "error: no command 'zzz'; see acontrol --help\n"
 
