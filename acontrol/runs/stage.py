@@ -87,6 +87,8 @@ def run_stage(
         rate = learning_rate * min(1.0, (step + 1) / WARMUP_STEPS)
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
+        # Dropout draws from torch's own generator: keyed like the rest, a resume repeats it.
+        torch.manual_seed(derive_seed(context.seed, name, "dropout", step))
         terms = loss(step)
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(trained.values(), GRADIENT_NORM)
