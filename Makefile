@@ -29,10 +29,10 @@ type: setup
 	$(BIN)/mypy
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --durations=20
 
 test-all: setup
-	$(BIN)/python -m pytest -q -m 'not gpu'
+	$(BIN)/python -m pytest -q --durations=20 -m 'not gpu'
 
 bench: setup
 	@ls benchmarks/*.py
