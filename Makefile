@@ -29,7 +29,7 @@ type: setup
 	$(BIN)/mypy
 
 test: setup
-	$(BIN)/python -m pytest -q --durations=20
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=20
 
 test-all: setup
 	$(BIN)/python -m pytest -q --durations=20 -m 'not gpu'

@@ -1,11 +1,13 @@
 import os
+import secrets
 
 # Read when transformers, deepspeed or ray are imported: before anything else.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-# A cluster of ray.init has a token, by default for its own process alone.
+# A cluster of ray.init has a token, by default for its own process alone: here one for all.
 os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import contextlib
@@ -53,6 +55,17 @@ torch.set_num_threads(1)
 # A time limit an example fails at random on a busy machine.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A file stays in one of make test's processes, and shares its fixtures there."""
+    if item.get_closest_marker("xdist_group") is None:
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first, so that both processes end together."""
+    items.sort(key=lambda item: item.path.parent.name not in ("launch", "train", "tune"))
 
 
 @pytest.fixture(scope="session")

@@ -37,8 +37,9 @@ class Cluster:
         token = scratch / "token"
         token.write_text(secrets.token_hex(32))
         self.dashboard, self.port = free_port(), free_port()
+        others = {name: os.environ[name] for name in os.environ if name != "RAY_AUTH_TOKEN"}
         self.environment = {
-            **os.environ,
+            **others,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_ADDRESS": f"http://127.0.0.1:{self.dashboard}",

@@ -22,6 +22,8 @@ from launch.train import read_config
 from tests.launch import commands
 from tests.launch.runs import losses_of, options, precompute_options
 
+pytestmark = pytest.mark.xdist_group("whole")
+
 
 def opened(shards: Path, features: Path) -> tuple[FeatureFolder, TrainingStream]:
     config = read_config([str(one) for one in precompute_options(shards, features)])

@@ -22,6 +22,8 @@ from launch import train as launch_train
 from tests.launch import commands
 from tests.launch.runs import EVERY, STEPS, losses_of, options, values_of
 
+pytestmark = pytest.mark.xdist_group("whole")
+
 
 @pytest.fixture(scope="module")
 def continued(shards, ray_address, tmp_path_factory) -> tuple[Path, str]:
