@@ -5,6 +5,7 @@ started. Fences carry a tag that says what their block is.
 """
 
 import argparse
+import functools
 import importlib
 import json
 import pkgutil
@@ -251,9 +252,20 @@ def missing_paths(text: str) -> list[str]:
     named = re.findall(rf"(?<![\w/.:<>-])((?:{TOP})/[\w./*-]*)", text)
     # A file alone, or from its package on.
     files = [span for span in spans(text) if re.fullmatch(r"[\w/]+\.py", span)]
-    patterns = {path.rstrip("."): path.rstrip(".") for path in named}
-    patterns |= {file: f"**/{file}" for file in files if file not in patterns}
-    return [name for name, pattern in patterns.items() if not list(ROOT.glob(pattern))]
+    paths = {path.rstrip(".") for path in named}
+    missing = [path for path in paths if not list(ROOT.glob(path))]
+    ends = [file for file in files if file not in paths]
+    return missing + [
+        end for end in ends if not any(file.endswith(f"/{end}") for file in sources())
+    ]
+
+
+@functools.cache
+def sources() -> list[str]:
+    """Our Python files, each with a slash before; not those of a virtual environment."""
+    tops = [top for top in ROOT.iterdir() if top.is_dir() and not top.name.startswith(".")]
+    files = [file for top in tops for file in top.rglob("*.py")]
+    return [f"/{file.relative_to(ROOT).as_posix()}" for file in files]
 
 
 def missing_links(text: str, page: Path) -> list[str]:
