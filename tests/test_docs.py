@@ -252,12 +252,10 @@ def missing_paths(text: str) -> list[str]:
     named = re.findall(rf"(?<![\w/.:<>-])((?:{TOP})/[\w./*-]*)", text)
     # A file alone, or from its package on.
     files = [span for span in spans(text) if re.fullmatch(r"[\w/]+\.py", span)]
-    paths = {path.rstrip(".") for path in named}
+    paths = dict.fromkeys(path.rstrip(".") for path in named)
+    ends = [f"/{file}" for file in files if file not in paths]
     missing = [path for path in paths if not list(ROOT.glob(path))]
-    ends = [file for file in files if file not in paths]
-    return missing + [
-        end for end in ends if not any(file.endswith(f"/{end}") for file in sources())
-    ]
+    return missing + [end[1:] for end in ends if not any(f.endswith(end) for f in sources())]
 
 
 @functools.cache
