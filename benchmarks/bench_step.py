@@ -41,7 +41,8 @@ from acontrol.config import (
 from acontrol.data.features import NAMES, FeatureBatch, Features
 from acontrol.data.stream import Batch
 from acontrol.method.anomaly_map import region_on_grid
-from acontrol.method.diffusion import draw, dropped_conditions
+from acontrol.method.condition_dropout import dropped_conditions
+from acontrol.method.diffusion import draw
 from acontrol.method.encoder import embed_text
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter, cross_attention_layers

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from acontrol.data import prompts
 from acontrol.data.images import image_size, read_mask
+from acontrol.data.split import training_third
 from acontrol.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -344,11 +345,6 @@ def open_folder(
             f"{', '.join(sorted(folders))}"
         )
     return MvtecFolder(path, folders, loaded)
-
-
-def training_third(ids: Sequence[str]) -> list[str]:
-    """The training ids of one defect: the first floor(n / 3) when sorted."""
-    return sorted(ids)[: len(ids) // 3]
 
 
 def _unknown(folder: Path, noun: str, name: str, choices: Sequence[str]) -> str:

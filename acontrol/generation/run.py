@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from acontrol.data.mvtec import open_folder
+from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import (
     JOB_NAME,
     Job,
@@ -22,7 +23,6 @@ from acontrol.generation.replay import machine_metadata, replayed
 from acontrol.generation.report import write_as_shards, write_report
 from acontrol.generation.request import read_requests
 from acontrol.generation.sampler import Generator
-from acontrol.generation.scoring import DefectScorer
 from acontrol.generation.settings import Gate, GenerationConfig, OutputSettings, Sampling
 from acontrol.networks.load import quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline

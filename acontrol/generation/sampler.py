@@ -17,8 +17,8 @@ from torch import Tensor
 from acontrol.data.images import read_image, read_mask
 from acontrol.generation.compositing import changed, feather_px, fidelity, paste, refined
 from acontrol.generation.crops import Box, Crop, crops
+from acontrol.generation.gate import DefectScorer
 from acontrol.generation.plan import PlannedImage, Reference
-from acontrol.generation.scoring import DefectScorer
 from acontrol.generation.settings import Gate, OutputSettings, Sampling
 from acontrol.masks.shape import Mask
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, Conditions

@@ -14,11 +14,11 @@ from ray.util import ActorPool
 
 from acontrol.config import ClusterConfig
 from acontrol.data.mvtec import open_folder
+from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import BatchResult, Job, generate_batch
 from acontrol.generation.manifest import Roots
 from acontrol.generation.plan import PlannedImage, Planner
 from acontrol.generation.sampler import Generator
-from acontrol.generation.scoring import DefectScorer
 from acontrol.generation.settings import Gate, OutputSettings
 from acontrol.networks.load import quieten
 from acontrol.pipelines.loading import load_pipeline

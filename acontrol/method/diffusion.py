@@ -1,13 +1,13 @@
-"""Denoising objective: Eqs. (1) and (6), and the condition dropout of Sec. 3.2.3."""
+"""Denoising objective: Eqs. (1) and (6)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from acontrol.config import DropoutConfig, LossWeighting
+from acontrol.config import LossWeighting
 from acontrol.seeding import derive_seed
 
 
@@ -62,21 +62,6 @@ def draw(
         torch.stack(list(column)) for column in zip(*rows, strict=True)
     )
     return Draw(noise, posterior_noise, timesteps, chance)
-
-
-def dropped_conditions(
-    chance: Float[Tensor, " batch"], dropout: DropoutConfig
-) -> tuple[Bool[Tensor, " batch"], Bool[Tensor, " batch"]]:
-    """Which samples lose the target text and which lose C', from one uniform draw.
-
-    Returns:
-        Masks (text, semantic), True where the condition is dropped.
-    """
-    only_text = chance < dropout.text
-    both = (chance >= dropout.text) & (chance < dropout.text + dropout.both)
-    upper = dropout.text + dropout.both + dropout.semantic
-    only_semantic = (chance >= dropout.text + dropout.both) & (chance < upper)
-    return only_text | both, only_semantic | both
 
 
 def denoising_loss(

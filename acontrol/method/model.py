@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from acontrol.config import DropoutConfig, RunConfig
 from acontrol.data.features import FeatureBatch, Features
 from acontrol.data.stream import Batch
+from acontrol.method.condition_dropout import dropped_conditions
 from acontrol.method.diffusion import (
     Draw,
     denoising_loss,
     draw,
-    dropped_conditions,
     timestep_weights,
 )
 from acontrol.method.encoder import FrozenEncoder, embed_text

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -15,6 +15,9 @@ import acontrol
 from acontrol.config import ClusterConfig
 from acontrol.errors import UserError
 from acontrol.runs.paths import in_ray_job
+
+if TYPE_CHECKING:
+    from ray.train import ScalingConfig
 
 # Where `ray start` records its cluster, and Ray's own commands look for it.
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
@@ -143,3 +146,16 @@ def worker_environment(on_gpus: bool) -> dict[str, str]:
     if not on_gpus:
         environment["DS_ACCELERATOR"] = "cpu"
     return environment
+
+
+def scaling(cluster: ClusterConfig, on_gpus: bool) -> "ScalingConfig":
+    """How many workers, on what, and where Ray Train places them."""
+    from ray.train import ScalingConfig  # Slow to import.
+
+    return ScalingConfig(
+        num_workers=cluster.num_workers,
+        use_gpu=on_gpus,
+        accelerator_type=cluster.accelerator_type,
+        placement_strategy=cluster.placement,
+        resources_per_worker=worker_resources(cluster, on_gpus),
+    )

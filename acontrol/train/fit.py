@@ -6,13 +6,12 @@ import threading
 from collections.abc import Callable, Sequence
 
 import ray.train
-from ray.train import FailureConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from acontrol.config import ClusterConfig
 from acontrol.errors import UserError
 from acontrol.runs import storage
-from acontrol.runs.cluster import uses_gpus, worker_environment, worker_resources
+from acontrol.runs.cluster import scaling, uses_gpus, worker_environment
 from acontrol.runs.record import Launch
 
 
@@ -115,17 +114,6 @@ def fit(
         ),
     )
     _fit_until_stopped(trainer, launch)
-
-
-def scaling(cluster: ClusterConfig, on_gpus: bool) -> ScalingConfig:
-    """Ray Train's ScalingConfig for a cluster."""
-    return ScalingConfig(
-        num_workers=cluster.num_workers,
-        use_gpu=on_gpus,
-        accelerator_type=cluster.accelerator_type,
-        placement_strategy=cluster.placement,
-        resources_per_worker=worker_resources(cluster, on_gpus),
-    )
 
 
 def _fit_until_stopped(trainer: TorchTrainer, launch: Launch) -> None:

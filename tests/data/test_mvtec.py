@@ -9,11 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acontrol.data.mvtec import (
-    MvtecFolder,
-    open_folder,
-    training_third,
-)
+from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.data.split import training_third
 from acontrol.data.validation import check
 from acontrol.errors import UserError
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from acontrol.data.mvtec import open_folder
+from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import batches_of, generate_batch
 from acontrol.generation.plan import Planner, requests_for_all
 from acontrol.generation.sampler import Generator
-from acontrol.generation.scoring import DefectScorer
 from acontrol.generation.settings import Gate, OutputSettings, Sampling
 from acontrol.networks.locate import built_in_adapter
 from acontrol.pipelines.loading import load_pipeline

@@ -4,11 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acontrol.config import DropoutConfig
+from acontrol.method.condition_dropout import dropped_conditions
 from acontrol.method.diffusion import (
     Draw,
     denoising_loss,
     draw,
-    dropped_conditions,
     timestep_weights,
 )
 

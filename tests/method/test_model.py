@@ -19,7 +19,8 @@ from acontrol.config import (
 )
 from acontrol.data.features import NAMES, FeatureBatch
 from acontrol.data.stream import Batch
-from acontrol.method.diffusion import draw, dropped_conditions, timestep_weights
+from acontrol.method.condition_dropout import dropped_conditions
+from acontrol.method.diffusion import draw, timestep_weights
 from acontrol.method.encoder import embed_text
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter

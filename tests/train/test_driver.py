@@ -8,11 +8,12 @@ from ray.train import ControllerError, FailureConfig, WorkerGroupError
 from acontrol.config import ClusterConfig, CsmConfig, OptimConfig, RunConfig
 from acontrol.errors import UserError
 from acontrol.networks.load import BaseModels
+from acontrol.runs.cluster import scaling
 from acontrol.runs.lock import only_launch
 from acontrol.runs.paths import absolute
 from acontrol.runs.record import Launch, RunRecord
 from acontrol.runs.tracking import Tracker
-from acontrol.train.fit import StopOnUserError, root_cause, scaling
+from acontrol.train.fit import StopOnUserError, root_cause
 from acontrol.train.plan import RunPlan
 from acontrol.train.resume import known_mlflow_run
 from launch.train import read_config

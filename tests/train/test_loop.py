@@ -13,7 +13,8 @@ from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
 from acontrol.data.stream import TrainingStream, held_out
-from acontrol.method.diffusion import draw, dropped_conditions
+from acontrol.method.condition_dropout import dropped_conditions
+from acontrol.method.diffusion import draw
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.load import load_base

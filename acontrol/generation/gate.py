@@ -1,4 +1,4 @@
-"""Distance of generated defects to the training defects of their type."""
+"""The gate's measure and limit: a generated defect's distance to the training defects."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
