@@ -3,7 +3,8 @@
 The baseline of ``bench_asea.py`` and the reference of the tests; the library does not use it.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +48,19 @@ class Recorder:
         self.cross_maps[-1] = output[1]
 
 
+@contextlib.contextmanager
+def reading(qformer: nn.Module, values: Tensor | None) -> Iterator[None]:
+    """Let the values of every cross-attention read this."""
+    hooks = [
+        layer.crossattention.attention.value.register_forward_pre_hook(lambda *_: (values,))
+        for layer in qformer.encoder.layer
+        if layer.has_cross_attention and values is not None
+    ]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
 def attend(
     vlm: Blip2ForImageTextRetrieval,
     visual: Tensor,
@@ -54,8 +68,12 @@ def attend(
     *,
     method: str = "rollout",
     solver: str = "all",
+    values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One pass of the genuine Q-Former: query outputs, and the anomaly's attention."""
+    """One pass of the genuine Q-Former: query outputs, and the anomaly's attention.
+
+    Values read ``values`` if given, and else the visual embedding like the keys.
+    """
     queries = vlm.query_tokens.expand(len(visual), -1, -1)
     num_queries = queries.shape[1]
     mask = queries.new_ones(queries.shape[:2], dtype=torch.long)
@@ -63,7 +81,7 @@ def attend(
     if text is not None:
         inputs = vlm.embeddings(input_ids=text.input_ids, query_embeds=queries)
         mask = torch.cat([mask, text.attention_mask], dim=1)
-    with Recorder(vlm.qformer) as record:
+    with Recorder(vlm.qformer) as record, reading(vlm.qformer, values):
         hidden = vlm.qformer(
             query_embeds=inputs,
             query_length=num_queries,
@@ -106,7 +124,7 @@ def guide(
 ) -> tuple[Tensor, Tensor]:
     """T_g steps on e_g; returns e_v + e_g and E before each step."""
     e_g = torch.zeros_like(visual)
-    length = visual.flatten(1).norm(dim=1)[:, None, None]
+    length = visual.norm(dim=2, keepdim=True)
     adam = torch.optim.Adam([e_g], lr=settings.step_size)
     energies = []
     for _ in range(settings.steps):
@@ -121,11 +139,15 @@ def guide(
                 adam.step()
             elif settings.rule == "gd":
                 e_g -= settings.step_size * gradient
+            elif settings.rule == "token":
+                share = gradient.norm(dim=2, keepdim=True) / length
+                e_g -= settings.step_size * gradient / share.amax(dim=1, keepdim=True)
             else:
+                whole = length.norm(dim=1, keepdim=True)
                 norm = gradient.flatten(1).norm(dim=1)[:, None, None]
-                e_g -= settings.step_size * length * gradient / norm.clamp_min(1e-300)
+                e_g -= settings.step_size * whole * gradient / norm.clamp_min(1e-150)
             if settings.bound is not None:
-                ratio = e_g.flatten(1).norm(dim=1)[:, None, None] / length
+                ratio = e_g.norm(dim=2, keepdim=True) / length
                 e_g /= (ratio / settings.bound).clamp_min(1)
             if settings.stop_energy is not None:
                 done = value < settings.stop_energy

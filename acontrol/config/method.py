@@ -16,6 +16,11 @@ class CsmConfig(Settings):
         description="C' as the sequence of query outputs (the paper), or pooled into four "
         "projected tokens (the authors' code).",
     )
+    outside: Literal["keep", "grey"] = Field(
+        "keep",
+        description="The reference's pixels outside its mask: kept (the paper), or greyed, so "
+        "that nothing else in the photograph can be read.",
+    )
     template: str = Field(
         "This is an image with", description="Prefix of the reference text T_a (Sec. 3.2.2)."
     )
@@ -28,13 +33,19 @@ class AseaConfig(Settings):
     step_size: float = Field(
         0.02,
         gt=0,
-        description="Alpha. With rule 'normalized' the length of a step as a share of |e_v|; "
-        "with 'gd' the factor of Eq. 4, which must be large (1e3 on a small VLM); with 'adam' "
-        "its rate (0.1 in the authors' code).",
+        description="Alpha. With rule 'token' how far the token that moves most moves, as a "
+        "share of its own length; with 'normalized' the length of a whole step as a share of "
+        "|e_v|, which lets a token go further on a finer grid; with 'gd' the factor of Eq. 4, "
+        "large (1e3 on a small VLM); with 'adam' its rate (0.1 in the authors' code).",
     )
-    rule: Literal["normalized", "gd", "adam"] = Field(
+    rule: Literal["token", "normalized", "gd", "adam"] = Field(
         "normalized",
         description="Step rule: Eq. 4 as printed is 'gd', the authors' code 'adam'.",
+    )
+    target: Literal["both", "keys"] = Field(
+        "both",
+        description="What reads e_v + e_g: keys and values of the Q-Former's cross-attention "
+        "(the paper), or the keys alone, which decide where it looks; values are what it sees.",
     )
     map: Literal["rollout", "query_mean"] = Field(
         "rollout",
@@ -49,7 +60,7 @@ class AseaConfig(Settings):
     bound: float | None = Field(
         None,
         gt=0,
-        description="Upper bound of |e_g| as a share of |e_v|; None: no bound.",
+        description="Upper bound of |e_g| as a share of |e_v|, in each token; None: no bound.",
     )
     stop_energy: float | None = Field(
         None, gt=0, le=1, description="A sample stops once its E is below this; None: never."

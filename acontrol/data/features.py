@@ -24,7 +24,7 @@ from acontrol.config import RunConfig
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
 
-FORMAT = "acontrol-features-1"
+FORMAT = "acontrol-features-2"
 ABOUT = "about.json"
 CHUNK = 64  # Samples per file.
 OPEN_FILES = 256  # Below the usual limit of a process.

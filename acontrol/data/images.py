@@ -9,7 +9,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -203,15 +203,17 @@ def fit(image: Image.Image, mask: Image.Image, size: int) -> tuple[Tensor, Tenso
     Returns:
         (3, size, size) in [-1, 1] and (1, size, size) of 0 and 1.
     """
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
     if mask.size != (size, size):
         mask = shrink_mask(mask, (size, size))
+    return _pixels(image, size), torch.from_numpy(np.array(mask, dtype=np.float32))[None]
+
+
+def _pixels(image: Image.Image, size: int) -> Tensor:
+    """(3, size, size) in [-1, 1]."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
-    return (
-        pixels.float() / 127.5 - 1,
-        torch.from_numpy(np.array(mask, dtype=np.float32))[None],
-    )
+    return pixels.float() / 127.5 - 1
 
 
 def region(
@@ -233,6 +235,22 @@ def region(
         min(image.height, int(y + height + 1)),
     )
     return image.crop(box), mask.crop(box)
+
+
+def reference_view(
+    image: Image.Image, mask: Image.Image, view: Literal["image", "region"], size: int
+) -> tuple[Tensor, Tensor]:
+    """A reference as the vision tower sees it: whole, or the surroundings of its defect.
+
+    Returns:
+        (3, size, size) in [-1, 1], and (1, size, size) in [0, 1]: the share of each pixel that
+        the defect covers, so that none is too thin to count.
+    """
+    if view == "region":
+        image, mask = region(image, mask)
+    # In floating point, since 8 bits round a speck away.
+    covered = mask.convert("L").convert("F").resize((size, size), Image.Resampling.BOX)
+    return _pixels(image, size), torch.from_numpy(np.array(covered) / np.float32(255))[None]
 
 
 def shrink_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:

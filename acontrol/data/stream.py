@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from acontrol.config import DataConfig
 from acontrol.data.features import OF_REFERENCE, FeatureBatch, FeatureFolder
-from acontrol.data.images import fit, region
+from acontrol.data.images import fit, reference_view
 from acontrol.data.index import ShardIndex
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
@@ -34,7 +34,7 @@ class Batch:
         mask: (batch, 1, R, R), 1 on the defect.
         caption: Target text T_t of each sample.
         reference_image: (batch, 3, V, V) in [-1, 1], V the vision tower's size.
-        reference_mask: (batch, 1, V, V), 1 on the reference's defect.
+        reference_mask: (batch, 1, V, V), the share of each pixel that its defect covers.
         reference_phrase: The anomaly's words of T_a.
         positions: Global positions in the stream.
         keys: Keys of the samples, for messages.
@@ -204,10 +204,9 @@ class TrainingStream(Dataset[dict[str, object]]):
         sample = self.reader.read(number)
         reference = sample if other == number else self.reader.read(other)
         image, mask = fit(sample.image, sample.mask, self.config.resolution)
-        view = (reference.image, reference.mask)
-        if self.config.reference_view == "region":
-            view = region(*view)
-        reference_image, reference_mask = fit(*view, self.reference_px)
+        reference_image, reference_mask = reference_view(
+            reference.image, reference.mask, self.config.reference_view, self.reference_px
+        )
         return {
             "image": image,
             "mask": mask,

@@ -41,7 +41,7 @@ def check(
     """Decode each image and its mask.
 
     A mask is bad if the defect covers less than one pixel of the stored image. A mask that is
-    only small on BLIP-2's grid of tokens is good: it keeps every token that it touches
+    only small on BLIP-2's grid of tokens is good: each token counts by the share that it covers
     (`anomaly_map.region_on_grid`).
 
     Args:

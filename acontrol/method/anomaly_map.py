@@ -3,7 +3,7 @@
 S     self maps    self-attention of each layer, over queries then text
 X     cross maps   cross-attention, queries to image patches
 A     attention    text to patches; how BLIP-2 yields it: docs/paper_notes.md
-M_A   region       on the image-token grid, True inside
+M_A   region       on the image-token grid: the share of each token that the mask covers
 """
 
 from collections.abc import Sequence
@@ -142,19 +142,22 @@ def query_mean_backward(
 
 
 def energy(
-    attention: Float[Tensor, "batch patch"], region: Bool[Tensor, "batch patch"]
+    attention: Float[Tensor, "batch patch"], region: Float[Tensor, "batch patch"]
 ) -> Float[Tensor, " batch"]:
-    """Score how much attention is outside the region, Eq. (3): 0 is none, 1 is all."""
+    """Score how much attention is outside the region, Eq. (3): 0 is none, 1 is all.
+
+    A token counts as inside by its weight in the region (`region_on_grid`).
+    """
     inside = (attention * region).sum(dim=1)
     return (1 - inside / attention.sum(dim=1)) ** 2
 
 
 def energy_grad(
-    attention: Float[Tensor, "batch patch"], region: Bool[Tensor, "batch patch"]
+    attention: Float[Tensor, "batch patch"], region: Float[Tensor, "batch patch"]
 ) -> Float[Tensor, "batch patch"]:
     """The gradient of Eq. (3): dE/dA_p = 2 (1 - I/T) (I - T m_p) / T^2.
 
-    I is the attention inside, T all of it, m_p whether p is inside.
+    I is the attention inside, T all of it, m_p the weight of p in the region.
     """
     total = attention.sum(dim=1, keepdim=True)
     inside = (attention * region).sum(dim=1, keepdim=True)
@@ -163,17 +166,18 @@ def energy_grad(
 
 def region_on_grid(
     mask: Float[Tensor, "batch 1 height width"], grid: int
-) -> Bool[Tensor, "batch patch"]:
-    """Downsample a mask to the grid of image tokens; a non-empty mask keeps a cell.
+) -> Float[Tensor, "batch patch"]:
+    """M_A on the grid of image tokens: the share of each that the mask covers.
 
-    A cell belongs to the region if at least half of it is covered. A mask that is too thin
-    for that everywhere gets all cells that it touches: with an empty region E would be 1 and
-    its gradient zero, and the search would silently do nothing.
+    Divided by the largest share, so that E can reach 0 for a crack that covers no token. A
+    threshold instead would lose thin masks, and small parts beside a large one.
 
     Args:
-        mask: 1 on the defect, 0 elsewhere.
+        mask: The share of each pixel that the defect covers, in [0, 1].
         grid: Side of the square grid, in tokens.
+
+    Returns:
+        Weights in [0, 1]; 1 for at least one token unless the mask is empty.
     """
-    half = (F.adaptive_avg_pool2d(mask, grid) >= 0.5).flatten(1)
-    touched = (F.adaptive_max_pool2d(mask, grid) > 0).flatten(1)
-    return torch.where(half.any(dim=1, keepdim=True), half, touched)
+    share = F.adaptive_avg_pool2d(mask, grid).flatten(1)
+    return share / share.amax(dim=1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)

@@ -6,7 +6,7 @@ by hand, so nothing here needs autograd: it also runs under ``torch.inference_mo
 tensors saved for the backward pass are freed after each step.
 
     A     attention    text-to-image; how BLIP-2 yields it: docs/paper_notes.md
-    M_A   region       on the image-token grid, True inside
+    M_A   region       weights of the image tokens, 1 inside
     e_v   visual embedding, class token first, then patches
     e_g   offset       same shape as e_v
 
@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from acontrol.config import AseaConfig
@@ -55,17 +55,19 @@ class GuidedAttention(Protocol):
 def guide(
     attention: GuidedAttention,
     visual_embedding: Float[Tensor, "batch token dim"],
-    region: Bool[Tensor, "batch patch"],
+    region: Float[Tensor, "batch patch"],
     settings: AseaConfig,
 ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "batch step"]]:
     """Take T_g gradient steps on e_g from zero, Eq. (4).
 
         gd          e_g <- e_g - alpha * grad E
+        token       e_g <- e_g - alpha * grad E / max_t (|grad_t E| / |e_v,t|)
         normalized  e_g <- e_g - alpha * |e_v| * grad E / |grad E|      (norms per sample)
         adam        Adam with rate alpha and PyTorch's defaults
 
-    ``normalized`` lets alpha carry over between models: E's gradient spreads over all tokens
-    and is tiny, so Eq. (4) as printed needs an alpha near 1e3.
+    E's gradient is tiny, so Eq. (4) as printed needs an alpha near 1e3. ``token`` carries over
+    between models and grids: the token t that moves most moves by alpha of its own length.
+    With ``normalized`` that length grows with the number of tokens outside the mask.
 
     Under ``torch.compile`` the steps run uncompiled, between compiled graphs.
 
@@ -101,7 +103,7 @@ class AseaFunction(torch.autograd.Function):
         solve = {"all": _all_layers, "first": _first_layer}[settings.solver]
         # The weights' precision whatever the caller's autocast: C' is a pure function.
         with torch.autocast(e_v.device.type, enabled=False):
-            e_g, energies = solve(attention, e_v, region, settings)
+            e_g, energies = solve(attention, e_v, region.to(e_v.dtype), settings)
         ctx.mark_non_differentiable(energies)
         return (e_v + e_g).to(visual_embedding.dtype), energies
 
@@ -128,7 +130,7 @@ def _all_layers(
             scale = (square / (1 - _ADAM_SQUARE**step)).sqrt() + _ADAM_FLOOR
             moved = e_g - settings.step_size * mean / (1 - _ADAM_MEAN**step) / scale
         else:
-            moved = e_g - _stride(grad, _norm(grad), length, settings)
+            moved = e_g - grad * _stride(_norm(grad), length, settings)
         moved = moved * _shrink(_norm(moved), length, settings)
         e_g = _unless_done(value, moved, e_g, settings)
         energies.append(value)
@@ -165,11 +167,9 @@ def _first_layer(
         outer = F.pad(energy_grad(attended, region), (1, 0))[:, None]
         grad = weight * probs * (outer - probs @ outer.mT)
         pull = gram @ grad
-        norm = (grad * pull).sum(dim=(1, 2), keepdim=True).clamp_min(0).sqrt()
-        moved = rows - _stride(grad, norm, length, settings)
-        moved_shift = shift - _stride(pull, norm, length, settings)
-        norm = (moved * moved_shift).sum(dim=(1, 2), keepdim=True).clamp_min(0).sqrt()
-        factor = _shrink(norm, length, settings)
+        stride = _stride(_norm_of_rows(grad, pull), length, settings)
+        moved, moved_shift = rows - stride * grad, shift - stride * pull
+        factor = _shrink(_norm_of_rows(moved, moved_shift), length, settings).mT
         rows = _unless_done(value, moved * factor, rows, settings)
         shift = _unless_done(value, moved_shift * factor, shift, settings)
         energies.append(value)
@@ -177,20 +177,30 @@ def _first_layer(
 
 
 def _norm(embedding: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(embedding, dim=(1, 2), keepdim=True)
+    """The length of each token: (batch, token, 1)."""
+    return torch.linalg.vector_norm(embedding, dim=2, keepdim=True)
 
 
-def _stride(grad: Tensor, norm: Tensor, length: Tensor, settings: AseaConfig) -> Tensor:
-    """The step to subtract: Eq. (4), or along the gradient by a share of |e_v|."""
+def _norm_of_rows(rows: Tensor, moved: Tensor) -> Tensor:
+    """The same of C^T Q~, from C and G C."""
+    return (rows * moved).sum(dim=1).clamp_min(0).sqrt()[..., None]
+
+
+def _stride(norm: Tensor, length: Tensor, settings: AseaConfig) -> Tensor:
+    """What the gradient is multiplied with, (batch, 1, 1), from its and e_v's token lengths."""
     if settings.rule == "gd":
-        return settings.step_size * grad
-    # A zero gradient has no direction: the offset stays.
-    tiny = torch.finfo(norm.dtype).tiny
-    return grad * (settings.step_size * length) / norm.clamp_min(tiny)
+        return norm.new_full((len(norm), 1, 1), settings.step_size)
+    # A zero gradient has no direction: the offset stays. The root, so that no quotient is inf.
+    tiny = torch.finfo(norm.dtype).tiny ** 0.5
+    if settings.rule == "token":
+        share = norm / length.clamp_min(tiny)
+        return settings.step_size / share.amax(dim=1, keepdim=True).clamp_min(tiny)
+    whole, of = (torch.linalg.vector_norm(part, dim=1, keepdim=True) for part in (norm, length))
+    return settings.step_size * of / whole.clamp_min(tiny)
 
 
 def _shrink(norm: Tensor, length: Tensor, settings: AseaConfig) -> Tensor:
-    """Factor that scales e_g back to the bound's share of |e_v|; 1 within the bound."""
+    """Factors that scale e_g's tokens back to the bound's share of e_v's; 1 within it."""
     if settings.bound is None:
         return torch.ones_like(norm)
     return (settings.bound * length / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)

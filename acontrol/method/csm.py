@@ -131,15 +131,24 @@ class CrossModalEncoder:
         Args:
             image: I_a in [-1, 1], at the vision tower's size.
             phrases: The anomaly's words, one phrase per sample.
-            mask: M_A at the image's size, 1 on the defect.
+            mask: M_A at the image's size, the share of each pixel that the defect covers.
             attention: ASEA settings; by default the encoder's own.
         """
         settings = attention or self.asea
         text = self.read(phrases) if self.csm.text else None
-        region = region_on_grid(mask.to(self.device), self.grid)
-        first = settings.solver == "first"
-        qformer = QFormerPass(self.vlm, len(image), text, method=settings.map, first=first)
+        mask = mask.to(self.device)
+        if self.csm.outside == "grey":
+            image = torch.where(mask > 0, image.to(self.device), 0)
+        region = region_on_grid(mask, self.grid)
         visual = self.embed_image(image)
+        qformer = QFormerPass(
+            self.vlm,
+            len(image),
+            text,
+            method=settings.map,
+            first=settings.solver == "first",
+            values=visual if settings.target == "keys" else None,
+        )
         embedding, energies = guide(qformer, visual, region, settings)
         tokens, attended = qformer.finish(embedding)
         after = energy(attended, region)

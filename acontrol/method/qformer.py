@@ -59,6 +59,7 @@ class QFormerPass:
         *,
         method: Literal["rollout", "query_mean"],
         first: bool,
+        values: Float[Tensor, "batch token width"] | None = None,
     ):
         """Compute everything that does not depend on the image.
 
@@ -69,6 +70,7 @@ class QFormerPass:
             method: The map A of Eq. (2).
             first: Take A from the first cross-attention alone, with the text's attention to
                 the queries from the same layer.
+            values: What the cross-attention's values read in place of the embedding.
 
         Raises:
             ValueError: If the map is a rollout and no layer follows a cross-attention layer,
@@ -82,6 +84,7 @@ class QFormerPass:
         self.num_queries: int = vlm.query_tokens.shape[1]
         self.span = text.span if text is not None and method == "rollout" else None
         self.first = first
+        self.values = values
         self.last = self._last_map()
         with torch.autocast(vlm.query_tokens.device.type, enabled=False):
             self._prepare(vlm, batch_size, text)
@@ -100,6 +103,7 @@ class QFormerPass:
         self.text_rows, _ = self._feed_text(layer, self.attended)
         self.key_query = ops.key_queries(layer.crossattention, self.attended[:, queries])
         self.dtype = self.attended.dtype
+        self.values = None if self.values is None else self.values.to(self.dtype)
         self.first_map = anomaly_map.at_least_float32(own.probs)
         weight = self.first_map.new_full((batch_size, self.num_queries), 1 / self.num_queries)
         if self.span is not None:
@@ -154,7 +158,7 @@ class QFormerPass:
             query = attended[:, : self.num_queries].contiguous()
             if layer.has_cross_attention and not reads:
                 query, cross = ops.attend_image(
-                    layer.crossattention, query, trace.embedding, map_only=ends
+                    layer.crossattention, query, trace.embedding, self.values, map_only=ends
                 )
             trace.self_maps.append(
                 self.first_map if own is None else anomaly_map.at_least_float32(own.probs)

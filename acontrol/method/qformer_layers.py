@@ -36,13 +36,14 @@ class SavedSelfAttention(NamedTuple):
 
 
 class SavedCrossAttention(NamedTuple):
-    """Of cross-attention; value and norm as above."""
+    """Of cross-attention; value and norm as above, and whether values follow the embedding."""
 
     query: Tensor
     key: Tensor
     probs: Tensor
     value: Tensor | None
     norm: Norm | None
+    values_move: bool = True
 
 
 class SavedFeedForward(NamedTuple):
@@ -148,20 +149,23 @@ def key_queries(block: Any, rows: Tensor) -> Tensor:
 
 
 def attend_image(
-    block: Any, rows: Tensor, embedding: Tensor, *, map_only: bool
+    block: Any, rows: Tensor, embedding: Tensor, values: Tensor | None, *, map_only: bool
 ) -> tuple[Tensor, SavedCrossAttention]:
-    """LN(W_o softmax(Q K^T / sqrt(d)) V + x) for the queries; x itself if ``map_only``."""
+    """LN(W_o softmax(Q K^T / sqrt(d)) V + x) for the queries; x itself if ``map_only``.
+
+    V is read from ``values`` if given, a constant, and else from the embedding like K.
+    """
     attention = block.attention
     query = _split(attention.query(rows), attention) * attention.scaling
     key = _split(attention.key(embedding), attention)
     probs = (query @ key.mT).softmax(dim=-1)
     if map_only:
         return rows, SavedCrossAttention(query, key, probs, None, None)
-    value = _split(attention.value(embedding), attention)
+    value = _split(attention.value(embedding if values is None else values), attention)
     out, norm = normalize(
         block.output.dense(_join(probs @ value)) + rows, block.output.LayerNorm
     )
-    return out, SavedCrossAttention(query, key, probs, value, norm)
+    return out, SavedCrossAttention(query, key, probs, value, norm, values is None)
 
 
 def attend_image_backward(
@@ -190,9 +194,10 @@ def attend_image_backward(
         read = _split(residual @ block.output.dense.weight, attention)
         through = read @ saved.value.mT
         probs_grad = through if map_grad is None else through + map_grad
-        _add_product(
-            embedding_grad, saved.probs.flatten(1, 2).mT, _to_image(read, attention.value)
-        )
+        if saved.values_move:
+            _add_product(
+                embedding_grad, saved.probs.flatten(1, 2).mT, _to_image(read, attention.value)
+            )
     assert probs_grad is not None
     logits = _softmax_backward(probs_grad.expand_as(saved.probs), saved.probs)
     _add_product(embedding_grad, logits.flatten(1, 2).mT, _to_image(saved.query, attention.key))

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval
 
-from acontrol.data.images import fit, region
+from acontrol.data.images import reference_view
 from acontrol.method.anomaly_map import region_on_grid
 from acontrol.method.csm import embed_patches
 
@@ -22,13 +22,13 @@ def defect_features(
     """Mean of the vision tower's patch features inside each mask, on the magnified region."""
     vision = vlm.config.vision_config
     views = [
-        fit(*region(image.convert("RGB"), mask), vision.image_size)
+        reference_view(image.convert("RGB"), mask, "region", vision.image_size)
         for image, mask in zip(images, masks, strict=True)
     ]
     patches = embed_patches(vlm, torch.stack([pixels for pixels, _ in views])).float()[:, 1:]
     inside = region_on_grid(
         torch.stack([mask for _, mask in views]).to(patches.device),
         vision.image_size // vision.patch_size,
-    ).flatten(1)
+    )
     weight = (inside / inside.sum(dim=1, keepdim=True))[..., None].to(patches.dtype)
     return (patches * weight).sum(dim=1)

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from acontrol.config import AdapterCard, AseaConfig
-from acontrol.data.images import fit, pictures, region
+from acontrol.data.images import pictures, reference_view
 from acontrol.method.csm import CrossModalEncoder
 from acontrol.method.encoder import embed_text
 from acontrol.method.sga import SLICING, SemanticAdapter, check_processors, install_processors
@@ -75,10 +75,11 @@ def vlm_inputs(
     images: Sequence[Image.Image], masks: Sequence[Image.Image], size: int, card: AdapterCard
 ) -> tuple[Tensor, Tensor]:
     """References and their masks as the vision tower's input, in the card's view."""
-    pairs = [(image.convert("RGB"), mask) for image, mask in zip(images, masks, strict=True)]
-    if card.reference_view == "region":
-        pairs = [region(image, mask) for image, mask in pairs]
-    pixels, regions = zip(*(fit(image, mask, size) for image, mask in pairs), strict=True)
+    views = [
+        reference_view(image.convert("RGB"), mask, card.reference_view, size)
+        for image, mask in zip(images, masks, strict=True)
+    ]
+    pixels, regions = zip(*views, strict=True)
     return torch.stack(pixels), torch.stack(regions)
 
 

@@ -63,9 +63,11 @@ def steps_of(
 
 RULES = [
     {"rule": "gd"},
+    {"rule": "token"},
     {"rule": "normalized"},
     {"rule": "adam"},
     {"rule": "gd", "solver": "first"},
+    {"rule": "token", "solver": "first"},
     {"rule": "normalized", "solver": "first"},
 ]
 NAMES = [" ".join(rule.values()) for rule in RULES]
@@ -80,7 +82,7 @@ def visual() -> Tensor:
 
 @pytest.fixture
 def region() -> Tensor:
-    return torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 1, 1, 0]]).bool()
+    return torch.tensor([[1, 0, 0, 0, 0], [0, 1, 0.25, 0, 0], [1, 0, 0.5, 1, 0]]).double()
 
 
 def written_out_gradient(visual: Tensor, region: Tensor) -> tuple[Tensor, list[float]]:
@@ -93,7 +95,7 @@ def written_out_gradient(visual: Tensor, region: Tensor) -> tuple[Tensor, list[f
             for p in range(PATCHES)
         ]
         total = sum(a)
-        inside = sum(a[p] for p in range(PATCHES) if region[sample, p])
+        inside = sum(a[p] * float(region[sample, p]) for p in range(PATCHES))
         energies.append((1 - inside / total) ** 2)
         for p in range(PATCHES):
             ratio_by_a = (float(region[sample, p]) * total - inside) / total**2
@@ -121,7 +123,7 @@ def test_energy_is_eq_3(region: Tensor) -> None:
     attention = torch.rand(3, 5, generator=torch.Generator().manual_seed(1)).double()
     expected = []
     for sample in range(3):
-        inside = sum(float(attention[sample, p]) for p in range(5) if region[sample, p])
+        inside = sum(float(attention[sample, p] * region[sample, p]) for p in range(5))
         whole = sum(float(attention[sample, p]) for p in range(5))
         expected.append((1 - inside / whole) ** 2)
     torch.testing.assert_close(
@@ -134,24 +136,26 @@ def test_energy_is_eq_3(region: Tensor) -> None:
 
 def test_energy_has_a_hand_value() -> None:
     attention = torch.tensor([[1.0, 2.0, 5.0]])
-    region = torch.tensor([[True, True, False]])
-    assert energy(attention, region).item() == pytest.approx((1 - 3 / 8) ** 2)
+    region = torch.tensor([[1.0, 0.5, 0.0]])
+    assert energy(attention, region).item() == pytest.approx((1 - 2 / 8) ** 2)
 
 
 weights = st.floats(min_value=1e-3, max_value=1e3)
 
 
 @given(
-    st.lists(st.tuples(weights, st.booleans()), min_size=1, max_size=9),
+    st.lists(st.tuples(weights, st.floats(0, 1)), min_size=1, max_size=9),
     st.floats(min_value=1e-2, max_value=1e2),
 )
-def test_energy_is_a_share_free_of_scale(cells: list[tuple[float, bool]], scale: float) -> None:
+def test_energy_is_a_share_free_of_scale(
+    cells: list[tuple[float, float]], scale: float
+) -> None:
     attention = torch.tensor([[value for value, _ in cells]], dtype=torch.float64)
-    region = torch.tensor([[inside for _, inside in cells]])
+    region = torch.tensor([[inside for _, inside in cells]], dtype=torch.float64)
     value = energy(attention, region).item()
     assert -1e-12 <= value <= 1 + 1e-12
     assert energy(scale * attention, region).item() == pytest.approx(value, abs=1e-12)
-    if region.all():
+    if (region == 1).all():
         assert value == pytest.approx(0, abs=1e-12)
     if not region.any():
         assert value == 1
@@ -195,6 +199,49 @@ def test_normalized_steps_go_down_the_gradient_by_alpha_of_the_embeddings_norm(
         before = after
 
 
+def test_the_token_that_moves_most_moves_by_alpha_of_its_own_length(
+    visual: Tensor, region: Tensor
+) -> None:
+    after, _ = steps_of(visual, region, steps=1, step_size=0.1, rule="token")
+    moved = after - visual
+    share = moved.norm(dim=2) / visual.norm(dim=2)
+    torch.testing.assert_close(share.amax(dim=1), torch.full((BATCH,), 0.1).double())
+    gradient, _ = written_out_gradient(visual, region)
+    cosine = torch.cosine_similarity(moved.flatten(1), -gradient.flatten(1))
+    torch.testing.assert_close(cosine, torch.ones(BATCH).double())
+
+
+class Finer(Toy):
+    """Five more patches, far from the mask, at which nothing looks."""
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        seen = attend(embedding[:, : PATCHES + 1])
+        return torch.nn.functional.pad(seen, (0, 5)), seen
+
+    def backward(self, trace: Tensor, grad: Tensor) -> Tensor:
+        rows = super().backward(trace, grad[:, :PATCHES])
+        return torch.nn.functional.pad(rows, (0, 0, 0, 5))
+
+
+@pytest.mark.parametrize("solver", ["all", "first"])
+def test_a_token_steps_as_far_on_a_finer_grid(
+    visual: Tensor, region: Tensor, solver: str
+) -> None:
+    coarse, fine = Toy(), Finer()
+    coarse.key_query = fine.key_query = fine.key_query.abs() + 1
+    more = torch.cat([visual, torch.full((BATCH, 5, DIM), -50.0).double()], dim=1)
+    wider = torch.nn.functional.pad(region, (0, 5))
+    moved = {}
+    for rule in ("token", "normalized"):
+        settings = {"rule": rule, "steps": 1, "step_size": 0.1, "solver": solver}
+        before, _ = steps_of(visual, region, coarse, **settings)
+        after, _ = steps_of(more, wider, fine, **settings)
+        moved[rule] = (after[:, : PATCHES + 1] - before).norm(dim=(1, 2))
+    assert moved["token"].max() < 1e-12
+    # The rule that takes its length from all tokens goes further.
+    assert moved["normalized"].min() > 1
+
+
 def test_lengths_differ_between_samples(visual: Tensor, region: Tensor) -> None:
     scaled = visual * torch.tensor([1.0, 2.0, 0.5])[:, None, None]
     after, _ = steps_of(scaled, region, steps=1, step_size=0.1, rule="normalized")
@@ -211,24 +258,27 @@ def test_energy_grad_is_eq_3s_gradient(region: Tensor) -> None:
     assert expected.abs().min() > 1e-3
 
 
-@pytest.mark.parametrize("rule", ["gd", "normalized"])
+@pytest.mark.parametrize("rule", ["gd", "token", "normalized"])
 @pytest.mark.parametrize("bound", [None, 0.15])
 def test_first_in_closed_form_is_autograd_on_the_embedding(
     visual: Tensor, region: Tensor, rule: str, bound: float | None
 ) -> None:
     settings = {"rule": rule, "step_size": 0.6 if rule == "gd" else 0.1, "bound": bound}
     toy, offset, energies = Toy(), torch.zeros_like(visual), []
-    length = visual.flatten(1).norm(dim=1)[:, None, None]
+    length = visual.norm(dim=2, keepdim=True)
+    whole = length.norm(dim=1, keepdim=True)
     for _ in range(3):
         offset = offset.detach().requires_grad_(True)
         value = energy(toy.first(visual + offset), region)
         energies.append(value.detach())
         (grad,) = torch.autograd.grad(value.sum(), offset)
         if rule == "normalized":
-            grad = grad * length / grad.flatten(1).norm(dim=1)[:, None, None]
+            grad = grad * whole / grad.flatten(1).norm(dim=1)[:, None, None]
+        if rule == "token":
+            grad = grad / (grad.norm(dim=2, keepdim=True) / length).amax(dim=1, keepdim=True)
         offset = offset.detach() - settings["step_size"] * grad
         if bound is not None:
-            norm = offset.flatten(1).norm(dim=1)[:, None, None]
+            norm = offset.norm(dim=2, keepdim=True)
             offset = torch.where(norm > bound * length, offset * bound * length / norm, offset)
     result, found_energies = steps_of(visual, region, steps=3, solver="first", **settings)
     torch.testing.assert_close(result, visual + offset, rtol=0, atol=1e-12)
@@ -268,7 +318,7 @@ def test_no_steps_are_the_identity(visual: Tensor, region: Tensor, settings: dic
 def test_without_a_gradient_the_offset_stays(
     visual: Tensor, region: Tensor, settings: dict
 ) -> None:
-    region[1] = False  # E is 1 there whatever the attention, and its gradient zero.
+    region[1] = 0  # E is 1 there whatever the attention, and its gradient zero.
     result, energies = steps_of(visual, region, steps=3, step_size=0.5, **settings)
     assert torch.equal(result[1], visual[1])
     assert torch.equal(energies[1], torch.ones(3).double())
@@ -329,11 +379,11 @@ def test_a_sample_stops_below_its_energy(
 
 @pytest.mark.parametrize("settings", RULES, ids=NAMES)
 def test_the_bound_holds_the_offset(visual: Tensor, region: Tensor, settings: dict) -> None:
-    bound, length = 0.2, visual.flatten(1).norm(dim=1)
+    bound, length = 0.2, visual.norm(dim=2)
     free, _ = steps_of(visual, region, steps=5, step_size=0.9, **settings)
-    far = (free - visual).flatten(1).norm(dim=1) / length
+    far = (free - visual).norm(dim=2) / length
     held, _ = steps_of(visual, region, steps=5, step_size=0.9, bound=bound, **settings)
-    result = (held - visual).flatten(1).norm(dim=1) / length
+    result = (held - visual).norm(dim=2) / length
     assert far.max() > bound
     assert result.max() <= bound + 1e-12
     loose, _ = steps_of(visual, region, steps=5, step_size=0.9, bound=99, **settings)
@@ -345,7 +395,9 @@ def test_half_precision_steps_in_single(visual: Tensor, region: Tensor, settings
     half, toy = visual.bfloat16(), Toy()
     exact, energies = steps_of(half.double(), region, steps=3, step_size=0.05, **settings)
     toy.key_query, toy.query_weight = toy.key_query.float(), toy.query_weight.float()
-    found, found_energies = steps_of(half, region, toy, steps=3, step_size=0.05, **settings)
+    found, found_energies = steps_of(
+        half, region.float(), toy, steps=3, step_size=0.05, **settings
+    )
     assert found.dtype == torch.bfloat16
     assert found_energies.dtype == torch.float32
     # Only the result is rounded, to 8 bits.
@@ -453,18 +505,18 @@ def mask_of(height: int, width: int, *boxes: tuple[slice, slice]) -> Tensor:
     return mask
 
 
-def test_a_cell_needs_half_its_pixels() -> None:
-    # Cells of 14 px, as in BLIP-2 at 224 px. Full; exactly half; one row less than half.
+def test_a_token_counts_by_the_share_that_is_covered() -> None:
+    # Cells of 14 px, as in BLIP-2 at 224 px. Full; half; three rows.
     mask = mask_of(
         56,
         56,
         (slice(0, 14), slice(0, 14)),
         (slice(14, 28), slice(14, 21)),
-        (slice(28, 34), slice(28, 42)),
+        (slice(28, 31), slice(28, 42)),
     )
-    expected = torch.zeros(4, 4, dtype=torch.bool)
-    expected[0, 0] = expected[1, 1] = True
-    assert torch.equal(region_on_grid(mask, 4)[0].reshape(4, 4), expected)
+    expected = torch.zeros(4, 4)
+    expected[0, 0], expected[1, 1], expected[2, 2] = 1, 1 / 2, 3 / 14
+    torch.testing.assert_close(region_on_grid(mask, 4)[0].reshape(4, 4), expected)
 
 
 def test_cells_are_row_major() -> None:
@@ -472,28 +524,27 @@ def test_cells_are_row_major() -> None:
     assert region_on_grid(mask, 5)[0].nonzero().flatten().tolist() == [3]
 
 
-def test_a_thin_mask_keeps_every_cell_it_touches() -> None:
-    mask = mask_of(40, 40, (slice(11, 12), slice(6, 27)), (slice(39, 40), slice(39, 40)))
-    expected = torch.zeros(5, 5, dtype=torch.bool)
-    expected[1, 0:4] = expected[4, 4] = True
-    assert torch.equal(region_on_grid(mask, 5)[0].reshape(5, 5), expected)
+def test_a_thin_mask_counts_as_much_as_a_thick_one() -> None:
+    mask = mask_of(40, 40, (slice(11, 12), slice(8, 24)), (slice(39, 40), slice(36, 40)))
+    expected = torch.zeros(5, 5)
+    expected[1, 1:3], expected[4, 4] = 1, 1 / 2
+    torch.testing.assert_close(region_on_grid(mask, 5)[0].reshape(5, 5), expected)
 
 
-def test_thin_and_thick_masks_may_share_a_batch() -> None:
-    thin = mask_of(40, 40, (slice(11, 12), slice(6, 7)))
-    # A full cell, and a pixel elsewhere that does not count beside it.
+def test_a_small_part_beside_a_large_one_counts() -> None:
     thick = mask_of(40, 40, (slice(0, 8), slice(0, 8)), (slice(39, 40), slice(39, 40)))
+    thin = mask_of(40, 40, (slice(11, 12), slice(6, 7)))
     result = region_on_grid(torch.cat([thin, thick]), 5)
-    assert [row.nonzero().flatten().tolist() for row in result] == [[5], [0]]
+    assert [row.nonzero().flatten().tolist() for row in result] == [[5], [0, 24]]
 
 
 def test_full_and_empty_masks() -> None:
-    assert region_on_grid(torch.ones(2, 1, 36, 36), 5).all()
+    assert (region_on_grid(torch.ones(2, 1, 36, 36), 5) == 1).all()
     assert not region_on_grid(torch.zeros(2, 1, 36, 36), 5).any()
 
 
 @given(st.data())
-def test_a_mask_with_a_pixel_keeps_a_cell(data: st.DataObject) -> None:
+def test_a_mask_with_a_pixel_has_a_cell_of_weight_1(data: st.DataObject) -> None:
     height, width = data.draw(st.integers(6, 40)), data.draw(st.integers(6, 40))
     grid = data.draw(st.integers(1, 6))
     places = st.tuples(st.integers(0, height - 1), st.integers(0, width - 1))
@@ -503,7 +554,7 @@ def test_a_mask_with_a_pixel_keeps_a_cell(data: st.DataObject) -> None:
         mask[0, 0, row, column] = 1
     result = region_on_grid(mask, grid)
     assert result.shape == (1, grid**2)
-    assert result.any()
+    assert result.max() == 1
     # And no cell that the mask does not touch.
     cells = result[0].reshape(grid, grid)
     for row, column in cells.nonzero().tolist():

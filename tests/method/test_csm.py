@@ -8,7 +8,9 @@ from torch import Tensor
 from acontrol.config import AseaConfig, CsmConfig
 from acontrol.method import anomaly_map
 from acontrol.method.anomaly_map import ReferenceText
+from acontrol.method.asea import guide
 from acontrol.method.csm import CrossModalEncoder
+from acontrol.method.qformer import QFormerPass
 from acontrol.networks.load import BaseModels
 from benchmarks import naive_asea
 from benchmarks.naive_asea import Recorder
@@ -219,6 +221,32 @@ def test_image_and_mask_matter(encoder: Make, reference: Any) -> None:
     still = encoder(steps=0)
     flipped = still(**replaced(reference, mask=reference[2].flip(-1)))
     assert torch.equal(still(*reference).tokens, flipped.tokens)
+
+
+def test_grey_hides_what_lies_outside_the_mask(encoder: Make, reference: Any) -> None:
+    image, _, mask = reference
+    other = torch.where(mask > 0, image, image.flip(-1))
+    keep, grey = (encoder(CsmConfig(outside=name), steps=0) for name in ("keep", "grey"))
+    hidden = replaced(reference, image=other)
+    assert (keep(*reference).tokens - keep(**hidden).tokens).abs().max() > 1e-3
+    assert torch.equal(grey(*reference).tokens, grey(**hidden).tokens)
+    inside = replaced(reference, image=torch.where(mask > 0, image.flip(-1), image))
+    assert (grey(*reference).tokens - grey(**inside).tokens).abs().max() > 1e-3
+
+
+def test_with_target_keys_the_values_stay_e_v(encoder: Make, reference: Any) -> None:
+    made = encoder(steps=3, rule="token", step_size=0.3, target="keys")
+    features = made(*reference)
+    assert (features.energy_after < features.energy_before).all()
+    image, phrases, mask = reference
+    visual, words = made.embed_image(image), made.read(phrases)
+    qformer = QFormerPass(made.vlm, 3, words, method="rollout", first=False, values=visual)
+    guided, _ = guide(qformer, visual, anomaly_map.region_on_grid(mask, made.grid), made.asea)
+    with torch.no_grad():
+        tokens, _ = naive_asea.attend(made.vlm, guided, words, values=visual)
+        moved, _ = naive_asea.attend(made.vlm, guided, words)
+    torch.testing.assert_close(features.tokens, tokens, rtol=1e-4, atol=1e-4)
+    assert (features.tokens - moved).abs().max() > 1e-2
 
 
 def test_the_two_maps_differ(encoder: Make, reference: Any) -> None:

@@ -20,7 +20,7 @@ from benchmarks import naive_asea
 BATCH, PATCHES = 3, 64
 EXACT = 1e-10
 MAPS = list(itertools.product([True, False], ["rollout", "query_mean"], ["all", "first"]))
-RULES = {"gd": 500.0, "normalized": 0.05, "adam": 0.1}
+RULES = {"gd": 500.0, "token": 0.1, "normalized": 0.05, "adam": 0.1}
 
 
 def model_of(num_layers: int = 6, frequency: int = 2) -> Blip2ForImageTextRetrieval:
@@ -64,18 +64,23 @@ def visual() -> Tensor:
 
 @pytest.fixture
 def region() -> Tensor:
-    region = torch.zeros(BATCH, PATCHES, dtype=torch.bool)
+    region = torch.zeros(BATCH, PATCHES).double()
     for row in range(BATCH):
-        region[row, 5 * row : 20 + 9 * row] = True
+        region[row, 5 * row : 20 + 9 * row] = 1
+        region[row, 20 + 9 * row : 25 + 9 * row] = 0.3
     return region
 
 
 def both(
-    vlm: Any, words: ReferenceText | None, method: str, solver: str, count: int = BATCH
+    vlm: Any,
+    words: ReferenceText | None,
+    method: str,
+    solver: str,
+    values: Tensor | None = None,
 ) -> tuple[QFormerPass, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-    ours = QFormerPass(vlm, count, words, method=method, first=solver == "first")
+    ours = QFormerPass(vlm, BATCH, words, method=method, first=solver == "first", values=values)
     return ours, lambda embedding: naive_asea.attend(
-        vlm, embedding, words, method=method, solver=solver
+        vlm, embedding, words, method=method, solver=solver, values=values
     )
 
 
@@ -86,6 +91,7 @@ def difference(result: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("text", "method", "solver"), MAPS)
+@pytest.mark.parametrize("target", ["both", "keys"])
 @pytest.mark.parametrize("rule", RULES)
 def test_steps_and_energies_are_autograds(
     vlm: Any,
@@ -96,6 +102,7 @@ def test_steps_and_energies_are_autograds(
     method: str,
     solver: str,
     rule: str,
+    target: str,
 ) -> None:
     if (solver, rule) == ("first", "adam"):
         return  # Refused by the config.
@@ -103,7 +110,8 @@ def test_steps_and_energies_are_autograds(
         steps=3, step_size=RULES[rule], rule=rule, solver=solver, map=method, bound=0.12
     )
     read = words if text else None
-    ours, theirs = both(vlm, read, method, solver)
+    values = visual if target == "keys" else None
+    ours, theirs = both(vlm, read, method, solver, values)
     expected, energies = naive_asea.guide(lambda e: theirs(e)[1], visual, region, settings)
     assert (energies[:, 0] - energies[:, 2]).min() > 1e-3
     with torch.inference_mode():
@@ -118,6 +126,7 @@ def test_steps_and_energies_are_autograds(
 
 
 @pytest.mark.parametrize(("text", "method"), [case[:2] for case in MAPS if case[2] == "all"])
+@pytest.mark.parametrize("target", ["both", "keys"])
 @pytest.mark.parametrize(("layers", "frequency"), [(6, 2), (5, 2), (4, 1), (5, 3), (2, 2)])
 def test_the_energys_gradient_is_autograds(
     words: ReferenceText,
@@ -127,9 +136,11 @@ def test_the_energys_gradient_is_autograds(
     method: str,
     layers: int,
     frequency: int,
+    target: str,
 ) -> None:
     vlm = model_of(layers, frequency)
-    ours, theirs = both(vlm, words if text else None, method, "all")
+    values = visual if target == "keys" else None
+    ours, theirs = both(vlm, words if text else None, method, "all", values)
     embedding = visual.clone().requires_grad_(True)
     value = anomaly_map.energy(theirs(embedding)[1], region)
     (expected,) = torch.autograd.grad(value.sum(), embedding)
