@@ -13,9 +13,10 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from acontrol.config import (
 )
 from acontrol.data.builtin import ATTRIBUTES, CATEGORIES, DEFECT_TYPES, Specimen, draw
 from acontrol.data.features import NAMES, FeatureBatch, Features, joined
-from acontrol.data.images import fit, region
+from acontrol.data.images import fit, reference_view
 from acontrol.data.prompts import target_text
 from acontrol.data.stream import Batch
 from acontrol.method.encoder import FrozenEncoder
@@ -102,23 +103,43 @@ def training_images(seed: int) -> list[Specimen]:
     ]
 
 
-def seen_once(encoder: FrozenEncoder, images: list[Specimen]) -> Features:
-    """Features of every training image: each is its own reference, its defect magnified."""
+def seen_once(
+    encoder: FrozenEncoder,
+    images: list[Specimen],
+    view: Literal["image", "region"] = "region",
+    shown: Callable[[Specimen, int], np.ndarray] = lambda specimen, _: specimen.image,
+) -> Features:
+    """Features of every training image: each is its own reference.
+
+    Args:
+        encoder: The frozen networks.
+        images: The training images.
+        view: The reference's; by default its defect is magnified.
+        shown: The reference's pixels, of an image and its number.
+    """
     parts = []
     for first in range(0, len(images), BATCH):
         chosen = images[first : first + BATCH]
         pairs = [
-            (Image.fromarray(shown.image), Image.fromarray(shown.mask)) for shown in chosen
+            (Image.fromarray(image.image), Image.fromarray(image.mask)) for image in chosen
         ]
         whole = [fit(*pair, 64) for pair in pairs]
-        views = [fit(*region(*pair), encoder.semantics.image_px) for pair in pairs]
-        phrases = [plain(shown.defect) for shown in chosen]
+        views = [
+            reference_view(
+                Image.fromarray(shown(image, first + number)),
+                Image.fromarray(image.mask),
+                view,
+                encoder.semantics.image_px,
+            )
+            for number, image in enumerate(chosen)
+        ]
+        phrases = [plain(image.defect) for image in chosen]
         batch = Batch(
             image=torch.stack([image for image, _ in whole]),
             mask=torch.stack([mask for _, mask in whole]),
             caption=[
-                target_text(shown.category, phrase)
-                for shown, phrase in zip(chosen, phrases, strict=True)
+                target_text(image.category, phrase)
+                for image, phrase in zip(chosen, phrases, strict=True)
             ],
             reference_image=torch.stack([image for image, _ in views]),
             reference_mask=torch.stack([mask for _, mask in views]),
@@ -142,12 +163,22 @@ def batches(features: Features, seed: int, steps: int) -> Iterator[FeatureBatch]
         yield FeatureBatch(**rows, positions=positions, keys=[""] * BATCH)
 
 
-def train(base: BaseModels, row: Row, base_config: BaseConfig, seed: int) -> SemanticAdapter:
-    """An adapter for one row; where gamma is 0 it is as it starts."""
+def train(
+    base: BaseModels,
+    row: Row,
+    base_config: BaseConfig,
+    seed: int,
+    view: Literal["image", "region"] = "region",
+    shown: Callable[[Specimen, int], np.ndarray] = lambda specimen, _: specimen.image,
+) -> SemanticAdapter:
+    """An adapter for one row; where gamma is 0 it is as it starts.
+
+    The last two arguments are those of ``seen_once``.
+    """
     config = RunConfig(
         seed=seed,
         base=base_config,
-        data=DataConfig(resolution=64, reference_view="region"),
+        data=DataConfig(resolution=64, reference_view=view),
         csm=row.csm,
         asea=row.asea,
         optim=OptimConfig(
@@ -162,7 +193,7 @@ def train(base: BaseModels, row: Row, base_config: BaseConfig, seed: int) -> Sem
         asea=row.asea,
         sga=SgaConfig(),
         resolution=64,
-        reference_view="region",
+        reference_view=view,
         split="all",
         data_digest="0" * 64,
         seed=seed,
@@ -175,7 +206,7 @@ def train(base: BaseModels, row: Row, base_config: BaseConfig, seed: int) -> Sem
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=RATE, weight_decay=0.01)
     if not row.scale:
         return adapter.eval()
-    features = seen_once(model.encoder, training_images(seed))
+    features = seen_once(model.encoder, training_images(seed), view, shown)
     for batch in tqdm(batches(features, seed, STEPS), row.name, STEPS, disable=None):
         model(batch).loss.backward()
         optimizer.step()
