@@ -28,6 +28,9 @@ lint: setup
 type: setup
 	$(BIN)/mypy
 
+# A thread a process: several share the cores, and waiting for each other's threads they spin.
+test test-all: export OMP_NUM_THREADS := 1
+
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=20
 

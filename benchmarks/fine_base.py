@@ -3,8 +3,7 @@
     python -m benchmarks.fine_base BASE
 
 The other networks are the shipped base's. Its BLIP-2 is trained as ``launch.pretrain`` trains
-one, with patches of 4 pixels and a third of the steps (declared; the shipped base's 8 x 8 tokens
-have 1,800 and 3,000 steps).
+one, with patches of 4 pixels and a third of the steps: the shipped base's had 1,800 and 3,000.
 """
 
 import argparse
