@@ -13,7 +13,7 @@ from ray.tune.search import BasicVariantGenerator, create_searcher
 import tune
 from acontrol.config import ClusterConfig
 from acontrol.data.reader import ShardReader
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.runs.cluster import joined_cluster, uses_gpus, worker_resources
@@ -179,7 +179,7 @@ def searcher(name: str, metric: str, mode: str, seed: int, at_once: int = 0) -> 
     except ValueError as error:
         raise UserError(f"--search {name}: {error}") from error
     except (ImportError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or "its package is missing"
+        reason = one_line(error) or "its package is missing"
         raise UserError(f"--search {name}: not installed ({reason})") from error
 
 

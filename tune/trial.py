@@ -14,7 +14,7 @@ import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from acontrol.config import RunConfig
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 from acontrol.runs.mlflow_client import last_values
 from acontrol.runs.record import RunRecord
 from acontrol.train.driver import TrainingStoppedError, run_training
@@ -73,7 +73,7 @@ def run_trial(values: Mapping[str, Value], sweep: Sweep) -> None:
         run_training(config, [ReportBeforeTheEnd(config.optim.steps)])
         ray.tune.report(last_metrics(config, folder))
     except (UserError, TrainingStoppedError, OSError, RuntimeError, ValueError) as error:
-        (folder / FAILURE).write_text(" ".join(str(error).split()))
+        (folder / FAILURE).write_text(one_line(error))
         raise
 
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 
 # No other Pillow reader, whatever the file's name: one starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -172,7 +172,7 @@ def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
     except Exception as error:  # A damaged file can raise anything in Pillow's readers.
         # str() of an OSError would repeat the path.
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or one_line(error)
         advice = _ADVICE.get(getattr(error, "errno", None) or 0, "replace or remove it")
         raise UserError(f"{path}: cannot be decoded ({reason}); {advice}") from error
 

@@ -11,7 +11,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 
 _WIDTHS, _DEPTHS = [64, 128, 256, 512], [3, 4, 6, 3]  # ResNet-34.
 _READ = (".safetensors", ".json")
@@ -90,7 +90,7 @@ def _read(network: Path, count: int) -> ResNetForImageClassification:
             output_loading_info=True,
         )
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"{option}: not a ResNet saved by transformers ({reason})") from error
     finally:
         logging.set_verbosity(verbosity)

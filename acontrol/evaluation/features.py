@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 
 Images = UInt8[Tensor, "n 3 side side"]
 BATCH = 16
@@ -58,7 +58,7 @@ def read_weights(network: nn.Module, file: Path, name: str, source: str) -> None
         }
         network.load_state_dict(counters | load_file(file))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"{file}: not the weights of {source} ({reason})") from error
 
 

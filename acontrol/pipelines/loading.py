@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from acontrol.config import AdapterCard
-from acontrol.errors import UserError, explain
+from acontrol.errors import UserError, explain, one_line
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks import locate
 from acontrol.networks.load import load_base
@@ -78,6 +78,6 @@ def _load_adapter(model: str, folder: Path) -> tuple[SemanticAdapter, AdapterCar
     except ValidationError as error:
         raise UserError(f"{model}: config.json: {explain(error)}") from error
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise UserError(f"{model} is no adapter of this version: {reason}") from error
     return adapter, card, (folder / "diffusion_pytorch_model.safetensors").read_bytes()

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from acontrol.errors import one_line
+
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
 Deliver = Callable[[Sequence[Event]], None]
@@ -182,7 +184,7 @@ class Uploader:
                     log.warning("the events in %s are sent", self.queues[0].file.parent)
                 self._pause_s = 0.0
             except Exception as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = one_line(error, 200)
                 if not self._pause_s:
                     log.warning("events wait in %s: %s", self.queues[0].file.parent, reason)
                 shortest, longest = PAUSES_S

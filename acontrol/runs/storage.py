@@ -16,7 +16,7 @@ from typing import Any
 
 from upath import UPath
 
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 
 StoragePath = Path | UPath
 # Errors of a full disk or an exhausted quota.
@@ -37,7 +37,7 @@ def storage_path(uri: str | os.PathLike[str]) -> StoragePath:
         _ = path.fs
         return path
     except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{uri}: cannot be reached ({reason})") from error
 
 

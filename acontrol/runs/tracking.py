@@ -24,6 +24,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from PIL import Image
 
 from acontrol.config import RunConfig
+from acontrol.errors import one_line
 from acontrol.runs import storage
 from acontrol.runs.mlflow_client import (
     describe,
@@ -261,7 +262,7 @@ class Tracker:
             self._send_metrics(metrics)
         except MlflowException as error:
             if is_refusal(self.uri, error):
-                raise RefusedError(" ".join(str(error).split())[:300]) from error
+                raise RefusedError(one_line(error, 300)) from error
             raise
 
     def _send_metrics(self, metrics: Sequence[Metric]) -> None:

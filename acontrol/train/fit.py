@@ -9,7 +9,7 @@ import ray.train
 from ray.train import FailureConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 from acontrol.runs import storage
 from acontrol.runs.cluster import scaling, uses_gpus, worker_environment
 from acontrol.runs.record import Launch
@@ -44,7 +44,7 @@ def root_cause(error: Exception) -> Exception:
     failures = getattr(error, "worker_failures", {})
     causes = [(rank, _raised(failure)) for rank, failure in failures.items()]
     if not causes:
-        return RuntimeError(" ".join(str(error).split())[:500])
+        return RuntimeError(one_line(error, 500))
 
     def order(failure: tuple[int, Exception]) -> tuple[bool, bool, int]:
         rank, cause = failure
