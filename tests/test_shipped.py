@@ -151,7 +151,7 @@ def generate_all(
         phrases,
         [to_pil(s.normal) for s in targets],
         [to_pil(s.mask) for s in targets],
-        num_inference_steps=20,
+        num_inference_steps=10,
         guidance_scale=4.0,
         semantic_scale=scale,
         generator=[torch.Generator().manual_seed(number) for number in range(len(targets))],

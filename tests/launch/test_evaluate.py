@@ -171,6 +171,7 @@ def test_a_dry_ablation_counts(wood: Path, tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow  # Two trainings through Ray; the plan and its rows are tested above.
 def test_ablation_adds_parts(
     cluster: None, wood: Path, out: Path, tmp_path: Path, capsys
 ) -> None:
