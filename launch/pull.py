@@ -37,11 +37,11 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         positional={"model": "models:/NAME@ALIAS"},
     )
 
-    from acontrol.generation.job import check_empty
+    from acontrol.data.publish import check_new
     from acontrol.registry.pull import pull
     from acontrol.runs.mlflow_client import server_uri
 
-    check_empty(command.out)
+    check_new(command.out)
     card = pull(command.model, command.out, server_uri(command.tracking.uri))
     print(f"{card.name}, weights {card.weights_sha256[:12]}, run {card.run}")
     print(

@@ -27,6 +27,7 @@ from acontrol.data.index import (
     parse_index,
 )
 from acontrol.data.mvtec import LabelledImage
+from acontrol.data.publish import WORK, check_new, put_in_place, work_folder
 from acontrol.errors import UserError
 
 
@@ -50,8 +51,8 @@ def write_shards(
 ) -> ShardIndex:
     """Write shards and index; the same input gives the same bytes.
 
-    Everything is written to a folder next to ``out`` and renamed at the end, so an interrupted
-    set never looks complete. An earlier set at ``out`` is replaced.
+    Everything is written elsewhere and put in place at the end, so an interrupted set never
+    looks complete (`acontrol.data.publish`). An earlier set at ``out`` is replaced.
 
     Args:
         images: The images. Samples are ordered by a hash of their key, which mixes categories
@@ -73,8 +74,9 @@ def write_shards(
     ordered = sorted(
         images, key=lambda image: hashlib.sha256(webdataset_key(image).encode()).digest()
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as scratch:
+    place = work_folder(out).parent
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=place) as scratch:
         folder = Path(scratch, "shards")
         folder.mkdir()
         remaining = iter(progress(ordered))
@@ -91,13 +93,17 @@ def write_shards(
         )
         (folder / INDEX_NAME).write_text(index.model_dump_json(indent=1) + "\n")
         replaced = Path(scratch, "replaced")
-        if out.exists():
-            os.rename(out, replaced)
+        replaced.mkdir()
+        earlier = _earlier_files(out)
         try:
-            os.rename(folder, out)
+            for name in earlier:
+                os.rename(out / name, replaced / name)
+            put_in_place(folder, out, last=INDEX_NAME)
         except BaseException:
-            if replaced.exists():  # It would be deleted with the scratch folder.
-                os.rename(replaced, out)
+            out.mkdir(exist_ok=True)
+            for name in reversed(earlier):  # Deleted with the scratch folder otherwise.
+                if (replaced / name).exists():
+                    os.rename(replaced / name, out / name)
             raise
     return index
 
@@ -108,15 +114,23 @@ def check_replaceable(out: Path) -> None:
     Raises:
         UserError: If ``out`` is or holds anything else.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
     if not (out / INDEX_NAME).is_file():
-        raise UserError(f"{out} exists and is no set of shards: name another --out")
-    earlier = parse_index((out / INDEX_NAME).read_bytes(), str(out / INDEX_NAME))
-    ours = {INDEX_NAME, *(shard.name for shard in earlier.shards)}
-    others = sorted(path.name for path in out.iterdir() if path.name not in ours)
+        check_new(out)
+        return
+    ours = _earlier_files(out)
+    others = sorted(
+        path.name for path in out.iterdir() if path.name not in ours and WORK not in path.name
+    )
     if others:
         raise UserError(f"{out} holds {others[0]} besides shards: name another --out")
+
+
+def _earlier_files(out: Path) -> list[str]:
+    """The names of a set's files, the index first: without it they are no set."""
+    if not (out / INDEX_NAME).is_file():
+        return []
+    earlier = parse_index((out / INDEX_NAME).read_bytes(), str(out / INDEX_NAME))
+    return [INDEX_NAME, *(shard.name for shard in earlier.shards)]
 
 
 def _write_shard(path: Path, images: Sequence[LabelledImage], resolution: int | None) -> Shard:

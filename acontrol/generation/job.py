@@ -3,13 +3,13 @@
     .NAME.partial/job.json             what the job is; a different job does not continue it
     .NAME.partial/batches/000012.jsonl a batch with all its images written
 
-The folder is renamed to NAME once it is complete. No file depends on when, or in how many
-runs, it was drawn.
+The folder is put in place as NAME once it is complete (`acontrol.data.publish`). No file
+depends on when, or in how many runs, it was drawn.
 """
 
 import hashlib
 import json
-import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from acontrol.data.images import encode_png, read_image, read_mask
+from acontrol.data.publish import check_new, put_in_place, work_folder
 from acontrol.errors import UserError, one_line
 from acontrol.generation.manifest import (
     Line,
@@ -33,6 +34,7 @@ from acontrol.runs import guard, storage
 
 MANIFEST_NAME = "manifest.jsonl"
 JOB_NAME = "job.json"
+PLACED = ".lines.jsonl"  # Every line, while the finished folder is put in its place.
 NOT_KEPT_NAME = "not_kept.jsonl"  # Dropped by the gate, or their files were unreadable.
 
 
@@ -139,16 +141,20 @@ class Job:
         self.out = out
         self.batches = batches
         self.roots = roots
-        self.folder = out.parent / f".{out.name}.partial"
+        self.folder = work_folder(out)
         self.done = _has_text(out / JOB_NAME, json.dumps(settings, indent=1))
         if self.done:
             return
-        check_empty(out)
+        if (self.folder / PLACED).exists():  # Stopped while it was put in place.
+            return
+        check_new(out)
         guard.claim(self.folder / JOB_NAME, settings, "--out")
         (self.folder / "batches").mkdir(exist_ok=True)
 
     def missing(self) -> list[int]:
         """Numbers of the batches still to be drawn."""
+        if (self.folder / PLACED).exists():
+            return []
         return [
             number for number in range(len(self.batches)) if not self._record(number).exists()
         ]
@@ -160,11 +166,16 @@ class Job:
         storage.write(self._record(number), _jsonl(result.lines), durable=False)
 
     def finish(self, report: Callable[[Path, list[Line]], None]) -> list[Line]:
-        """Write manifest and report, and rename the folder to its final name.
+        """Write manifest and report, and put the folder in its place.
 
         Returns:
             The lines of all images, kept or not.
         """
+        placed = self.folder / PLACED
+        if placed.exists():
+            lines = _read_jsonl(placed)
+            self._place()
+            return lines
         records = [self._record(number) for number in range(len(self.batches))]
         lines = [line for record in records for line in _read_jsonl(record)]
         kept = [line for line in lines if line["image"] is not None]
@@ -174,13 +185,14 @@ class Job:
             storage.write(self.folder / NOT_KEPT_NAME, _jsonl(not_kept))
         if kept:
             report(self.folder, kept)
-        for record in records:
-            record.unlink()
-        (self.folder / "batches").rmdir()
-        if self.out.exists():
-            self.out.rmdir()
-        os.rename(self.folder, self.out)
+        # From here on no batch is drawn again, whatever happens to the move.
+        storage.write(placed, _jsonl(lines))
+        self._place()
         return lines
+
+    def _place(self) -> None:
+        shutil.rmtree(self.folder / "batches", ignore_errors=True)
+        put_in_place(self.folder, self.out, last=JOB_NAME)
 
     def _record(self, number: int) -> Path:
         return self.folder / "batches" / f"{number:06d}.jsonl"
@@ -210,16 +222,6 @@ def read_job(folder: Path) -> tuple[dict[str, Any], list[Line]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: not a folder that launch.generate wrote") from error
     return metadata, sorted(lines, key=lambda line: (line["batch"], line["place"]))
-
-
-def check_empty(out: Path) -> None:
-    """Refuse to write into a folder that is not empty.
-
-    Raises:
-        UserError: If it is not.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty: name another --out")
 
 
 def check_inputs(pipeline: AnomalyControlPipeline, images: Sequence[PlannedImage]) -> None:

@@ -9,12 +9,12 @@ import torch
 from tqdm import tqdm
 
 from acontrol.data.mvtec import open_folder
+from acontrol.data.publish import check_new
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import (
     JOB_NAME,
     Job,
     batches_of,
-    check_empty,
     check_inputs,
     draw_locally,
 )
@@ -42,7 +42,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     model = config.model if model is None else model
     quieten()
     if not (config.out / JOB_NAME).exists():
-        check_empty(config.out)
+        check_new(config.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline, digest = load_with_digest(model, config.base_path, device)
     pipeline.set_progress_bar_config(disable=True)

@@ -82,7 +82,7 @@ def open_context(
     tracker = Tracker.open(
         uri or f"sqlite:///{output / 'mlflow.db'}",
         config.experiment,
-        config.output.name,
+        output.name,
         record["mlflow_run"],
         output,
         artifacts=None if uri else output / "artifacts",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import platform
 import shutil
 import time
@@ -14,7 +13,7 @@ import torch
 
 from acontrol._version import __version__
 from acontrol.config import BaseConfig
-from acontrol.errors import UserError
+from acontrol.data.publish import WORK, check_new, put_in_place, work_folder
 from acontrol.networks.load import load_base, quieten
 from acontrol.pretrain import networks as net
 from acontrol.pretrain.denoiser import generate_images, train_denoiser
@@ -37,8 +36,9 @@ REGION_SHARE = 0.3  # Of the vision-language model's images, cropped to their de
 def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
     """Train a base; the same call continues where an earlier one stopped.
 
-    States, sample grids and MLflow's database are kept in ``<output>-training``; the base
-    itself appears complete, at the end.
+    States, sample grids and MLflow's database are kept in ``<output>-training`` (in
+    ``.partial-training`` inside an output that cannot be replaced, such as a mount point); the
+    base itself appears complete, at the end.
 
     Args:
         config: All settings.
@@ -52,8 +52,7 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
         UserError: If the output exists, was started with other settings, or the data is bad.
     """
     quieten()
-    if config.output.exists():
-        raise UserError(f"{config.output} exists already: name a new --output")
+    check_new(config.output, "--output")
     context, times = _context(config, root)
     hold_out = config.hold_out
     if hold_out is None:
@@ -113,7 +112,7 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
         },
     }
     (scratch / CARD).write_text(json.dumps(card, indent=1) + "\n")
-    os.rename(scratch, config.output)
+    put_in_place(scratch, config.output, last=CARD)
     for state in context.folder.glob("*.safetensors"):
         state.unlink()
     context.tracker.finish("FINISHED")
@@ -164,7 +163,10 @@ class _Times:
 
 def _context(config: PretrainConfig, root: Path | None) -> tuple[StageContext, _Times]:
     """The working folder, with the same config as before if it is not new."""
-    folder = config.output.with_name(f"{config.output.name}-training")
+    output = config.output.resolve()
+    folder = output.with_name(f"{output.name}-training")
+    if (work := work_folder(output)).parent == output:
+        folder = work.with_name(f"{WORK}-training")  # Where a rename will reach it.
     settings = config.model_dump(
         mode="json", exclude={"output", "save_every", "samples_every", "tracking"}
     )
@@ -174,7 +176,7 @@ def _context(config: PretrainConfig, root: Path | None) -> tuple[StageContext, _
     tracker = Tracker.open(
         config.tracking.uri or f"sqlite:///{folder.resolve() / 'mlflow.db'}",
         config.tracking.experiment,
-        config.output.name,
+        output.name,
         known,
         folder,
         artifacts=None if config.tracking.uri else folder.resolve() / "artifacts",

@@ -4,7 +4,6 @@ No path from the server is trusted: it may only list the files that our models h
 downloaded one by one into a scratch folder, checked there, and renamed into place.
 """
 
-import os
 import re
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from acontrol.data.publish import put_in_place, work_folder
 from acontrol.errors import UserError
 from acontrol.registry.card import (
     ALLOWED,
@@ -68,8 +68,9 @@ def pull(model_uri: str, out: Path, uri: str) -> ModelCard:
             )
         source = client.get_model_version_download_uri(name, version.version)
         repository = _repository(source, uri)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as scratch:
+    place = work_folder(out).parent
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=place) as scratch:
         model, adapter = Path(scratch, "model"), Path(scratch, "adapter")
         model.mkdir()
         with reaching(uri):
@@ -79,9 +80,7 @@ def pull(model_uri: str, out: Path, uri: str) -> ModelCard:
         for file in (CONFIG, WEIGHTS, CARD, README, GRID):
             if (model / file).exists():
                 shutil.move(model / file, adapter / Path(file).name)
-        if out.exists():
-            out.rmdir()
-        os.rename(adapter, out)
+        put_in_place(adapter, out, last=CONFIG)
     return card
 
 

@@ -1,13 +1,15 @@
 """A batch: scored, tried again, halved, with nothing computed twice."""
 
+import re
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from acontrol.data.mvtec import open_folder
 from acontrol.generation.gate import DefectScorer
-from acontrol.generation.job import batches_of, generate_batch
+from acontrol.generation.job import BatchResult, Job, batches_of, generate_batch
 from acontrol.generation.plan import Planner, requests_for_all
 from acontrol.generation.sampler import Generator
 from acontrol.generation.settings import Gate, OutputSettings, Sampling
@@ -90,3 +92,25 @@ def test_a_file_that_breaks_during_the_job_costs_one_image(built_in_data, tmp_pa
     assert all(
         str(batch[2].normal) in line["error"] for line in result.lines if "error" in line
     )
+
+
+def test_a_finished_job_is_put_in_place_without_drawing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The current directory cannot be replaced: its files move in, and the move can go on."""
+    monkeypatch.chdir(tmp_path)
+    line = {"image": "a/test/b/000.png", "mask": "m.png", "batch": 0, "place": 0}
+    result = BatchResult({"a/test/b/000.png": b"pixels"}, [line])
+    job = Job(Path(), {}, [[]], {})
+    job.keep(0, result)
+    (tmp_path / "manifest.jsonl").mkdir()  # In the way of the move.
+    with pytest.raises(OSError, match=re.escape("manifest.jsonl")):
+        job.finish(lambda folder, lines: None)
+    (tmp_path / "manifest.jsonl").rmdir()
+    again = Job(Path(), {}, [[]], {})
+    assert not again.done
+    assert again.missing() == []
+    assert again.finish(lambda folder, lines: None) == [line]
+    assert Job(Path(), {}, [[]], {}).done
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+    assert names == {"a/test/b/000.png", "job.json", "manifest.jsonl"}

@@ -35,7 +35,7 @@ def test_a_folder_becomes_a_base(
     training = tmp_path / "base-training"
     assert (training / "denoiser-000002.png").is_file()
     assert not list(training.glob("*.safetensors")), "states are cleared away"
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="exists and is not empty"):
         pretrain.run([str(built_in_data), "--output", str(base), *SMALL])
 
 
