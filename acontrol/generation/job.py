@@ -33,6 +33,7 @@ from acontrol.runs import guard, storage
 
 MANIFEST_NAME = "manifest.jsonl"
 JOB_NAME = "job.json"
+FORMAT = "acontrol-generation-2"  # 1: other edges, colours and squares.
 NOT_KEPT_NAME = "not_kept.jsonl"  # Dropped by the gate, or their files were unreadable.
 
 
@@ -135,7 +136,7 @@ class Job:
                 plan.update(json.dumps(request_metadata(image, roots)).encode())
                 plan.update(image.mask.packed)
             plan.update(b"\n")
-        settings = {"format": "acontrol-generation-1", "plan": plan.hexdigest(), **metadata}
+        settings = {"format": FORMAT, "plan": plan.hexdigest(), **metadata}
         self.out = out
         self.batches = batches
         self.roots = roots

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from acontrol.config import AdapterCard
 from acontrol.data.mvtec import open_folder
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import (
@@ -63,7 +64,10 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     else:
         images, left_out = _plan_images(config, planner)
         batches = batches_of(images, config.batch_size)
-    check_inputs(pipeline, [image for batch in batches for image in batch])
+    planned = [image for batch in batches for image in batch]
+    check_inputs(pipeline, planned)
+    for note in view_notes(pipeline.card, [image.sampling for image in planned]):
+        print(f"Note: {note}", flush=True)
     job = Job(config.out, metadata, batches, roots)
     if job.done:
         print(f"Nothing to do: {config.out} is complete")
@@ -87,6 +91,27 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
             write_as_shards(folder, lines)
 
     _print_summary(config, job.finish(report), left_out)
+
+
+def view_notes(card: AdapterCard, sampling: Iterable[Sampling]) -> list[str]:
+    """Lines on drawings at another scale than was trained, as far as the card says it."""
+    used = {settings.crop for settings in sampling}
+    if card.target_crop is None:
+        unknown = (
+            "the adapter's card does not say at what view it was trained: whole images are "
+            "assumed, as earlier versions trained (--crop 4 draws near)"
+        )
+        return [unknown] if None in used else []
+    others = used - {None, card.target_crop}
+    return [
+        f"--crop {crop:g} draws {_view(crop)}, but the adapter was trained on "
+        f"{_view(card.target_crop)}: details come out at another size than was learnt"
+        for crop in sorted(crop for crop in others if crop is not None)
+    ]
+
+
+def _view(crop: float) -> str:
+    return f"squares of {crop:g} times the defect" if crop else "whole images"
 
 
 def _planner(config: GenerationConfig, pipeline: AnomalyControlPipeline) -> Planner:

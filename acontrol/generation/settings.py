@@ -29,9 +29,8 @@ class Sampling(Settings):
         None,
         ge=0,
         le=100,
-        description="Draw in a square so many times as large as the defect, at the model's own "
-        "resolution, and paste it back. By default 4 where the image is larger than the "
-        "model's resolution; 0 never.",
+        description="Draw in a square so many times as large as the defect, and paste it back; "
+        "0: the whole image. By default as the adapter was trained (data.target_view).",
     )
 
 
@@ -66,8 +65,13 @@ class OutputSettings(Settings):
     )
     blend: Literal["feather", "poisson", "hard"] = Field(
         "feather",
-        description="The mask's edge. feather: two of the model's pixels fade out around it; "
-        "poisson: the drawing takes on its surroundings' colour; hard: a clean cut.",
+        description="The mask's edge. feather: the drawing fades in over two of the model's "
+        "pixels inside it; poisson: it takes on its surroundings' colour; hard: a clean cut.",
+    )
+    match_colour: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: a drawing is no more colourful than the normal image or the "
+        "training defects of its kind, and grey where the normal image is.",
     )
     refine_mask: bool = Field(
         False,
