@@ -45,7 +45,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     if not (config.out / JOB_NAME).exists():
         check_empty(config.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline, digest = load_with_digest(model, config.base_path, device)
+    pipeline, digest = load_with_digest(model, config.base_path, device, config.precision)
     pipeline.set_progress_bar_config(disable=True)
     planner = _planner(config, pipeline)
     roots = {"data": planner.folder.root, "normal": planner.normal_folder.root}
@@ -82,7 +82,9 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
 
         split = planner.split
         del pipeline, planner  # Their memory is the workers'.
-        spec = GeneratorSpec(model, config.base_path, split, gate, output, roots, threads)
+        spec = GeneratorSpec(
+            model, config.base_path, config.precision, split, gate, output, roots, threads
+        )
         _draw(job, draw_on_ray(job, spec, config.num_workers))
 
     def report(folder: Path, lines: list[dict[str, Any]]) -> None:

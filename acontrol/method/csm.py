@@ -63,6 +63,7 @@ class CrossModalEncoder:
         attention: AseaConfig,
     ):
         """Freeze a loaded BLIP-2."""
+        assert tokenizer.padding_side == "right"  # By which the anomaly's words are found.
         self.vlm = vlm.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.csm = csm

@@ -240,6 +240,22 @@ def test_magnetic_tiles_stay_grey(tmp_path) -> None:
         assert (image[mask] != normal[mask]).any(axis=1).mean() > 0.5
 
 
+def test_in_bfloat16_nearly_the_same_is_drawn(built_in_data, tmp_path) -> None:
+    images = {}
+    for precision in ("float32", "bfloat16"):
+        out = tmp_path / precision
+        more = ("--count", 1, "--defect", "stain", "--gate", "off", "--precision", precision)
+        generate_into(out, built_in_data, *more)
+        assert json.loads((out / "job.json").read_text())["dtype"] == precision
+        images[precision] = [
+            np.asarray(Image.open(out / line["image"])) for line in lines_of(out)
+        ]
+    for one, other in zip(*images.values(), strict=True):
+        gap = np.abs(one.astype(int) - other)
+        assert gap.max() > 0
+        assert gap.mean() < 2
+
+
 def test_without_composite_the_leak_is_what_is_left(built_in_data, tmp_path) -> None:
     more = ("--count", 1, "--defect", "crack")
     generate_into(tmp_path / "a", built_in_data, *more, "--no-composite")
