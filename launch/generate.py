@@ -33,7 +33,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     # Imported only once the settings are valid.
     from acontrol.data.mvtec import open_folder
 
-    open_folder(command.data)
+    open_folder(command.data, command.captions)
     from acontrol.generation.run import generate
 
     if not command.model.startswith("models:"):
@@ -56,9 +56,9 @@ def _absolute(command: GenerationConfig) -> GenerationConfig:
     """
     if command.num_workers == 1 and not in_ray_job():
         return command
-    names = ("model", "data", "out", "normal", "requests", "replay", "masks_path", "base_path")
+    names = ("model", "data", "out", "captions", "normal", "requests", "replay", "masks_path")
     changed: dict[str, Any] = {}
-    for name in names:
+    for name in (*names, "base_path"):
         value = getattr(command, name)
         if value is None or str(value).startswith("models:"):
             continue

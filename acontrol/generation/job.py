@@ -28,6 +28,7 @@ from acontrol.generation.manifest import (
 )
 from acontrol.generation.plan import PlannedImage
 from acontrol.generation.sampler import GeneratedImage, Generator
+from acontrol.method.encoder import warn_of_cut
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.runs import guard, storage
 
@@ -234,6 +235,7 @@ def check_inputs(pipeline: AnomalyControlPipeline, images: Sequence[PlannedImage
     for reference in {image.reference: None for image in images}:
         height, width = read_image(reference.image).shape[:2]
         read_mask(reference.mask, (width, height))
+    warn_of_cut(pipeline.tokenizer, sorted({image.prompt for image in images}))
     for phrase in sorted({image.reference.phrase for image in images}):
         try:
             pipeline.semantics.read([phrase])

@@ -117,7 +117,7 @@ def _view(crop: float) -> str:
 
 
 def _planner(config: GenerationConfig, pipeline: AnomalyControlPipeline) -> Planner:
-    folder = open_folder(config.data)
+    folder = open_folder(config.data, config.captions)
     return Planner(
         folder,
         split=config.split or pipeline.card.split,

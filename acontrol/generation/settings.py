@@ -88,6 +88,9 @@ class Selection(Settings):
     )
     data: Path = Field(description="Folder of the defects, in MVTec AD's layout.")
     out: Path = Field(description="Folder to create.")
+    captions: Path | None = Field(
+        None, description="JSON file of captions, as launch.shard was given."
+    )
     normal: Path | None = Field(
         None, description="Folder of the good images, if they are not in --data."
     )

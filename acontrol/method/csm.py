@@ -23,6 +23,7 @@ from acontrol.config import AseaConfig, CsmConfig
 from acontrol.method.anomaly_map import ReferenceText, energy, region_on_grid
 from acontrol.method.asea import guide
 from acontrol.method.qformer import QFormerPass
+from acontrol.method.words import LAVIS_TOKENS, warn_if_long
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class CrossModalEncoder:
                 f"the anomaly text {longest!r} is too long: {length} tokens with its template, "
                 f"and the vision-language model takes {limit}"
             )
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        warn_if_long("BLIP-2 was trained on anomaly texts up to", texts, lengths, LAVIS_TOKENS)
         # [CLS] comes first, then the template's tokens, then the anomaly's.
         position = torch.arange(length)
         special = batch["special_tokens_mask"].bool()
