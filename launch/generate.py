@@ -1,6 +1,7 @@
 """Generate labelled defect images with a trained adapter, in MVTec AD's layout.
 
     python -m launch.generate --model MODEL --data ROOT --out DIR [--defect D] [--count N]
+    python -m launch.generate --model MODEL --data ROOT --out DIR --paper [...]
     python -m launch.generate --model MODEL --data ROOT --out DIR --requests FILE.jsonl
     python -m launch.generate --model MODEL --data ROOT --out DIR --replay OLD [--batch N]
 
@@ -28,7 +29,8 @@ PROG = "python -m launch.generate"
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
     """Check the settings, then generate."""
-    command = _absolute(parse(GenerationConfig, args, prog=prog, description=__doc__))
+    given = parse(GenerationConfig, args, prog=prog, description=__doc__)
+    command = _absolute(given.resolved)
     _check(command)
     # Imported only once the settings are valid.
     from acontrol.data.mvtec import open_folder

@@ -1,7 +1,7 @@
 """Settings of generation; all are recorded with the images."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -135,6 +135,26 @@ class Selection(Settings):
     base_path: str | None = Field(None, description="Where the base is now, if it moved.")
 
 
+# Sec. 4.1, as far as it says; what it does not mention is off.
+PAPER: dict[str, Any] = {
+    **{"count": 1000, "steps": 30, "guidance_scale": 7.5, "crop": 0.0},
+    **{"gate": "off", "blend": "hard", "match_colour": "off"},
+}
+
+
 # --help lists the last base's options first.
 class GenerationConfig(OutputSettings, Gate, Sampling, Selection):
     """Every setting of launch.generate."""
+
+    paper: bool = Field(
+        False,
+        description="As in Sec. 4.1: --count 1000 --steps 30 --guidance-scale 7.5 --crop 0 "
+        "--gate off --blend hard --match-colour off, but for what is given besides.",
+    )
+
+    @property
+    def resolved(self) -> "GenerationConfig":
+        """With the paper's values, if asked for, where the user gave none."""
+        paper = PAPER.items() if self.paper else ()
+        own = self.model_fields_set
+        return self.model_copy(update={name: v for name, v in paper if name not in own})

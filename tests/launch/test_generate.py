@@ -16,8 +16,10 @@ from PIL import Image
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
+from acontrol.generation.settings import GenerationConfig
 from acontrol.networks.locate import built_in_adapter
 from launch import generate
+from launch.options import parse
 from tests.data.test_mvtec import REAL
 from tests.launch import commands
 
@@ -254,6 +256,28 @@ def test_in_bfloat16_nearly_the_same_is_drawn(built_in_data, tmp_path) -> None:
         gap = np.abs(one.astype(int) - other)
         assert gap.max() > 0
         assert gap.mean() < 2
+
+
+def test_the_papers_procedure_is_one_option(built_in_data, tmp_path) -> None:
+    adapter, paper = shutil.copytree(built_in_adapter(), tmp_path / "adapter"), tmp_path / "p"
+    config = json.loads((adapter / "config.json").read_text())
+    config["card"]["target_crop"] = 4.0
+    (adapter / "config.json").write_text(json.dumps(config))
+    command = parse(GenerationConfig, options(paper, built_in_data, "--paper"), prog="here")
+    resolved = command.resolved
+    assert (resolved.count, resolved.guidance_scale, resolved.crop) == (1000, 7.5, 0)
+    assert (resolved.gate, resolved.blend, resolved.match_colour) == ("off", "hard", "off")
+    assert resolved.steps == 2  # Given besides; 30 by itself.
+    assert GenerationConfig(model="m", data=paper, out=paper, paper=True).resolved.steps == 30
+    assert command.model_copy(update={"paper": False}).resolved.count == 4
+    more = ("--paper", "--count", 1, "--defect", "stain", "--model", adapter)
+    generate_into(paper, built_in_data, *more)
+    job = json.loads((paper / "job.json").read_text())
+    assert job["gate"]["gate"] == "off"
+    assert (job["finish"]["blend"], job["finish"]["match_colour"]) == ("hard", "off")
+    for line in lines_of(paper):
+        assert line["boxes"] == [[0, 0, 64, 64]]
+        assert line["sampling"]["guidance_scale"] == 7.5
 
 
 def test_without_composite_the_leak_is_what_is_left(built_in_data, tmp_path) -> None:
