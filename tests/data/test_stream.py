@@ -93,7 +93,7 @@ def test_a_region_is_cut_from_original_pixels_as_drawing_cuts_it(
     assert near == len(stream)
     check_view(stream.config, stream.reader.index, stream.reader.root)
     check_view(DataConfig(), stream_of(shards).reader.index, shards)
-    with pytest.raises(UserError, match=r"scaled to 512 px: .*launch\.shard --resolution None"):
+    with pytest.raises(UserError, match=r"scaled down to 512 px: .*shard --resolution None"):
         check_view(stream.config, stream_of(shards).reader.index, shards)
 
 
