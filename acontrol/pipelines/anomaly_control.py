@@ -200,7 +200,8 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             reference_image: Images I_a that show the defect.
             reference_mask: Masks M_A of the same sizes, non-zero on the defect.
             reference_phrase: The anomaly's words, "a crack": T_a without its template.
-            image: Normal images to draw on, of any size.
+            image: Normal images to draw on, of any size, in the view that was trained: whole,
+                or the square of ``card.target_crop`` times the defect.
             mask_image: Where to draw, each of its image's size, non-zero inside.
             num_inference_steps: DDIM steps.
             guidance_scale: Classifier-free guidance; 1 skips the unconditional pass.
