@@ -1,6 +1,7 @@
 """Generate labelled defect images with a trained adapter, in MVTec AD's layout.
 
     python -m launch.generate --model MODEL --data ROOT --out DIR [--defect D] [--count N]
+    python -m launch.generate --model MODEL --data ROOT --out DIR --paper [...]
     python -m launch.generate --model MODEL --data ROOT --out DIR --requests FILE.jsonl
     python -m launch.generate --model MODEL --data ROOT --out DIR --replay OLD [--batch N]
 
@@ -28,12 +29,13 @@ PROG = "python -m launch.generate"
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
     """Check the settings, then generate."""
-    command = _absolute(parse(GenerationConfig, args, prog=prog, description=__doc__))
+    given = parse(GenerationConfig, args, prog=prog, description=__doc__)
+    command = _absolute(given.resolved)
     _check(command)
     # Imported only once the settings are valid.
     from acontrol.data.mvtec import open_folder
 
-    open_folder(command.data)
+    open_folder(command.data, command.captions)
     from acontrol.generation.run import generate
 
     if not command.model.startswith("models:"):
@@ -56,9 +58,9 @@ def _absolute(command: GenerationConfig) -> GenerationConfig:
     """
     if command.num_workers == 1 and not in_ray_job():
         return command
-    names = ("model", "data", "out", "normal", "requests", "replay", "masks_path", "base_path")
+    names = ("model", "data", "out", "captions", "normal", "requests", "replay", "masks_path")
     changed: dict[str, Any] = {}
-    for name in names:
+    for name in (*names, "base_path"):
         value = getattr(command, name)
         if value is None or str(value).startswith("models:"):
             continue

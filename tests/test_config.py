@@ -181,7 +181,7 @@ def test_a_card_survives_json(card: Any) -> None:
 
 def test_a_preset_is_found_or_the_choice_is_named() -> None:
     assert preset("mvtec-sd15").optim == OptimConfig(
-        steps=30_000, batch_size=16, learning_rate=1e-4, weight_decay=0.01
+        steps=30_000, batch_size=16, accumulation=2, learning_rate=1e-4, weight_decay=0.01
     )
     with pytest.raises(UserError, match=r"'paper'.*tiny, mvtec-sd15"):
         preset("paper")

@@ -19,6 +19,7 @@ from acontrol.config.training import (
     ZeroConfig,
 )
 
+REGION_SIDE = 4.0  # Of data.target_view region, in longest sides of the defect.
 BUILT_IN = "tiny"  # base.path of the base that ships with acontrol.
 SCHEMES = (
     *("abfs", "abfss", "adl", "az", "file", "ftp", "gcs", "gs", "hdfs", "hf", "http", "https"),
@@ -59,6 +60,12 @@ class DataConfig(Settings):
         description="What the reference shows: the whole image, or the magnified region "
         "around its mask.",
     )
+    target_view: Literal["image", "region"] = Field(
+        "image",
+        description="What is drawn in training, and so by launch.generate: the whole image, or "
+        "a square four times as large as the defect, cut from original pixels (shards of "
+        "launch.shard --resolution None).",
+    )
     features: str | None = Field(
         None,
         description="Folder written by launch.precompute. Features that match these settings, "
@@ -79,6 +86,11 @@ class DataConfig(Settings):
     max_damaged: float = unit_interval(
         0.01, "Largest share of samples that data.damaged skip may leave out."
     )
+
+    @property
+    def target_crop(self) -> float:
+        """Side of what is drawn in longest sides of the defect; 0 is the whole image."""
+        return REGION_SIDE if self.target_view == "region" else 0.0
 
 
 class BaseConfig(Settings):
@@ -203,6 +215,12 @@ class AdapterCard(Settings):
     )
     resolution: int = Field(ge=16, multiple_of=8)
     reference_view: Literal["image", "region"]
+    target_crop: float | None = Field(
+        None,
+        ge=0,
+        description="Side of the training images in longest sides of the defect; 0: whole "
+        "images; null: not recorded, by versions that knew nothing else.",
+    )
     split: Literal["train", "test", "all"] = Field(
         description="Which part of each defect's images was trained on."
     )

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from acontrol.config.settings import Settings
 
 LossWeighting = Literal["none", "late"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class OptimConfig(Settings):
@@ -98,7 +99,7 @@ class ZeroConfig(Settings):
 class RuntimeConfig(Settings):
     """Precision and skipped work."""
 
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
+    precision: Precision = Field(
         "float32",
         description="Precision of the frozen networks and the adapter's passes; its master "
         "weights and the Q-Former stay in float32. float16 is for GPUs without bfloat16.",

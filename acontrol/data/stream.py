@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from acontrol.config import DataConfig
+from acontrol.data.crops import target_view
 from acontrol.data.features import OF_REFERENCE, FeatureBatch, FeatureFolder
 from acontrol.data.images import fit, reference_view
 from acontrol.data.index import ShardIndex
@@ -90,6 +91,19 @@ def held_out(index: ShardIndex, share: float) -> np.ndarray:
     chosen = np.zeros(len(keys), dtype=bool)
     chosen[ranks[:count]] = True
     return chosen
+
+
+def check_view(config: DataConfig, index: ShardIndex, shards: str) -> None:
+    """Refuse crops from copies that were scaled first: drawing crops original pixels.
+
+    Raises:
+        UserError: If ``data.target_view`` is region and the shards were scaled.
+    """
+    if config.target_view == "region" and index.resolution is not None:
+        raise UserError(
+            f"data.target_view region cuts from original pixels, and {shards} was scaled down "
+            f"to {index.resolution} px: write it again with launch.shard --resolution None"
+        )
 
 
 class TrainingStream(Dataset[dict[str, object]]):
@@ -203,7 +217,10 @@ class TrainingStream(Dataset[dict[str, object]]):
         """The row of any sample with any reference, as pixels."""
         sample = self.reader.read(number)
         reference = sample if other == number else self.reader.read(other)
-        image, mask = fit(sample.image, sample.mask, self.config.resolution)
+        size = self.config.resolution
+        image, mask = fit(
+            *target_view(sample.image, sample.mask, self.config.target_crop, size), size
+        )
         reference_image, reference_mask = reference_view(
             reference.image, reference.mask, self.config.reference_view, self.reference_px
         )

@@ -94,6 +94,7 @@ def run_ablation(config: AblationConfig) -> None:
                     gate="off",
                     seed=base.seed,
                     steps=base.samples.steps,
+                    precision=base.runtime.precision,
                     scale=0 if row == "nothing" else None,
                     guidance_scale=base.samples.guidance_scale,
                 )

@@ -1,5 +1,6 @@
 """The feature networks of launch.evaluate quality, by name."""
 
+import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acontrol.config import BaseConfig
+from acontrol.config import BaseConfig, Precision
 from acontrol.evaluation.features import Backend, Images
 from acontrol.evaluation.inception import Inception
 from acontrol.evaluation.perceptual import LpipsVgg
@@ -20,11 +21,13 @@ from acontrol.runs.storage import sha256
 Name = Literal["inception", "lpips-vgg", "vlm"]
 
 
-def load_backend(name: Name, weights: Path, model: str | None) -> Backend:
+def load_backend(
+    name: Name, weights: Path, model: str | None, precision: Precision = "float32"
+) -> Backend:
     """Load a network, onto the GPU if available.
 
     "vlm" is the vision tower of a model's base, by default the built-in one; the others'
-    weights are in the folder ``weights``.
+    weights are in the folder ``weights``. ``precision`` is that of "vlm".
 
     Raises:
         UserError: If the weights are missing or wrong.
@@ -34,11 +37,14 @@ def load_backend(name: Name, weights: Path, model: str | None) -> Backend:
     if name == "vlm":
         if model is None:
             config = BaseConfig()
-            vlm = load_base(config, device).vlm
+            vlm = load_base(config, device, getattr(torch, precision)).vlm
         else:
-            pipeline = load_pipeline(model, device=device)
+            pipeline = load_pipeline(model, None, device, precision)
             config, vlm = pipeline.card.base, pipeline.vlm
-        return vision_tower(vlm, locate.digest(config))
+        digest = locate.digest(config)
+        if precision != "float32":  # Its values are others.
+            digest = hashlib.sha256(f"{digest} {precision}".encode()).hexdigest()
+        return vision_tower(vlm, digest)
     file = weights / f"{name}.safetensors"
     if name == "inception":
         inception = Inception.load(file).to(device)

@@ -32,7 +32,7 @@ def run_quality(config: QualityConfig) -> None:
     }
     real = open_folder(config.real)
     backends = [
-        load_backend(name, config.weights, config.model)
+        load_backend(name, config.weights, config.model, config.precision)
         for name in dict.fromkeys(config.features)
     ]
     categories = chosen_categories(real, config.category)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from acontrol.config import RunConfig, Settings, TrackingConfig
+from acontrol.config import Precision, RunConfig, Settings, TrackingConfig
 
 # Rows of an ablation: base alone (gamma 0), C' of the image alone, image and text, ASEA.
 ROWS = ("nothing", "sga", "csm", "t1", "t2", "t3", "t4", "t5")
@@ -31,6 +31,7 @@ class QualityConfig(Settings):
         Path("weights"),
         description="Folder of inception.safetensors and lpips-vgg.safetensors.",
     )
+    precision: Precision = Field("float32", description="Of the vision tower in vlm.")
     count: int = Field(1000, ge=1, description="Most images of a defect.")
     tracking: TrackingConfig = TrackingConfig()
 

@@ -42,7 +42,7 @@ class DefectScorer:
     ):
         """Use the pipeline's vision tower; ``training`` lists a type's training images."""
         self.vlm = pipeline.vlm
-        self._training = training
+        self.training = training
         self._types: dict[DefectType, TypeFeatures | None] = {}
 
     def distances(
@@ -70,7 +70,7 @@ class DefectScorer:
 
     def _of(self, defect_type: DefectType) -> TypeFeatures | None:
         if defect_type not in self._types:
-            images = self._training(defect_type)
+            images = self.training(defect_type)
             self._types[defect_type] = self._measure(images) if images else None
         return self._types[defect_type]
 

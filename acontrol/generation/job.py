@@ -29,12 +29,14 @@ from acontrol.generation.manifest import (
 )
 from acontrol.generation.plan import PlannedImage
 from acontrol.generation.sampler import GeneratedImage, Generator
+from acontrol.method.encoder import warn_of_cut
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.runs import guard, storage
 
 MANIFEST_NAME = "manifest.jsonl"
 JOB_NAME = "job.json"
 PLACED = ".lines.jsonl"  # Every line, while the finished folder is put in its place.
+FORMAT = "acontrol-generation-2"  # 1: other edges, colours and squares.
 NOT_KEPT_NAME = "not_kept.jsonl"  # Dropped by the gate, or their files were unreadable.
 
 
@@ -137,7 +139,7 @@ class Job:
                 plan.update(json.dumps(request_metadata(image, roots)).encode())
                 plan.update(image.mask.packed)
             plan.update(b"\n")
-        settings = {"format": "acontrol-generation-1", "plan": plan.hexdigest(), **metadata}
+        settings = {"format": FORMAT, "plan": plan.hexdigest(), **metadata}
         self.out = out
         self.batches = batches
         self.roots = roots
@@ -235,6 +237,7 @@ def check_inputs(pipeline: AnomalyControlPipeline, images: Sequence[PlannedImage
     for reference in {image.reference: None for image in images}:
         height, width = read_image(reference.image).shape[:2]
         read_mask(reference.mask, (width, height))
+    warn_of_cut(pipeline.tokenizer, sorted({image.prompt for image in images}))
     for phrase in sorted({image.reference.phrase for image in images}):
         try:
             pipeline.semantics.read([phrase])

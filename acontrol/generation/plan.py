@@ -33,12 +33,15 @@ class Reference:
         mask: File of its mask.
         phrase: The anomaly's words: T_a without its template.
         defect_type: Category and defect, if it is one of the data set's.
+        caption: The image's T_t; None if it is of another product than what is drawn on, or
+            if the request has words of its own.
     """
 
     image: Path
     mask: Path
     phrase: str
     defect_type: DefectType | None = None
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -245,7 +248,9 @@ class Planner:
                     normal=normal,
                     reference=reference,
                     mask=mask,
-                    prompt=request.prompt or target_text(request.category, reference.phrase),
+                    prompt=request.prompt
+                    or reference.caption
+                    or target_text(request.category, reference.phrase),
                     # A seed that worked once can be requested by itself.
                     seed=derive_seed(seed, "noise", number) if number else seed,
                     sampling=request.sampling(self.sampling),
@@ -305,7 +310,14 @@ class Planner:
             part = "the training part of " if self.split == "train" else ""
             name = request.reference or "/".join(defect_type)
             raise UserError(f"no reference {name} in {part}{self.folder.root}")
+        own = words is None and defect_type[0] == request.category
         return [
-            Reference(image.image, image.mask, words or image.phrase, defect_type)
+            Reference(
+                image.image,
+                image.mask,
+                words or image.phrase,
+                defect_type,
+                image.caption if own else None,
+            )
             for image in images
         ]

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from acontrol.errors import UserError
-from acontrol.generation.job import read_job
+from acontrol.generation.job import FORMAT, read_job
 from acontrol.generation.manifest import Roots, planned_of
 from acontrol.generation.plan import PlannedImage
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
@@ -50,6 +50,8 @@ def replayed(
     for name in ("dtype", "device", "threads", "versions"):
         if metadata[name] != current[name]:
             print(f"Note: {name} was {metadata[name]}, now {current[name]}: pixels may differ")
+    if metadata["format"] != FORMAT:
+        print(f"Note: {folder} was drawn by an earlier version: pixels will differ")
     groups: dict[tuple[int, int], list[PlannedImage]] = {}
     for line in lines:
         if number in (None, line["batch"]) and "error" not in line:

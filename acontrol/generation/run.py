@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from acontrol.config import AdapterCard
 from acontrol.data.mvtec import open_folder
 from acontrol.data.publish import check_new
 from acontrol.generation.gate import DefectScorer
@@ -44,7 +45,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     if not (config.out / JOB_NAME).exists():
         check_new(config.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline, digest = load_with_digest(model, config.base_path, device)
+    pipeline, digest = load_with_digest(model, config.base_path, device, config.precision)
     pipeline.set_progress_bar_config(disable=True)
     planner = _planner(config, pipeline)
     roots = {"data": planner.folder.root, "normal": planner.normal_folder.root}
@@ -63,7 +64,10 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     else:
         images, left_out = _plan_images(config, planner)
         batches = batches_of(images, config.batch_size)
-    check_inputs(pipeline, [image for batch in batches for image in batch])
+    planned = [image for batch in batches for image in batch]
+    check_inputs(pipeline, planned)
+    for note in view_notes(pipeline.card, [image.sampling for image in planned]):
+        print(f"Note: {note}", flush=True)
     job = Job(config.out, metadata, batches, roots)
     if job.done:
         print(f"Nothing to do: {config.out} is complete")
@@ -78,7 +82,9 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
 
         split = planner.split
         del pipeline, planner  # Their memory is the workers'.
-        spec = GeneratorSpec(model, config.base_path, split, gate, output, roots, threads)
+        spec = GeneratorSpec(
+            model, config.base_path, config.precision, split, gate, output, roots, threads
+        )
         _draw(job, draw_on_ray(job, spec, config.num_workers))
 
     def report(folder: Path, lines: list[dict[str, Any]]) -> None:
@@ -89,8 +95,29 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     _print_summary(config, job.finish(report), left_out)
 
 
+def view_notes(card: AdapterCard, sampling: Iterable[Sampling]) -> list[str]:
+    """Lines on drawings at another scale than was trained, as far as the card says it."""
+    used = {settings.crop for settings in sampling}
+    if card.target_crop is None:
+        unknown = (
+            "the adapter's card does not say at what view it was trained: whole images are "
+            "assumed, as earlier versions trained (--crop 4 draws near)"
+        )
+        return [unknown] if None in used else []
+    others = used - {None, card.target_crop}
+    return [
+        f"--crop {crop:g} draws {_view(crop)}, but the adapter was trained on "
+        f"{_view(card.target_crop)}: details come out at another size than was learnt"
+        for crop in sorted(crop for crop in others if crop is not None)
+    ]
+
+
+def _view(crop: float) -> str:
+    return f"squares of {crop:g} times the defect" if crop else "whole images"
+
+
 def _planner(config: GenerationConfig, pipeline: AnomalyControlPipeline) -> Planner:
-    folder = open_folder(config.data)
+    folder = open_folder(config.data, config.captions)
     return Planner(
         folder,
         split=config.split or pipeline.card.split,

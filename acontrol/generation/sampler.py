@@ -9,19 +9,20 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
+from acontrol.data.crops import Box, Crop, crops
 from acontrol.data.images import read_image, read_mask
-from acontrol.generation.compositing import changed, feather_px, fidelity, paste, refined
-from acontrol.generation.crops import Box, Crop, crops
+from acontrol.generation.colour import ColourLimits
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.plan import PlannedImage, Reference
+from acontrol.generation.scoring import changed, fidelity, refined
 from acontrol.generation.settings import Gate, OutputSettings, Sampling
 from acontrol.masks.shape import Mask
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, Conditions
+from acontrol.pipelines.compositing import Pixels, feather_px, limit_saturation, paste
 from acontrol.seeding import derive_seed
 
 _CACHED = 512  # Conditions, each 1.6 MB at full size in half precision.
@@ -74,9 +75,6 @@ class ConditionCache:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
-
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -157,6 +155,7 @@ class Generator:
         self.gate = gate or Gate()
         self.output = output or OutputSettings()
         self.conditions = ConditionCache(pipeline)
+        self.colours = ColourLimits(scorer.training)
 
     def generate_batch(self, planned: Sequence[PlannedImage]) -> list[GeneratedImage]:
         """Draw a batch of images that share their sampling settings.
@@ -208,7 +207,8 @@ class Generator:
         seed = derive_seed(planned.seed, "attempt", attempt) if attempt else planned.seed
         normal = read_image(planned.normal)
         mask = np.asarray(planned.mask.image())
-        parts = crops(mask, planned.sampling.crop, self.pipeline.card.resolution)
+        card, crop = self.pipeline.card, planned.sampling.crop
+        parts = crops(mask, card.target_crop or 0 if crop is None else crop, card.resolution)
         return _Canvas(planned, seed, normal, normal, mask, parts, np.zeros_like(mask))
 
     def _draw_crops(
@@ -238,6 +238,9 @@ class Generator:
         for canvas, view, mask, image in zip(canvases, views, masks, drawn, strict=True):
             left, top, right, bottom = canvas.crops[number].box
             pixels = np.asarray(image)
+            if self.output.match_colour == "auto":
+                limit = self.colours.of(canvas.planned.reference, canvas.normal)
+                pixels = limit_saturation(pixels, limit)
             canvas.change[top:bottom, left:right] |= changed(view, pixels, mask)
             background = fidelity(view, pixels, mask)
             if background is not None and background.psnr is not None:

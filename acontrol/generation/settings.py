@@ -1,11 +1,11 @@
 """Settings of generation; all are recorded with the images."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from acontrol.config import Settings
+from acontrol.config import Precision, Settings
 from acontrol.masks.settings import SourceName
 
 
@@ -29,9 +29,8 @@ class Sampling(Settings):
         None,
         ge=0,
         le=100,
-        description="Draw in a square so many times as large as the defect, at the model's own "
-        "resolution, and paste it back. By default 4 where the image is larger than the "
-        "model's resolution; 0 never.",
+        description="Draw in a square so many times as large as the defect, and paste it back; "
+        "0: the whole image. By default as the adapter was trained (data.target_view).",
     )
 
 
@@ -66,8 +65,13 @@ class OutputSettings(Settings):
     )
     blend: Literal["feather", "poisson", "hard"] = Field(
         "feather",
-        description="The mask's edge. feather: two of the model's pixels fade out around it; "
-        "poisson: the drawing takes on its surroundings' colour; hard: a clean cut.",
+        description="The mask's edge. feather: the drawing fades in over two of the model's "
+        "pixels inside it; poisson: it takes on its surroundings' colour; hard: a clean cut.",
+    )
+    match_colour: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: a drawing is no more colourful than the normal image or the "
+        "training defects of its kind, and grey where the normal image is.",
     )
     refine_mask: bool = Field(
         False,
@@ -84,6 +88,9 @@ class Selection(Settings):
     )
     data: Path = Field(description="Folder of the defects, in MVTec AD's layout.")
     out: Path = Field(description="Folder to create.")
+    captions: Path | None = Field(
+        None, description="JSON file of captions, as launch.shard was given."
+    )
     normal: Path | None = Field(
         None, description="Folder of the good images, if they are not in --data."
     )
@@ -119,12 +126,35 @@ class Selection(Settings):
     num_workers: int = Field(
         1, ge=1, description="Processes that draw, each with a GPU where there are; over Ray."
     )
+    precision: Precision = Field(
+        "float32", description="Of the networks; bfloat16 halves memory, and is faster on GPUs."
+    )
     format: Literal["mvtec", "shards"] = Field(
         "mvtec", description="shards: also write them as WebDataset shards, in DIR/shards."
     )
     base_path: str | None = Field(None, description="Where the base is now, if it moved.")
 
 
+# Sec. 4.1, as far as it says; what it does not mention is off.
+PAPER: dict[str, Any] = {
+    **{"count": 1000, "steps": 30, "guidance_scale": 7.5, "crop": 0.0},
+    **{"gate": "off", "blend": "hard", "match_colour": "off"},
+}
+
+
 # --help lists the last base's options first.
 class GenerationConfig(OutputSettings, Gate, Sampling, Selection):
     """Every setting of launch.generate."""
+
+    paper: bool = Field(
+        False,
+        description="As in Sec. 4.1: --count 1000 --steps 30 --guidance-scale 7.5 --crop 0 "
+        "--gate off --blend hard --match-colour off, but for what is given besides.",
+    )
+
+    @property
+    def resolved(self) -> "GenerationConfig":
+        """With the paper's values, if asked for, where the user gave none."""
+        paper = PAPER.items() if self.paper else ()
+        own = self.model_fields_set
+        return self.model_copy(update={name: v for name, v in paper if name not in own})

@@ -12,7 +12,7 @@ import ray
 import torch
 from ray.util import ActorPool
 
-from acontrol.config import ClusterConfig
+from acontrol.config import ClusterConfig, Precision
 from acontrol.data.mvtec import open_folder
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import BatchResult, Job, generate_batch
@@ -34,6 +34,7 @@ class GeneratorSpec:
     Attributes:
         model: Adapter folder.
         base_path: Where the base is now, if it moved.
+        precision: Of the networks.
         split: Part of the data that training defects come from.
         gate: Which images pass.
         output: How images become files.
@@ -43,6 +44,7 @@ class GeneratorSpec:
 
     model: str
     base_path: str | None
+    precision: Precision
     split: Literal["train", "test", "all"]
     gate: Gate
     output: OutputSettings
@@ -51,7 +53,7 @@ class GeneratorSpec:
 
     def build(self, device: str) -> Generator:
         """Load the pipeline and the scorer."""
-        pipeline = load_pipeline(self.model, self.base_path, device)
+        pipeline = load_pipeline(self.model, self.base_path, device, self.precision)
         pipeline.set_progress_bar_config(disable=True)
         planner = Planner(open_folder(self.roots["data"]), split=self.split)
         scorer = DefectScorer(pipeline, planner.training)

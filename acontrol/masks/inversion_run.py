@@ -65,7 +65,8 @@ def claim(config: MasksConfig, root: Path, digest: str) -> dict[str, Any]:
         _write(file, record)
         return record
     record = json.loads(file.read_text())
-    guard.refuse(config.output, guard.changes(record["settings"], settings))
+    before = {"precision": "float32", **record["settings"]}  # Earlier versions had no other.
+    guard.refuse(config.output, guard.changes(before, settings))
     return record
 
 
@@ -132,7 +133,7 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
     missing = [defect_type for defect_type, card in cards.items() if card is None]
     if missing:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        base = load_base(config.base_config, device)
+        base = load_base(config.base_config, device, getattr(torch, config.precision))
         context = open_context(config, record, torch.device(device))
         failures = []
         for defect_type in missing:

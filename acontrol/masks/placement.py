@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from acontrol.masks.shape import Mask, MaskSource, Shape, bounds
+from acontrol.data.crops import bounds
+from acontrol.masks.shape import Mask, MaskSource, Shape
 
 TRIES = 64
 _ENOUGH = 8  # Fewest training masks for a prior of their places.

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from acontrol.config import BUILT_IN, BaseConfig, Settings
+from acontrol.config import BUILT_IN, BaseConfig, Precision, Settings
 
 SourceName = Literal["real", "same", "learned", "perlin", "file"]  # Of masks.
 
@@ -52,6 +52,7 @@ class MasksConfig(Inversion):
         description="Which masks to learn from: each defect's first third, the rest, "
         "or all; as in the adapter's training.",
     )
+    precision: Precision = Field("float32", description="Of the base's networks.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of all randomness.")
     save_every: int = Field(100, ge=1, description="Steps between saved states.")
     tracking_uri: str | None = Field(

@@ -5,7 +5,8 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+
+from acontrol.data.crops import bounds
 
 Mask = npt.NDArray[np.bool_]
 Side = str
@@ -44,28 +45,6 @@ class MaskSource(Protocol):
             The shape, or why there is none this time.
         """
         ...
-
-
-def bounds(mask: Mask) -> tuple[int, int, int, int]:
-    """The bounding box as left, top, right, bottom; right and bottom are exclusive.
-
-    Raises:
-        ValueError: If the mask is empty.
-    """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
-        raise ValueError("the mask is empty")
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def label_components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Label the connected components; pixels that touch at a corner are connected.
-
-    Returns:
-        Labels from 1, 0 outside the mask, and the pixels of each component.
-    """
-    labels, count = ndimage.label(mask, np.ones((3, 3)))
-    return labels, np.bincount(labels.ravel(), minlength=count + 1)[1:]
 
 
 def cut_out(mask: Mask, origin: str | None = None) -> Shape:

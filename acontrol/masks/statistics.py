@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import wasserstein_distance
 
-from acontrol.masks.shape import Mask, bounds, label_components, sides_of
+from acontrol.data.crops import bounds, label_components
+from acontrol.masks.shape import Mask, sides_of
 
 _SLACK = 1.3  # Area and elongation may leave their training range by this factor.
 _BORDER = 1 / 3  # Largest filled share of a border row or column (AnomalyDiffusion's).

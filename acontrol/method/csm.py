@@ -23,6 +23,7 @@ from acontrol.config import AseaConfig, CsmConfig
 from acontrol.method.anomaly_map import ReferenceText, energy, region_on_grid
 from acontrol.method.asea import guide
 from acontrol.method.qformer import QFormerPass
+from acontrol.method.words import LAVIS_TOKENS, warn_if_long
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class CrossModalEncoder:
         attention: AseaConfig,
     ):
         """Freeze a loaded BLIP-2."""
+        assert tokenizer.padding_side == "right"  # By which the anomaly's words are found.
         self.vlm = vlm.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.csm = csm
@@ -96,6 +98,8 @@ class CrossModalEncoder:
                 f"the anomaly text {longest!r} is too long: {length} tokens with its template, "
                 f"and the vision-language model takes {limit}"
             )
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        warn_if_long("BLIP-2 was trained on anomaly texts up to", texts, lengths, LAVIS_TOKENS)
         # [CLS] comes first, then the template's tokens, then the anomaly's.
         position = torch.arange(length)
         special = batch["special_tokens_mask"].bool()

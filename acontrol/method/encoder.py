@@ -15,6 +15,7 @@ from acontrol.config import AseaConfig, CsmConfig
 from acontrol.data.features import Features
 from acontrol.data.stream import Batch
 from acontrol.method.csm import CrossModalEncoder
+from acontrol.method.words import warn_if_long
 from acontrol.networks.inpainting import is_inpainting, mask_out
 from acontrol.networks.load import BaseModels
 
@@ -52,6 +53,13 @@ class FrozenEncoder:
         )
 
 
+def warn_of_cut(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> None:
+    """Warn once if a target text is longer than CLIP reads."""
+    # Not verbose: transformers would speak of indexing errors.
+    lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False).input_ids]
+    warn_if_long("target texts are cut to", texts, lengths, tokenizer.model_max_length)
+
+
 def embed_text(
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
@@ -63,6 +71,7 @@ def embed_text(
     ``device`` is where it runs; by default its weights' device, which differs when they are
     offloaded.
     """
+    warn_of_cut(tokenizer, texts)
     ids = tokenizer(
         list(texts),
         padding="max_length",

@@ -69,7 +69,7 @@ def load_base(
     if vlm_folder:
         vlm_source = {**vlm_source, "subfolder": vlm_folder}
 
-    def frozen(model_class: Any, source: str, **options: Any) -> Any:
+    def frozen(model_class: Any, source: str, dtype: torch.dtype, **options: Any) -> Any:
         # The files' own precision, mostly float16, is for storage. diffusers and
         # transformers spell the option differently.
         name = "torch_dtype" if issubclass(model_class, diffusers.ModelMixin) else "dtype"
@@ -80,36 +80,53 @@ def load_base(
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise ValueError(f"the weights of {model_class.__name__} lack {missing}")
-        return model.eval().requires_grad_(False).to(device)
+        return model.eval().requires_grad_(False)
 
     def part(name: str) -> dict[str, str]:
         return {**source, "subfolder": name}
 
     try:
         models = BaseModels(
-            vae=frozen(AutoencoderKL, path, **part("vae"), **variant),
-            text_encoder=frozen(CLIPTextModel, path, **part("text_encoder"), **variant),
+            vae=frozen(AutoencoderKL, path, dtype, **part("vae"), **variant),
+            text_encoder=frozen(CLIPTextModel, path, dtype, **part("text_encoder"), **variant),
             tokenizer=CLIPTokenizer.from_pretrained(path, **part("tokenizer")),
-            unet=frozen(UNet2DConditionModel, path, **part("unet"), **variant),
+            unet=frozen(UNet2DConditionModel, path, dtype, **part("unet"), **variant),
             scheduler=DDPMScheduler.from_pretrained(path, **part("scheduler")),
-            vlm=frozen(Blip2ForImageTextRetrieval, vlm_path, **vlm_source),
+            # In float32, since a Q-Former that was rounded cannot be restored.
+            vlm=frozen(Blip2ForImageTextRetrieval, vlm_path, torch.float32, **vlm_source),
             vlm_tokenizer=AutoTokenizer.from_pretrained(vlm_path, **vlm_source),
         )
         is_inpainting(models.unet)  # Checks the number of channels.
+        check_padding(models.vlm_tokenizer)
     except (OSError, ValueError, SafetensorError) as error:
         places = path if vlm_folder else f"{path} and {vlm_path}"
         raise UserError(
             f"base models at {places} do not load: {one_line(error, 1000)}"
         ) from error
-    models.vlm.qformer.float()
-    models.vlm.embeddings.float()
-    models.vlm.query_tokens.data = models.vlm.query_tokens.data.float()
+    for name, part_of_vlm in models.vlm.named_children():
+        if name not in ("qformer", "embeddings"):
+            part_of_vlm.to(dtype)
+    for network in (models.vae, models.text_encoder, models.unet, models.vlm):
+        network.to(device)
     if models.scheduler.config.prediction_type != "epsilon":
         raise UserError(
             f"{path}: the scheduler predicts {models.scheduler.config.prediction_type!r}; "
             "acontrol trains on noise prediction ('epsilon'), as Stable Diffusion 1.5 does"
         )
     return models
+
+
+def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that texts start at the same place in every row, by which their words are found.
+
+    Raises:
+        ValueError: If the tokenizer pads on the left.
+    """
+    if tokenizer.padding_side != "right":
+        raise ValueError(
+            f"the tokenizer of the vision-language model pads on the {tokenizer.padding_side}; "
+            "set padding_side to 'right' in its tokenizer_config.json, as BLIP-2's"
+        )
 
 
 def quieten() -> None:

@@ -27,6 +27,7 @@ from acontrol.method.sga import SLICING, SemanticAdapter, check_processors, inst
 from acontrol.networks.inpainting import check_inpainting
 from acontrol.networks.load import BaseModels
 from acontrol.pipelines import blending
+from acontrol.pipelines.compositing import feather_px, limit_saturation, paste, saturation
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,24 @@ def vlm_inputs(
     ]
     pixels, regions = zip(*views, strict=True)
     return torch.stack(pixels), torch.stack(regions)
+
+
+def composited(
+    drawn: Image.Image, normal: Image.Image, mask: Image.Image, resolution: int
+) -> Image.Image:
+    """A drawing's defect on its normal image, faded in at the mask's edge; grey on grey.
+
+    Args:
+        drawn: Of the normal image's size.
+        normal: Of any mode.
+        mask: 1-bit, where to draw.
+        resolution: The model's.
+    """
+    pixels, result = np.asarray(normal.convert("RGB")), np.asarray(drawn)
+    if not saturation(pixels).any():
+        result = limit_saturation(result, 0)
+    width = feather_px(max(normal.size), resolution)
+    return Image.fromarray(paste(pixels, result, np.asarray(mask), "feather", width))
 
 
 @dataclass
@@ -182,15 +201,16 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             reference_image: Images I_a that show the defect.
             reference_mask: Masks M_A of the same sizes, non-zero on the defect.
             reference_phrase: The anomaly's words, "a crack": T_a without its template.
-            image: Normal images to draw on, of any size.
+            image: Normal images to draw on, of any size, in the view that was trained: whole,
+                or the square of ``card.target_crop`` times the defect.
             mask_image: Where to draw, each of its image's size, non-zero inside.
             num_inference_steps: DDIM steps.
             guidance_scale: Classifier-free guidance; 1 skips the unconditional pass.
             semantic_scale: Gamma of Eq. (5); by default the one trained with.
             generator: One CPU generator per image: a seed then gives the same noise whatever
                 the rest of the batch.
-            composite: Keep the normal image's own pixels outside the mask; otherwise they have
-                gone through the VAE, which is lossy.
+            composite: Keep the normal image's own pixels outside the mask, and its grey if it
+                has no colour; otherwise they have gone through the VAE, which is lossy.
 
         Returns:
             Images of the normal images' sizes, or of the training resolution without them.
@@ -318,7 +338,8 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         )
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = noise * self.scheduler.init_noise_sigma
-        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+        for timestep in self.progress_bar(self.scheduler.timesteps):
+            latents = canvas.blend(latents, noise, self.scheduler, timestep)
             doubled = torch.cat([latents] * 2) if guided else latents
             noise_pred = self.unet(
                 canvas.unet_input(self.scheduler.scale_model_input(doubled, timestep)).to(
@@ -332,15 +353,20 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 without, with_conditions = noise_pred.chunk(2)
                 noise_pred = without + guidance_scale * (with_conditions - without)
             latents = self.scheduler.step(noise_pred, timestep, latents).prev_sample
-            latents = canvas.blend(latents, noise, self.scheduler, step)
+        latents = canvas.blend(latents, noise, self.scheduler)
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         drawn = pictures(self.vae.decode(latents).sample)
         self.maybe_free_model_hooks()
         if image is not None and mask_image is not None:
             drawn = [
-                blending.composite(result, normal, mask if composite else None)
-                for result, normal, mask in zip(drawn, image, mask_image, strict=True)
+                result.resize(normal.size, Image.Resampling.BICUBIC)
+                for result, normal in zip(drawn, image, strict=True)
             ]
+            if composite:
+                drawn = [
+                    composited(result, normal, mask, size)
+                    for result, normal, mask in zip(drawn, image, mask_image, strict=True)
+                ]
         return AnomalyControlOutput(images=drawn)
 
     def set_attention_slice(self, slice_size: int | None) -> None:

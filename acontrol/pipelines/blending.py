@@ -22,7 +22,7 @@ class Canvas:
         mask: (batch, 1, side, side), 1 on latents that may change.
         masked: (batch, channel, side, side) latents of the masked-out images, input of an
             inpainting base's U-Net; None on other bases, where the latents outside the mask
-            are replaced at every step instead.
+            are replaced before every step instead.
     """
 
     normal: Tensor | None = None
@@ -39,14 +39,18 @@ class Canvas:
         )
 
     def blend(
-        self, latents: Tensor, noise: Tensor, scheduler: SchedulerMixin, step: int
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        scheduler: SchedulerMixin,
+        timestep: Tensor | None = None,
     ) -> Tensor:
-        """Restore the normal images outside the masks, at the next step's noise level."""
+        """Put the normal images outside the masks, at a timestep's noise level or clean."""
         if self.normal is None or self.mask is None or self.masked is not None:
             return latents
-        outside, timesteps = self.normal, scheduler.timesteps
-        if step + 1 < len(timesteps):
-            outside = scheduler.add_noise(outside, noise, timesteps[step + 1][None])
+        outside = self.normal
+        if timestep is not None:
+            outside = scheduler.add_noise(outside, noise, timestep[None])
         return self.mask * latents + (1 - self.mask) * outside
 
 
@@ -95,14 +99,3 @@ def _latents(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """The VAE's posterior mean for images in [-1, 1], scaled, in float32."""
     mean: Tensor = vae.encode(pixels).latent_dist.mean
     return mean.float() * vae.config.scaling_factor
-
-
-def composite(drawn: Image.Image, normal: Image.Image, mask: Image.Image | None) -> Image.Image:
-    """Resize a drawing to its normal image; with a mask, keep the pixels outside it."""
-    if drawn.size != normal.size:
-        drawn = drawn.resize(normal.size, Image.Resampling.BICUBIC)
-    if mask is None:
-        return drawn
-    result = normal.convert("RGB")
-    result.paste(drawn, mask=mask)
-    return result

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from acontrol.config import AdapterCard
+from acontrol.config import AdapterCard, Precision
 from acontrol.errors import UserError, explain, one_line
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks import locate
@@ -19,7 +19,10 @@ ADAPTER_FILES = ("adapter", "run.json", "config.json", "diffusion_pytorch_model.
 
 
 def load_pipeline(
-    model: str, base_path: str | None = None, device: str | torch.device = "cpu"
+    model: str,
+    base_path: str | None = None,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
 ) -> AnomalyControlPipeline:
     """Load an adapter with the base it was trained on.
 
@@ -27,15 +30,19 @@ def load_pipeline(
         model: A run's output folder or an adapter folder, as a path or URI.
         base_path: Where the base is now, if it has moved.
         device: Device of the pipeline.
+        precision: Of the networks; the Q-Former stays in float32.
 
     Raises:
         UserError: If there is no adapter, its config is invalid, or the base is another one.
     """
-    return load_with_digest(model, base_path, device)[0]
+    return load_with_digest(model, base_path, device, precision)[0]
 
 
 def load_with_digest(
-    model: str, base_path: str | None = None, device: str | torch.device = "cpu"
+    model: str,
+    base_path: str | None = None,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
 ) -> tuple[AnomalyControlPipeline, str]:
     """``load_pipeline``, with a sha256 that names adapter and base together."""
     adapter, card, weights = load_adapter(model)
@@ -48,8 +55,10 @@ def load_with_digest(
             f"the base at {base.path} is not the one that {model} was trained on "
             "(other digest): name the right one with --base-path"
         )
-    pipeline = AnomalyControlPipeline.from_base(load_base(base), adapter.eval())
-    return pipeline.to(device), hashlib.sha256(weights + base_digest.encode()).hexdigest()
+    dtype = getattr(torch, precision)
+    models = load_base(base, device, dtype)
+    pipeline = AnomalyControlPipeline.from_base(models, adapter.eval().to(device, dtype))
+    return pipeline, hashlib.sha256(weights + base_digest.encode()).hexdigest()
 
 
 def load_adapter(model: str) -> tuple[SemanticAdapter, AdapterCard, bytes]:

@@ -25,10 +25,12 @@ LOSS_SETTINGS = (
     "data.resolution",
     "data.reference",
     "data.reference_view",
+    "data.target_view",
     "optim.loss_weighting",
     "optim.mask_weight",
     "validation.share",
 )
+LATER = {"data.target_view": "image"}  # What runs did before they had such a setting.
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,9 @@ def _differences(
         tag for tag in (DATA_TAG, BASE_TAG) if candidate.tags.get(tag) != champion.tags.get(tag)
     ]
     settings = [
-        name for name in LOSS_SETTINGS if new.data.params.get(name) != old.data.params.get(name)
+        name
+        for name in LOSS_SETTINGS
+        if new.data.params.get(name, LATER.get(name))
+        != old.data.params.get(name, LATER.get(name))
     ]
     return tags + settings

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from acontrol.config import BaseConfig, RunConfig
 from acontrol.data.reader import ShardReader
+from acontrol.data.stream import check_view
 from acontrol.method.sga import (
     PooledTokens,
     SemanticAdapter,
@@ -176,6 +177,7 @@ def _batches(config: RunConfig) -> Iterator[str]:
 
 
 def _data(config: RunConfig, reader: ShardReader) -> Iterator[str]:
+    check_view(config.data, reader.index, reader.root)
     count, batch = len(reader), config.optim.batch_size
     steps = config.optim.steps
     yield (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from acontrol.config import RunConfig
 from acontrol.data.features import FeatureFolder, feature_folder
 from acontrol.data.reader import ShardReader
+from acontrol.data.stream import check_view
 from acontrol.errors import UserError
 from acontrol.networks import hub, locate
 from acontrol.runs.lock import only_launch
@@ -39,6 +40,7 @@ class RunInputs:
         """
         config = absolute(config)
         reader = ShardReader(config.data.shards or "", config.data.cache_dir)
+        check_view(config.data, reader.index, reader.root)
         return cls(config, reader, locate.digest(config.base))
 
     def features(self) -> FeatureFolder:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from acontrol.config import RunConfig
+from acontrol.data.crops import target_view
 from acontrol.data.images import pictures
 from acontrol.data.stream import Batch, TrainingStream, collate
 from acontrol.method.sga import SemanticAdapter
@@ -113,14 +114,16 @@ def guided_agreement(
         held.reader.read(held.pair(position)[0])
         for position in range(min(config.validation.drawings, len(held)))
     ]
+    crop, size = config.data.target_crop, config.data.resolution
     cosines: list[float] = []
     for first in range(0, len(samples), BATCH):
         batch = samples[first : first + BATCH]
-        images, masks = [sample.image for sample in batch], [sample.mask for sample in batch]
+        views = [target_view(sample.image, sample.mask, crop, size) for sample in batch]
+        images, masks = [image for image, _ in views], [mask for _, mask in views]
         drawn = pipeline(
             [sample.caption for sample in batch],
-            images,
-            masks,
+            [sample.image for sample in batch],
+            [sample.mask for sample in batch],
             [sample.phrase for sample in batch],
             images,
             masks,

@@ -147,6 +147,7 @@ def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> Semant
         inpainting=is_inpainting(base.unet),
         resolution=config.data.resolution,
         reference_view=config.data.reference_view,
+        target_crop=config.data.target_crop,
         split=reader.index.split,
         data_digest=reader.index.digest,
         seed=config.seed,

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from acontrol.config import DataConfig
+from acontrol.data.crops import crops
 from acontrol.data.features import NAMES, FeatureFolder, Features
 from acontrol.data.images import fit, region
 from acontrol.data.index import IndexedSample, Shard, ShardIndex
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
-from acontrol.data.stream import TrainingStream, epoch_order, held_out
+from acontrol.data.stream import TrainingStream, check_view, epoch_order, held_out
 from acontrol.errors import UserError
 
 
@@ -62,6 +64,37 @@ def test_features_take_the_places_of_sample_and_reference(shards, tmp_path) -> N
             expected = [target] * 4 + [reference] * 3
             assert values == [100 * column + number for column, number in enumerate(expected)]
     assert differ > 5
+
+
+def test_a_region_is_cut_from_original_pixels_as_drawing_cuts_it(
+    built_in_data, shards, tmp_path
+) -> None:
+    images = []
+    for number, small in enumerate(open_folder(built_in_data).labelled("all")):
+        pixels, mask = Image.new("RGB", (260, 200), "gray"), Image.new("L", (260, 200))
+        for large, file in ((pixels, small.image), (mask, small.mask)):
+            large.paste(Image.open(file), (8 * number, 4 * number))
+        files = [tmp_path / f"{number}.png", tmp_path / f"{number}_mask.png"]
+        pixels.save(files[0]), mask.save(files[1])
+        images.append(dataclasses.replace(small, image=files[0], mask=files[1]))
+    write_shards(images, tmp_path / "s", split="all", resolution=None)
+    stream = stream_of(str(tmp_path / "s"), target_view="region")
+    whole = stream_of(str(tmp_path / "s"))
+    near = 0
+    for number in range(len(stream)):
+        sample = stream.reader.read(number)
+        parts = crops(np.asarray(sample.mask), 4, 32)
+        box = max(parts, key=lambda part: part.mask.sum()).box
+        image, mask = fit(sample.image.crop(box), sample.mask.crop(box), 32)
+        row = stream.paired(number, number, number)
+        assert torch.equal(row["image"], image)
+        assert torch.equal(row["mask"], mask)
+        near += not torch.equal(row["image"], whole.paired(number, number, number)["image"])
+    assert near == len(stream)
+    check_view(stream.config, stream.reader.index, stream.reader.root)
+    check_view(DataConfig(), stream_of(shards).reader.index, shards)
+    with pytest.raises(UserError, match=r"scaled down to 512 px: .*shard --resolution None"):
+        check_view(stream.config, stream_of(shards).reader.index, shards)
 
 
 def test_every_epoch_holds_every_sample_once(shards) -> None:

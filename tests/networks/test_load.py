@@ -51,6 +51,26 @@ def test_a_saved_folder_loads_to_the_same_weights(folder: Path, tiny_base: BaseM
     assert models.vlm_tokenizer(text).input_ids == tiny_base.vlm_tokenizer(text).input_ids
 
 
+def test_in_low_precision_the_qformer_is_the_files_own(tiny_base: BaseModels) -> None:
+    low = load_base(BaseConfig(), dtype=torch.bfloat16)
+    own = ("qformer.", "embeddings.", "query_tokens")
+    exact = tiny_base.vlm.state_dict()
+    for key, value in low.vlm.state_dict().items():
+        if key.startswith(own):
+            assert torch.equal(value, exact[key]), key
+        else:
+            assert value.dtype == torch.bfloat16 or not value.is_floating_point(), key
+    for network in (low.unet, low.vae, low.text_encoder):
+        assert {value.dtype for value in network.parameters()} == {torch.bfloat16}
+
+
+def test_a_tokenizer_that_pads_on_the_left_is_refused(folder: Path) -> None:
+    file = folder / "vlm" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "left"}))
+    with pytest.raises(UserError, match=r"pads on the left; set padding_side to 'right' in"):
+        load_base(BaseConfig(path=str(folder)))
+
+
 def test_the_vlm_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
     elsewhere = folder.rename(tmp_path / "whole")
     vlm = (elsewhere / "vlm").rename(tmp_path / "blip")

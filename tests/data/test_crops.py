@@ -1,8 +1,9 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from acontrol.generation.crops import crops
+from acontrol.data.crops import crops, target_view
 
 
 def disc(shape, *centres, radius=3):
@@ -10,16 +11,16 @@ def disc(shape, *centres, radius=3):
     return np.any([(y - a) ** 2 + (x - b) ** 2 <= radius**2 for a, b in centres], axis=0)
 
 
-def test_an_image_of_the_models_size_is_seen_whole() -> None:
-    mask = disc((64, 64), (30, 30))
-    (crop,) = crops(mask, None, 64)
-    assert crop.box == (0, 0, 64, 64)
+def test_at_zero_an_image_is_seen_whole() -> None:
+    mask = disc((64, 80), (30, 30))
+    (crop,) = crops(mask, 0, 32)
+    assert crop.box == (0, 0, 80, 64)
     assert (crop.mask == mask).all()
 
 
 def test_a_small_defect_on_a_large_image_is_seen_near() -> None:
     mask = disc((512, 400), (256, 200), radius=10)
-    (crop,) = crops(mask, None, 64)
+    (crop,) = crops(mask, 4, 64)
     left, top, right, bottom = crop.box
     assert right - left == bottom - top == 4 * 21
     assert abs((left + right) / 2 - 200.5) <= 1
@@ -34,7 +35,7 @@ def test_a_speck_is_enlarged_at_most_four_times() -> None:
 
 def test_far_components_have_crops_of_their_own_and_near_ones_share_one() -> None:
     mask = disc((512, 512), (100, 100), (100, 112), (400, 400))
-    result = crops(mask, None, 64)
+    result = crops(mask, 4, 64)
     assert len(result) == 2
     assert sorted(int(crop.mask.sum()) for crop in result) == [29, 58]
 
@@ -56,3 +57,16 @@ def test_crops_cover_the_mask_and_none_draws_over_another(centres, scale) -> Non
         assert not (crop.mask & ~inside).any()
         for other in result:
             assert other is crop or not (inside & other.mask).any()
+
+
+def test_training_sees_the_square_that_drawing_draws_in() -> None:
+    """Original pixels, not scaled ones; of two squares the one with most of the defect."""
+    mask = disc((300, 400), (60, 70), (200, 300), radius=9)
+    mask[60, 70] = False
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3)).astype(np.uint8)
+    image, region = target_view(Image.fromarray(pixels), Image.fromarray(mask), 4, 64)
+    _, (left, top, right, bottom) = (crop.box for crop in crops(mask, 4, 64))
+    assert (np.asarray(image) == pixels[top:bottom, left:right]).all()
+    assert (np.asarray(region) == mask[top:bottom, left:right]).all()
+    assert right - left == bottom - top == 4 * 19
+    assert target_view(image, region, 0, 64) == (image, region)

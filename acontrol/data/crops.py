@@ -1,13 +1,42 @@
-"""What the model sees while it draws: the whole image, or a square around a small defect."""
+"""What the model sees, in training and drawing: a whole image, or a square around a defect.
+
+Both cut the same squares from original pixels, so that details are drawn at the size at which
+they were learnt.
+"""
 
 from dataclasses import dataclass
 
-from acontrol.masks.shape import Mask, bounds, label_components
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
 
-AUTO_CROP = 4.0  # Side of the square, in longest sides of the defect.
 _MAGNIFY = 4  # Largest enlargement of a square: beyond, the normal image is only blur.
 
+Mask = npt.NDArray[np.bool_]
 Box = tuple[int, int, int, int]
+
+
+def bounds(mask: Mask) -> tuple[int, int, int, int]:
+    """The bounding box as left, top, right, bottom; right and bottom are exclusive.
+
+    Raises:
+        ValueError: If the mask is empty.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        raise ValueError("the mask is empty")
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def label_components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Label the connected components; pixels that touch at a corner are connected.
+
+    Returns:
+        Labels from 1, 0 outside the mask, and the pixels of each component.
+    """
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    return labels, np.bincount(labels.ravel(), minlength=count + 1)[1:]
 
 
 @dataclass(frozen=True)
@@ -23,7 +52,7 @@ class Crop:
     mask: Mask
 
 
-def crops(mask: Mask, crop: float | None, resolution: int) -> list[Crop]:
+def crops(mask: Mask, crop: float, resolution: int) -> list[Crop]:
     """Divide a mask into crops, drawn one after the other.
 
     Connected components that reach into each other's squares share a crop; components far
@@ -31,13 +60,10 @@ def crops(mask: Mask, crop: float | None, resolution: int) -> list[Crop]:
 
     Args:
         mask: (height, width), not empty.
-        crop: Side of the square in longest sides of the component; 0 is the whole image; None
-            is `AUTO_CROP` where the image is larger than the model's resolution, else 0.
+        crop: Side of the square in longest sides of the component; 0 is the whole image.
         resolution: The model's.
     """
     height, width = mask.shape
-    if crop is None:
-        crop = AUTO_CROP if max(height, width) > resolution else 0
     if crop == 0:
         return [Crop((0, 0, width, height), mask)]
     labels, sizes = label_components(mask)
@@ -61,6 +87,17 @@ def crops(mask: Mask, crop: float | None, resolution: int) -> list[Crop]:
         boxes[first] = _square(components[first], crop, least)
         first = 0
     return [Crop(box, component) for box, component in zip(boxes, components, strict=True)]
+
+
+def target_view(
+    image: Image.Image, mask: Image.Image, crop: float, resolution: int
+) -> tuple[Image.Image, Image.Image]:
+    """What training sees of an image: of several crops the one with most of the defect."""
+    if crop == 0:
+        return image, mask
+    parts = crops(np.asarray(mask), crop, resolution)
+    box = max(parts, key=lambda part: int(part.mask.sum())).box
+    return image.crop(box), mask.crop(box)
 
 
 def _square(component: Mask, crop: float, least: float) -> Box:
