@@ -1,6 +1,7 @@
 """Does ASEA select, where two defects compete for attention? On the built-in data and base.
 
     python -m benchmarks.two_defects [--seeds 0,1,2] [--fine-base BASE] [--out FILE.json]
+    python -m benchmarks.two_defects --report FILE.json [FILE.json ...]
 
 A reference shows two defects on one product, and its mask covers one of them. It is drawn on
 another product, inside a mask of neither's shape, and a classifier trained on real built-in
@@ -25,6 +26,7 @@ any row was seen; what the defaults become follows from the table. Finished rows
 """
 
 import argparse
+import datetime
 import json
 import os
 import tempfile
@@ -36,6 +38,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
@@ -60,6 +63,7 @@ from acontrol.networks.load import BaseModels, load_base, quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pretrain.probe import Probe, as_tensor
 from acontrol.seeding import derive_seed
+from benchmarks.report import RESULTS, hardware
 from benchmarks.tiny_ablation import WITH_TEXT, plain, train, train_judge
 from benchmarks.tiny_ablation import Row as TrainedRow
 
@@ -351,7 +355,11 @@ def main() -> None:
     parser.add_argument("--base", default="tiny")
     parser.add_argument("--fine-base", help="a base whose vision tower has 16 x 16 patches")
     parser.add_argument("--out", type=Path, default=Path("runs/two_defects.json"))
+    parser.add_argument("--report", type=Path, nargs="+", help="finished rows, to a report")
     options = parser.parse_args()
+    if options.report:
+        report(options.report)
+        return
     quieten()
     torch.set_num_threads(1)  # Networks this small only wait for each other.
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -440,6 +448,40 @@ def table(done: dict[str, Any]) -> str:
         linear = " / ".join(f"{np.mean(probed == value):.2f}" for value in ("masked", "other"))
         lines.append(f"| {condition} | {adapter} | {name} | {shares} | {against} | {linear} |")
     return "\n".join(lines)
+
+
+def report(files: Sequence[Path]) -> None:
+    """Write rows, table and plot to ``benchmarks/results``."""
+    done = {key: row for file in files for key, row in json.loads(file.read_text()).items()}
+    stem = RESULTS / f"{datetime.datetime.now(datetime.UTC).date()}_two-defects_cpu"
+    stem.with_suffix(".json").write_text(json.dumps(done) + "\n")
+    hours = sum(row["seconds"] for row in done.values()) / 3600
+    stem.with_suffix(".md").write_text(
+        f"# Two defects in one reference\n\n{hardware()}, a thread a seed, {hours:.1f} hours "
+        f"in all.\n\n{table(done)}\n"
+    )
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    names = [row.name for row in ROWS]
+    for panel, what in zip(panels, ("drawn", "probe"), strict=True):
+        for label, colour in (("masked", "tab:green"), ("other", "tab:red")):
+            shares = []
+            for name in names:
+                rows = [
+                    row[what]
+                    for key, row in done.items()
+                    if key.split("|")[1:] == ["colours", "plain", name]
+                ]
+                shares.append(np.mean(np.concatenate(rows) == label))
+            panel.plot(shares, names, "o", color=colour, label=f"the {label} defect's colour")
+        panel.set_xlim(0, 1)
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].set_title("What is drawn, judged by a classifier")
+    panels[1].set_title("What C' holds, by a linear probe")
+    panels[0].invert_yaxis()
+    panels[0].legend(loc="lower right")
+    figure.savefig(stem.with_suffix(".png"), dpi=110)
+    print(stem.with_suffix(".md"))
 
 
 if __name__ == "__main__":
