@@ -31,7 +31,7 @@ class AseaConfig(Settings):
 
     steps: int = Field(3, ge=0, le=50, description="T_g, gradient steps on e_g; 0 is off.")
     step_size: float = Field(
-        0.02,
+        0.1,
         gt=0,
         description="Alpha. With rule 'token' how far the token that moves most moves, as a "
         "share of its own length; with 'normalized' the length of a whole step as a share of "
@@ -39,8 +39,9 @@ class AseaConfig(Settings):
         "large (1e3 on a small VLM); with 'adam' its rate (0.1 in the authors' code).",
     )
     rule: Literal["token", "normalized", "gd", "adam"] = Field(
-        "normalized",
-        description="Step rule: Eq. 4 as printed is 'gd', the authors' code 'adam'.",
+        "token",
+        description="Step rule: Eq. 4 as printed is 'gd', the authors' code 'adam'; earlier "
+        "versions had 'normalized', with alpha 0.02.",
     )
     target: Literal["both", "keys"] = Field(
         "both",

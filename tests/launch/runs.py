@@ -22,6 +22,7 @@ def options(shards: Path, output: Path, steps: int = STEPS, every: int = EVERY) 
         *("tiny", "--data.shards", shards, "--output", output),
         *("--optim.steps", steps, "--checkpoint.every", every, "--cluster.num-workers", 2),
         *("--optim.batch-size", 4, "--samples.every", 0, "--samples.steps", 2),
+        *("--asea.steps", 3),  # The preset's is 0.
     ]
 
 
