@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from acontrol.data.mvtec import open_folder
+from acontrol.data.split import refuse_mix
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import (
     JOB_NAME,
@@ -24,6 +25,7 @@ from acontrol.generation.report import write_as_shards, write_report
 from acontrol.generation.request import read_requests
 from acontrol.generation.sampler import Generator
 from acontrol.generation.settings import Gate, GenerationConfig, OutputSettings, Sampling
+from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pipelines.loading import load_with_digest
@@ -52,6 +54,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     metadata = {
         "model": digest,
         "split": planner.split,
+        "trained_on": _trained_on(config, planner, pipeline),
         "gate": config.model_dump(include=set(Gate.model_fields)),
         "finish": config.model_dump(include=set(OutputSettings.model_fields)),
         **machine_metadata(pipeline, threads),
@@ -78,7 +81,9 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
 
         split = planner.split
         del pipeline, planner  # Their memory is the workers'.
-        spec = GeneratorSpec(model, config.base_path, split, gate, output, roots, threads)
+        spec = GeneratorSpec(
+            model, config.base_path, split, gate, output, config.split_file, roots, threads
+        )
         _draw(job, draw_on_ray(job, spec, config.num_workers))
 
     def report(folder: Path, lines: list[dict[str, Any]]) -> None:
@@ -90,7 +95,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
 
 
 def _planner(config: GenerationConfig, pipeline: AnomalyControlPipeline) -> Planner:
-    folder = open_folder(config.data)
+    folder = open_folder(config.data, split_file=config.split_file)
     return Planner(
         folder,
         split=config.split or pipeline.card.split,
@@ -103,6 +108,24 @@ def _planner(config: GenerationConfig, pipeline: AnomalyControlPipeline) -> Plan
         read_phrase=pipeline.semantics.read,
         base_digest=pipeline.card.base_digest,
     )
+
+
+def _trained_on(
+    config: GenerationConfig, planner: Planner, pipeline: AnomalyControlPipeline
+) -> list[dict[str, Any]]:
+    """Records of the images behind the generated ones: of base and adapter, last of the data.
+
+    Raises:
+        UserError: If model and data come from different splits.
+    """
+    data = planner.folder.used(planner.split)
+    base = pipeline.card.base
+    if config.base_path is not None:
+        base = base.model_copy(update={"path": config.base_path})
+    seen = dict.fromkeys((*locate.trained_on(base), *pipeline.card.seen))
+    refuse_mix(f"the model {config.model}", seen, f"the data {config.data}", data)
+    parts = [*(part for part in seen if part != data), data]
+    return [part.model_dump(mode="json") for part in parts]
 
 
 def _plan_images(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from acontrol.config import RunConfig
 from acontrol.data.features import FeatureFolder, feature_folder
 from acontrol.data.reader import ShardReader
+from acontrol.data.split import refuse_mix
 from acontrol.errors import UserError
 from acontrol.networks import hub, locate
 from acontrol.runs.lock import only_launch
@@ -35,11 +36,18 @@ class RunInputs:
         """Find shards and base.
 
         Raises:
-            UserError: If either is missing or invalid.
+            UserError: If either is missing or invalid, or they come from different splits.
         """
         config = absolute(config)
         reader = ShardReader(config.data.shards or "", config.data.cache_dir)
-        return cls(config, reader, locate.digest(config.base))
+        digest = locate.digest(config.base)
+        refuse_mix(
+            f"the base {config.base.path}",
+            locate.trained_on(config.base),
+            f"the shards {config.data.shards}",
+            reader.index.trained_on,
+        )
+        return cls(config, reader, digest)
 
     def features(self) -> FeatureFolder:
         """The precomputed features that fit this run, which may not exist yet."""

@@ -20,6 +20,7 @@ from acontrol.data.stream import TrainingStream, held_out
 from acontrol.interop.begin import load_init
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter
+from acontrol.networks import locate
 from acontrol.networks.inpainting import is_inpainting
 from acontrol.networks.load import BaseModels, load_base, quieten
 from acontrol.runs import storage
@@ -151,6 +152,7 @@ def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> Semant
         data_digest=reader.index.digest,
         seed=config.seed,
         steps=0,
+        trained_on=(*locate.trained_on(config.base), reader.index.trained_on),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(
