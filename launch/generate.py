@@ -34,7 +34,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     # Imported only once the settings are valid.
     from acontrol.data.mvtec import open_folder
 
-    open_folder(command.data)
+    open_folder(command.data, split_file=command.split_file)
     from acontrol.generation.run import generate
 
     if not command.model.startswith("models:"):

@@ -96,12 +96,13 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
 
 def _planner(config: GenerationConfig, pipeline: AnomalyControlPipeline) -> Planner:
     folder = open_folder(config.data, split_file=config.split_file)
+    elsewhere = config.normal is not None and config.normal.resolve() != config.data.resolve()
     return Planner(
         folder,
         split=config.split or pipeline.card.split,
         cells=pipeline.latent_side,
         masks_path=config.masks_path,
-        normal_folder=open_folder(config.normal) if config.normal else folder,
+        normal_folder=open_folder(config.normal or config.data) if elsewhere else folder,
         masks=config.masks,
         sampling=Sampling(**config.model_dump(include=set(Sampling.model_fields))),
         seed=config.seed,

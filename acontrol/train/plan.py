@@ -1,14 +1,16 @@
 """What a run is, resolved once: inputs, checkpoint to continue from, MLflow run."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from acontrol.config import RunConfig
+from acontrol.config import AdapterCard, RunConfig, TrainedOn
 from acontrol.data.features import FeatureFolder, feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.split import refuse_mix
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 from acontrol.networks import hub, locate
 from acontrol.runs.lock import only_launch
 from acontrol.runs.paths import absolute
@@ -41,12 +43,9 @@ class RunInputs:
         config = absolute(config)
         reader = ShardReader(config.data.shards or "", config.data.cache_dir)
         digest = locate.digest(config.base)
-        refuse_mix(
-            f"the base {config.base.path}",
-            locate.trained_on(config.base),
-            f"the shards {config.data.shards}",
-            reader.index.trained_on,
-        )
+        shards = f"the shards {config.data.shards}"
+        for owner, records in seen_before(config).items():
+            refuse_mix(owner, records, shards, reader.index.trained_on)
         return cls(config, reader, digest)
 
     def features(self) -> FeatureFolder:
@@ -114,6 +113,23 @@ class RunPlan(RunInputs):
     def has_features(self) -> bool:
         """Whether training reads precomputed features."""
         return self.config.data.features is not None and self.online_reason is None
+
+
+def seen_before(config: RunConfig) -> dict[str, tuple[TrainedOn, ...]]:
+    """What a run's base and initial weights come from.
+
+    Raises:
+        UserError: If a card is damaged.
+    """
+    seen = {f"the base {config.base.path}": locate.trained_on(config.base)}
+    file = Path(config.init or "", "config.json")
+    if config.init is not None and file.is_file():  # Not an IP-Adapter file.
+        try:
+            card = AdapterCard.model_validate(json.loads(file.read_bytes())["card"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"init {file}: not an adapter's: {one_line(error)}") from error
+        seen[f"init {config.init}"] = card.seen
+    return seen
 
 
 def unnamed(config: RunConfig) -> list[str]:

@@ -1,6 +1,7 @@
 """One rank: the worker process, with its heavy imports."""
 
 import contextlib
+import itertools
 import json
 import logging
 import tempfile
@@ -20,7 +21,6 @@ from acontrol.data.stream import TrainingStream, held_out
 from acontrol.interop.begin import load_init
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter
-from acontrol.networks import locate
 from acontrol.networks.inpainting import is_inpainting
 from acontrol.networks.load import BaseModels, load_base, quieten
 from acontrol.runs import storage
@@ -32,6 +32,7 @@ from acontrol.train.callbacks import RunObserver
 from acontrol.train.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import train
+from acontrol.train.plan import seen_before
 
 
 def train_rank(launch: Launch) -> None:
@@ -152,7 +153,7 @@ def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> Semant
         data_digest=reader.index.digest,
         seed=config.seed,
         steps=0,
-        trained_on=(*locate.trained_on(config.base), reader.index.trained_on),
+        trained_on=(*itertools.chain(*seen_before(config).values()), reader.index.trained_on),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(

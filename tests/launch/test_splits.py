@@ -17,7 +17,7 @@ from acontrol.masks.store import read_learned
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.locate import PARTS, built_in_adapter, built_in_base, digest
 from acontrol.presets import preset
-from acontrol.train.plan import RunInputs
+from acontrol.train.plan import RunInputs, seen_before
 from launch import evaluate, generate, shard
 from tests.launch.test_errors import error_of
 
@@ -95,6 +95,37 @@ def test_a_base_of_another_split_is_refused_with_shards(
     assert f"the base {base} comes from the split file of digest" in message
     assert f"the shards {shards['third']} from the first third of each defect" in message
     assert "give --split-file the same file everywhere, or nowhere" in message
+
+
+def test_initial_weights_of_another_split_are_refused(
+    wood: Path, record: TrainedOn, model: Callable[..., Path], tmp_path: Path
+) -> None:
+    shard.run([str(wood), "--out", str(tmp_path / "shards")])
+    own = TrainedOn(categories=("wood",), split="train")
+    for first, refused in ((own, False), (record, True)):
+        values = {"data.shards": str(tmp_path / "shards"), "init": str(model(first))}
+        config = preset("tiny").with_values(values)
+        if not refused:
+            assert [*seen_before(RunInputs.resolve(config).config).values()] == [(), (own,)]
+            continue
+        with pytest.raises(UserError, match=r"init .*model comes from the split file"):
+            RunInputs.resolve(config)
+
+
+def test_good_images_come_from_the_files_training_side(
+    wood: Path, record: TrainedOn, tmp_path: Path
+) -> None:
+    folder = open_folder(wood)
+    names = image_names(folder)
+    train = tuple(n for n in names if "/004." in n or n == "wood/test/good/001.png")
+    split = Split(train=train, test=tuple({*names} - {*train}))
+    file = tmp_path / "split.json"
+    file.write_text(split.model_dump_json())
+    for name, more in (("a", ()), ("b", ("--normal", wood))):
+        out = tmp_path / name
+        drawn(out, wood, built_in_adapter(), "--split-file", file, *more)
+        lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+        assert {line["normal"] for line in lines} == {"wood/test/good/001.png"}
 
 
 def test_references_come_from_the_file_and_its_digest_travels(
