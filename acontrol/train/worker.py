@@ -139,6 +139,7 @@ def _profiler(config: RunConfig, folder: StoragePath) -> torch.profiler.profile:
 def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> SemanticAdapter:
     """The initial adapter, with its card."""
     config = launch.config
+    seen = itertools.chain(*seen_before(config).values())
     card = AdapterCard(
         acontrol_version=__version__,
         base=config.base,
@@ -153,7 +154,7 @@ def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> Semant
         data_digest=reader.index.digest,
         seed=config.seed,
         steps=0,
-        trained_on=(*itertools.chain(*seen_before(config).values()), reader.index.trained_on),
+        trained_on=tuple(dict.fromkeys([*seen, reader.index.trained_on])),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(
