@@ -179,7 +179,7 @@ class MvtecFolder:
         """The names of the categories, sorted."""
         return tuple(sorted(self.folders))
 
-    def used(self, split: Literal["train", "test", "all"]) -> TrainedOn:
+    def trained_on(self, split: Literal["train", "test", "all"]) -> TrainedOn:
         """The record of weights that come from a part of this data."""
         digest = THIRD if self.split is None else self.split.digest
         return TrainedOn(categories=self.categories, split=split, split_digest=digest)

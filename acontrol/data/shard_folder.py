@@ -33,7 +33,7 @@ def shard_folder(config: ShardConfig) -> None:
     digest = THIRD
     if config.train_list is None:
         folder = open_folder(config.root, config.captions, config.split_file)
-        digest = folder.used(config.split).split_digest
+        digest = folder.trained_on(config.split).split_digest
         empty = empty_defects(folder)
         if empty and not config.skip_bad:
             raise UserError(empty[0])
@@ -46,7 +46,7 @@ def shard_folder(config: ShardConfig) -> None:
         if config.split_file is not None:
             folder = open_folder(config.root, split_file=config.split_file)
             _require_training(images, folder, config.train_list)
-            split, digest = "train", folder.used("train").split_digest
+            split, digest = "train", folder.trained_on("train").split_digest
     good = _checked(images, config, empty, bad)
     if config.dry_run or config.out is None:
         _count(good, config.shard_size)

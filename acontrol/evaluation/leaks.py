@@ -54,7 +54,7 @@ def refuse_seen_tests(
     Raises:
         UserError: For the first record of all images, or of another split.
     """
-    tested = real.used("train").model_copy(update={"categories": tuple(categories)})
+    tested = real.trained_on("train").model_copy(update={"categories": tuple(categories)})
     for part in trained_on:
         if part.split != "train" and part.shares(tested):
             images = {"all": "every image", "test": "the test images"}[part.split]
@@ -99,7 +99,7 @@ def refuse_leaking_shards(data: DataConfig, folder: MvtecFolder) -> None:
         f"the shards {data.shards}",
         [reader.index.trained_on],
         f"the test on {folder.root}",
-        folder.used("train"),
+        folder.trained_on("train"),
     )
     if reader.index.split != "train":
         raise UserError(

@@ -119,7 +119,7 @@ def _trained_on(
     Raises:
         UserError: If model and data come from different splits.
     """
-    data = planner.folder.used(planner.split)
+    data = planner.folder.trained_on(planner.split)
     base = pipeline.card.base
     if config.base_path is not None:
         base = base.model_copy(update={"path": config.base_path})

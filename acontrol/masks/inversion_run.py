@@ -124,7 +124,7 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
     """
     images: dict[DefectType, list[LabelledImage]] = {}
     folder = open_folder(root, split_file=config.split_file)
-    data = folder.used(config.split)
+    data = folder.trained_on(config.split)
     for image in folder.labelled(config.split, config.category, config.defect):
         images.setdefault((image.category, image.defect), []).append(image)
     if not images:

@@ -58,7 +58,7 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
     if config.output.exists():
         raise UserError(f"{config.output} exists already: name a new --output")
     folder = None if root is None else open_folder(root, split_file=config.split_file)
-    trained_on = [] if folder is None else [folder.used("train")]
+    trained_on = [] if folder is None else [folder.trained_on("train")]
     context, times = _context(config, root, trained_on)
     hold_out = config.hold_out
     if hold_out is None:

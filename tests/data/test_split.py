@@ -70,8 +70,8 @@ def test_a_split_by_third_is_the_default(built_in_data: Path, tmp_path: Path) ->
         assert own.labelled(part) == plain.labelled(part)  # type: ignore[arg-type]
         for category in plain.categories:
             assert own.normals(category, part) == plain.normals(category, part)  # type: ignore[arg-type]
-    assert plain.used("train").split_digest == THIRD
-    assert own.used("train").split_digest == read_split(file).digest != THIRD
+    assert plain.trained_on("train").split_digest == THIRD
+    assert own.trained_on("train").split_digest == read_split(file).digest != THIRD
 
 
 def test_no_piece_is_on_both_sides(
