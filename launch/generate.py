@@ -6,9 +6,10 @@
     python -m launch.generate --model MODEL --data ROOT --out DIR --replay OLD [--batch N]
 
 MODEL is a run's output folder, an adapter folder or models:/NAME@ALIAS. References and masks
-come from the part of ROOT that was trained on, normal images from its train/good or from
---normal ROOT. The same command resumes after a kill. DIR/manifest.jsonl records how each image
-was made and how it scored, DIR/report/index.html shows it; --replay reproduces it.
+come from the part of ROOT that was trained on (--split-file as in training), normal images from
+its train/good or from --normal ROOT. The same command resumes after a kill. DIR/manifest.jsonl
+records how each image was made and how it scored, DIR/report/index.html shows it; --replay
+reproduces it.
 """
 
 import os
@@ -35,7 +36,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     # Imported only once the settings are valid.
     from acontrol.data.mvtec import open_folder
 
-    open_folder(command.data, command.captions)
+    open_folder(command.data, command.captions, split_file=command.split_file)
     from acontrol.generation.run import generate
 
     if not command.model.startswith("models:"):
@@ -58,7 +59,10 @@ def _absolute(command: GenerationConfig) -> GenerationConfig:
     """
     if command.num_workers == 1 and not in_ray_job():
         return command
-    names = ("model", "data", "out", "captions", "normal", "requests", "replay", "masks_path")
+    names = (
+        *("model", "data", "out", "captions", "normal", "requests", "replay", "masks_path"),
+        "split_file",
+    )
     changed: dict[str, Any] = {}
     for name in (*names, "base_path"):
         value = getattr(command, name)

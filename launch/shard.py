@@ -1,10 +1,10 @@
 """Write a folder of defects in MVTec AD's layout as WebDataset shards with an index.
 
-    python -m launch.shard ROOT --out DIR [--split train|test|all] [--resolution PX]
+    python -m launch.shard ROOT --out DIR [--split-file FILE] [--resolution PX]
 
-ROOT holds categories, or is one. The default split takes the first third of each defect's
-images, as the paper does. The same input gives the same bytes; an earlier set at DIR is
-replaced only once the new one is whole.
+ROOT holds categories, or is one. The default split takes the training images of the split
+file, without one the first third of each defect's, as the paper does. The same input gives the
+same bytes; an earlier set at DIR is replaced only once the new one is whole.
 """
 
 from collections.abc import Sequence

@@ -7,10 +7,12 @@ its validation on loading. Validation never changes a value; derived values are 
 from acontrol.config.method import AseaConfig, CsmConfig, DropoutConfig, SgaConfig
 from acontrol.config.run import (
     BUILT_IN,
+    THIRD,
     AdapterCard,
     BaseConfig,
     DataConfig,
     RunConfig,
+    TrainedOn,
     check_scheme,
 )
 from acontrol.config.settings import Settings, unit_interval
@@ -29,6 +31,7 @@ from acontrol.config.training import (
 
 __all__ = [
     "BUILT_IN",
+    "THIRD",
     "AdapterCard",
     "AseaConfig",
     "BaseConfig",
@@ -46,6 +49,7 @@ __all__ = [
     "Settings",
     "SgaConfig",
     "TrackingConfig",
+    "TrainedOn",
     "ValidationConfig",
     "ZeroConfig",
     "check_scheme",

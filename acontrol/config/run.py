@@ -20,6 +20,7 @@ from acontrol.config.training import (
 )
 
 REGION_SIDE = 4.0  # Of data.target_view region, in longest sides of the defect.
+THIRD = "third"  # The record of the split without a split file.
 BUILT_IN = "tiny"  # base.path of the base that ships with acontrol.
 SCHEMES = (
     *("abfs", "abfss", "adl", "az", "file", "ftp", "gcs", "gs", "hdfs", "hf", "http", "https"),
@@ -198,6 +199,22 @@ class RunConfig(Settings):
         return self.optim.batch_size // (self.cluster.num_workers * self.optim.accumulation)
 
 
+class TrainedOn(Settings):
+    """Images that weights come from, as their card records it."""
+
+    categories: tuple[str, ...] | None = Field(None, description="None: unknown.")
+    split: Literal["train", "test", "all"]
+    split_digest: str = Field(
+        THIRD, description="Which images are 'train': 'third', or a split file's digest."
+    )
+
+    def shares(self, data: "TrainedOn") -> bool:
+        """Whether the two may have a category in common."""
+        return None in (self.categories, data.categories) or bool(
+            {*(self.categories or ())} & {*(data.categories or ())}
+        )
+
+
 class AdapterCard(Settings):
     """The base that an adapter's weights fit, and how C' is computed.
 
@@ -227,3 +244,11 @@ class AdapterCard(Settings):
     data_digest: str = Field(description="sha256 of the shards' index.")
     seed: int
     steps: int = Field(ge=0, description="Optimizer steps behind the weights.")
+    trained_on: tuple[TrainedOn, ...] | None = Field(
+        None, description="Images behind the base and these weights; None: not recorded."
+    )
+
+    @property
+    def seen(self) -> tuple[TrainedOn, ...]:
+        """What the weights come from; a card without a record is one of the first third."""
+        return (TrainedOn(split=self.split),) if self.trained_on is None else self.trained_on

@@ -5,6 +5,7 @@ Pixels are read as stored: EXIF orientation is not applied, since masks have non
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import stat
@@ -271,6 +272,12 @@ def pictures(images: Tensor) -> list[Image.Image]:
     """Convert (batch, 3, height, width) in [-1, 1] to PIL, rounded to the nearest level."""
     levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in levels.cpu()]
+
+
+def pixel_digest(pixels: npt.NDArray[np.uint8]) -> str:
+    """Digest of an image's pixels, whatever the file format."""
+    shape = "x".join(str(length) for length in pixels.shape)
+    return hashlib.sha256(shape.encode() + pixels.tobytes()).hexdigest()
 
 
 def encode_png(image: Image.Image) -> bytes:

@@ -9,11 +9,17 @@ import hashlib
 import textwrap
 from collections import Counter
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
-from acontrol.config import Settings
+from acontrol.config import THIRD, Settings, TrainedOn
 from acontrol.errors import UserError, explain
 
 INDEX_NAME = "index.json"
@@ -86,9 +92,30 @@ class ShardIndex(Settings):
 
     format: Literal["acontrol-shards-1"] = "acontrol-shards-1"
     split: Literal["train", "test", "all"]
+    split_digest: str = Field(
+        THIRD, description="Which images are 'train': 'third', or a split file's digest."
+    )
     resolution: int | None = Field(description="Longest short side in pixels; null: unscaled.")
     num_samples: int = Field(ge=1)
     shards: tuple[Shard, ...]
+
+    @model_serializer(mode="wrap")
+    def _without_the_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Shards of the first third have the bytes and the digest from before split files."""
+        values: dict[str, Any] = handler(self)
+        if self.split_digest == THIRD:
+            values.pop("split_digest", None)
+        return values
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """The record of weights that come from these shards."""
+        categories = {sample.category for shard in self.shards for sample in shard.samples}
+        return TrainedOn(
+            categories=tuple(sorted(categories)),
+            split=self.split,
+            split_digest=self.split_digest,
+        )
 
     @property
     def digest(self) -> str:

@@ -10,6 +10,7 @@
 Listing decodes nothing; `acontrol.data.validation` checks the files.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from acontrol.config import THIRD, TrainedOn
 from acontrol.data import prompts
 from acontrol.data.images import image_size, read_mask
-from acontrol.data.split import training_third
+from acontrol.data.split import Split, read_split, training_third
 from acontrol.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -163,16 +165,28 @@ class MvtecFolder:
         root: The folder.
         folders: The folder of each category.
         captions: Captions from a JSON file, if any.
+        split: Which images train, from a split file; None is the first third of each defect
+            and the good images in train/good.
     """
 
     root: Path
     folders: Mapping[str, Path]
     captions: prompts.Captions | None = None
+    split: Split | None = None
 
     @property
     def categories(self) -> tuple[str, ...]:
         """The names of the categories, sorted."""
         return tuple(sorted(self.folders))
+
+    def trained_on(self, split: Literal["train", "test", "all"]) -> TrainedOn:
+        """The record of weights that come from a part of this data."""
+        digest = THIRD if self.split is None else self.split.digest
+        return TrainedOn(categories=self.categories, split=split, split_digest=digest)
+
+    def name_of(self, category: str, file: Path) -> str:
+        """An image's name in a split file."""
+        return f"{category}/{file.relative_to(self.folders[category]).as_posix()}"
 
     def defect_types(self, category: str) -> tuple[str, ...]:
         """The names of a category's defect folders, sorted, including empty ones.
@@ -191,8 +205,17 @@ class MvtecFolder:
         Raises:
             UserError: If the category is unknown, or two images share an id.
         """
-        good = [f for f in subfolders(self._folder(category) / part) if _is_good(f)]
-        return tuple(path for folder in good for _, path in sorted(by_id(folder).items()))
+        parts = (part,) if self.split is None else ("train", "test")
+        folders = [f for name in parts for f in subfolders(self._folder(category) / name)]
+        good = [path for f in folders if _is_good(f) for _, path in sorted(by_id(f).items())]
+        if self.split is None:
+            return tuple(good)
+        training = self.split.training
+        return tuple(
+            path
+            for path in good
+            if (self.name_of(category, path) in training) == (part == "train")
+        )
 
     def labelled(
         self,
@@ -206,8 +229,8 @@ class MvtecFolder:
         Masks are not read: a missing one is an error of `LabelledImage.read_mask`.
 
         Args:
-            split: "train" for the first third of each defect (`training_third`), "test" for
-                the rest, "all" for both.
+            split: "train" for the first third of each defect (`training_third`), or what the
+                split file says, "test" for the rest, "all" for both.
             category: Only this category.
             defect: Only this defect, in each category that has it.
             left_out: If given, images with a bad name or a shared id are left out and a message
@@ -218,8 +241,8 @@ class MvtecFolder:
 
         Raises:
             UserError: If the category or defect is unknown, a caption file is malformed, a
-                selected defect has fewer than three images for split "train", or, without
-                ``left_out``, two images or masks share an id or a name is not UTF-8.
+                selected defect has no image in split "train", or, without ``left_out``, two
+                images or masks share an id or a name is not UTF-8.
         """
         if split not in ("train", "test", "all"):
             raise ValueError(f"split must be 'train', 'test' or 'all', got {split!r}")
@@ -241,7 +264,7 @@ class MvtecFolder:
                 for name, paths in images.items():
                     only(name, paths)
         if split == "train":
-            self._require_three(files)
+            self._require_training(files)
         phrases = {
             name: prompts.load_phrases(self.folders[name] / "prompt" / "phrases.json")
             for name in defects
@@ -259,19 +282,36 @@ class MvtecFolder:
             raise UserError(_unknown(self.root, "category", category, self.categories))
         return self.folders[category]
 
-    def _require_three(self, files: Mapping[tuple[str, str], Mapping[str, list[Path]]]) -> None:
+    def _training_ids(
+        self, category: str, defect: str, images: Mapping[str, list[Path]]
+    ) -> set[str]:
+        if self.split is None:
+            return {*training_third(list(images))}
+        names = {name: self.name_of(category, paths[0]) for name, paths in images.items()}
+        return {name for name in names if names[name] in self.split.training}
+
+    def _require_training(
+        self, files: Mapping[tuple[str, str], Mapping[str, list[Path]]]
+    ) -> None:
         few = [
             f"{category}/{defect} ({len(images)})"
             for (category, defect), images in files.items()
-            if not training_third(list(images))
+            if not self._training_ids(category, defect, images)
         ]
-        if few:
-            more = f" and {len(few) - _LISTED} more" if len(few) > _LISTED else ""
+        if not few:
+            return
+        more = f" and {len(few) - _LISTED} more" if len(few) > _LISTED else ""
+        listed = f"{', '.join(few[:_LISTED])}{more}"
+        if self.split is not None:
             raise UserError(
-                f"{self.root}: the training split is the first third of each defect's images, "
-                f"and these have fewer than three: {', '.join(few[:_LISTED])}{more}; "
-                "add images (shards can hold every image, by launch.shard --split all)"
+                f"{self.root}: the split file has no training image of {listed}; make the "
+                "split again with launch.split"
             )
+        raise UserError(
+            f"{self.root}: the training split is the first third of each defect's images, "
+            f"and these have fewer than three: {listed}; "
+            "add images (shards can hold every image, by launch.shard --split all)"
+        )
 
     def _defect(
         self,
@@ -284,7 +324,7 @@ class MvtecFolder:
     ) -> list[LabelledImage]:
         """One defect's images in the split, sorted by id."""
         ids = sorted(images)
-        train = set(training_third(ids))
+        train = self._training_ids(category, defect, images)
         folder = self.folders[category]
         truth = folder / "ground_truth" / defect
         masks = image_files(truth)
@@ -314,7 +354,9 @@ class MvtecFolder:
 
 
 def open_folder(
-    root: str | os.PathLike[str], captions: str | os.PathLike[str] | None = None
+    root: str | os.PathLike[str],
+    captions: str | os.PathLike[str] | None = None,
+    split_file: str | os.PathLike[str] | None = None,
 ) -> MvtecFolder:
     """Open a folder of categories, or one category.
 
@@ -323,10 +365,11 @@ def open_folder(
             resolved path; otherwise each such folder inside it is a category.
         captions: JSON file of captions (`prompts.Captions`). An image's own caption file takes
             precedence over it, and it over the template.
+        split_file: Which images train (`acontrol.data.split`); by default the first third.
 
     Raises:
-        UserError: If the folder is missing or has another layout, or the captions are
-            malformed or cover none of its categories.
+        UserError: If the folder is missing or has another layout, the captions are malformed
+            or cover none of its categories, or the split file is malformed or of other images.
     """
     path = Path(root)
     if not path.is_dir():
@@ -344,7 +387,25 @@ def open_folder(
             f"{captions}: has captions for none of the categories of {path}; name these: "
             f"{', '.join(sorted(folders))}"
         )
-    return MvtecFolder(path, folders, loaded)
+    folder = MvtecFolder(path, folders, loaded)
+    if split_file is None:
+        return folder
+    split = read_split(split_file)
+    split.check(image_names(folder), Path(split_file), path)
+    return dataclasses.replace(folder, split=split)
+
+
+def image_names(folder: MvtecFolder) -> list[str]:
+    """The names in a split file of all images, good and defective ones."""
+    return [
+        folder.name_of(category, file)
+        for category, own in folder.folders.items()
+        for part in ("train", "test")
+        for images in subfolders(own / part)
+        if part == "test" or _is_good(images)
+        for files in image_files(images).values()
+        for file in files
+    ]
 
 
 def _unknown(folder: Path, noun: str, name: str, choices: Sequence[str]) -> str:

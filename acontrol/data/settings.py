@@ -1,4 +1,4 @@
-"""Every setting of launch.shard."""
+"""Every setting of launch.split and launch.shard."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,6 +6,21 @@ from typing import Literal
 from pydantic import Field
 
 from acontrol.config import Settings
+
+SPLIT_FILE = "Which images train, from launch.split; by default the first third of each defect."
+
+
+class SplitConfig(Settings):
+    """How a data set is split."""
+
+    root: Path = Field(
+        description="Folder of categories in MVTec AD's layout, or one category."
+    )
+    by: Literal["third", "pieces"] = Field(
+        description="The paper's first third, or with photographs of a piece on one side."
+    )
+    out: Path = Field(description="File to write; an earlier split is replaced.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Which pieces train follows from it.")
 
 
 class ShardConfig(Settings):
@@ -18,6 +33,7 @@ class ShardConfig(Settings):
     split: Literal["train", "test", "all"] = Field(
         "train", description="First third of each defect's images, the rest, or all."
     )
+    split_file: Path | None = Field(None, description=SPLIT_FILE)
     resolution: int | None = Field(
         512,
         ge=16,
@@ -32,7 +48,7 @@ class ShardConfig(Settings):
         None,
         description="JSON list of the authors' repository with training images and captions: "
         "[{image_file, mask_file, text, subject_text}]. Replaces --split, which is then "
-        "recorded as 'all'.",
+        "recorded as 'all'; or as 'train' with --split-file, which must train all of them.",
     )
     skip_bad: bool = Field(
         False, description="Leave out, list and count bad images instead of stopping."

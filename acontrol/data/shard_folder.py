@@ -3,10 +3,12 @@
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
-from acontrol.data.mvtec import LabelledImage, open_folder
+from acontrol.config import THIRD
+from acontrol.data.mvtec import LabelledImage, MvtecFolder, open_folder
 from acontrol.data.settings import ShardConfig
 from acontrol.data.shards import check_replaceable, write_shards
 from acontrol.data.train_list import read_train_list
@@ -28,16 +30,23 @@ def shard_folder(config: ShardConfig) -> None:
         check_replaceable(config.out)
     empty: list[str] = []
     bad: list[str] = []
+    digest = THIRD
     if config.train_list is None:
-        folder = open_folder(config.root, captions=config.captions)
+        folder = open_folder(config.root, config.captions, config.split_file)
+        digest = folder.trained_on(config.split).split_digest
         empty = empty_defects(folder)
         if empty and not config.skip_bad:
             raise UserError(empty[0])
         images = folder.labelled(config.split, left_out=bad if config.skip_bad else None)
         split = config.split
     else:
-        # The list's split is unknown; whoever evaluates must keep training images out.
-        images, split = read_train_list(config.root, config.train_list), "all"
+        images = read_train_list(config.root, config.train_list)
+        # Without a file the list's split is unknown: it may name what tests.
+        split = "all"
+        if config.split_file is not None:
+            folder = open_folder(config.root, split_file=config.split_file)
+            _require_training(images, folder, config.train_list)
+            split, digest = "train", folder.trained_on("train").split_digest
     good = _checked(images, config, empty, bad)
     if config.dry_run or config.out is None:
         _count(good, config.shard_size)
@@ -46,11 +55,25 @@ def shard_folder(config: ShardConfig) -> None:
         good,
         config.out,
         split=split,
+        split_digest=digest,
         resolution=config.resolution,
         shard_size=config.shard_size,
         progress=lambda images: _progress(images, "writing"),
     )
     print(f"{index.num_samples} samples in {len(index.shards)} shards: {config.out}")
+
+
+def _require_training(
+    images: Sequence[LabelledImage], folder: MvtecFolder, train_list: Path
+) -> None:
+    """Refuse a list of training images that a split file has among its test images."""
+    training = {row.image for row in folder.labelled("train")}
+    for image in images:
+        if image.image not in training:
+            raise UserError(
+                f"{train_list}: names {image.image}, which is not in the split file's train: "
+                "put it there, or leave it out of the list"
+            )
 
 
 def _checked(

@@ -17,6 +17,7 @@ from typing import Literal
 import webdataset
 from PIL import Image
 
+from acontrol.config import THIRD
 from acontrol.data.images import encode_png, read_image, shrink_mask
 from acontrol.data.index import (
     INDEX_NAME,
@@ -45,6 +46,7 @@ def write_shards(
     out: str | os.PathLike[str],
     *,
     split: Literal["train", "test", "all"],
+    split_digest: str = THIRD,
     resolution: int | None = 512,
     shard_size: int = 128,
     progress: Callable[[Iterable[LabelledImage]], Iterable[LabelledImage]] = iter,
@@ -59,6 +61,7 @@ def write_shards(
             within each shard: training shuffles within blocks of shards.
         out: Folder to create.
         split: Recorded in the index.
+        split_digest: Recorded in the index.
         resolution: Longest shorter side; larger images are scaled down. None keeps the size.
         shard_size: Samples per shard.
         progress: Wraps the images, to show a progress bar.
@@ -89,7 +92,11 @@ def write_shards(
         for _ in remaining:  # Lets a progress bar close.
             pass
         index = ShardIndex(
-            split=split, resolution=resolution, num_samples=len(ordered), shards=tuple(shards)
+            split=split,
+            split_digest=split_digest,
+            resolution=resolution,
+            num_samples=len(ordered),
+            shards=tuple(shards),
         )
         (folder / INDEX_NAME).write_text(index.model_dump_json(indent=1) + "\n")
         replaced = Path(scratch, "replaced")

@@ -18,7 +18,7 @@ from acontrol.evaluation.comparison import (
 )
 from acontrol.evaluation.dataset import CategoryDataset, Folders, check
 from acontrol.evaluation.estimate import seconds_a_detector
-from acontrol.evaluation.leaks import refuse_leaking_shards
+from acontrol.evaluation.leaks import refuse_leaking_shards, refuse_seen_tests
 from acontrol.evaluation.localization import Localization
 from acontrol.evaluation.protocol import METRICS, PROTOCOLS
 from acontrol.evaluation.report import Report, Table
@@ -27,6 +27,7 @@ from acontrol.evaluation.settings import ROWS, AblationConfig
 from acontrol.generation.run import generate
 from acontrol.generation.settings import GenerationConfig
 from acontrol.masks.perlin import perlin_blobs
+from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.runs.cluster import joined_cluster
 from acontrol.runs.mlflow_client import tracking_uri
@@ -45,14 +46,17 @@ def run_ablation(config: AblationConfig) -> None:
         UserError: If a setting or the data must be fixed.
     """
     rows, real, out = _checked_rows(config)
+    split_file = config.split_file and config.split_file.resolve()
     quieten()
     base = absolute(config.run.model_copy(update={"output": str(out)}))
-    folder = open_folder(real)
+    folder = open_folder(real, split_file=split_file)
+    seen = locate.trained_on(base.base)
+    refuse_seen_tests(f"the base {base.base.path}", seen, folder, folder.categories)
     refuse_leaking_shards(base.data, folder)
     budget = BUDGETS[config.budget]
     count = config.count or budget.pairs
     sets = {row: out / "rows" / row / "images" for row in rows}
-    folders = Folders(real, sets, budget.size, budget.pairs)
+    folders = Folders(real, sets, budget.size, budget.pairs, split_file=split_file)
     checked = {category: check(folders, category, ["real"]) for category in folder.categories}
     note = note_near_duplicates(checked)
     for name in config.features:
@@ -89,6 +93,7 @@ def run_ablation(config: AblationConfig) -> None:
                 GenerationConfig(
                     model=str(run.output),
                     data=real,
+                    split_file=split_file,
                     out=sets[row],
                     count=count,
                     gate="off",
@@ -160,8 +165,9 @@ def _report(
     tracker: Tracker,
 ) -> None:
     """Measure the generated sets, summarise the detectors, and write tables, plot and page."""
-    real = open_folder(experiment.folders.root)
-    sets = {row: open_folder(path) for row, path in experiment.folders.synthetic.items()}
+    folders = experiment.folders
+    real = open_folder(folders.root, split_file=folders.split_file)
+    sets = {row: open_folder(path) for row, path in folders.synthetic.items()}
     rows = list(sets)
     model = str(out / "rows" / _adapter_of(rows[0]) / "run")
     backends = [load_backend(name, config.weights, model) for name in config.features]

@@ -13,9 +13,11 @@ from tqdm import tqdm
 
 from acontrol.config import ClusterConfig
 from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.data.split import in_words, read_split
 from acontrol.errors import UserError
 from acontrol.evaluation.budget import Schedule
 from acontrol.evaluation.dataset import CONTROLS, CheckedData, Folders, check
+from acontrol.evaluation.leaks import job_of, refuse_seen_tests
 from acontrol.evaluation.results import Experiment, TrainingJob, is_done
 from acontrol.evaluation.settings import ComparisonConfig
 from acontrol.networks.load import quieten
@@ -124,8 +126,15 @@ class Plan(Generic[Budget]):
         return (
             f"Budget {budget_name}: {self.budget.describe()}{network}. Data "
             f"{self.folders.root.name}, categories: {categories}; seeds: {self.config.seeds}."
-            f"{self.note}"
+            f"{self.split_note}{self.note}"
         )
+
+    @property
+    def split_note(self) -> str:
+        """A sentence on the split file, if there is one."""
+        if self.folders.split_file is None:
+            return ""
+        return f" Trained and tested by {in_words(read_split(self.folders.split_file).digest)}."
 
 
 def plan_comparison(
@@ -161,7 +170,16 @@ def plan_comparison(
         f"({', '.join(sources)}) x {config.seeds} seeds",
         flush=True,
     )
-    folders = Folders(config.real.resolve(), synthetic, budget.size, budget.pairs)
+    folders = Folders(
+        config.real.resolve(),
+        synthetic,
+        budget.size,
+        budget.pairs,
+        split_file=config.split_file and config.split_file.resolve(),
+    )
+    real = open_folder(folders.root, split_file=folders.split_file)
+    for name, path in synthetic.items():
+        refuse_seen_tests(f"--synthetic {name}", job_of(open_folder(path)), real, categories)
     checked = {category: check(folders, category, sources, base) for category in categories}
     note = note_near_duplicates(checked)
     if note and config.new_pieces:

@@ -38,6 +38,7 @@ class Folders:
         size: Side that images are resized to, in pixels.
         pairs: Most synthetic pairs of a defect.
         left_out: Real images to leave out of the test set.
+        split_file: Which real images train; by default the first third.
     """
 
     root: Path
@@ -45,6 +46,7 @@ class Folders:
     size: int
     pairs: int
     left_out: frozenset[Path] = frozenset()
+    split_file: Path | None = None
 
 
 class CategoryDataset:
@@ -54,10 +56,10 @@ class CategoryDataset:
         """Open the folders.
 
         Raises:
-            UserError: If the real folder is not a data set.
+            UserError: If the real folder is not a data set, or not that of the split file.
         """
         self.folders, self.category = folders, category
-        self.real = open_folder(folders.root)
+        self.real = open_folder(folders.root, split_file=folders.split_file)
         self._parts: dict[str, ImageSet] = {}
 
     def part(self, name: str) -> ImageSet:
@@ -65,7 +67,7 @@ class CategoryDataset:
 
         Args:
             name: "normals", "defects" (test images), "test" (those and good ones), "real" (the
-                training third), or the name of a synthetic folder.
+                training images), or the name of a synthetic folder.
 
         Raises:
             UserError: If an image is bad, or the part is empty.

@@ -1,6 +1,5 @@
 """Images of one category in memory, at the detector's size, with masks."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from acontrol.data.images import fit, read_image
+from acontrol.data.images import fit, pixel_digest, read_image
 from acontrol.data.mvtec import LabelledImage
 
 _WHOLE = 1 - 1e-6  # Bilinear weights sum to 1 up to rounding.
@@ -68,7 +67,7 @@ def load(normals: Sequence[Path], labelled: Sequence[LabelledImage], size: int) 
         images.append(((image + 1) * 127.5).round().to(torch.uint8))
         masks.append((mask[0] > 0) & bool(truth.any()))
         truncated.append(truncate(torch.from_numpy(truth), size))
-        digests.append(digest(pixels))
+        digests.append(pixel_digest(pixels))
     return ImageSet(
         torch.stack(images) if images else torch.zeros(0, 3, size, size, dtype=torch.uint8),
         torch.stack(masks) if masks else torch.zeros(0, size, size, dtype=torch.bool),
@@ -85,9 +84,3 @@ def truncate(mask: Bool[Tensor, "height width"], size: int) -> Bool[Tensor, "siz
         mask[None, None].double(), size=(size, size), mode="bilinear", align_corners=False
     )
     return resized[0, 0] >= _WHOLE
-
-
-def digest(pixels: npt.NDArray[np.uint8]) -> str:
-    """Digest of an image's pixels, whatever the file format."""
-    shape = "x".join(str(length) for length in pixels.shape)
-    return hashlib.sha256(shape.encode() + pixels.tobytes()).hexdigest()

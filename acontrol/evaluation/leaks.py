@@ -3,16 +3,20 @@
 Near duplicates, other photographs of the same piece, are only reported: near_duplicates.py.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from acontrol.config import DataConfig
-from acontrol.data.images import read_image
+from acontrol.config import DataConfig, TrainedOn
+from acontrol.data.images import pixel_digest, read_image
 from acontrol.data.mvtec import MvtecFolder
 from acontrol.data.reader import ShardReader
-from acontrol.errors import UserError
-from acontrol.evaluation.images import ImageSet, digest
+from acontrol.data.split import refuse_mix
+from acontrol.errors import UserError, one_line
+from acontrol.evaluation.images import ImageSet
+
+JOB = "job.json"  # Of launch.generate, next to its categories.
 
 
 def refuse_leaks(test: ImageSet, training: Iterable[ImageSet]) -> None:
@@ -36,6 +40,54 @@ def refuse_leaks(test: ImageSet, training: Iterable[ImageSet]) -> None:
         )
 
 
+def refuse_seen_tests(
+    owner: str, trained_on: Iterable[TrainedOn], real: MvtecFolder, categories: Sequence[str]
+) -> None:
+    """Refuse weights, or images drawn by them, that have seen what is tested on.
+
+    Args:
+        owner: What they are, for the message.
+        trained_on: Their records.
+        real: The real data, with its split.
+        categories: Its categories that are tested on.
+
+    Raises:
+        UserError: For the first record of all images, or of another split.
+    """
+    tested = real.trained_on("train").model_copy(update={"categories": tuple(categories)})
+    for part in trained_on:
+        if part.split != "train" and part.shares(tested):
+            images = {"all": "every image", "test": "the test images"}[part.split]
+            raise UserError(
+                f"{owner} comes from {images} of {', '.join(part.categories or ['its data'])}, "
+                "so a test on them proves nothing: train it on the training images alone, "
+                "from launch.pretrain and launch.shard on"
+            )
+    refuse_mix(owner, trained_on, f"the test on {real.root}", tested)
+
+
+def job_of(folder: MvtecFolder) -> tuple[TrainedOn, ...]:
+    """The records of the images behind a generated folder; empty if they are unknown.
+
+    Raises:
+        UserError: If its job.json is damaged.
+    """
+    # A category of a generated folder may be given alone.
+    alone = [*folder.folders.values()] == [folder.root]
+    for file in [folder.root / JOB, *([folder.root.resolve().parent / JOB] if alone else [])]:
+        if file.is_file():
+            try:
+                job = json.loads(file.read_bytes())
+                own = {"categories": folder.categories, "split": job["split"]}
+                parts = job.get("trained_on", [own])  # A job from before split files.
+                return tuple(TrainedOn.model_validate(part) for part in parts)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise UserError(
+                    f"{file}: is damaged ({one_line(error)}); restore it"
+                ) from error
+    return ()
+
+
 def refuse_leaking_shards(data: DataConfig, folder: MvtecFolder) -> None:
     """Refuse shards with an image that detectors are tested on.
 
@@ -43,15 +95,21 @@ def refuse_leaking_shards(data: DataConfig, folder: MvtecFolder) -> None:
         UserError: For the first, or if the shards hold more than the training split.
     """
     reader = ShardReader(data.shards or "", data.cache_dir)
+    refuse_mix(
+        f"the shards {data.shards}",
+        [reader.index.trained_on],
+        f"the test on {folder.root}",
+        folder.trained_on("train"),
+    )
     if reader.index.split != "train":
         raise UserError(
             f"{data.shards}: holds split {reader.index.split!r}, with the images that "
             "detectors are tested on; write it with launch.shard --split train"
         )
-    tested = {digest(read_image(row.image)): row.image for row in folder.labelled("test")}
+    tested = {pixel_digest(read_image(row.image)): row.image for row in folder.labelled("test")}
     for number, (_, sample) in enumerate(reader.places):
         pixels = np.asarray(reader.read(number).image.convert("RGB"))
-        test_image = tested.get(digest(pixels))
+        test_image = tested.get(pixel_digest(pixels))
         if test_image:
             raise UserError(
                 f"{data.shards}: its sample {sample.key} is the test image {test_image}, "

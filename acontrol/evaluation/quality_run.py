@@ -7,14 +7,18 @@ from collections.abc import Mapping, Sequence
 from tqdm import tqdm
 
 from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.data.split import in_words
 from acontrol.errors import UserError
 from acontrol.evaluation import figures, published, quality
 from acontrol.evaluation.backends import load_backend
 from acontrol.evaluation.comparison import chosen_categories, named_folders
+from acontrol.evaluation.leaks import job_of, refuse_seen_tests
 from acontrol.evaluation.quality import DefectType
 from acontrol.evaluation.report import Report, Table
 from acontrol.evaluation.settings import QualityConfig
+from acontrol.networks import locate
 from acontrol.networks.load import quieten
+from acontrol.pipelines.loading import load_adapter
 from acontrol.runs.results import results_in
 
 Scores = Mapping[tuple[str, str], Mapping[str, float]]
@@ -30,12 +34,18 @@ def run_quality(config: QualityConfig) -> None:
     folders = {
         name: open_folder(path) for name, path in named_folders(config.synthetic).items()
     }
-    real = open_folder(config.real)
+    real = open_folder(config.real, split_file=config.split_file)
     backends = [
         load_backend(name, config.weights, config.model, config.precision)
         for name in dict.fromkeys(config.features)
     ]
     categories = chosen_categories(real, config.category)
+    for name, folder in folders.items():
+        refuse_seen_tests(f"--synthetic {name}", job_of(folder), real, categories)
+    if config.model is not None and "vlm" in config.features:
+        card = load_adapter(config.model)[1]
+        base = f"the base of --model {config.model}"
+        refuse_seen_tests(base, locate.trained_on(card.base), real, categories)
     defect_types = quality.read_defect_types(real, categories)
     _check_defects(folders, defect_types)
     out = config.out.resolve()
@@ -58,6 +68,8 @@ def run_quality(config: QualityConfig) -> None:
         report = Report(out, "How good are the generated defects?")
         columns = quality.column_names(backends)
         about = f"Data {config.real.resolve().name}: {len(defect_types)} kinds of defect. "
+        if real.split is not None:
+            about += f"Trained and tested by {in_words(real.split.digest)}. "
         about += "".join(
             f"{source} has {len(own)} of them. "
             for source, own in scores.items()

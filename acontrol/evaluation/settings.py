@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from acontrol.config import Precision, RunConfig, Settings, TrackingConfig
+from acontrol.data.settings import SPLIT_FILE
 
 # Rows of an ablation: base alone (gamma 0), C' of the image alone, image and text, ASEA.
 ROWS = ("nothing", "sga", "csm", "t1", "t2", "t3", "t4", "t5")
@@ -18,6 +19,7 @@ class QualityConfig(Settings):
     synthetic: tuple[str, ...] = Field(
         description="Folders of generated pairs in the same layout: DIR or NAME=DIR."
     )
+    split_file: Path | None = Field(None, description=SPLIT_FILE)
     out: Path = Field(description="Folder for results.")
     category: tuple[str, ...] = Field((), description="Only these categories; by default all.")
     features: tuple[Literal["inception", "lpips-vgg", "vlm"], ...] = Field(
@@ -40,6 +42,7 @@ class ComparisonConfig(Settings):
     """Settings that localization and classification share."""
 
     real: Path = Field(description="Folder of real images, in MVTec AD's layout.")
+    split_file: Path | None = Field(None, description=SPLIT_FILE)
     out: Path | None = Field(
         None,
         description="Folder for results, needed without --dry-run; the same one continues.",
@@ -105,6 +108,7 @@ class AblationConfig(RunConfig):
     """Settings of launch.evaluate ablation: those that rows share, and the measurement."""
 
     real: Path | None = Field(None, description="Folder of real images, in MVTec AD's layout.")
+    split_file: Path | None = Field(None, description=SPLIT_FILE)
     out: Path | None = Field(None, description="Folder for results; the same one continues.")
     rows: str = Field(",".join(ROWS), description="Comma-separated rows to compare.")
     budget: Literal["paper", "small", "smallest"] = Field(

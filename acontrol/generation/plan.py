@@ -164,6 +164,7 @@ class Planner:
             files=masks_path,
             base_digest=base_digest,
             split=split,
+            split_digest=folder.trained_on(split).split_digest,
         )
         self.masks: SourceName = masks
         self.sampling = sampling or Sampling()

@@ -8,6 +8,7 @@ import diffusers
 import torch
 import transformers
 
+from acontrol.config import THIRD
 from acontrol.errors import UserError
 from acontrol.generation.job import FORMAT, read_job
 from acontrol.generation.manifest import Roots, planned_of
@@ -60,4 +61,9 @@ def replayed(
     if not groups:
         raise UserError(f"--replay {folder}: has no batch {number}")
     settings = {name: metadata[name] for name in ("split", "gate", "finish")}
+    before = metadata.get("trained_on", [{"split_digest": THIRD}])  # A job from before.
+    if before[-1]["split_digest"] != current["trained_on"][-1]["split_digest"]:
+        raise UserError(f"--replay {folder}: was drawn with another --split-file than this")
+    if "trained_on" in metadata:
+        settings["trained_on"] = before
     return {**current, **settings}, list(groups.values())

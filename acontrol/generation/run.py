@@ -11,6 +11,7 @@ from tqdm import tqdm
 from acontrol.config import AdapterCard
 from acontrol.data.mvtec import open_folder
 from acontrol.data.publish import check_new
+from acontrol.data.split import refuse_mix
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import (
     JOB_NAME,
@@ -25,6 +26,7 @@ from acontrol.generation.report import write_as_shards, write_report
 from acontrol.generation.request import read_requests
 from acontrol.generation.sampler import Generator
 from acontrol.generation.settings import Gate, GenerationConfig, OutputSettings, Sampling
+from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pipelines.loading import load_with_digest
@@ -53,6 +55,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     metadata = {
         "model": digest,
         "split": planner.split,
+        "trained_on": _trained_on(config, planner, pipeline),
         "gate": config.model_dump(include=set(Gate.model_fields)),
         "finish": config.model_dump(include=set(OutputSettings.model_fields)),
         **machine_metadata(pipeline, threads),
@@ -83,7 +86,15 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
         split = planner.split
         del pipeline, planner  # Their memory is the workers'.
         spec = GeneratorSpec(
-            model, config.base_path, config.precision, split, gate, output, roots, threads
+            model,
+            config.base_path,
+            config.precision,
+            split,
+            gate,
+            output,
+            config.split_file,
+            roots,
+            threads,
         )
         _draw(job, draw_on_ray(job, spec, config.num_workers))
 
@@ -117,19 +128,38 @@ def _view(crop: float) -> str:
 
 
 def _planner(config: GenerationConfig, pipeline: AnomalyControlPipeline) -> Planner:
-    folder = open_folder(config.data, config.captions)
+    folder = open_folder(config.data, config.captions, split_file=config.split_file)
+    elsewhere = config.normal is not None and config.normal.resolve() != config.data.resolve()
     return Planner(
         folder,
         split=config.split or pipeline.card.split,
         cells=pipeline.latent_side,
         masks_path=config.masks_path,
-        normal_folder=open_folder(config.normal) if config.normal else folder,
+        normal_folder=open_folder(config.normal or config.data) if elsewhere else folder,
         masks=config.masks,
         sampling=Sampling(**config.model_dump(include=set(Sampling.model_fields))),
         seed=config.seed,
         read_phrase=pipeline.semantics.read,
         base_digest=pipeline.card.base_digest,
     )
+
+
+def _trained_on(
+    config: GenerationConfig, planner: Planner, pipeline: AnomalyControlPipeline
+) -> list[dict[str, Any]]:
+    """Records of the images behind the generated ones: of base and adapter, last of the data.
+
+    Raises:
+        UserError: If model and data come from different splits.
+    """
+    data = planner.folder.trained_on(planner.split)
+    base = pipeline.card.base
+    if config.base_path is not None:
+        base = base.model_copy(update={"path": config.base_path})
+    seen = dict.fromkeys((*locate.trained_on(base), *pipeline.card.seen))
+    refuse_mix(f"the model {config.model}", seen, f"the data {config.data}", data)
+    parts = [*(part for part in seen if part != data), data]
+    return [part.model_dump(mode="json") for part in parts]
 
 
 def _plan_images(

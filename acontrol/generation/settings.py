@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from acontrol.config import Precision, Settings
+from acontrol.data.settings import SPLIT_FILE
 from acontrol.masks.settings import SourceName
 
 
@@ -107,6 +108,7 @@ class Selection(Settings):
     split: Literal["train", "test", "all"] | None = Field(
         None, description="Part of --data for references and masks; by default as trained."
     )
+    split_file: Path | None = Field(None, description=SPLIT_FILE)
     reference_category: str | None = Field(
         None, description="Take references from this category; by default each its own."
     )

@@ -6,6 +6,7 @@ driver, which alone writes.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import ray
@@ -38,6 +39,7 @@ class GeneratorSpec:
         split: Part of the data that training defects come from.
         gate: Which images pass.
         output: How images become files.
+        split_file: Which images are that part.
         roots: Folders of the data and of the normal images.
         threads: Torch threads of each worker.
     """
@@ -48,6 +50,7 @@ class GeneratorSpec:
     split: Literal["train", "test", "all"]
     gate: Gate
     output: OutputSettings
+    split_file: Path | None
     roots: Roots
     threads: int
 
@@ -55,7 +58,8 @@ class GeneratorSpec:
         """Load the pipeline and the scorer."""
         pipeline = load_pipeline(self.model, self.base_path, device, self.precision)
         pipeline.set_progress_bar_config(disable=True)
-        planner = Planner(open_folder(self.roots["data"]), split=self.split)
+        folder = open_folder(self.roots["data"], split_file=self.split_file)
+        planner = Planner(folder, split=self.split)
         scorer = DefectScorer(pipeline, planner.training)
         return Generator(pipeline, scorer, self.gate, self.output)
 

@@ -23,7 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from acontrol._version import __version__
+from acontrol.config import THIRD
 from acontrol.data.mvtec import LabelledImage, open_folder
+from acontrol.data.split import refuse_mix
 from acontrol.errors import UserError
 from acontrol.masks.inversion import MaskObjective, MaskWords, draw_masks, picture_side
 from acontrol.masks.sampler import DefectType
@@ -43,7 +45,9 @@ RUN, TRAINING = "run.json", "training"
 _SHOWN = 12  # Masks in a row of the sheet.
 
 
-def claim(config: MasksConfig, root: Path, digest: str) -> dict[str, Any]:
+def claim(
+    config: MasksConfig, root: Path, digest: str, split_digest: str = THIRD
+) -> dict[str, Any]:
     """Claim the output folder, or check that it has these settings.
 
     Returns:
@@ -53,8 +57,9 @@ def claim(config: MasksConfig, root: Path, digest: str) -> dict[str, Any]:
         UserError: If it holds anything else, or masks of other settings.
     """
     free = {"output", "category", "defect", "save_every", "tracking_uri", "experiment"}
-    settings = config.model_dump(mode="json", exclude=free | {"base", "vlm_path"})
+    settings = config.model_dump(mode="json", exclude=free | {"base", "vlm_path", "split_file"})
     settings |= {"data": str(root.resolve()), "base_digest": digest}
+    settings |= {"split_digest": split_digest}
     file = config.output / RUN
     begun = (config.output / TRAINING).exists() or any(config.output.glob(f"*/*/{CARD}"))
     if not (file.exists() and begun):  # A run without any result does not bind the next.
@@ -65,7 +70,8 @@ def claim(config: MasksConfig, root: Path, digest: str) -> dict[str, Any]:
         _write(file, record)
         return record
     record = json.loads(file.read_text())
-    before = {"precision": "float32", **record["settings"]}  # Earlier versions had no other.
+    # Earlier versions had no other.
+    before = {"precision": "float32", "split_digest": THIRD, **record["settings"]}
     guard.refuse(config.output, guard.changes(before, settings))
     return record
 
@@ -117,9 +123,9 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
             masks of other settings or another base; or if no drawing resembles a mask.
     """
     images: dict[DefectType, list[LabelledImage]] = {}
-    for image in open_folder(root).labelled(
-        config.split, category=config.category, defect=config.defect
-    ):
+    folder = open_folder(root, split_file=config.split_file)
+    data = folder.trained_on(config.split)
+    for image in folder.labelled(config.split, config.category, config.defect):
         images.setdefault((image.category, image.defect), []).append(image)
     if not images:
         raise UserError(f"{root}: no masks of defects in split {config.split}")
@@ -128,7 +134,9 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
         for defect_type, group in images.items()
     }
     digest = locate.digest(config.base_config)
-    record = claim(config, root, digest)
+    seen = locate.trained_on(config.base_config)
+    refuse_mix(f"the base {config.base}", seen, f"the data {root}", data)
+    record = claim(config, root, digest, data.split_digest)
     cards = {defect_type: read_card(config.output, *defect_type) for defect_type in images}
     missing = [defect_type for defect_type, card in cards.items() if card is None]
     if missing:
@@ -139,7 +147,14 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
         for defect_type in missing:
             caption = images[defect_type][0].caption
             card = _learn(
-                config, base, digest, defect_type, masks[defect_type], caption, context
+                config,
+                base,
+                digest,
+                data.split_digest,
+                defect_type,
+                masks[defect_type],
+                caption,
+                context,
             )
             if isinstance(card, str):
                 failures.append(card)
@@ -156,6 +171,7 @@ def _learn(
     config: MasksConfig,
     base: BaseModels,
     digest: str,
+    split_digest: str,
     defect_type: DefectType,
     masks: Mapping[str, Mask],
     caption: str,
@@ -191,6 +207,7 @@ def _learn(
         base=config.base_config,
         base_digest=digest,
         split=config.split,
+        split_digest=split_digest,
         training=tuple(masks),
         template=caption,
         resolution=picture_side(base),

@@ -8,6 +8,7 @@ from typing import Literal, Self
 import numpy as np
 from PIL import Image
 
+from acontrol.config import THIRD
 from acontrol.data.images import image_size, read_image, read_mask, shrink_mask
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.errors import UserError
@@ -73,6 +74,7 @@ class MaskSampler:
         files: Path | None,
         base_digest: str | None,
         split: Literal["train", "test", "all"],
+        split_digest: str = THIRD,
     ):
         """Store the settings; nothing is read yet.
 
@@ -83,12 +85,14 @@ class MaskSampler:
                 the output of launch.masks, for "learned".
             base_digest: The base of learned masks; None accepts any.
             split: The split of learned masks.
+            split_digest: Its record.
         """
         self._training = training
         self._cells = cells
         self._files = files
         self._base_digest = base_digest
         self._split: Literal["train", "test", "all"] = split
+        self._split_digest = split_digest
         self._prepared: dict[tuple[str, DefectType], _Prepared] = {}
         self._shared: dict[tuple[Path, str], Mask | None] = {}
         self._products: dict[Path, Mask] = {}
@@ -163,7 +167,11 @@ class MaskSampler:
                 "--masks learned needs the output of launch.masks: --masks-path MASKS"
             )
         return read_learned(
-            self._files, *defect_type, base_digest=self._base_digest, split=self._split
+            self._files,
+            *defect_type,
+            base_digest=self._base_digest,
+            split=self._split,
+            split_digest=self._split_digest,
         )
 
     def _listed(self, defect: str) -> dict[str, tuple[Path, Mask]]:

@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from acontrol.config import BUILT_IN, BaseConfig, Precision, Settings
+from acontrol.config import BUILT_IN, THIRD, BaseConfig, Precision, Settings
+from acontrol.data.settings import SPLIT_FILE
 
 SourceName = Literal["real", "same", "learned", "perlin", "file"]  # Of masks.
 
@@ -53,6 +54,7 @@ class MasksConfig(Inversion):
         "or all; as in the adapter's training.",
     )
     precision: Precision = Field("float32", description="Of the base's networks.")
+    split_file: Path | None = Field(None, description=SPLIT_FILE)
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of all randomness.")
     save_every: int = Field(100, ge=1, description="Steps between saved states.")
     tracking_uri: str | None = Field(
@@ -82,6 +84,7 @@ class MaskCard(Settings):
     base: BaseConfig
     base_digest: str = Field(description="sha256 over the base models' files.")
     split: Literal["train", "test", "all"]
+    split_digest: str = Field(THIRD, description="'third', or that of the split file.")
     training: tuple[str, ...] = Field(description="Ids of the training masks.")
     template: str = Field(description="The caption that the vectors started from.")
     resolution: int = Field(ge=8, description="Side of the masks, in pixels.")

@@ -20,7 +20,9 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from acontrol.config import THIRD
 from acontrol.data.images import read_mask
+from acontrol.data.split import in_words
 from acontrol.errors import UserError, explain
 from acontrol.masks.settings import MaskCard
 from acontrol.masks.shape import Mask
@@ -67,6 +69,7 @@ def read_learned(
     *,
     base_digest: str | None,
     split: Literal["train", "test", "all"],
+    split_digest: str = THIRD,
 ) -> dict[str, tuple[Path, Mask]]:
     """The masks of a category and defect, with their files, by name.
 
@@ -76,6 +79,7 @@ def read_learned(
         defect: The defect.
         base_digest: The adapter's base; None accepts masks of any.
         split: The split that the adapter was trained on.
+        split_digest: The record of that split.
 
     Raises:
         UserError: If there are none, or they were learned on another base or from test images.
@@ -98,6 +102,12 @@ def read_learned(
         raise UserError(
             f"--masks-path {root}: {category}/{defect} was learned with --split {card.split}, "
             f"and references are of split {split}: a detector's test would have been seen"
+        )
+    if split_digest != card.split_digest:
+        raise UserError(
+            f"--masks-path {root}: {category}/{defect} comes from "
+            f"{in_words(card.split_digest)}, and the data from {in_words(split_digest)}: learn "
+            "it again with launch.masks and the same --split-file"
         )
     files = sorted((root / category / defect / MASKS).glob("*.png"))
     if not files:

@@ -4,13 +4,15 @@ Nothing here imports diffusers or transformers: the driver resolves a run withou
 """
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
-from acontrol.config import BUILT_IN, BaseConfig
-from acontrol.errors import UserError
+from acontrol.config import BUILT_IN, BaseConfig, TrainedOn
+from acontrol.errors import UserError, one_line
 from acontrol.networks import hub
 
+CARD, BUILT_IN_DATA = "card.json", "built-in"  # Of launch.pretrain.
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 
@@ -73,6 +75,34 @@ def digest(config: BaseConfig) -> str:
                     content = hashlib.file_digest(stream, "sha256").hexdigest()
                 total.update(f"{name}\0{content}\n".encode())
     return total.hexdigest()
+
+
+def trained_on(config: BaseConfig) -> tuple[TrainedOn, ...]:
+    """What a base of launch.pretrain has seen, from its card; empty for any other base.
+
+    A card without a record is of a base that has seen every image of its data.
+
+    Raises:
+        UserError: If a card is damaged, or as ``resolve``.
+    """
+    path, vlm_path, _ = resolve(config)
+    # Another base's BLIP-2 is named by its folder vlm.
+    folders = [Path(path), Path(vlm_path), Path(vlm_path).parent]
+    records: list[TrainedOn] = []
+    for folder in dict.fromkeys(folders[: 3 if folders[1].name == "vlm" else 2]):
+        file = folder / CARD
+        if not file.is_file():
+            continue
+        try:
+            card = json.loads(file.read_bytes())
+            if "held_out_from_denoiser" not in card:
+                continue  # Not ours.
+            before = [] if card["data"] == BUILT_IN_DATA else [{"split": "all"}]
+            parts = card.get("trained_on", before)
+            records += [TrainedOn.model_validate(part) for part in parts]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{file}: is damaged ({one_line(error)}); restore it") from error
+    return tuple(records)
 
 
 def built_in_base() -> Path:

@@ -1,10 +1,11 @@
 """The images that a base is trained on, in memory, with their captions.
 
-They are drawn by the built-in data set or are random views of a folder in MVTec AD's layout.
-Image ``i`` of a pool depends on the seed and ``i`` alone.
+They are drawn by the built-in data set or are random views of the training images of a folder
+in MVTec AD's layout. Image ``i`` of a pool depends on the seed and ``i`` alone.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from tqdm import tqdm
 
 from acontrol.data import builtin
 from acontrol.data.images import fit, read_image, region
-from acontrol.data.mvtec import open_folder
+from acontrol.data.mvtec import LabelledImage, MvtecFolder
+from acontrol.data.pieces import balanced, find_pieces, training_images
 from acontrol.data.prompts import phrase as plain_phrase
 from acontrol.data.prompts import target_text
 from acontrol.data.validation import check
@@ -25,6 +27,7 @@ from acontrol.errors import UserError
 from acontrol.seeding import derive_seed
 
 GOOD = builtin.GOOD
+_Source = tuple[Image.Image, Image.Image, "DefectType"]  # With its mask.
 
 
 @dataclass(frozen=True)
@@ -127,45 +130,89 @@ def draw_pool(count: int, seed: int, resolution: int) -> Pool:
     return _collect(rows, count, vocabulary)
 
 
-def folder_pool(root: Path, count: int, seed: int, resolution: int) -> Pool:
-    """Crop ``count`` random views from a folder's images, half of them good if it has any.
+def folder_pools(
+    folder: MvtecFolder, count: int, test_count: int, seed: int, resolution: int
+) -> tuple[Pool, Pool]:
+    """Random views of a folder's training images, half of them good if it has any.
+
+    Images of the test part are not even read. The second pool is of training images that the
+    first has not: about a tenth of each defect, with all photographs of the same piece. It
+    is what a base's metrics and its latents' scale are taken on: a scale from test images
+    would be a leak, and metrics from them would tempt to choose settings by the test.
+
+    Args:
+        folder: The data, with its split.
+        count: Views in the first pool.
+        test_count: Views in the second.
+        seed: Of the views, and of what is held out.
+        resolution: Side of the views.
 
     Raises:
-        UserError: If the folder has no images, or a bad one.
+        UserError: If the folder has no training images, a bad one, or none to hold out.
     """
-    folder = open_folder(root)
-    labelled = check(folder.labelled("all"), skip_bad=False).good
-    images: list[tuple[Image.Image, Image.Image, DefectType]] = []
-    for row in labelled:
-        plain = plain_phrase(row.defect)
-        entry = DefectType(
-            row.category,
-            row.defect,
-            row.phrase,
-            plain,
-            row.caption,
-            target_text(row.category, plain),
-        )
-        mask = Image.fromarray(row.read_mask())
-        images.append((Image.fromarray(read_image(row.image)), mask, entry))
-    defective = len(images)
+    parts: dict[bool, list[_Source]] = {True: [], False: []}
     for category in folder.categories:
-        for path in folder.normals(category):
-            image = Image.fromarray(read_image(path))
-            empty = Image.new("1", image.size)
-            images.append((image, empty, _defect_type(category, GOOD, "", "")))
-    if not images:
-        raise UserError(f"{root}: holds no images of good products or of defects")
-    vocabulary = tuple(dict.fromkeys(entry for _, _, entry in images))
+        normals = folder.normals(category)
+        labelled = check(training_images(folder, category), skip_bad=False).good
+        sources = [_good_source(category, path) for path in normals]
+        sources += [_source(row) for row in labelled]
+        files = [*normals, *(row.image for row in labelled)]
+        kept = _kept(files, [source[2].defect for source in sources], seed)
+        for source, stays in zip(sources, kept, strict=True):
+            parts[stays].append(source)
+    if not parts[True] or not parts[False]:
+        raise UserError(
+            f"{folder.root}: holds no images to train on and to measure with: put two or more "
+            "good ones into train/good, or six of a defect into test/<defect>"
+        )
+    sources = [*parts[True], *parts[False]]
+    vocabulary = tuple(dict.fromkeys(source[2] for source in sources))
+    return (
+        _views(parts[True], count, seed, resolution, vocabulary),
+        _views(parts[False], test_count, derive_seed(seed, "test"), resolution, vocabulary),
+    )
+
+
+def _kept(files: Sequence[Path], defects: Sequence[str], seed: int) -> list[bool]:
+    """Which of a category's images, good ones first, are not held out."""
+    counts = Counter(defects)
+    targets = {name: n - (max(1, n // 10) if n > 1 else 0) for name, n in counts.items()}
+    pieces = find_pieces(files, counts[GOOD])
+    seed = derive_seed(seed, "held out")
+    return balanced(pieces.labels, defects, targets, seed).tolist()
+
+
+def _source(row: LabelledImage) -> _Source:
+    plain = plain_phrase(row.defect)
+    plain_caption = target_text(row.category, plain)
+    entry = DefectType(row.category, row.defect, row.phrase, plain, row.caption, plain_caption)
+    mask = Image.fromarray(row.read_mask())
+    return Image.fromarray(read_image(row.image)), mask, entry
+
+
+def _good_source(category: str, path: Path) -> _Source:
+    image = Image.fromarray(read_image(path))
+    return image, Image.new("1", image.size), _defect_type(category, GOOD, "", "")
+
+
+def _views(
+    sources: Sequence[_Source],
+    count: int,
+    seed: int,
+    resolution: int,
+    vocabulary: tuple[DefectType, ...],
+) -> Pool:
     labels = {entry: label for label, entry in enumerate(vocabulary)}
+    good = [source for source in sources if source[2].defect == GOOD]
+    defective = [source for source in sources if source[2].defect != GOOD]
 
     def views() -> Iterable[tuple[Tensor, Tensor, int]]:
         for number in itertools.count():
             rng = np.random.default_rng(derive_seed(seed, "pool", number))
-            low, high = 0, len(images)
-            if 0 < defective < high:
-                low, high = (0, defective) if rng.random() < 0.5 else (defective, high)
-            image, mask, entry = images[rng.integers(low, high)]
+            chosen = defective or good
+            if defective and good:
+                chosen = defective if rng.random() < 0.5 else good
+            image, mask, entry = chosen[rng.integers(len(chosen))]
             yield *_view(image, mask, rng, resolution), labels[entry]
 
     return _collect(views(), count, vocabulary)

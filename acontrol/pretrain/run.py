@@ -2,22 +2,25 @@
 
 import dataclasses
 import json
+import math
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from acontrol._version import __version__
-from acontrol.config import BaseConfig
+from acontrol.config import BaseConfig, TrainedOn
+from acontrol.data.mvtec import open_folder
 from acontrol.data.publish import WORK, check_new, put_in_place, work_folder
 from acontrol.networks.load import load_base, quieten
+from acontrol.networks.locate import BUILT_IN_DATA, CARD
 from acontrol.pretrain import networks as net
 from acontrol.pretrain.denoiser import generate_images, train_denoiser
-from acontrol.pretrain.pool import Pool, draw_pool, folder_pool
+from acontrol.pretrain.pool import Pool, draw_pool, folder_pools
 from acontrol.pretrain.probe import Probe, as_tensor, train_probe
 from acontrol.pretrain.settings import HELD_OUT, PretrainConfig
 from acontrol.pretrain.vae import psnr, train_vae
@@ -28,7 +31,6 @@ from acontrol.runs.storage import sha256
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
 
-CARD = "card.json"
 SAMPLES_PER_DEFECT_TYPE = 6
 REGION_SHARE = 0.3  # Of the vision-language model's images, cropped to their defect.
 
@@ -42,7 +44,8 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
 
     Args:
         config: All settings.
-        root: Folder in MVTec AD's layout; None for the built-in data.
+        root: Folder in MVTec AD's layout, whose test images are never read; None for the
+            built-in data.
         command: Command line, for the card.
 
     Returns:
@@ -53,16 +56,18 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
     """
     quieten()
     check_new(config.output, "--output")
-    context, times = _context(config, root)
+    folder = None if root is None else open_folder(root, split_file=config.split_file)
+    trained_on = [] if folder is None else [folder.trained_on("train")]
+    context, times = _context(config, root, trained_on)
     hold_out = config.hold_out
     if hold_out is None:
         hold_out = HELD_OUT if root is None else ()
     side = config.sizes.resolution
-    source: Callable[[int, int, int], Pool] = (
-        draw_pool if root is None else lambda *args: folder_pool(root, *args)
-    )
-    pool = source(config.pool, config.seed, side)
-    test = source(config.test, derive_seed(config.seed, "test"), side)
+    if folder is None:
+        pool = draw_pool(config.pool, config.seed, side)
+        test = draw_pool(config.test, derive_seed(config.seed, "test"), side)
+    else:
+        pool, test = folder_pools(folder, config.pool, config.test, config.seed, side)
     words = {word for entry in pool.vocabulary for word in entry.caption.lower().split()}
     parts = net.build(
         config.sizes, config.seed, [word for word in sorted(words) if word.isalpha()]
@@ -89,11 +94,14 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
         probe = train_probe(pool, config.judge_steps, context)
     with times("metrics"):
         metrics = measure(scratch, probe, test, hold_out, context.device)
+    # Without a defect held out, some are of no images.
+    metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
     context.tracker.log_metrics(metrics, 1)
     card = {
         "command": command,
         "config": json.loads(config.model_dump_json(exclude={"output"})),
-        "data": "built-in" if root is None else root.name,
+        "data": BUILT_IN_DATA if root is None else root.resolve().name,
+        "trained_on": [part.model_dump(mode="json") for part in trained_on],
         "held_out_from_denoiser": list(hold_out),
         "metrics": {name: round(value, 4) for name, value in metrics.items()},
         "minutes": times.minutes(),
@@ -161,16 +169,21 @@ class _Times:
         return {part: round(seconds / 60, 1) for part, seconds in self.seconds.items()}
 
 
-def _context(config: PretrainConfig, root: Path | None) -> tuple[StageContext, _Times]:
+def _context(
+    config: PretrainConfig, root: Path | None, trained_on: Sequence[TrainedOn]
+) -> tuple[StageContext, _Times]:
     """The working folder, with the same config as before if it is not new."""
     output = config.output.resolve()
     folder = output.with_name(f"{output.name}-training")
     if (work := work_folder(output)).parent == output:
         folder = work.with_name(f"{WORK}-training")  # Where a rename will reach it.
     settings = config.model_dump(
-        mode="json", exclude={"output", "save_every", "samples_every", "tracking"}
+        mode="json",
+        exclude={"output", "save_every", "samples_every", "tracking", "split_file"},
     )
-    claim(folder / "config.json", {"root": str(root), **settings})
+    # A run from before splits has seen the test images: this is not the same command.
+    record = {"split_digest": trained_on[0].split_digest} if trained_on else {}
+    claim(folder / "config.json", {"root": str(root), **settings, **record})
     run_file = folder / "mlflow_run"
     known = run_file.read_text() if run_file.exists() else None
     tracker = Tracker.open(

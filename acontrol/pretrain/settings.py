@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from acontrol.config import Settings
+from acontrol.data.settings import SPLIT_FILE
 
 # Not shown to the denoiser of the built-in base, so that an adapter has something to teach: one
 # defect everywhere, and three on one product each.
@@ -93,10 +94,11 @@ class PretrainConfig(Settings):
 
     output: Path = Field(description="Folder of the finished base; the same one resumes.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of everything random.")
+    split_file: Path | None = Field(None, description=SPLIT_FILE)
     pool: int = Field(
         16_000, ge=8, description="Training images, drawn or cropped before training."
     )
-    test: int = Field(512, ge=8, description="Test images for the card's metrics.")
+    test: int = Field(512, ge=8, description="Views for the card's metrics.")
     hold_out: tuple[str, ...] | None = Field(
         None,
         description="Defects hidden from the U-Net, as DEFECT or CATEGORY/DEFECT; by default, "

@@ -1,6 +1,6 @@
 """The model card as Markdown."""
 
-from acontrol.config import BUILT_IN, AdapterCard
+from acontrol.config import BUILT_IN, THIRD, AdapterCard
 from acontrol.registry.card import GRID, ModelCard
 
 # Licences of well-known bases; --licence adds the user's own notes.
@@ -33,7 +33,7 @@ def readme(card: ModelCard, *, has_grid: bool) -> str:
         ("Base, sha256", adapter.base_digest),
         ("Weights, sha256", card.weights_sha256),
         ("Data, sha256 of the index", adapter.data_digest),
-        ("Split", f"`{adapter.split}` images of each defect"),
+        ("Split", _split(adapter)),
         ("Resolution", f"{adapter.resolution} px"),
         ("Steps, seed", f"{adapter.steps}, {adapter.seed}"),
         (
@@ -69,6 +69,12 @@ def readme(card: ModelCard, *, has_grid: bool) -> str:
     if has_grid:
         lines += ["", "## Samples", "", f"![Reference, mask and sample]({GRID})"]
     return "\n".join(lines) + "\n"
+
+
+def _split(adapter: AdapterCard) -> str:
+    digest = adapter.seen[-1].split_digest if adapter.seen else THIRD
+    which = "" if digest == THIRD else f" by the split file of digest `{digest[:12]}`"
+    return f"`{adapter.split}` images of each defect{which}"
 
 
 def _source(path: str | None, revision: str | None) -> str:

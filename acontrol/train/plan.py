@@ -1,14 +1,17 @@
 """What a run is, resolved once: inputs, checkpoint to continue from, MLflow run."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from acontrol.config import RunConfig
+from acontrol.config import AdapterCard, RunConfig, TrainedOn
 from acontrol.data.features import FeatureFolder, feature_folder
 from acontrol.data.reader import ShardReader
+from acontrol.data.split import refuse_mix
 from acontrol.data.stream import check_view
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 from acontrol.networks import hub, locate
 from acontrol.runs.lock import only_launch
 from acontrol.runs.paths import absolute
@@ -36,12 +39,16 @@ class RunInputs:
         """Find shards and base.
 
         Raises:
-            UserError: If either is missing or invalid.
+            UserError: If either is missing or invalid, or they come from different splits.
         """
         config = absolute(config)
         reader = ShardReader(config.data.shards or "", config.data.cache_dir)
         check_view(config.data, reader.index, reader.root)
-        return cls(config, reader, locate.digest(config.base))
+        digest = locate.digest(config.base)
+        shards = f"the shards {config.data.shards}"
+        for owner, records in seen_before(config).items():
+            refuse_mix(owner, records, shards, reader.index.trained_on)
+        return cls(config, reader, digest)
 
     def features(self) -> FeatureFolder:
         """The precomputed features that fit this run, which may not exist yet."""
@@ -108,6 +115,23 @@ class RunPlan(RunInputs):
     def has_features(self) -> bool:
         """Whether training reads precomputed features."""
         return self.config.data.features is not None and self.online_reason is None
+
+
+def seen_before(config: RunConfig) -> dict[str, tuple[TrainedOn, ...]]:
+    """What a run's base and initial weights come from.
+
+    Raises:
+        UserError: If a card is damaged.
+    """
+    seen = {f"the base {config.base.path}": locate.trained_on(config.base)}
+    file = Path(config.init or "", "config.json")
+    if config.init is not None and file.is_file():  # Not an IP-Adapter file.
+        try:
+            card = AdapterCard.model_validate(json.loads(file.read_bytes())["card"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"init {file}: not an adapter's: {one_line(error)}") from error
+        seen[f"init {config.init}"] = card.seen
+    return seen
 
 
 def unnamed(config: RunConfig) -> list[str]:

@@ -1,6 +1,7 @@
 """One rank: the worker process, with its heavy imports."""
 
 import contextlib
+import itertools
 import json
 import logging
 import tempfile
@@ -31,6 +32,7 @@ from acontrol.train.callbacks import RunObserver
 from acontrol.train.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import train
+from acontrol.train.plan import seen_before
 
 
 def train_rank(launch: Launch) -> None:
@@ -137,6 +139,7 @@ def _profiler(config: RunConfig, folder: StoragePath) -> torch.profiler.profile:
 def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> SemanticAdapter:
     """The initial adapter, with its card."""
     config = launch.config
+    seen = itertools.chain(*seen_before(config).values())
     card = AdapterCard(
         acontrol_version=__version__,
         base=config.base,
@@ -152,6 +155,7 @@ def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> Semant
         data_digest=reader.index.digest,
         seed=config.seed,
         steps=0,
+        trained_on=tuple(dict.fromkeys([*seen, reader.index.trained_on])),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import ndimage
 
+from acontrol.data.textures import THRESHOLD, textures
 from acontrol.evaluation.images import ImageSet
-from acontrol.evaluation.near_duplicates import THRESHOLD, other_photographs, textures
+from acontrol.evaluation.near_duplicates import other_photographs
 
 SIDE = 96
 

@@ -1,11 +1,17 @@
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from acontrol.data import builtin
+from acontrol.data.builtin import write_dataset
+from acontrol.data.mvtec import image_names, open_folder
+from acontrol.data.split import Split
 from acontrol.errors import UserError
-from acontrol.pretrain.pool import built_in_vocabulary, draw_pool, folder_pool
+from acontrol.pretrain.pool import built_in_vocabulary, draw_pool, folder_pools
 
 
 def test_the_built_in_vocabulary_names_every_drawing() -> None:
@@ -55,18 +61,81 @@ def test_a_magnified_defect_covers_more() -> None:
     assert torch.equal(pool.images, draw_pool(30, 0, 64).images), "the original is unchanged"
 
 
-def test_a_folder_gives_views_of_good_and_bad(built_in_data: Path) -> None:
-    pool = folder_pool(built_in_data, 60, 0, 32)
-    good = torch.tensor([entry.defect == "good" for entry in pool.defect_types])
-    assert 15 < int(good.sum()) < 45
-    assert torch.equal(pool.masks.flatten(1).any(dim=1), ~good), "a view keeps its defect"
-    assert {entry.category for entry in pool.vocabulary} == {"wood", "button"}
+@pytest.fixture(scope="module")
+def wood(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pool") / "data"
+    write_dataset(
+        root,
+        num_good=4,
+        num_good_test=1,
+        num_defects=9,
+        categories=("wood",),
+        defects=("crack", "stain"),
+    )
+    return root
+
+
+def test_a_folder_gives_views_of_good_and_bad(wood: Path) -> None:
+    pool, test = folder_pools(open_folder(wood), 60, 12, 0, 32)
+    assert (len(pool), len(test)) == (60, 12)
+    for views in (pool, test):
+        good = torch.tensor([entry.defect == "good" for entry in views.defect_types])
+        assert 0.2 < float(good.float().mean()) < 0.8
+        assert torch.equal(views.masks.flatten(1).any(dim=1), ~good), "a view keeps its defect"
+    assert pool.vocabulary == test.vocabulary
     assert "a photo of wood with a red stain" in {entry.caption for entry in pool.vocabulary}
-    again = folder_pool(built_in_data, 60, 0, 32)
-    assert torch.equal(pool.images, again.images)
+    again = folder_pools(open_folder(wood), 60, 12, 0, 32)
+    assert torch.equal(pool.images, again[0].images)
+    assert torch.equal(test.images, again[1].images)
+
+
+def marked(root: Path, colours: dict[Path, int]) -> None:
+    """Give each file one grey level of its own, with a dot."""
+    for file, level in colours.items():
+        pixels = np.full((64, 64), level, np.uint8)
+        pixels[0, 0] = 0
+        Image.fromarray(pixels).save(file)
+
+
+def test_the_test_part_is_never_read(wood: Path, tmp_path: Path) -> None:
+    """Nor its masks and words: neither the first third's rest, nor a split file's."""
+    root = Path(shutil.copytree(wood, tmp_path / "data"))
+    names = image_names(open_folder(root))
+    train = [name for name in names if name.endswith(("1.png", "2.png", "7.png"))]
+    file = tmp_path / "split.json"
+    rest = sorted({*names} - {*train})
+    file.write_text(Split(train=tuple(train), test=tuple(rest)).model_dump_json())
+    folder = open_folder(root, split_file=file)
+    words = root / "wood" / "prompt" / "crack"
+    words.mkdir(parents=True, exist_ok=True)
+    for row in folder.labelled("test"):
+        row.image.write_bytes(b"nothing that can be read")
+        row.mask.unlink()
+        if row.defect == "crack":
+            (words / f"{row.id}.txt").write_text("a secret")
+    for path in folder.normals("wood", "test"):
+        path.write_bytes(b"nothing that can be read")
+    pool, _ = folder_pools(folder, 30, 10, 0, 32)
+    assert not any("secret" in entry.caption for entry in pool.vocabulary)
+    with pytest.raises(UserError, match="is not a PNG"):
+        folder_pools(open_folder(root), 30, 10, 0, 32)
+
+
+def test_what_is_measured_on_is_not_trained_on(wood: Path, tmp_path: Path) -> None:
+    """By piece: a training image's other photograph is not held out from it."""
+    root = Path(shutil.copytree(wood, tmp_path / "data"))
+    folder = open_folder(root)
+    files = [row.image for row in folder.labelled("train")] + [*folder.normals("wood")]
+    marked(root, {file: 20 + 20 * number for number, file in enumerate(files)})
+    shutil.copy(files[1], files[2])
+    pool, test = folder_pools(folder, 200, 100, 0, 32)
+    levels = [{*views.images[:, 0, 20, 20].tolist()} for views in (pool, test)]
+    assert not levels[0] & levels[1]
+    assert len(levels[0] | levels[1]) == len(files) - 1, "all others are used"
+    assert {entry.defect for entry in pool.defect_types} == {"crack", "stain", "good"}
 
 
 def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "tile" / "train").mkdir(parents=True)
-    with pytest.raises(UserError, match="no images"):
-        folder_pool(tmp_path, 4, 0, 32)
+    with pytest.raises(UserError, match="holds no images to train on"):
+        folder_pools(open_folder(tmp_path), 4, 4, 0, 32)

@@ -3,10 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from acontrol.config import BaseConfig
+from acontrol.config import BaseConfig, TrainedOn
 from acontrol.errors import UserError
 from acontrol.networks.load import load_base
+from acontrol.networks.locate import PARTS, built_in_base, trained_on
+from acontrol.pretrain.settings import PretrainConfig
 from launch import pretrain
+from launch.options import parse
 
 SMALL = [
     *("--pool", "16", "--test", "8", "--judge-steps", "2", "--save-every", "2"),
@@ -32,11 +35,51 @@ def test_a_folder_becomes_a_base(
     assert card["command"].startswith("python -m launch.pretrain ")
     assert card["held_out_from_denoiser"] == ["stain"]
     assert {"psnr_db", "retrieval", "drawn_seen_defect"} <= card["metrics"].keys()
+    seen = TrainedOn(categories=("button", "wood"), split="train")
+    assert trained_on(BaseConfig(path=str(base))) == (seen,)
     training = tmp_path / "base-training"
     assert (training / "denoiser-000002.png").is_file()
     assert not list(training.glob("*.safetensors")), "states are cleared away"
     with pytest.raises(UserError, match="exists and is not empty"):
         pretrain.run([str(built_in_data), "--output", str(base), *SMALL])
+
+
+def test_a_run_that_began_with_all_images_is_not_continued(
+    built_in_data: Path, tmp_path: Path
+) -> None:
+    """Its state comes from test images, which the finished base's card would deny."""
+    config = parse(PretrainConfig, ["--output", str(tmp_path / "base"), *SMALL], prog="")
+    before = config.model_dump(
+        mode="json",
+        exclude={"output", "save_every", "samples_every", "tracking", "split_file"},
+    )
+    (tmp_path / "base-training").mkdir()
+    record = json.dumps({"root": str(built_in_data), **before})
+    (tmp_path / "base-training" / "config.json").write_text(record)
+    with pytest.raises(UserError, match="split_digest: None -> third"):
+        pretrain.run([str(built_in_data), "--output", str(tmp_path / "base"), *SMALL])
+
+
+def test_a_card_says_what_a_base_has_seen(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for part in (*PARTS, "vlm"):
+        (base / part).symlink_to(built_in_base() / part)
+    config = BaseConfig(path=str(base))
+    assert trained_on(BaseConfig()) == trained_on(config) == ()
+    card = {"data": "tiles", "held_out_from_denoiser": []}
+    (base / "card.json").write_text(json.dumps(card))
+    assert trained_on(config) == (TrainedOn(split="all"),), "from before splits"
+    both = BaseConfig(vlm_path=str(base / "vlm"))
+    assert trained_on(both) == (TrainedOn(split="all"),), "another base's BLIP-2"
+    record = {"categories": ["tile"], "split": "train", "split_digest": "a" * 64}
+    (base / "card.json").write_text(json.dumps(card | {"trained_on": [record]}))
+    assert trained_on(config) == (TrainedOn.model_validate(record),)
+    (base / "card.json").write_text(json.dumps(card | {"trained_on": [{"split": "some"}]}))
+    with pytest.raises(UserError, match=r"card\.json: is damaged"):
+        trained_on(config)
+    (base / "card.json").write_text("{}")
+    assert trained_on(config) == (), "not of launch.pretrain"
 
 
 def test_other_settings_do_not_continue_a_run(tmp_path: Path) -> None:
@@ -50,6 +93,7 @@ def test_other_settings_do_not_continue_a_run(tmp_path: Path) -> None:
     ("args", "message"),
     [
         (["/nowhere", "--output", "b"], "/nowhere: no such folder"),
+        (["--output", "b", "--split-file", "s.json"], "--split-file is for a folder"),
         (["--output", "b", "--sizes.resolution", "50"], "multiple of 32"),
         (["--output", "b", "--sizes.patch", "12"], "multiple of"),
         (["--output", "b", "--vae.stepz", "3"], "--vae.stepz"),
