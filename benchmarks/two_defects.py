@@ -479,7 +479,7 @@ def report(files: Sequence[Path]) -> None:
     panels[0].set_title("What is drawn, judged by a classifier")
     panels[1].set_title("What C' holds, by a linear probe")
     panels[0].invert_yaxis()
-    panels[0].legend(loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(stem.with_suffix(".png"), dpi=110)
     print(stem.with_suffix(".md"))
 

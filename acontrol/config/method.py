@@ -29,7 +29,13 @@ class CsmConfig(Settings):
 class AseaConfig(Settings):
     """Anomaly-semantic enhanced attention (Sec. 3.2.2, Eq. 2-4)."""
 
-    steps: int = Field(3, ge=0, le=50, description="T_g, gradient steps on e_g; 0 is off.")
+    steps: int = Field(
+        3,
+        ge=0,
+        le=50,
+        description="T_g, gradient steps on e_g; 0 is off. They help where something else in "
+        "the reference competes with the defect for attention (docs/results.md).",
+    )
     step_size: float = Field(
         0.1,
         gt=0,
