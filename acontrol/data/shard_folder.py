@@ -70,14 +70,8 @@ def _checked(
     if empty or bad:
         folders = f" and {len(empty)} empty defect folders" if empty else ""
         print(f"left out {len(bad)} of {total} images{folders}", file=sys.stderr)
-    if checked.small:
-        key, share = min(checked.small.items(), key=lambda item: item[1])
-        print(
-            f"note: {len(checked.small)} of {len(checked.good)} defects cover no half of any "
-            f"of BLIP-2's 16 x 16 tokens (the smallest: {key}, {share:.2%} of one); they are "
-            "kept, and --data.reference-view region shows them larger",
-            file=sys.stderr,
-        )
+    for note in checked.notes():
+        print(f"note: {note}", file=sys.stderr)
     return checked.good
 
 
