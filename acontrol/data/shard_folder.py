@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from tqdm import tqdm
 
+from acontrol.data.left_out import print_notes, unused_captions
 from acontrol.data.mvtec import LabelledImage, open_folder
 from acontrol.data.settings import ShardConfig
 from acontrol.data.shards import check_replaceable, write_shards
@@ -34,6 +35,9 @@ def shard_folder(config: ShardConfig) -> None:
         if empty and not config.skip_bad:
             raise UserError(empty[0])
         images = folder.labelled(config.split, left_out=bad if config.skip_bad else None)
+        print_notes(folder)
+        if (note := unused_captions(folder)) is not None:
+            print(f"note: {note}", file=sys.stderr)
         split = config.split
     else:
         # The list's split is unknown; whoever evaluates must keep training images out.

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from acontrol.data.images import check_image, is_transparent
-from acontrol.data.mvtec import LabelledImage, MvtecFolder, image_files
+from acontrol.data.listing import image_files
+from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.errors import UserError
 
 TOKENS = 16  # A side of BLIP-2's grid: 224 px in patches of 14.
@@ -118,7 +119,7 @@ def empty_defects(folder: MvtecFolder) -> list[str]:
         for category in folder.categories
         for defect in folder.defect_types(category)
         for path in [folder.folders[category] / "test" / defect]
-        if not image_files(path)
+        if not image_files(path, nested=True)
     ]
 
 

@@ -12,6 +12,7 @@ from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
 from acontrol.config import ClusterConfig
+from acontrol.data.left_out import print_notes
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.errors import UserError
 from acontrol.evaluation.budget import Schedule
@@ -161,6 +162,9 @@ def plan_comparison(
         f"({', '.join(sources)}) x {config.seeds} seeds",
         flush=True,
     )
+    print_notes(open_folder(config.real), categories)
+    for path in synthetic.values():
+        print_notes(open_folder(path))
     folders = Folders(config.real.resolve(), synthetic, budget.size, budget.pairs)
     checked = {category: check(folders, category, sources, base) for category in categories}
     note = note_near_duplicates(checked)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
+from acontrol.data.left_out import print_notes
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.errors import UserError
 from acontrol.evaluation import figures, published, quality
@@ -36,6 +37,9 @@ def run_quality(config: QualityConfig) -> None:
         for name in dict.fromkeys(config.features)
     ]
     categories = chosen_categories(real, config.category)
+    print_notes(real, categories)
+    for folder in folders.values():
+        print_notes(folder)
     defect_types = quality.read_defect_types(real, categories)
     _check_defects(folders, defect_types)
     out = config.out.resolve()

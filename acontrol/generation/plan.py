@@ -5,14 +5,16 @@ own seed, so every image can be drawn again.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from acontrol.data.images import image_size, read_mask
+from acontrol.data.listing import numbered
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.data.prompts import phrase, target_text
 from acontrol.errors import UserError
@@ -197,7 +199,7 @@ class Planner:
             left_out += failed
         if not images:
             raise UserError(f"no defect found a place: {left_out[0]}")
-        return images, left_out
+        return _padded(images), left_out
 
     def _plan_request(
         self, where: str, request: Request, base: Path
@@ -309,3 +311,14 @@ class Planner:
             Reference(image.image, image.mask, words or image.phrase, defect_type)
             for image in images
         ]
+
+
+def _padded(images: Sequence[PlannedImage]) -> list[PlannedImage]:
+    """The plan with numbers wide enough that sorted names keep their order."""
+    counts = Counter(image.name[:2] for image in images)
+    return [
+        replace(
+            image, name=(*image.name[:2], numbered(int(image.name[2]), counts[image.name[:2]]))
+        )
+        for image in images
+    ]

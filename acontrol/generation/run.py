@@ -1,6 +1,7 @@
 """Generate a data set: plan it, check it, draw it here or on Ray, and write the report."""
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from acontrol.data.left_out import print_notes
 from acontrol.data.mvtec import open_folder
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import (
@@ -58,6 +60,12 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     }
     left_out: list[str] = []
     if config.replay is not None:
+        if ignored := ignored_by_replay(config):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+            print(
+                f"note: --replay draws as {config.replay} did: {names} not used",
+                file=sys.stderr,
+            )
         metadata, batches = replayed(config.replay, config.batch, metadata, roots)
         planner.split = metadata["split"]
     else:
@@ -89,14 +97,23 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     _print_summary(config, job.finish(report), left_out)
 
 
+def ignored_by_replay(config: GenerationConfig) -> list[str]:
+    """The settings that were given, but that a replay takes from the earlier job."""
+    used = {"model", "data", "normal", "out", "replay", "batch", "num_workers", "format"}
+    return sorted(config.model_fields_set - used - {"base_path"})
+
+
 def _planner(config: GenerationConfig, pipeline: AnomalyControlPipeline) -> Planner:
     folder = open_folder(config.data)
+    normal_folder = open_folder(config.normal) if config.normal else folder
+    for source in {folder.root: folder, normal_folder.root: normal_folder}.values():
+        print_notes(source)
     return Planner(
         folder,
         split=config.split or pipeline.card.split,
         cells=pipeline.latent_side,
         masks_path=config.masks_path,
-        normal_folder=open_folder(config.normal) if config.normal else folder,
+        normal_folder=normal_folder,
         masks=config.masks,
         sampling=Sampling(**config.model_dump(include=set(Sampling.model_fields))),
         seed=config.seed,

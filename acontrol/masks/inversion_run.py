@@ -30,7 +30,7 @@ from acontrol.masks.sampler import DefectType
 from acontrol.masks.settings import Inversion, MaskCard, MasksConfig
 from acontrol.masks.shape import Mask
 from acontrol.masks.statistics import Limits
-from acontrol.masks.store import CARD, read_card, write_learned
+from acontrol.masks.store import finished, read_card, write_learned
 from acontrol.networks import locate
 from acontrol.networks.load import BaseModels, load_base
 from acontrol.reporting import contact_sheet
@@ -56,7 +56,7 @@ def claim(config: MasksConfig, root: Path, digest: str) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude=free | {"base", "vlm_path"})
     settings |= {"data": str(root.resolve()), "base_digest": digest}
     file = config.output / RUN
-    begun = (config.output / TRAINING).exists() or any(config.output.glob(f"*/*/{CARD}"))
+    begun = (config.output / TRAINING).exists() or bool(finished(config.output))
     if not (file.exists() and begun):  # A run without any result does not bind the next.
         if not file.exists() and config.output.exists() and any(config.output.iterdir()):
             raise UserError(f"{config.output} is not empty, and holds no learned masks")
