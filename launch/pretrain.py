@@ -23,7 +23,7 @@ PROG = "python -m launch.pretrain"
 def run(args: Sequence[str], prog: str = PROG) -> None:
     """Train the base, and print its card and folder."""
     rest = list(args)
-    root = Path(rest.pop(0)) if rest and not rest[0].startswith("-") else None
+    root = Path(rest.pop(0)).expanduser() if rest and not rest[0].startswith("-") else None
     config = parse(PretrainConfig, rest, prog=prog, description=__doc__)
     if root is not None and not root.is_dir():
         raise UserError(f"{root}: no such folder; name one in MVTec AD's layout, or none")

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from acontrol.data.left_out import print_notes, unused_captions
 from acontrol.data.mvtec import LabelledImage, open_folder
+from acontrol.data.overlap import refuse_overlap
 from acontrol.data.settings import ShardConfig
 from acontrol.data.shards import check_replaceable, write_shards
 from acontrol.data.train_list import read_train_list
@@ -26,6 +27,7 @@ def shard_folder(config: ShardConfig) -> None:
     if config.out is None and not config.dry_run:
         raise UserError("--out DIR is needed: where the shards go (or --dry-run)")
     if config.out is not None:
+        refuse_overlap(config.out, "--out", {"ROOT": config.root})
         check_replaceable(config.out)
     empty: list[str] = []
     bad: list[str] = []

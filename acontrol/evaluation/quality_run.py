@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from acontrol.data.left_out import print_notes
 from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.data.overlap import refuse_overlap
 from acontrol.errors import UserError
 from acontrol.evaluation import figures, published, quality
 from acontrol.evaluation.backends import load_backend
@@ -28,9 +29,9 @@ def run_quality(config: QualityConfig) -> None:
         UserError: If a setting or the data must be fixed.
     """
     quieten()
-    folders = {
-        name: open_folder(path) for name, path in named_folders(config.synthetic).items()
-    }
+    synthetic = named_folders(config.synthetic)
+    folders = {name: open_folder(path) for name, path in synthetic.items()}
+    refuse_overlap(config.out, "--out", {"--real": config.real, **synthetic})
     real = open_folder(config.real)
     backends = [
         load_backend(name, config.weights, config.model)

@@ -30,6 +30,7 @@ from acontrol.generation.plan import PlannedImage
 from acontrol.generation.sampler import GeneratedImage, Generator
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.runs import guard, storage
+from acontrol.runs.lock import LOCK
 
 MANIFEST_NAME = "manifest.jsonl"
 JOB_NAME = "job.json"
@@ -139,7 +140,7 @@ class Job:
         self.out = out
         self.batches = batches
         self.roots = roots
-        self.folder = out.parent / f".{out.name}.partial"
+        self.folder = partial_folder(out)
         self.done = _has_text(out / JOB_NAME, json.dumps(settings, indent=1))
         if self.done:
             return
@@ -177,6 +178,7 @@ class Job:
         for record in records:
             record.unlink()
         (self.folder / "batches").rmdir()
+        (self.folder / LOCK).unlink(missing_ok=True)
         if self.out.exists():
             self.out.rmdir()
         os.rename(self.folder, self.out)
@@ -210,6 +212,11 @@ def read_job(folder: Path) -> tuple[dict[str, Any], list[Line]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: not a folder that launch.generate wrote") from error
     return metadata, sorted(lines, key=lambda line: (line["batch"], line["place"]))
+
+
+def partial_folder(out: Path) -> Path:
+    """Where a job is until it is complete."""
+    return out.parent / f".{out.name}.partial"
 
 
 def check_empty(out: Path) -> None:

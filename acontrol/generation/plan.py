@@ -211,10 +211,10 @@ class Planner:
         own_mask = None
         normals: Sequence[Path]
         if request.normal is not None:
-            normals = [base / request.normal]
+            normals = [base / Path(request.normal).expanduser()]
             size = image_size(normals[0])
             if request.mask is not None:
-                file = base / request.mask
+                file = base / Path(request.mask).expanduser()
                 own_mask = PlacedMask.of("file", file, np.asarray(read_mask(file, size)))
         else:
             normals = self._normals(request.category)
@@ -295,7 +295,8 @@ class Planner:
             except ValueError as error:
                 raise UserError(str(error)) from error
         if request.reference_image is not None and request.reference_mask is not None:
-            path, mask = base / request.reference_image, base / request.reference_mask
+            path = base / Path(request.reference_image).expanduser()
+            mask = base / Path(request.reference_mask).expanduser()
             read_mask(mask, image_size(path))
             return [Reference(path, mask, words or phrase(request.defect))]
         identity = None

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from acontrol.data.left_out import print_notes
 from acontrol.data.mvtec import open_folder
+from acontrol.data.overlap import refuse_overlap
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import (
     JOB_NAME,
@@ -19,6 +20,7 @@ from acontrol.generation.job import (
     check_empty,
     check_inputs,
     draw_locally,
+    partial_folder,
 )
 from acontrol.generation.plan import PlannedImage, Planner, requests_for_all
 from acontrol.generation.replay import machine_metadata, replayed
@@ -29,6 +31,7 @@ from acontrol.generation.settings import Gate, GenerationConfig, OutputSettings,
 from acontrol.networks.load import quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pipelines.loading import load_with_digest
+from acontrol.runs.lock import only_launch, refuse_if_locked
 
 
 def generate(config: GenerationConfig, model: str | None = None) -> None:
@@ -43,8 +46,12 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     """
     model = config.model if model is None else model
     quieten()
+    read = {"data": config.data, "normal": config.normal, "masks-path": config.masks_path}
+    folders = {f"--{name}": folder for name, folder in read.items()}
+    refuse_overlap(config.out, "--out", folders | {"--replay": config.replay})
     if not (config.out / JOB_NAME).exists():
         check_empty(config.out)
+    refuse_if_locked(partial_folder(config.out))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline, digest = load_with_digest(model, config.base_path, device)
     pipeline.set_progress_bar_config(disable=True)
@@ -76,25 +83,26 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     if job.done:
         print(f"Nothing to do: {config.out} is complete")
         return
-    gate = Gate.model_validate(metadata["gate"])
-    output = OutputSettings.model_validate(metadata["finish"])
-    if config.num_workers == 1:
-        scorer = DefectScorer(pipeline, planner.training)
-        _draw(job, draw_locally(job, Generator(pipeline, scorer, gate, output)))
-    else:
-        from acontrol.generation.workers import GeneratorSpec, draw_on_ray
+    with only_launch(job.folder):
+        gate = Gate.model_validate(metadata["gate"])
+        output = OutputSettings.model_validate(metadata["finish"])
+        if config.num_workers == 1:
+            scorer = DefectScorer(pipeline, planner.training)
+            _draw(job, draw_locally(job, Generator(pipeline, scorer, gate, output)))
+        else:
+            from acontrol.generation.workers import GeneratorSpec, draw_on_ray
 
-        split = planner.split
-        del pipeline, planner  # Their memory is the workers'.
-        spec = GeneratorSpec(model, config.base_path, split, gate, output, roots, threads)
-        _draw(job, draw_on_ray(job, spec, config.num_workers))
+            split = planner.split
+            del pipeline, planner  # Their memory is the workers'.
+            spec = GeneratorSpec(model, config.base_path, split, gate, output, roots, threads)
+            _draw(job, draw_on_ray(job, spec, config.num_workers))
 
-    def report(folder: Path, lines: list[dict[str, Any]]) -> None:
-        write_report(folder, lines, roots)
-        if config.format == "shards":
-            write_as_shards(folder, lines)
+        def report(folder: Path, lines: list[dict[str, Any]]) -> None:
+            write_report(folder, lines, roots)
+            if config.format == "shards":
+                write_as_shards(folder, lines)
 
-    _print_summary(config, job.finish(report), left_out)
+        _print_summary(config, job.finish(report), left_out)
 
 
 def ignored_by_replay(config: GenerationConfig) -> list[str]:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from acontrol._version import __version__
 from acontrol.data.mvtec import LabelledImage, open_folder
+from acontrol.data.overlap import refuse_overlap
 from acontrol.errors import UserError
 from acontrol.masks.inversion import MaskObjective, MaskWords, draw_masks, picture_side
 from acontrol.masks.sampler import DefectType
@@ -35,6 +36,7 @@ from acontrol.networks import locate
 from acontrol.networks.load import BaseModels, load_base
 from acontrol.reporting import contact_sheet
 from acontrol.runs import guard, storage
+from acontrol.runs.lock import only_launch, refuse_if_locked
 from acontrol.runs.stage import StageContext, run_stage
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
@@ -115,6 +117,8 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
         UserError: If the masks are missing or too few; if the output holds anything else, or
             masks of other settings or another base; or if no drawing resembles a mask.
     """
+    refuse_overlap(config.output, "--output", {"ROOT": root})
+    refuse_if_locked(config.output)
     images: dict[DefectType, list[LabelledImage]] = {}
     for image in open_folder(root).labelled(
         config.split, category=config.category, defect=config.defect
@@ -128,26 +132,27 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
     }
     digest = locate.digest(config.base_config)
     record = claim(config, root, digest)
-    cards = {defect_type: read_card(config.output, *defect_type) for defect_type in images}
-    missing = [defect_type for defect_type, card in cards.items() if card is None]
-    if missing:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        base = load_base(config.base_config, device)
-        context = open_context(config, record, torch.device(device))
-        failures = []
-        for defect_type in missing:
-            caption = images[defect_type][0].caption
-            card = _learn(
-                config, base, digest, defect_type, masks[defect_type], caption, context
-            )
-            if isinstance(card, str):
-                failures.append(card)
-            else:
-                cards[defect_type] = card
-        context.tracker.finish("FINISHED")
-        if failures:
-            more = f" (and {len(failures) - 1} more)" if failures[1:] else ""
-            raise UserError(f"{failures[0]}{more}; give more --steps, or another --base")
+    with only_launch(config.output):
+        cards = {defect_type: read_card(config.output, *defect_type) for defect_type in images}
+        missing = [defect_type for defect_type, card in cards.items() if card is None]
+        if missing:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            base = load_base(config.base_config, device)
+            context = open_context(config, record, torch.device(device))
+            failures = []
+            for defect_type in missing:
+                caption = images[defect_type][0].caption
+                card = _learn(
+                    config, base, digest, defect_type, masks[defect_type], caption, context
+                )
+                if isinstance(card, str):
+                    failures.append(card)
+                else:
+                    cards[defect_type] = card
+            context.tracker.finish("FINISHED")
+            if failures:
+                more = f" (and {len(failures) - 1} more)" if failures[1:] else ""
+                raise UserError(f"{failures[0]}{more}; give more --steps, or another --base")
     return [card for card in cards.values() if card is not None]
 
 

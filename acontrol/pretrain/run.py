@@ -14,6 +14,7 @@ import torch
 
 from acontrol._version import __version__
 from acontrol.config import BaseConfig
+from acontrol.data.overlap import refuse_overlap
 from acontrol.errors import UserError
 from acontrol.networks.load import load_base, quieten
 from acontrol.pretrain import networks as net
@@ -24,6 +25,7 @@ from acontrol.pretrain.settings import HELD_OUT, PretrainConfig
 from acontrol.pretrain.vae import psnr, train_vae
 from acontrol.pretrain.vlm import retrieval, train_vlm
 from acontrol.runs.guard import claim
+from acontrol.runs.lock import only_launch
 from acontrol.runs.stage import StageContext
 from acontrol.runs.storage import sha256
 from acontrol.runs.tracking import Tracker
@@ -49,11 +51,18 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
         The base's folder.
 
     Raises:
-        UserError: If the output exists, was started with other settings, or the data is bad.
+        UserError: If the output exists, lies in the data, was started with other settings or
+            is being trained, or the data is bad.
     """
     quieten()
+    refuse_overlap(config.output, "--output", {"ROOT": root})
     if config.output.exists():
         raise UserError(f"{config.output} exists already: name a new --output")
+    with only_launch(_training_folder(config)):
+        return _pretrain(config, root, command)
+
+
+def _pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
     context, times = _context(config, root)
     hold_out = config.hold_out
     if hold_out is None:
@@ -162,9 +171,13 @@ class _Times:
         return {part: round(seconds / 60, 1) for part, seconds in self.seconds.items()}
 
 
+def _training_folder(config: PretrainConfig) -> Path:
+    return config.output.with_name(f"{config.output.name}-training")
+
+
 def _context(config: PretrainConfig, root: Path | None) -> tuple[StageContext, _Times]:
     """The working folder, with the same config as before if it is not new."""
-    folder = config.output.with_name(f"{config.output.name}-training")
+    folder = _training_folder(config)
     settings = config.model_dump(
         mode="json", exclude={"output", "save_every", "samples_every", "tracking"}
     )

@@ -168,7 +168,7 @@ def write_dataset(
         FileExistsError: If the root exists and is not an empty folder.
         ValueError: If a category or a defect is unknown.
     """
-    target = Path(root).resolve()
+    target = Path(root).expanduser().resolve()
     for category in categories:
         _check("category", category, CATEGORIES)
     for defect in defects:
