@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from acontrol.data.images import image_size, read_mask
 from acontrol.data.listing import numbered
@@ -190,19 +191,25 @@ class Planner:
         """
         images: list[PlannedImage] = []
         left_out: list[str] = []
-        for where, request in requests:
-            try:
-                planned, failed = self._plan_request(where, request, base)
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from error
-            images += planned
-            left_out += failed
+        requests = list(requests)
+        total = sum(request.count for _, request in requests)
+        with tqdm(total=total, desc="planning", unit="image", disable=None, leave=False) as bar:
+            for where, request in requests:
+                try:
+                    planned, failed = self._plan_request(where, request, base, bar.update)
+                except UserError as error:
+                    raise UserError(f"{where}: {error}") from error
+                images += planned
+                left_out += failed
         if not images:
-            raise UserError(f"no defect found a place: {left_out[0]}")
+            raise UserError(
+                f"no defect found a place: {left_out[0]}; --masks same keeps training masks "
+                "where they are, --masks file takes your own"
+            )
         return _padded(images), left_out
 
     def _plan_request(
-        self, where: str, request: Request, base: Path
+        self, where: str, request: Request, base: Path, advance: Callable[[], object]
     ) -> tuple[list[PlannedImage], list[str]]:
         label = (request.category, request.defect)
         line = where.rpartition(":")[2]  # Only the line number: the file may move.
@@ -222,6 +229,7 @@ class Planner:
         source = request.masks or self.masks
         images, left_out = [], []
         for number in range(request.count):
+            advance()
             rng = random.Random(derive_seed(seed, "plan", number))
             reference = rng.choice(references)
             normal = rng.choice(normals)

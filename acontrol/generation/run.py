@@ -167,7 +167,10 @@ def _print_summary(
     kept = [line for line in lines if line["image"] is not None]
     rejected = sum(not line["scores"]["passed"] for line in scored)
     if left_out:
-        print(f"{len(left_out)} found no place for their defect; the first: {left_out[0]}")
+        print(
+            f"{len(left_out)} found no place for their defect (--masks same or file may); the "
+            f"first: {left_out[0]}"
+        )
     if failed:
         print(f"{len(failed)} could not be drawn; the first: {failed[0]['error']}")
     if config.gate != "off" and rejected:
