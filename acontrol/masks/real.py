@@ -95,8 +95,12 @@ class RealMasks:
         if scale <= 0:
             return f"{name} would be larger than the image"
         thicker = 2 + int(np.ceil(max(0, pixels - own) / (max(cut.shape) * scale)))
-        height, width = (int(np.ceil(side * scale)) + thicker for side in cut.shape)
         field = self._field(index)
+        sides = (int(np.ceil(side * scale)) + thicker for side in cut.shape)
+        # As even or odd as the field: a line between two rows would be in both or neither.
+        height, width = (
+            side + (side - whole) % 2 for side, whole in zip(sides, field.shape, strict=True)
+        )
         # A turn by 180 degrees keeps the direction.
         field = field[::-1, ::-1] if rng.random() < 0.5 else field
         rows, columns = (
