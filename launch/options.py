@@ -1,6 +1,7 @@
 """Settings from the command line: dotted options to pydantic, --help from tyro."""
 
 import difflib
+import os
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -149,7 +150,7 @@ def _read(
         if not _is_option(arg):
             if not fields:
                 raise ValueError(f"unexpected argument {arg!r}")
-            values[fields.popleft()] = arg
+            values[fields.popleft()] = _expanded(arg)
             continue
         name, equals, text = arg.partition("=")
         option = options.get(name.removeprefix("--").replace("_", "-"))
@@ -170,7 +171,13 @@ def _read(
         group = values
         for part in option.path[:-1]:
             group = group.setdefault(part, {})
-        group[option.path[-1]] = option.value(name, texts)
+        group[option.path[-1]] = option.value(name, [_expanded(text) for text in texts])
+
+
+def _expanded(text: str) -> str:
+    """A value with the home for its ~, which shells leave in --out=~/s and in NAME=~/s."""
+    name, equals, path = text.rpartition("=") if "=~" in text else ("", "", text)
+    return f"{name}{equals}{os.path.expanduser(path)}"
 
 
 def _is_option(arg: str) -> bool:

@@ -24,7 +24,7 @@ PROG = "python -m launch.pretrain"
 def run(args: Sequence[str], prog: str = PROG) -> None:
     """Train the base, and print its card and folder."""
     rest = list(args)
-    root = Path(rest.pop(0)) if rest and not rest[0].startswith("-") else None
+    root = Path(rest.pop(0)).expanduser() if rest and not rest[0].startswith("-") else None
     config = parse(PretrainConfig, rest, prog=prog, description=__doc__)
     if root is None and config.split_file is not None:
         raise UserError("--split-file is for a folder: name ROOT")

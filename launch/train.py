@@ -69,7 +69,7 @@ def read_config_of(
         place = rest.index("--config")
         if place + 1 == len(rest):
             raise UserError("--config needs a file")
-        default = _from_file(Path(rest[place + 1]), default)
+        default = _from_file(Path(rest[place + 1]).expanduser(), default)
         del rest[place : place + 2]
     return parse(model, rest, prog=prog, description=description, default=default)
 

@@ -1,7 +1,4 @@
-"""Images and masks: decoding, checking, resizing and encoding.
-
-Pixels are read as stored: EXIF orientation is not applied, since masks have none.
-"""
+"""Image and mask files: decoding, checking, resizing and encoding."""
 
 import contextlib
 import errno
@@ -10,7 +7,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from acontrol.data.pixels import PixelError, has_transparency, image_pixels, mask_pixels
 from acontrol.errors import UserError, one_line
 
 # No other Pillow reader, whatever the file's name: one starts Ghostscript.
@@ -40,75 +38,49 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-    """Decode a whole image.
-
-    Sixteen-bit grey is scaled from 65535 to 255. Float images must be in [0, 1] or [0, 255].
-    Transparency is dropped.
+    """Decode a whole image (`pixels.image_pixels`).
 
     Returns:
         The colours, (H, W, 3) in [0, 255].
 
     Raises:
-        UserError: If the file is missing, damaged or has values out of range.
+        UserError: If the file is missing, damaged or cannot be read without a guess.
     """
-    pixels = _decode(path)
-    if pixels.dtype != np.uint8:
-        low, high = float(pixels.min()), float(pixels.max())
-        if pixels.dtype.kind == "f":
-            limit = 1.0 if high <= 1 else 255.0
-            need = "floats in [0, 1] or [0, 255]"
-        else:
-            limit = 65535.0
-            need = "integers in [0, 65535]"
-        if low < 0 or high > limit:
-            raise UserError(
-                f"{path}: holds values from {low:g} to {high:g}, need {need}; rescale it"
-            )
-        pixels = np.rint(pixels * (255 / limit)).astype(np.uint8)
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
-    return pixels
+    with _decoded(path) as image:
+        return image_pixels(image)
 
 
 def read_mask(
     path: str | os.PathLike[str], image_size: tuple[int, int]
 ) -> npt.NDArray[np.bool_]:
-    """Decode a mask of two grey levels, black and another; a single level covers the image.
+    """Decode a mask of two levels, black and another (`pixels.mask_pixels`).
 
     Args:
-        path: The file; colour is accepted if the channels are equal.
+        path: The file.
         image_size: Width and height of its image.
 
     Returns:
         The defect's pixels, (H, W), at least one True.
 
     Raises:
-        UserError: If the file is missing, damaged, empty, coloured, not binary or differs in
-            size from the image.
+        UserError: If the file is missing, damaged, empty, not binary or differs in size from
+            the image.
     """
-    pixels = _decode(path)
-    if pixels.ndim == 3:
-        if (pixels != pixels[:, :, :1]).any():
-            raise UserError(f"{path}: the mask is coloured; save it in black and white")
-        pixels = pixels[:, :, 0]
-    height, width = pixels.shape
+    with _decoded(path) as image:
+        mask = mask_pixels(image)
+    height, width = mask.shape
     if (width, height) != image_size:
         raise UserError(
             f"{path}: the mask is {width} x {height} pixels and its image {image_size[0]} x "
             f"{image_size[1]}; make the mask for this image at its size"
         )
-    levels = np.unique(pixels)
-    if not levels.any():
-        raise UserError(
-            f"{path}: the mask is empty; mark the defect in it, or remove the image"
-        )
-    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
-        raise UserError(
-            f"{path}: the mask holds {len(levels)} grey values from {levels[0]:g} to "
-            f"{levels[-1]:g}, need 0 and one other (JPEG compression or smooth edges add "
-            "more); threshold it and save it as PNG"
-        )
-    return np.asarray(pixels != 0)
+    return mask
+
+
+def is_transparent(path: str | os.PathLike[str]) -> bool:
+    """Whether an image file has a transparent pixel, whose colour a viewer does not show."""
+    with _explained(path), opened(path, FORMATS) as image:
+        return has_transparency(image)
 
 
 def check_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
@@ -160,6 +132,8 @@ def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except (MemoryError, UserError):
         raise
+    except PixelError as error:
+        raise UserError(f"{path}: {error}") from error
     except FileNotFoundError as error:
         raise UserError(f"{path}: does not exist; put the file there") from error
     except UnidentifiedImageError as error:
@@ -178,24 +152,14 @@ def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
         raise UserError(f"{path}: cannot be decoded ({reason}); {advice}") from error
 
 
-def _decode(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
-    """Pixels as stored: (H, W) of a grey image's own type, or (H, W, 3) uint8."""
+@contextlib.contextmanager
+def _decoded(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """Open an image file after a check of its checksums and its end, which decoding skips."""
     with _explained(path):
         with opened(path, FORMATS) as image:
-            image.verify()  # Checksums and the end of the file, which decoding skips.
+            image.verify()
         with opened(path, FORMATS) as image:
-            image.load()
-            mode = image.mode
-            converted: Image.Image = image
-            if mode not in ("L", "I", "F") and not mode.startswith("I;16"):
-                # Through RGBA, since a palette with transparency warns otherwise.
-                through = image.convert("RGBA") if mode in ("P", "PA") else image
-                converted = through.convert("RGB")
-            # A copy: Pillow's own array is read-only, which torch warns about.
-            pixels = np.array(converted)
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise UserError(f"{path}: holds values that are not finite; save it without them")
-    return pixels
+            yield image
 
 
 def fit(image: Image.Image, mask: Image.Image, size: int) -> tuple[Tensor, Tensor]:

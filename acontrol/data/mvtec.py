@@ -21,89 +21,18 @@ import numpy as np
 import numpy.typing as npt
 
 from acontrol.config import THIRD, TrainedOn
-from acontrol.data import prompts
+from acontrol.data import near_misses, prompts
 from acontrol.data.images import image_size, read_mask
+from acontrol.data.listing import (
+    by_id,
+    image_files,
+    mask_beside,
+    masks_beside,
+    only,
+    subfolders,
+)
 from acontrol.data.split import Split, read_split, training_third
 from acontrol.errors import UserError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-
-
-def _entries(folder: Path) -> list[Path]:
-    """A folder's entries, sorted, without hidden ones; empty if it is missing."""
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be listed ({error.strerror}); check its permissions"
-        ) from error
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """The folders inside a folder, sorted.
-
-    Raises:
-        UserError: For a dangling link, or a folder name that shards cannot hold.
-    """
-    folders = []
-    for path in _entries(folder):
-        if path.is_symlink() and not path.exists():
-            raise UserError(f"{path}: the link leads nowhere; mend or remove it")
-        if path.is_dir():
-            _check_name(path)
-            folders.append(path)
-    return folders
-
-
-def image_files(folder: Path) -> dict[str, list[Path]]:
-    """The image files of a folder by id, which is their stem."""
-    files: dict[str, list[Path]] = {}
-    for path in _entries(folder):
-        # A dangling link counts, so that reading it reports the error.
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
-            files.setdefault(path.stem, []).append(path)
-    return files
-
-
-def by_id(folder: Path) -> dict[str, Path]:
-    """The image file of each id.
-
-    Raises:
-        UserError: If two share an id, or shards cannot hold a name.
-    """
-    return {name: only(name, paths) for name, paths in image_files(folder).items()}
-
-
-def only(name: str, paths: Sequence[Path]) -> Path:
-    """The only file of an id.
-
-    Raises:
-        UserError: If there is another, or shards cannot hold its name.
-    """
-    _check_name(paths[0])
-    if len(paths) > 1:
-        both = " and ".join(path.name for path in paths)
-        raise UserError(f"{paths[0].parent}: {both} share the id {name!r}; keep one of them")
-    return paths[0]
-
-
-def _check_name(path: Path) -> None:
-    """Names go into JSON, tars and other file systems: UTF-8, no control characters.
-
-    Raises:
-        UserError: For any other name.
-    """
-    codes = [ord(character) for character in path.name]
-    if any(0xD800 <= code < 0xE000 for code in codes):  # Surrogates: undecodable bytes.
-        problem = "is not UTF-8"
-    elif any(code < 32 or code == 127 for code in codes):
-        problem = "holds a control character"
-    else:
-        return
-    raise UserError(f"{path.parent}: the name {os.fsencode(path.name)!r} {problem}; rename it")
-
 
 _LAYOUT = (
     "<category>/train/good/*, <category>/test/<defect>/<id>.png and "
@@ -151,8 +80,9 @@ class LabelledImage:
             UserError: If the mask is missing, bad or of another size than the image.
         """
         if not os.path.lexists(self.mask):
+            near = near_misses.of_mask(self.image, self.mask)
             raise UserError(
-                f"{self.image}: has no mask; put it at {self.mask}, or remove the image"
+                f"{self.image}: has no mask{near}; put it at {self.mask}, or remove the image"
             )
         return read_mask(self.mask, self.size)
 
@@ -192,9 +122,12 @@ class MvtecFolder:
         """The names of a category's defect folders, sorted, including empty ones.
 
         Raises:
-            UserError: If the category is unknown.
+            UserError: If the category is unknown, or its images are in no defect's folder.
         """
-        folders = subfolders(self._folder(category) / "test")
+        test = self._folder(category) / "test"
+        folders = subfolders(test)
+        if not folders and (problem := near_misses.unlabelled(test.parent)):
+            raise UserError(problem)
         return tuple(folder.name for folder in folders if not _is_good(folder))
 
     def normals(
@@ -203,7 +136,7 @@ class MvtecFolder:
         """The images of good products, sorted; empty if the folder is missing.
 
         Raises:
-            UserError: If the category is unknown, or two images share an id.
+            UserError: If the category is unknown, or for an image as in `by_id`.
         """
         parts = (part,) if self.split is None else ("train", "test")
         folders = [f for name in parts for f in subfolders(self._folder(category) / name)]
@@ -233,16 +166,18 @@ class MvtecFolder:
                 split file says, "test" for the rest, "all" for both.
             category: Only this category.
             defect: Only this defect, in each category that has it.
-            left_out: If given, images with a bad name or a shared id are left out and a message
-                for each is appended here. They still count towards the thirds.
+            left_out: If given, images that cannot be listed are left out, with a message for
+                each here. They still count towards the thirds. So are masks beside images,
+                which do not, and defects without an image.
 
         Returns:
             The images; empty if no category has a defect.
 
         Raises:
             UserError: If the category or defect is unknown, a caption file is malformed, a
-                selected defect has no image in split "train", or, without ``left_out``, two
-                images or masks share an id or a name is not UTF-8.
+                selected defect has no image in split "train", or, without ``left_out``, an
+                image is in a sub-folder, of a format that is not read, shares its id, looks
+                like another's mask or has a name that is not UTF-8.
         """
         if split not in ("train", "test", "all"):
             raise ValueError(f"split must be 'train', 'test' or 'all', got {split!r}")
@@ -255,16 +190,12 @@ class MvtecFolder:
                 raise UserError(_unknown(folder, "defect", defect, choices))
             defects = {name: (defect,) for name, names in defects.items() if defect in names}
         files = {
-            (category, defect): image_files(self.folders[category] / "test" / defect)
+            (category, defect): self._images(category, defect, left_out)
             for category, names in defects.items()
             for defect in names
         }
-        if left_out is None:
-            for images in files.values():
-                for name, paths in images.items():
-                    only(name, paths)
         if split == "train":
-            self._require_training(files)
+            self._require_training(files, allow_empty=left_out is not None)
         phrases = {
             name: prompts.load_phrases(self.folders[name] / "prompt" / "phrases.json")
             for name in defects
@@ -282,6 +213,22 @@ class MvtecFolder:
             raise UserError(_unknown(self.root, "category", category, self.categories))
         return self.folders[category]
 
+    def _images(
+        self, category: str, defect: str, left_out: list[str] | None
+    ) -> dict[str, list[Path]]:
+        """The pictures of a defect by id, without masks beside them."""
+        folder = self.folders[category] / "test" / defect
+        images = image_files(folder, nested=True)
+        for mask, image in masks_beside(images).items():
+            message = mask_beside(images.pop(mask)[0], images[image][0])
+            if left_out is None:
+                raise UserError(message)
+            left_out.append(message)
+        if left_out is None:
+            for name, paths in images.items():
+                only(name, paths, folder)
+        return images
+
     def _training_ids(
         self, category: str, defect: str, images: Mapping[str, list[Path]]
     ) -> set[str]:
@@ -291,12 +238,15 @@ class MvtecFolder:
         return {name for name in names if names[name] in self.split.training}
 
     def _require_training(
-        self, files: Mapping[tuple[str, str], Mapping[str, list[Path]]]
+        self,
+        files: Mapping[tuple[str, str], Mapping[str, list[Path]]],
+        *,
+        allow_empty: bool,
     ) -> None:
         few = [
             f"{category}/{defect} ({len(images)})"
             for (category, defect), images in files.items()
-            if not self._training_ids(category, defect, images)
+            if not self._training_ids(category, defect, images) and (images or not allow_empty)
         ]
         if not few:
             return
@@ -342,8 +292,8 @@ class MvtecFolder:
             )
             files = masks.get(f"{name}_mask", []) + masks.get(name, [])
             try:
-                image = only(name, images[name])
-                mask = only(name, files) if files else truth / f"{name}_mask.png"
+                image = only(name, images[name], folder / "test" / defect)
+                mask = only(name, files, truth) if files else truth / f"{name}_mask.png"
             except UserError as error:
                 if left_out is None:
                     raise
@@ -371,16 +321,17 @@ def open_folder(
         UserError: If the folder is missing or has another layout, the captions are malformed
             or cover none of its categories, or the split file is malformed or of other images.
     """
-    path = Path(root)
+    path = Path(root).expanduser()
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
         raise UserError(f"{path}: {problem}; give a folder that holds {_LAYOUT}")
-    if _is_category(path):
+    if is_category(path):
         folders = {path.resolve().name: path}
     else:
-        folders = {folder.name: folder for folder in subfolders(path) if _is_category(folder)}
+        folders = {folder.name: folder for folder in subfolders(path) if is_category(folder)}
     if not folders:
-        raise UserError(f"{path}: holds no category; give a folder that holds {_LAYOUT}")
+        near = near_misses.of_root(path, is_category)
+        raise UserError(f"{path}: holds no category{near}; give a folder that holds {_LAYOUT}")
     loaded = None if captions is None else prompts.Captions.load(captions)
     if loaded is not None and not loaded.table.keys() & folders.keys():
         raise UserError(
@@ -412,8 +363,14 @@ def _unknown(folder: Path, noun: str, name: str, choices: Sequence[str]) -> str:
     return f"{folder}: has no {noun} {name!r}; choose from {', '.join(choices) or 'none'}"
 
 
-def _is_category(folder: Path) -> bool:
-    return (folder / "test").is_dir() or (folder / "train").is_dir()
+def is_category(folder: Path) -> bool:
+    """Whether a folder has test/ or train/, and these are not categories of such names."""
+    parts = [folder / part for part in near_misses.PARTS if (folder / part).is_dir()]
+    return bool(parts) and not any(
+        (part / name).is_dir()
+        for part in parts
+        for name in (near_misses.TRUTH, "train/good", "test/good")
+    )
 
 
 def _is_good(folder: Path) -> bool:

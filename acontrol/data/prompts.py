@@ -77,7 +77,7 @@ class Captions:
         Raises:
             UserError: If it is missing, not JSON or has another structure.
         """
-        file = Path(path)
+        file = Path(path).expanduser()
         table = _objects(file, "", _parse(file), _SHAPE)
         for category, defects in table.items():
             for defect, value in _objects(file, category, defects, _SHAPE).items():

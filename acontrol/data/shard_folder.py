@@ -8,7 +8,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from acontrol.config import THIRD
+from acontrol.data.left_out import print_notes, unused_captions
 from acontrol.data.mvtec import LabelledImage, MvtecFolder, open_folder
+from acontrol.data.overlap import refuse_overlap
 from acontrol.data.settings import ShardConfig
 from acontrol.data.shards import check_replaceable, write_shards
 from acontrol.data.train_list import read_train_list
@@ -27,6 +29,7 @@ def shard_folder(config: ShardConfig) -> None:
     if config.out is None and not config.dry_run:
         raise UserError("--out DIR is needed: where the shards go (or --dry-run)")
     if config.out is not None:
+        refuse_overlap(config.out, "--out", {"ROOT": config.root})
         check_replaceable(config.out)
     empty: list[str] = []
     bad: list[str] = []
@@ -38,6 +41,9 @@ def shard_folder(config: ShardConfig) -> None:
         if empty and not config.skip_bad:
             raise UserError(empty[0])
         images = folder.labelled(config.split, left_out=bad if config.skip_bad else None)
+        print_notes(folder)
+        if (note := unused_captions(folder)) is not None:
+            print(f"note: {note}", file=sys.stderr)
         split = config.split
     else:
         images = read_train_list(config.root, config.train_list)
@@ -93,14 +99,8 @@ def _checked(
     if empty or bad:
         folders = f" and {len(empty)} empty defect folders" if empty else ""
         print(f"left out {len(bad)} of {total} images{folders}", file=sys.stderr)
-    if checked.small:
-        key, share = min(checked.small.items(), key=lambda item: item[1])
-        print(
-            f"note: {len(checked.small)} of {len(checked.good)} defects cover no half of any "
-            f"of BLIP-2's 16 x 16 tokens (the smallest: {key}, {share:.2%} of one); they are "
-            "kept, and --data.reference-view region shows them larger",
-            file=sys.stderr,
-        )
+    for note in checked.notes():
+        print(f"note: {note}", file=sys.stderr)
     return checked.good
 
 

@@ -70,7 +70,7 @@ def write_shards(
         UserError: If ``out`` holds anything but shards, there are no images, or an image or
             mask is bad.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     check_replaceable(out)
     if not images:
         raise UserError("no defect image to write: the folder has none in this split")

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from acontrol.data.images import check_image
-from acontrol.data.mvtec import LabelledImage, MvtecFolder, image_files
+from acontrol.data.images import check_image, is_transparent
+from acontrol.data.listing import image_files
+from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.errors import UserError
 
 TOKENS = 16  # A side of BLIP-2's grid: 224 px in patches of 14.
@@ -24,11 +25,38 @@ class Checked:
         bad: A message for each of the others.
         small: Keys of good images whose defect covers less than half of any token, with the
             largest share of a token that it covers.
+        large: Keys of good images whose mask covers over half of the image.
+        transparent: Keys of good images with transparent pixels, which are read as opaque.
     """
 
     good: list[LabelledImage] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
     small: dict[str, float] = field(default_factory=dict)
+    large: list[str] = field(default_factory=list)
+    transparent: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """A sentence for each thing that is accepted and may not be what was meant."""
+        notes = []
+        if self.small:
+            key, share = min(self.small.items(), key=lambda item: item[1])
+            notes.append(
+                f"{len(self.small)} of {len(self.good)} defects cover no half of any of "
+                f"BLIP-2's 16 x 16 tokens (the smallest: {key}, {share:.2%} of one); they are "
+                "kept, and --data.reference-view region shows them larger"
+            )
+        if len(self.large) > len(self.good) / 2:
+            notes.append(
+                f"{len(self.large)} of {len(self.good)} masks cover over half of their image "
+                f"(the first: {self.large[0]}); if they are white on the good part, invert them"
+            )
+        if self.transparent:
+            notes.append(
+                f"{len(self.transparent)} of {len(self.good)} images have transparent pixels "
+                f"(the first: {self.transparent[0]}), read in the colours stored beneath, "
+                "which viewers do not show; flatten them onto a background if that matters"
+            )
+        return notes
 
 
 def check(
@@ -62,6 +90,7 @@ def check(
             check_image(image.image)
             mask = image.read_mask()
             _require_pixel(image, mask, resolution)
+            transparent = is_transparent(image.image)
         except UserError as error:
             if not skip_bad:
                 raise
@@ -70,6 +99,10 @@ def check(
             checked.good.append(image)
             if (share := token_share(mask)) < 0.5:
                 checked.small[image.key] = share
+            if mask.mean() > 0.5:
+                checked.large.append(image.key)
+            if transparent:
+                checked.transparent.append(image.key)
     return checked
 
 
@@ -86,7 +119,7 @@ def empty_defects(folder: MvtecFolder) -> list[str]:
         for category in folder.categories
         for defect in folder.defect_types(category)
         for path in [folder.folders[category] / "test" / defect]
-        if not image_files(path)
+        if not image_files(path, nested=True)
     ]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from acontrol.config import RunConfig
 from acontrol.data.mvtec import open_folder
+from acontrol.data.overlap import refuse_overlap
 from acontrol.errors import UserError
 from acontrol.evaluation import figures, published, quality, summary
 from acontrol.evaluation.backends import load_backend
@@ -152,6 +153,7 @@ def _checked_rows(config: AblationConfig) -> tuple[list[str], Path, Path]:
         if row not in ROWS or rows.count(row) > 1:
             raise UserError(f"--rows: {row!r}; name each once, of: {', '.join(ROWS)}")
     assert config.real is not None and config.out is not None
+    refuse_overlap(config.out, "--out", {"--real": config.real})
     return rows, config.real.resolve(), config.out.resolve()
 
 

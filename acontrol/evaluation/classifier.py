@@ -61,7 +61,7 @@ def weights_digest(network: Path) -> str:
     """Digest of the files that a classifier is loaded from."""
     total = hashlib.sha256()
     for file in sorted(network.iterdir()):
-        if file.suffix in _READ:
+        if file.suffix in _READ and file.name[0] != ".":
             total.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()
 

@@ -12,7 +12,9 @@ from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
 from acontrol.config import ClusterConfig
+from acontrol.data.left_out import print_notes
 from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.data.overlap import refuse_overlap
 from acontrol.data.split import in_words, read_split
 from acontrol.errors import UserError
 from acontrol.evaluation.budget import Schedule
@@ -37,7 +39,7 @@ def named_folders(options: Sequence[str]) -> dict[str, Path]:
         name, divided, rest = text.partition("=")
         if divided and not rest:
             raise UserError(f"--synthetic {text}: names no folder; write {name}=DIR")
-        path = Path(rest if divided else text).resolve()
+        path = Path(rest if divided else text).expanduser().resolve()
         name = name if divided else path.name
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
             raise UserError(
@@ -153,6 +155,7 @@ def plan_comparison(
         UserError: If a setting is wrong, an image is bad, or a test image is trained on.
     """
     synthetic = named_folders(config.synthetic)
+    refuse_overlap(config.out, "--out", {"--real": config.real, **synthetic})
     if config.pairs is not None:
         budget = budget.model_copy(update={"pairs": config.pairs})
     sources = source_names(config.sources, controls, list(synthetic))
@@ -170,6 +173,9 @@ def plan_comparison(
         f"({', '.join(sources)}) x {config.seeds} seeds",
         flush=True,
     )
+    print_notes(open_folder(config.real), categories)
+    for path in synthetic.values():
+        print_notes(open_folder(path))
     folders = Folders(
         config.real.resolve(),
         synthetic,

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
+from acontrol.data.left_out import print_notes
 from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.data.overlap import refuse_overlap
 from acontrol.data.split import in_words
 from acontrol.errors import UserError
 from acontrol.evaluation import figures, published, quality
@@ -31,9 +33,9 @@ def run_quality(config: QualityConfig) -> None:
         UserError: If a setting or the data must be fixed.
     """
     quieten()
-    folders = {
-        name: open_folder(path) for name, path in named_folders(config.synthetic).items()
-    }
+    synthetic = named_folders(config.synthetic)
+    folders = {name: open_folder(path) for name, path in synthetic.items()}
+    refuse_overlap(config.out, "--out", {"--real": config.real, **synthetic})
     real = open_folder(config.real, split_file=config.split_file)
     backends = [
         load_backend(name, config.weights, config.model, config.precision)
@@ -46,6 +48,9 @@ def run_quality(config: QualityConfig) -> None:
         card = load_adapter(config.model)[1]
         base = f"the base of --model {config.model}"
         refuse_seen_tests(base, locate.trained_on(card.base), real, categories)
+    print_notes(real, categories)
+    for folder in folders.values():
+        print_notes(folder)
     defect_types = quality.read_defect_types(real, categories)
     _check_defects(folders, defect_types)
     out = config.out.resolve()

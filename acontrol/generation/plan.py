@@ -5,14 +5,17 @@ own seed, so every image can be drawn again.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from acontrol.data.images import image_size, read_mask
+from acontrol.data.listing import numbered
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.data.prompts import phrase, target_text
 from acontrol.errors import UserError
@@ -192,19 +195,25 @@ class Planner:
         """
         images: list[PlannedImage] = []
         left_out: list[str] = []
-        for where, request in requests:
-            try:
-                planned, failed = self._plan_request(where, request, base)
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from error
-            images += planned
-            left_out += failed
+        requests = list(requests)
+        total = sum(request.count for _, request in requests)
+        with tqdm(total=total, desc="planning", unit="image", disable=None, leave=False) as bar:
+            for where, request in requests:
+                try:
+                    planned, failed = self._plan_request(where, request, base, bar.update)
+                except UserError as error:
+                    raise UserError(f"{where}: {error}") from error
+                images += planned
+                left_out += failed
         if not images:
-            raise UserError(f"no defect found a place: {left_out[0]}")
-        return images, left_out
+            raise UserError(
+                f"no defect found a place: {left_out[0]}; --masks same keeps training masks "
+                "where they are, --masks file takes your own"
+            )
+        return _padded(images), left_out
 
     def _plan_request(
-        self, where: str, request: Request, base: Path
+        self, where: str, request: Request, base: Path, advance: Callable[[], object]
     ) -> tuple[list[PlannedImage], list[str]]:
         label = (request.category, request.defect)
         line = where.rpartition(":")[2]  # Only the line number: the file may move.
@@ -213,10 +222,10 @@ class Planner:
         own_mask = None
         normals: Sequence[Path]
         if request.normal is not None:
-            normals = [base / request.normal]
+            normals = [base / Path(request.normal).expanduser()]
             size = image_size(normals[0])
             if request.mask is not None:
-                file = base / request.mask
+                file = base / Path(request.mask).expanduser()
                 own_mask = PlacedMask.of("file", file, np.asarray(read_mask(file, size)))
         else:
             normals = self._normals(request.category)
@@ -224,6 +233,7 @@ class Planner:
         source = request.masks or self.masks
         images, left_out = [], []
         for number in range(request.count):
+            advance()
             rng = random.Random(derive_seed(seed, "plan", number))
             reference = rng.choice(references)
             normal = rng.choice(normals)
@@ -299,7 +309,8 @@ class Planner:
             except ValueError as error:
                 raise UserError(str(error)) from error
         if request.reference_image is not None and request.reference_mask is not None:
-            path, mask = base / request.reference_image, base / request.reference_mask
+            path = base / Path(request.reference_image).expanduser()
+            mask = base / Path(request.reference_mask).expanduser()
             read_mask(mask, image_size(path))
             return [Reference(path, mask, words or phrase(request.defect))]
         identity = None
@@ -322,3 +333,14 @@ class Planner:
             )
             for image in images
         ]
+
+
+def _padded(images: Sequence[PlannedImage]) -> list[PlannedImage]:
+    """The plan with numbers wide enough that sorted names keep their order."""
+    counts = Counter(image.name[:2] for image in images)
+    return [
+        replace(
+            image, name=(*image.name[:2], numbered(int(image.name[2]), counts[image.name[:2]]))
+        )
+        for image in images
+    ]

@@ -1,6 +1,7 @@
 """Generate a data set: plan it, check it, draw it here or on Ray, and write the report."""
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import torch
 from tqdm import tqdm
 
 from acontrol.config import AdapterCard
+from acontrol.data.left_out import print_notes
 from acontrol.data.mvtec import open_folder
-from acontrol.data.publish import check_new
+from acontrol.data.overlap import refuse_overlap
+from acontrol.data.publish import check_new, work_folder
 from acontrol.data.split import refuse_mix
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import (
@@ -30,6 +33,7 @@ from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pipelines.loading import load_with_digest
+from acontrol.runs.lock import only_launch, refuse_if_locked
 
 
 def generate(config: GenerationConfig, model: str | None = None) -> None:
@@ -44,8 +48,12 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     """
     model = config.model if model is None else model
     quieten()
+    read = {"data": config.data, "normal": config.normal, "masks-path": config.masks_path}
+    folders = {f"--{name}": folder for name, folder in read.items()}
+    refuse_overlap(config.out, "--out", folders | {"--replay": config.replay})
     if not (config.out / JOB_NAME).exists():
         check_new(config.out)
+    refuse_if_locked(work_folder(config.out))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline, digest = load_with_digest(model, config.base_path, device, config.precision)
     pipeline.set_progress_bar_config(disable=True)
@@ -62,6 +70,12 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     }
     left_out: list[str] = []
     if config.replay is not None:
+        if ignored := ignored_by_replay(config):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+            print(
+                f"note: --replay draws as {config.replay} did: {names} not used",
+                file=sys.stderr,
+            )
         metadata, batches = replayed(config.replay, config.batch, metadata, roots)
         planner.split = metadata["split"]
     else:
@@ -75,35 +89,42 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     if job.done:
         print(f"Nothing to do: {config.out} is complete")
         return
-    gate = Gate.model_validate(metadata["gate"])
-    output = OutputSettings.model_validate(metadata["finish"])
-    if config.num_workers == 1:
-        scorer = DefectScorer(pipeline, planner.training)
-        _draw(job, draw_locally(job, Generator(pipeline, scorer, gate, output)))
-    else:
-        from acontrol.generation.workers import GeneratorSpec, draw_on_ray
+    with only_launch(job.folder):
+        gate = Gate.model_validate(metadata["gate"])
+        output = OutputSettings.model_validate(metadata["finish"])
+        if config.num_workers == 1:
+            scorer = DefectScorer(pipeline, planner.training)
+            _draw(job, draw_locally(job, Generator(pipeline, scorer, gate, output)))
+        else:
+            from acontrol.generation.workers import GeneratorSpec, draw_on_ray
 
-        split = planner.split
-        del pipeline, planner  # Their memory is the workers'.
-        spec = GeneratorSpec(
-            model,
-            config.base_path,
-            config.precision,
-            split,
-            gate,
-            output,
-            config.split_file,
-            roots,
-            threads,
-        )
-        _draw(job, draw_on_ray(job, spec, config.num_workers))
+            split = planner.split
+            del pipeline, planner  # Their memory is the workers'.
+            spec = GeneratorSpec(
+                model,
+                config.base_path,
+                config.precision,
+                split,
+                gate,
+                output,
+                config.split_file,
+                roots,
+                threads,
+            )
+            _draw(job, draw_on_ray(job, spec, config.num_workers))
 
-    def report(folder: Path, lines: list[dict[str, Any]]) -> None:
-        write_report(folder, lines, roots)
-        if config.format == "shards":
-            write_as_shards(folder, lines)
+        def report(folder: Path, lines: list[dict[str, Any]]) -> None:
+            write_report(folder, lines, roots)
+            if config.format == "shards":
+                write_as_shards(folder, lines)
 
-    _print_summary(config, job.finish(report), left_out)
+        _print_summary(config, job.finish(report), left_out)
+
+
+def ignored_by_replay(config: GenerationConfig) -> list[str]:
+    """The settings that were given, but that a replay takes from the earlier job."""
+    used = {"model", "data", "normal", "out", "replay", "batch", "num_workers", "format"}
+    return sorted(config.model_fields_set - used - {"base_path"})
 
 
 def view_notes(card: AdapterCard, sampling: Iterable[Sampling]) -> list[str]:
@@ -130,12 +151,15 @@ def _view(crop: float) -> str:
 def _planner(config: GenerationConfig, pipeline: AnomalyControlPipeline) -> Planner:
     folder = open_folder(config.data, config.captions, split_file=config.split_file)
     elsewhere = config.normal is not None and config.normal.resolve() != config.data.resolve()
+    normal_folder = open_folder(config.normal or config.data) if elsewhere else folder
+    for source in {folder.root: folder, normal_folder.root: normal_folder}.values():
+        print_notes(source)
     return Planner(
         folder,
         split=config.split or pipeline.card.split,
         cells=pipeline.latent_side,
         masks_path=config.masks_path,
-        normal_folder=open_folder(config.normal or config.data) if elsewhere else folder,
+        normal_folder=normal_folder,
         masks=config.masks,
         sampling=Sampling(**config.model_dump(include=set(Sampling.model_fields))),
         seed=config.seed,
@@ -199,7 +223,10 @@ def _print_summary(
     kept = [line for line in lines if line["image"] is not None]
     rejected = sum(not line["scores"]["passed"] for line in scored)
     if left_out:
-        print(f"{len(left_out)} found no place for their defect; the first: {left_out[0]}")
+        print(
+            f"{len(left_out)} found no place for their defect (--masks same or file may); the "
+            f"first: {left_out[0]}"
+        )
     if failed:
         print(f"{len(failed)} could not be drawn; the first: {failed[0]['error']}")
     if config.gate != "off" and rejected:

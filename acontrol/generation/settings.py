@@ -120,7 +120,7 @@ class Selection(Settings):
     )
     masks_path: Path | None = Field(
         None,
-        description="Masks for --masks file: DIR/DEFECT/*.png, or DIR/*.png for all; for "
+        description="Masks for --masks file: the images in DIR/DEFECT, or in DIR for all; for "
         "--masks learned what launch.masks wrote.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Everything drawn follows from it.")

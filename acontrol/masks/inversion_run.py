@@ -25,6 +25,7 @@ from tqdm import tqdm
 from acontrol._version import __version__
 from acontrol.config import THIRD
 from acontrol.data.mvtec import LabelledImage, open_folder
+from acontrol.data.overlap import refuse_overlap
 from acontrol.data.split import refuse_mix
 from acontrol.errors import UserError
 from acontrol.masks.inversion import MaskObjective, MaskWords, draw_masks, picture_side
@@ -32,11 +33,12 @@ from acontrol.masks.sampler import DefectType
 from acontrol.masks.settings import Inversion, MaskCard, MasksConfig
 from acontrol.masks.shape import Mask
 from acontrol.masks.statistics import Limits
-from acontrol.masks.store import CARD, read_card, write_learned
+from acontrol.masks.store import finished, read_card, write_learned
 from acontrol.networks import locate
 from acontrol.networks.load import BaseModels, load_base
 from acontrol.reporting import contact_sheet
 from acontrol.runs import guard, storage
+from acontrol.runs.lock import only_launch, refuse_if_locked
 from acontrol.runs.stage import StageContext, run_stage
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
@@ -61,7 +63,7 @@ def claim(
     settings |= {"data": str(root.resolve()), "base_digest": digest}
     settings |= {"split_digest": split_digest}
     file = config.output / RUN
-    begun = (config.output / TRAINING).exists() or any(config.output.glob(f"*/*/{CARD}"))
+    begun = (config.output / TRAINING).exists() or bool(finished(config.output))
     if not (file.exists() and begun):  # A run without any result does not bind the next.
         if not file.exists() and config.output.exists() and any(config.output.iterdir()):
             raise UserError(f"{config.output} is not empty, and holds no learned masks")
@@ -122,6 +124,8 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
         UserError: If the masks are missing or too few; if the output holds anything else, or
             masks of other settings or another base; or if no drawing resembles a mask.
     """
+    refuse_overlap(config.output, "--output", {"ROOT": root})
+    refuse_if_locked(config.output)
     images: dict[DefectType, list[LabelledImage]] = {}
     folder = open_folder(root, split_file=config.split_file)
     data = folder.trained_on(config.split)
@@ -137,33 +141,34 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
     seen = locate.trained_on(config.base_config)
     refuse_mix(f"the base {config.base}", seen, f"the data {root}", data)
     record = claim(config, root, digest, data.split_digest)
-    cards = {defect_type: read_card(config.output, *defect_type) for defect_type in images}
-    missing = [defect_type for defect_type, card in cards.items() if card is None]
-    if missing:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        base = load_base(config.base_config, device, getattr(torch, config.precision))
-        context = open_context(config, record, torch.device(device))
-        failures = []
-        for defect_type in missing:
-            caption = images[defect_type][0].caption
-            card = _learn(
-                config,
-                base,
-                digest,
-                data.split_digest,
-                defect_type,
-                masks[defect_type],
-                caption,
-                context,
-            )
-            if isinstance(card, str):
-                failures.append(card)
-            else:
-                cards[defect_type] = card
-        context.tracker.finish("FINISHED")
-        if failures:
-            more = f" (and {len(failures) - 1} more)" if failures[1:] else ""
-            raise UserError(f"{failures[0]}{more}; give more --steps, or another --base")
+    with only_launch(config.output):
+        cards = {defect_type: read_card(config.output, *defect_type) for defect_type in images}
+        missing = [defect_type for defect_type, card in cards.items() if card is None]
+        if missing:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            base = load_base(config.base_config, device, getattr(torch, config.precision))
+            context = open_context(config, record, torch.device(device))
+            failures = []
+            for defect_type in missing:
+                caption = images[defect_type][0].caption
+                card = _learn(
+                    config,
+                    base,
+                    digest,
+                    data.split_digest,
+                    defect_type,
+                    masks[defect_type],
+                    caption,
+                    context,
+                )
+                if isinstance(card, str):
+                    failures.append(card)
+                else:
+                    cards[defect_type] = card
+            context.tracker.finish("FINISHED")
+            if failures:
+                more = f" (and {len(failures) - 1} more)" if failures[1:] else ""
+                raise UserError(f"{failures[0]}{more}; give more --steps, or another --base")
     return [card for card in cards.values() if card is not None]
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from acontrol.data.crops import bounds
-from acontrol.masks.shape import Mask, MaskSource, Shape
+from acontrol.masks.shape import GentleSource, Mask, MaskSource, Shape
 
 TRIES = 64
+GENTLE_TRIES = 16  # After these, of shapes that are hardly changed.
 _ENOUGH = 8  # Fewest training masks for a prior of their places.
 _OVERLAP = 0.95  # Least share of a shape on the product ...
 _BOUND = 0.8  # ... unless the training masks' median share is lower: then it goes anywhere.
@@ -87,7 +88,7 @@ def learn_rules(masks: Sequence[Mask], products: Sequence[Mask]) -> Rules:
 def place(
     source: MaskSource, product: Mask, rules: Rules, *, cells: int, seed: int
 ) -> Placed | NotPlaced:
-    """Sample shapes until one fits, up to ``TRIES``.
+    """Sample shapes until one fits, up to ``TRIES``; then shapes that are hardly changed.
 
     Args:
         source: Where shapes come from.
@@ -102,8 +103,12 @@ def place(
         return NotPlaced("the image shows no product")
     min_pixels = max(1, int(np.ceil(ground.size / cells**2)))
     failures: Counter[str] = Counter()
-    for _ in range(TRIES):
-        shape = source.sample((ground.shape[0], ground.shape[1]), min_pixels, rng)
+    samples = [source.sample] * TRIES
+    if isinstance(source, GentleSource):
+        samples = [] if source.straight else samples
+        samples += [source.sample_gently] * GENTLE_TRIES
+    for sample in samples:
+        shape = sample((ground.shape[0], ground.shape[1]), min_pixels, rng)
         if isinstance(shape, str):
             failures[shape] += 1
             continue
@@ -119,7 +124,7 @@ def place(
         else:
             return Placed(mask, shape.origin)
     reasons = "; ".join(f"{reason} ({count}x)" for reason, count in failures.most_common(3))
-    return NotPlaced(f"none of {TRIES} shapes fits: {reasons}")
+    return NotPlaced(f"none of {len(samples)} shapes fits: {reasons}")
 
 
 def _somewhere(

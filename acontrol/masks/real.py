@@ -12,12 +12,14 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from acontrol.masks.shape import Mask, Shape, Side, cut_out, sides_of
-from acontrol.masks.statistics import measure, spread_of_angles
+from acontrol.masks.statistics import ellipse, measure, spread_of_angles
 
 _ENOUGH = 5  # Fewest masks for statistics; with fewer, the defaults below.
 _TURN = np.radians(20)  # AnomalyDiffusion's.
 _AREA = 0.2  # Standard deviation of the logarithm of the area.
 _BEND = 0.04  # Standard deviation of the bend, as a share of the shape's diagonal.
+# A bent line is about a dozen times as long as wide: past this, hardly any is like these masks.
+_STRAIGHT = 40.0
 _SLACK = 1.25  # Elongation may leave its training range by this factor.
 
 Field = npt.NDArray[np.float64]
@@ -54,6 +56,7 @@ class RealMasks:
         self.turn = _TURN if few else spread_of_angles(geometries)
         seen = frozenset().union(*self.sides)
         self.seen_sides: frozenset[Side] | None = None if few else seen
+        self.straight = self.elongation[0] > _STRAIGHT
 
     def sample(
         self, size: tuple[int, int], min_pixels: int, rng: np.random.Generator
@@ -68,9 +71,48 @@ class RealMasks:
         if isinstance(shape, str):
             return shape
         low, high = self.elongation
-        if low <= measure(shape.pixels).elongation <= high:
+        if low <= ellipse(shape.pixels)[0] <= high:
             return shape
         return f"{shape.origin} would be longer or rounder than training masks"
+
+    def sample_gently(
+        self, size: tuple[int, int], min_pixels: int, rng: np.random.Generator
+    ) -> Shape | str:
+        """A training mask, moved, and as large as fits (`acontrol.masks.shape.GentleSource`).
+
+        If that is too small, it is thickened and not lengthened, so that its limit of
+        elongation no longer applies.
+        """
+        index = int(rng.integers(len(self.masks)))
+        mask, name = self.masks[index], self.names[index]
+        own = max(1, round(float(mask.mean()) * size[0] * size[1]))
+        pixels = max(min_pixels, own)
+        if self.sides[index]:
+            return self._at_edge(index, size, pixels, rng, bend=0)
+        cut = cut_out(mask).pixels
+        room = min((whole - 2) / side for whole, side in zip(size, cut.shape, strict=True))
+        scale = min(float(np.sqrt(own / mask.sum())), room)
+        if scale <= 0:
+            return f"{name} would be larger than the image"
+        thicker = 2 + int(np.ceil(max(0, pixels - own) / (max(cut.shape) * scale)))
+        field = self._field(index)
+        sides = (int(np.ceil(side * scale)) + thicker for side in cut.shape)
+        # As even or odd as the field: a line between two rows would be in both or neither.
+        height, width = (
+            side + (side - whole) % 2 for side, whole in zip(sides, field.shape, strict=True)
+        )
+        # A turn by 180 degrees keeps the direction.
+        field = field[::-1, ::-1] if rng.random() < 0.5 else field
+        rows, columns = (
+            (np.arange(length) - (length - 1) / 2) / scale + (whole - 1) / 2
+            for length, whole in zip((height, width), field.shape, strict=True)
+        )
+        places = np.meshgrid(rows, columns, indexing="ij")
+        values = ndimage.map_coordinates(field, places, order=1, mode="nearest")
+        shape = cut_out(_largest(values, min(pixels, values.size)), name)
+        if np.greater(shape.pixels.shape, size).any():
+            return f"{name} would be larger than the image"
+        return Shape(shape.pixels, None, name)
 
     def _anywhere(
         self, index: int, size: tuple[int, int], pixels: int, rng: np.random.Generator
@@ -104,7 +146,12 @@ class RealMasks:
         return Shape(shape.pixels, None, name)
 
     def _at_edge(
-        self, index: int, size: tuple[int, int], pixels: int, rng: np.random.Generator
+        self,
+        index: int,
+        size: tuple[int, int],
+        pixels: int,
+        rng: np.random.Generator,
+        bend: float = _BEND,
     ) -> Shape:
         """Stretch the whole frame to the image, flip, bend, and move along the edge."""
         mask = self.masks[index]
@@ -112,7 +159,7 @@ class RealMasks:
         flips = [(a, b) for a in (False, True) for b in (False, True) if self._may(index, a, b)]
         upside, across = flips[int(rng.integers(len(flips)))]
         grid = np.indices(size, dtype=np.float64)
-        grid += _bend(size, _BEND * float(np.sqrt(pixels)), rng)
+        grid += _bend(size, bend * float(np.sqrt(pixels)), rng)
         zoom = [(old - 1) / max(1, new - 1) for old, new in zip(mask.shape, size, strict=True)]
         row, column = grid[0] * zoom[0], grid[1] * zoom[1]
         row = mask.shape[0] - 1 - row if upside else row
@@ -154,8 +201,11 @@ def _signed_distance(mask: Mask) -> Field:
 
 def _largest(field: Field, count: int) -> Mask:
     """Exactly ``count`` pixels: those with the largest values."""
-    mask = np.zeros(field.size, dtype=bool)
-    mask[np.argsort(-field.ravel(), kind="stable")[:count]] = True
+    values = field.ravel()
+    least = np.partition(values, values.size - count)[values.size - count]
+    mask = values > least
+    # Of those that are equal, the first ones.
+    mask[np.flatnonzero(values == least)[: count - int(mask.sum())]] = True
     return mask.reshape(field.shape)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from acontrol.config import THIRD
 from acontrol.data.images import image_size, read_image, read_mask, shrink_mask
+from acontrol.data.listing import by_id
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.errors import UserError
 from acontrol.masks.foreground import corrected, foreground, shared_foreground
@@ -81,7 +82,7 @@ class MaskSampler:
         Args:
             training: Gives the labelled images of a category and defect, none if unknown.
             cells: Side of the grid of attention cells; a mask covers at least one's area.
-            files: Folder of masks for "file", FILES/DEFECT/*.png or FILES/*.png for all; or
+            files: Folder of masks for "file", FILES/DEFECT/* or FILES/* for all; or
                 the output of launch.masks, for "learned".
             base_digest: The base of learned masks; None accepts any.
             split: The split of learned masks.
@@ -179,9 +180,9 @@ class MaskSampler:
             raise UserError("--masks file needs a folder of masks: --masks-path DIR")
         folder = self._files / defect
         folder = folder if folder.is_dir() else self._files
-        paths = sorted(folder.glob("*.png"))
+        paths = sorted(by_id(folder).values())
         if not paths:
-            raise UserError(f"--masks-path {self._files}: no .png there, nor in {defect}/")
+            raise UserError(f"--masks-path {self._files}: no image there, nor in {defect}/")
         return {path.name: (path, read_mask(path, image_size(path))) for path in paths}
 
     def _shared_place(self, product: tuple[MvtecFolder, str]) -> Mask | None:

@@ -1,7 +1,7 @@
 """Masks, and the shapes that every mask source gives."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,23 @@ class MaskSource(Protocol):
         Returns:
             The shape, or why there is none this time.
         """
+        ...
+
+
+@runtime_checkable
+class GentleSource(MaskSource, Protocol):
+    """A source that can also leave its masks nearly as they are.
+
+    Attributes:
+        straight: Whether its masks are so long and thin that what `sample` bends never fits.
+    """
+
+    straight: bool
+
+    def sample_gently(
+        self, size: tuple[int, int], min_pixels: int, rng: np.random.Generator
+    ) -> Shape | str:
+        """Generate a shape as `sample` does, without a bend or a turn, and within the size."""
         ...
 
 

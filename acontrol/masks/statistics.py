@@ -41,17 +41,27 @@ def measure(mask: Mask) -> Geometry:
         ValueError: If it is empty.
     """
     left, top, right, bottom = bounds(mask)
+    elongation, angle = ellipse(mask)
+    pixels = int(mask.sum())
+    return Geometry(
+        area=pixels / mask.size,
+        elongation=elongation,
+        angle=angle,
+        solidity=pixels / ((right - left) * (bottom - top)),
+        parts=len(label_components(mask)[1]),
+    )
+
+
+def ellipse(mask: Mask) -> tuple[float, float]:
+    """Elongation and angle of a mask that is not empty, as in `Geometry`."""
     y, x = np.nonzero(mask)
     # A pixel is a square: 1/12 is its own second moment.
     yy, xx = y.var() + 1 / 12, x.var() + 1 / 12
     xy = float(np.mean((x - x.mean()) * (y - y.mean())))
     root = np.hypot(xx - yy, 2 * xy)
-    return Geometry(
-        area=len(x) / mask.size,
-        elongation=float(np.sqrt((xx + yy + root) / max(xx + yy - root, 1 / 6))),
-        angle=float(0.5 * np.arctan2(2 * xy, xx - yy) % np.pi),
-        solidity=len(x) / ((right - left) * (bottom - top)),
-        parts=len(label_components(mask)[1]),
+    return (
+        float(np.sqrt((xx + yy + root) / max(xx + yy - root, 1 / 6))),
+        float(0.5 * np.arctan2(2 * xy, xx - yy) % np.pi),
     )
 
 

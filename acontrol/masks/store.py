@@ -22,6 +22,7 @@ from torch import Tensor
 
 from acontrol.config import THIRD
 from acontrol.data.images import read_mask
+from acontrol.data.listing import by_id, is_junk, numbered
 from acontrol.data.split import in_words
 from acontrol.errors import UserError, explain
 from acontrol.masks.settings import MaskCard
@@ -40,11 +41,16 @@ def write_learned(
     (partial / MASKS).mkdir(parents=True)
     save_file({"vectors": vectors.detach().cpu().contiguous()}, partial / VECTORS)
     for number, mask in enumerate(masks):
-        Image.fromarray(mask).save(partial / MASKS / f"{number:03d}.png")
+        Image.fromarray(mask).save(partial / MASKS / f"{numbered(number, len(masks))}.png")
     sheet.save(partial / SHEET)
     (partial / CARD).write_text(card.model_dump_json(indent=1) + "\n")
     os.rename(partial, folder)
     return folder
+
+
+def finished(root: Path) -> list[Path]:
+    """The cards of all categories and defects, sorted; a folder being written has none."""
+    return sorted(file for file in root.glob(f"*/*/{CARD}") if not is_junk(file.parent.name))
 
 
 def read_card(root: Path, category: str, defect: str) -> MaskCard | None:
@@ -86,9 +92,7 @@ def read_learned(
     """
     card = read_card(root, category, defect)
     if card is None:
-        others = sorted(
-            file.parent.relative_to(root).as_posix() for file in root.glob(f"*/*/{CARD}")
-        )
+        others = sorted(file.parent.relative_to(root).as_posix() for file in finished(root))
         raise UserError(
             f"--masks-path {root}: no masks learned for {category}/{defect}; it has "
             f"{', '.join(others[:8]) or 'none'}; learn them with python -m launch.masks"
@@ -109,8 +113,8 @@ def read_learned(
             f"{in_words(card.split_digest)}, and the data from {in_words(split_digest)}: learn "
             "it again with launch.masks and the same --split-file"
         )
-    files = sorted((root / category / defect / MASKS).glob("*.png"))
+    files = sorted(by_id(root / category / defect / MASKS).values())
     if not files:
-        raise UserError(f"--masks-path {root}: {category}/{defect}/{MASKS} holds no .png")
+        raise UserError(f"--masks-path {root}: {category}/{defect}/{MASKS} holds no image")
     size = (card.resolution, card.resolution)
     return {file.name: (file, np.asarray(read_mask(file, size))) for file in files}

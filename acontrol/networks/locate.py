@@ -69,7 +69,7 @@ def digest(config: BaseConfig) -> str:
             )
             continue
         for file in sorted(folder.rglob("*")):
-            if file.suffix in (".safetensors", ".json", ".txt"):
+            if file.suffix in (".safetensors", ".json", ".txt") and file.name[0] != ".":
                 name = f"{part}/{file.relative_to(folder).as_posix()}"
                 with file.open("rb") as stream:
                     content = hashlib.file_digest(stream, "sha256").hexdigest()

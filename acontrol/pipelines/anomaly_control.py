@@ -1,10 +1,11 @@
 """The diffusers pipeline: draws the defect of a reference image, guided by a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
@@ -21,6 +22,7 @@ from transformers import (
 
 from acontrol.config import AdapterCard, AseaConfig
 from acontrol.data.images import pictures, reference_view
+from acontrol.data.pixels import PixelError, as_rgb, image_pixels, mask_pixels
 from acontrol.method.csm import CrossModalEncoder
 from acontrol.method.encoder import embed_text
 from acontrol.method.sga import SLICING, SemanticAdapter, check_processors, install_processors
@@ -28,6 +30,8 @@ from acontrol.networks.inpainting import check_inpainting
 from acontrol.networks.load import BaseModels
 from acontrol.pipelines import blending
 from acontrol.pipelines.compositing import feather_px, limit_saturation, paste, saturation
+
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,23 @@ def check_lists(lists: dict[str, Any]) -> None:
     ]:
         if image.size != mask.size:
             raise ValueError(f"an image of {image.size} has a mask of {mask.size}")
-        if mask.getbbox() is None:
-            raise ValueError("a mask is empty: it must be non-zero on the defect")
 
 
-def binary_masks(masks: Sequence[Image.Image]) -> list[Image.Image]:
-    """Masks of any mode as 1-bit images: set where any colour channel is above zero."""
-    return [Image.fromarray(np.asarray(mask.convert("RGB")).any(axis=2)) for mask in masks]
+def read_pictures(
+    images: Sequence[Image.Image], name: str, read: Callable[[Image.Image], Pixels]
+) -> list[Image.Image]:
+    """Images or masks of any mode, as `acontrol.data.pixels` reads those of files.
+
+    Raises:
+        ValueError: If one cannot be read without a guess; names which.
+    """
+    pictures = []
+    for number, image in enumerate(images):
+        try:
+            pictures.append(Image.fromarray(read(image)))
+        except PixelError as error:
+            raise ValueError(f"{name} {number}: {error}") from error
+    return pictures
 
 
 def vlm_inputs(
@@ -77,7 +91,7 @@ def vlm_inputs(
 ) -> tuple[Tensor, Tensor]:
     """References and their masks as the vision tower's input, in the card's view."""
     views = [
-        reference_view(image.convert("RGB"), mask, card.reference_view, size)
+        reference_view(as_rgb(image), mask, card.reference_view, size)
         for image, mask in zip(images, masks, strict=True)
     ]
     pixels, regions = zip(*views, strict=True)
@@ -198,12 +212,14 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
         Args:
             prompt: Target texts T_t.
-            reference_image: Images I_a that show the defect.
-            reference_mask: Masks M_A of the same sizes, non-zero on the defect.
+            reference_image: Images I_a that show the defect, of any mode.
+            reference_mask: Masks M_A of the same sizes: black, and one other level on the
+                defect.
             reference_phrase: The anomaly's words, "a crack": T_a without its template.
             image: Normal images to draw on, of any size, in the view that was trained: whole,
                 or the square of ``card.target_crop`` times the defect.
-            mask_image: Where to draw, each of its image's size, non-zero inside.
+            mask_image: Where to draw, each of its image's size: black, and one other level
+                inside.
             num_inference_steps: DDIM steps.
             guidance_scale: Classifier-free guidance; 1 skips the unconditional pass.
             semantic_scale: Gamma of Eq. (5); by default the one trained with.
@@ -216,10 +232,15 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             Images of the normal images' sizes, or of the training resolution without them.
 
         Raises:
-            ValueError: If lengths or sizes of the arguments disagree.
+            ValueError: If lengths or sizes of the arguments disagree, or an image or mask
+                cannot be read without a guess (`acontrol.data.pixels`).
         """
-        reference_mask = binary_masks(reference_mask)
-        mask_image = None if mask_image is None else binary_masks(mask_image)
+        reference_image = read_pictures(reference_image, "reference_image", image_pixels)
+        reference_mask = read_pictures(reference_mask, "reference_mask", mask_pixels)
+        if image is not None:
+            image = read_pictures(image, "image", image_pixels)
+        if mask_image is not None:
+            mask_image = read_pictures(mask_image, "mask_image", mask_pixels)
         lists = {
             "prompt": prompt,
             "reference_image": reference_image,
@@ -322,6 +343,8 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         Masks must be 1-bit and of their images' sizes.
         """
         check_processors(self.unet)
+        if image is not None:
+            image = [one if one.mode == "RGB" else as_rgb(one) for one in image]
         count, device = len(conditions.text), self._execution_device
         scale = self.card.sga.scale if semantic_scale is None else semantic_scale
         guided = guidance_scale > 1

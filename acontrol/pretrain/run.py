@@ -15,6 +15,7 @@ import torch
 from acontrol._version import __version__
 from acontrol.config import BaseConfig, TrainedOn
 from acontrol.data.mvtec import open_folder
+from acontrol.data.overlap import refuse_overlap
 from acontrol.data.publish import WORK, check_new, put_in_place, work_folder
 from acontrol.networks.load import load_base, quieten
 from acontrol.networks.locate import BUILT_IN_DATA, CARD
@@ -26,6 +27,7 @@ from acontrol.pretrain.settings import HELD_OUT, PretrainConfig
 from acontrol.pretrain.vae import psnr, train_vae
 from acontrol.pretrain.vlm import retrieval, train_vlm
 from acontrol.runs.guard import claim
+from acontrol.runs.lock import only_launch
 from acontrol.runs.stage import StageContext
 from acontrol.runs.storage import sha256
 from acontrol.runs.tracking import Tracker
@@ -52,10 +54,17 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
         The base's folder.
 
     Raises:
-        UserError: If the output exists, was started with other settings, or the data is bad.
+        UserError: If the output exists, lies in the data, was started with other settings or
+            is being trained, or the data is bad.
     """
     quieten()
+    refuse_overlap(config.output, "--output", {"ROOT": root})
     check_new(config.output, "--output")
+    with only_launch(_training_folder(config)):
+        return _pretrain(config, root, command)
+
+
+def _pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
     folder = None if root is None else open_folder(root, split_file=config.split_file)
     trained_on = [] if folder is None else [folder.trained_on("train")]
     context, times = _context(config, root, trained_on)
@@ -169,14 +178,18 @@ class _Times:
         return {part: round(seconds / 60, 1) for part, seconds in self.seconds.items()}
 
 
+def _training_folder(config: PretrainConfig) -> Path:
+    output = config.output.resolve()
+    if (work := work_folder(output)).parent == output:
+        return work.with_name(f"{WORK}-training")  # Where a rename will reach it.
+    return output.with_name(f"{output.name}-training")
+
+
 def _context(
     config: PretrainConfig, root: Path | None, trained_on: Sequence[TrainedOn]
 ) -> tuple[StageContext, _Times]:
     """The working folder, with the same config as before if it is not new."""
-    output = config.output.resolve()
-    folder = output.with_name(f"{output.name}-training")
-    if (work := work_folder(output)).parent == output:
-        folder = work.with_name(f"{WORK}-training")  # Where a rename will reach it.
+    folder = _training_folder(config)
     settings = config.model_dump(
         mode="json",
         exclude={"output", "save_every", "samples_every", "tracking", "split_file"},
@@ -189,7 +202,7 @@ def _context(
     tracker = Tracker.open(
         config.tracking.uri or f"sqlite:///{folder.resolve() / 'mlflow.db'}",
         config.tracking.experiment,
-        output.name,
+        config.output.resolve().name,
         known,
         folder,
         artifacts=None if config.tracking.uri else folder.resolve() / "artifacts",

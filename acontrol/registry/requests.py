@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from acontrol.data.images import encode_png
+from acontrol.data.pixels import PixelError, image_pixels, mask_pixels
 from acontrol.errors import one_line
 
 MAX_ROWS = 8
@@ -108,8 +109,6 @@ def _row(row: Mapping[str, Any]) -> ServedRequest:
     for name, mask in (("reference_image", "reference_mask"), ("image", "mask_image")):
         if images[name].size != images[mask].size:
             raise ValueError(f"{mask}: is {images[mask].size}, its image {images[name].size}")
-        if images[mask].getbbox() is None:
-            raise ValueError(f"{mask}: is empty; it must be white on the defect")
     return ServedRequest(row["prompt"], row["reference_phrase"], **images, seed=int(seed))
 
 
@@ -127,8 +126,12 @@ def _image(name: str, value: Any) -> Image.Image:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise OverflowError(f"{opened.width} x {opened.height}")
-            image = opened.convert("RGBA") if opened.mode in ("P", "PA") else opened
-            return image.convert("RGB")
+            opened.load()
+            # The same reading as of files.
+            read = mask_pixels if "mask" in name else image_pixels
+            return Image.fromarray(read(opened))
+    except PixelError as error:
+        raise ValueError(f"{name}: {error}") from None
     except (OverflowError, Image.DecompressionBombError, Image.DecompressionBombWarning) as big:
         raise ValueError(f"{name}: more than {MAX_PIXELS} pixels ({big})") from None
     except Exception as error:  # Damaged files raise many kinds.

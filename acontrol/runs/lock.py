@@ -8,6 +8,8 @@ from pathlib import Path
 from acontrol.errors import UserError
 from acontrol.runs.storage import StoragePath
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def only_launch(run: StoragePath) -> Iterator[None]:
@@ -23,9 +25,20 @@ def only_launch(run: StoragePath) -> Iterator[None]:
         yield
         return
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as lock:
+    with (run / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{run}: another launch is running there") from None
         yield
+
+
+def refuse_if_locked(run: Path) -> None:
+    """Refuse a folder in which another launch is running; creates nothing.
+
+    Raises:
+        UserError: If one is.
+    """
+    if (run / LOCK).exists():
+        with only_launch(run):
+            pass

@@ -55,7 +55,7 @@ class EventQueue:
     @classmethod
     def all_in(cls, folder: Path) -> list["EventQueue"]:
         """The files of all processes, oldest first."""
-        return [cls(file) for file in sorted(folder.glob("*.jsonl"))]
+        return [cls(file) for file in sorted(folder.glob("[!.]*.jsonl"))]
 
     def append(self, event: Event) -> None:
         """Add an event, which survives this process, and after ``sync`` the machine.

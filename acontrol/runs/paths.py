@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from acontrol.config import BUILT_IN, RunConfig
+from acontrol.data.overlap import refuse_overlap
 from acontrol.errors import UserError
 
 
@@ -22,10 +23,14 @@ def absolute(config: RunConfig) -> RunConfig:
     """Make every local path absolute: workers have another working directory.
 
     Raises:
-        UserError: Under ``ray job submit``, if a path is relative: the job's working folder is
-            a temporary copy.
+        UserError: If the output or the features lie inside the shards, or the output inside
+            the features; or, under ``ray job submit``, if a path is relative: the job's
+            working folder is a temporary copy.
     """
-    base = config.base
+    base, data = config.base, config.data
+    shards = {"--data.shards": data.shards}
+    refuse_overlap(data.features, "--data.features", shards)
+    refuse_overlap(config.output, "--output", {**shards, "--data.features": data.features})
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is not None and in_ray_job() and re.match(r"sqlite:///(?!/)|(?![a-z+-]+:)", uri):
         raise UserError(f"MLflow's {_relative_in_job(uri)}")
@@ -58,9 +63,10 @@ def full_path(path: str | None, option: str) -> str | None:
     """
     if path is None or "://" in path:
         return path
+    path = os.path.expanduser(path)
     if in_ray_job() and not os.path.isabs(path):
         raise UserError(f"{option} {_relative_in_job(path)}")
-    return str(Path(path).expanduser().resolve())
+    return str(Path(path).resolve())
 
 
 def _local(path: str | None, option: str) -> str | None:
@@ -73,7 +79,9 @@ def _folder(path: str | None, option: str) -> str | None:
     """A folder's absolute path; a hub id or the built-in name unchanged."""
     if path == BUILT_IN:
         return path
-    return full_path(path, option) if path is not None and os.path.isdir(path) else path
+    if path is not None and os.path.isdir(os.path.expanduser(path)):
+        return full_path(path, option)
+    return path
 
 
 def _relative_in_job(path: str) -> str:

@@ -30,7 +30,7 @@ def storage_path(uri: str | os.PathLike[str]) -> StoragePath:
         UserError: If no installed package supports such a URI.
     """
     if "://" not in str(uri):
-        return Path(uri)
+        return Path(uri).expanduser()
     try:
         # Without a cache of listings: other processes write here too.
         path = UPath(str(uri), use_listings_cache=False)
@@ -51,7 +51,8 @@ def on_this_node(path: StoragePath) -> Path:
     if isinstance(path, Path):
         return path
     cache = os.environ.get("ACONTROL_CACHE") or Path.home() / ".cache" / "acontrol"
-    return Path(cache, "runs", hashlib.sha256(str(path).encode()).hexdigest()[:16])
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    return Path(cache).expanduser() / "runs" / digest
 
 
 def write(file: StoragePath, content: bytes, *, durable: bool = True) -> None:

@@ -140,7 +140,6 @@ def test_the_size_comes_from_the_header_alone(tmp_path: Path) -> None:
     Image.fromarray(NOISE).save(tmp_path / "x.jpg", exif=exif)
     content = (tmp_path / "x.jpg").read_bytes()
     assert image_size(tmp_path / "x.jpg") == (48, 64)
-    assert read_image(tmp_path / "x.jpg").shape == (64, 48, 3)
     (tmp_path / "x.jpg").write_bytes(content[: len(content) * 2 // 3])
     assert image_size(tmp_path / "x.jpg") == (48, 64)
 
@@ -190,7 +189,7 @@ SMOOTH[1, 3:8] = 128
         (SMOOTH, ("3 grey values from 0 to 255", "threshold")),
         (spot() // 2 + np.uint8(60), ("2 grey values from 60 to 187", "threshold")),
         (spot().astype(np.int32) - 255, ("2 grey values from -255 to 0", "threshold")),
-        (np.dstack([spot(), spot(), grey(0)]), ("coloured", "black and white")),
+        (np.dstack([spot(), spot(), grey(9)]), ("coloured in 2 colours", "black and white")),
         (np.where(spot() > 0, np.float32(np.nan), np.float32(0)), ("not finite",)),
     ],
 )

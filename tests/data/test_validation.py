@@ -252,3 +252,27 @@ def test_the_share_of_a_token_is_the_largest_of_all_cells() -> None:
     mask[50:60, 80:100] = True
     assert token_share(mask) == pytest.approx(1)
     assert token_share(np.zeros((160, 320), bool)) == 0
+
+
+def test_masks_that_are_white_on_the_good_part_are_noted(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = sorted(root.glob("*/ground_truth/*/*.png"))
+    shard.run([str(root), "--dry-run", "--split", "all"])
+    assert "over half" not in capsys.readouterr().err
+    for file in masks[: len(masks) // 2 + 1]:
+        Image.fromarray(~np.asarray(Image.open(file)).astype(bool)).save(file)
+    shard.run([str(root), "--dry-run", "--split", "all"])
+    (note,) = (line for line in capsys.readouterr().err.splitlines() if "over half" in line)
+    assert note.startswith("note: 10 of 18 masks cover over half") and "invert" in note
+
+
+def test_transparent_pixels_are_noted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = Image.open(root / IMAGE).convert("RGBA")
+    image.save(root / IMAGE)
+    shard.run([str(root), "--dry-run", "--split", "all"])
+    assert "transparent" not in capsys.readouterr().err
+    image.putpixel((3, 4), (1, 2, 3, 0))
+    image.save(root / IMAGE)
+    shard.run([str(root), "--dry-run", "--split", "all"])
+    assert "note: 1 of 18 images have transparent pixels" in capsys.readouterr().err

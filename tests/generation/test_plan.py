@@ -1,7 +1,8 @@
-"""What is asked for is planned: whose words a drawing gets."""
+"""The plan of a generated set."""
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ from acontrol.data.mvtec import open_folder
 from acontrol.data.prompts import target_text
 from acontrol.generation.plan import Planner
 from acontrol.generation.request import Request
+from acontrol.generation.run import ignored_by_replay
+from acontrol.generation.settings import GenerationConfig
+from launch.options import parse
 
 OWN = "a board, cracked along its grain"
 
@@ -41,3 +45,25 @@ def test_a_drawing_has_the_references_caption_on_its_own_product(
     template = target_text(asked["category"], image.reference.phrase)
     assert image.prompt == (prompt or template)
     assert asked["category"] in template
+
+
+@pytest.mark.parametrize(("counts", "last"), [((1000,), "999"), ((600, 401), "1000")])
+def test_sorted_names_keep_the_plans_order(
+    built_in_data: Path, counts: tuple[int, ...], last: str
+) -> None:
+    planner = Planner(open_folder(built_in_data), split="all", masks="same")
+    requests = [
+        (f"x:{line}", Request(category="wood", defect="crack", count=count))
+        for line, count in enumerate(counts)
+    ]
+    images, left_out = planner.plan_images(requests)
+    names = [image.name[2] for image in images]
+    assert left_out == [] and names == sorted(set(names)) and names[-1] == last
+
+
+def test_settings_that_a_replay_does_not_use_are_known() -> None:
+    args = ["--model", "m", "--data", "d", "--out", "o", "--replay", "r", "--batch", "1"]
+    quiet = parse(GenerationConfig, [*args, "--num-workers", "2"], prog="generate")
+    assert ignored_by_replay(quiet) == []
+    loud = parse(GenerationConfig, [*args, "--batch-size", "4", "--seed", "0"], prog="generate")
+    assert ignored_by_replay(loud) == ["batch_size", "seed"]

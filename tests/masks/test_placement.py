@@ -4,7 +4,7 @@ import pytest
 from acontrol.masks.listed import ListedMasks
 from acontrol.masks.placement import NotPlaced, Placed, Rules, learn_rules, place
 from acontrol.masks.real import RealMasks
-from acontrol.masks.shape import Mask
+from acontrol.masks.shape import Mask, MaskSource
 
 SIZE = (80, 80)
 
@@ -73,3 +73,63 @@ def test_a_mask_that_cannot_be_placed_gives_the_reason(
     placed = place(ListedMasks({"m": mask}), product, Rules(), cells=cells, seed=0)
     assert isinstance(placed, NotPlaced)
     assert reason in placed.reason
+
+
+def scratches(height: int, width: int, length: int, thick: int = 1) -> dict[str, Mask]:
+    """Three straight scratches along the image's longer side."""
+    masks = {}
+    for number in range(3):
+        mask = np.zeros((min(height, width), max(height, width)), bool)
+        mask[7 + 9 * number : 7 + 9 * number + thick, 20 : 20 + length + 10 * number] = True
+        masks[str(number)] = mask if height < width else np.ascontiguousarray(mask.T)
+    return masks
+
+
+@pytest.mark.parametrize(
+    ("size", "length", "thick"),
+    [((256, 256), 190, 1), ((1024, 1024), 600, 1), ((40, 2000), 900, 1), ((2000, 40), 1500, 3)],
+)
+def test_straight_scratches_and_strips_find_a_place(
+    size: tuple[int, int], length: int, thick: int
+) -> None:
+    masks = scratches(*size, length, thick)
+    source, everywhere = RealMasks(masks), np.ones(size, bool)
+    for seed in range(3):
+        placed = place(source, everywhere, Rules(), cells=16, seed=seed)
+        assert isinstance(placed, Placed)
+        assert placed.mask.sum() >= np.prod(size) / 16**2  # One attention cell.
+        assert int(placed.mask.sum()) >= length
+        rows, columns = np.nonzero(placed.mask)
+        long = np.ptp(rows if size[0] >= size[1] else columns) + 1
+        assert long >= length  # Thickened where it was too small, and not shortened.
+
+
+def test_what_finds_a_place_bent_is_bent_all_the_same() -> None:
+    """The gentle tries come after the others, and change none of them."""
+    blob = np.zeros((64, 64), bool)
+    blob[20:30, 20:34] = True
+    source = RealMasks({"a": blob, "b": blob.T})
+    plain = Unbending(source)
+    everywhere = np.ones((64, 64), bool)
+    assert not source.straight
+    for seed in range(4):
+        first = place(source, everywhere, Rules(), cells=16, seed=seed)
+        second = place(plain, everywhere, Rules(), cells=16, seed=seed)
+        assert isinstance(first, Placed) and isinstance(second, Placed)
+        np.testing.assert_array_equal(first.mask, second.mask)
+
+
+class Unbending:
+    """A source without gentle shapes."""
+
+    def __init__(self, source: MaskSource):
+        self.sample = source.sample
+
+
+def test_a_scratch_that_reaches_the_edge_stays_there() -> None:
+    masks = {}
+    for number in range(3):
+        masks[str(number)] = np.zeros((128, 128), bool)
+        masks[str(number)][30 + 20 * number, : 90 + number] = True
+    placed = place(RealMasks(masks), np.ones((128, 128), bool), Rules(), cells=16, seed=1)
+    assert isinstance(placed, Placed) and placed.mask[:, 0].any()

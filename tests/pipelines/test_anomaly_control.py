@@ -405,12 +405,12 @@ def generators(count: int) -> list[torch.Generator]:
             with_second("mask_image", ellipse((50, 90))),
             r"an image of \(90, 50\) has a mask of \(50, 90\)",
         ),
-        (with_second("reference_mask", Image.new("L", (50, 30))), "a mask is empty"),
-        (with_second("mask_image", Image.new("1", (90, 50))), "a mask is empty"),
+        (with_second("reference_mask", Image.new("L", (50, 30))), "mask is empty"),
+        (with_second("mask_image", Image.new("1", (90, 50))), "mask is empty"),
         # An opaque alpha channel is not a mask.
         (
             with_second("mask_image", Image.new("RGBA", (90, 50), (0, 0, 0, 255))),
-            "a mask is empty",
+            "mask is empty",
         ),
         ({"reference_phrase": ["a crack", "", "hole"]}, "gives no token"),
         ({"semantic_scale": -0.5}, "semantic_scale"),
@@ -419,3 +419,20 @@ def generators(count: int) -> list[torch.Generator]:
 def test_bad_arguments_are_refused(make: Make, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw(make(), **changes)
+
+
+def test_sixteen_bits_are_read_as_eight_are(make: Make) -> None:
+    def deep(image: Image.Image) -> Image.Image:
+        return Image.fromarray(np.asarray(image, np.uint16) * np.uint16(257))
+
+    pipeline, names = make(), ("image", "reference_image")
+    grey = {name: [image.convert("L") for image in request()[name]] for name in names}
+    wide = {name: [deep(image) for image in images] for name, images in grey.items()}
+    assert same(draw(pipeline, **grey), draw(pipeline, **wide))
+
+
+def test_a_mask_of_classes_is_refused_by_name(make: Make) -> None:
+    mask = ellipse((50, 30))
+    mask.putpixel((0, 0), 128)
+    with pytest.raises(ValueError, match=r"reference_mask 1: .* 3 grey values"):
+        draw(make(), **with_second("reference_mask", mask))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +19,14 @@ from PIL import Image
 from acontrol.errors import UserError
 from acontrol.pipelines.loading import load_pipeline
 from acontrol.registry.register import register_run
-from acontrol.registry.requests import IMAGES, MAX_BASE64, MAX_PIXELS, MAX_ROWS, encode
+from acontrol.registry.requests import (
+    IMAGES,
+    MAX_BASE64,
+    MAX_PIXELS,
+    MAX_ROWS,
+    encode,
+    read_rows,
+)
 from acontrol.registry.serving import _load_pyfunc
 from examples import serve_client
 from tests.launch import commands
@@ -72,6 +80,7 @@ def jpeg() -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
+CLASSES = np.arange(4096, dtype=np.uint8).reshape(64, 64) % np.uint8(3)
 # What is said of a row, and what the answer must say.
 BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "no text": ({"prompt": ""}, "row 0: prompt: need a text"),
@@ -86,11 +95,22 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "a huge PNG": ({"image": claiming(50_000, 50_000)}, f"more than {MAX_PIXELS} pixels"),
     "a wide PNG": ({"image": claiming(2**31 - 1, 2)}, f"more than {MAX_PIXELS} pixels"),
     "too many characters": ({"image": "A" * (MAX_BASE64 + 4)}, f"at most {MAX_BASE64}"),
-    "an empty mask": ({"mask_image": png("L")}, "mask_image: is empty"),
-    "an empty reference mask": ({"reference_mask": png("1")}, "reference_mask: is empty"),
+    "an empty mask": ({"mask_image": png("L")}, "mask_image: the mask is empty"),
+    "an empty reference mask": (
+        {"reference_mask": png("1")},
+        "reference_mask: the mask is empty",
+    ),
     "a mask of another size": (
         {"mask_image": png("L", (32, 64), 255)},
         "mask_image: is (32, 64), its image (64, 64)",
+    ),
+    "a mask of classes": (
+        {"mask_image": encode(Image.fromarray(CLASSES))},
+        "mask_image: the mask holds 3 grey values",
+    ),
+    "twelve bits": (
+        {"image": encode(Image.fromarray(np.full((64, 64), 4095, np.uint16)))},
+        "image: holds values up to 4095 where 65535 is white",
     ),
     "no seed": ({"seed": None}, "seed"),
     "a seed below zero": ({"seed": -1}, "seed: need a whole number"),
@@ -111,6 +131,18 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "no columns": (b'{"dataframe_records": [{}]}', "prompt"),
     "rows as a text": (b'{"dataframe_split": "x"}', ""),
 }
+
+
+def test_bad_rows_are_refused_before_a_server_sees_them() -> None:
+    good = {name: png(colour=9) for name in ("reference_image", "image")}
+    good |= {name: png("L", colour=255) for name in ("reference_mask", "mask_image")}
+    good |= {"prompt": "a photo", "reference_phrase": "a crack", "seed": 1}
+    assert read_rows([good])[0].mask_image.getbbox() == (0, 0, 64, 64)
+    for kind in ("an empty mask", "a mask of classes", "twelve bits", "a cut PNG"):
+        row, words = BAD_ROWS[kind]
+        with pytest.raises(ValueError) as caught:
+            read_rows([{**good, **row}])
+        assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def refusal(address: str, body: bytes) -> str:

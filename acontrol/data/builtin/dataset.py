@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from acontrol.data.builtin import rendering
+from acontrol.data.listing import numbered
 
 CATEGORIES: tuple[str, ...] = tuple(rendering.PRODUCTS)
 DEFECT_TYPES: tuple[str, ...] = tuple(rendering.DEFECTS)
@@ -167,7 +168,7 @@ def write_dataset(
         FileExistsError: If the root exists and is not an empty folder.
         ValueError: If a category or a defect is unknown.
     """
-    target = Path(root).resolve()
+    target = Path(root).expanduser().resolve()
     for category in categories:
         _check("category", category, CATEGORIES)
     for defect in defects:
@@ -205,7 +206,7 @@ def _write_good(
         for number in range(count):
             own = _own_seed(seed, split, number)
             specimen = draw(category, GOOD, seed=own, resolution=resolution)
-            Image.fromarray(specimen.image).save(pictures / f"{number:03d}.png")
+            Image.fromarray(specimen.image).save(pictures / f"{numbered(number, count)}.png")
 
 
 def _write_defects(
@@ -225,7 +226,7 @@ def _write_defects(
         for part in (pictures, masks, prompts):
             part.mkdir(parents=True)
         for number in range(count):
-            name = f"{number:03d}"
+            name = numbered(number, count)
             # The defect is part of the seed, or number 0 of each would share a product.
             own = _own_seed(seed, "test/defect", number, DEFECT_TYPES.index(defect))
             attribute = ATTRIBUTES[defect][number % len(ATTRIBUTES[defect])]

@@ -1,0 +1,96 @@
+"""Folders that are nearly in MVTec AD's layout: what they are, and what to call them."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from acontrol.data.listing import entries, is_picture, pictures, subfolders
+
+PARTS = ("test", "train")
+TRUTH = "ground_truth"
+_NAMES = {  # Without case and signs.
+    TRUTH: r"groundtruths?|gt|masks?|labels?|annotations?|segmentations?",
+    "test": r"tests?|testing|testset",
+    "train": r"trains?|training|trainset",
+}
+
+
+def of_root(root: Path, is_category: Callable[[Path], bool]) -> str:
+    """What a folder without a category may be, as the end of a sentence; "" if unknown."""
+    if root.name in PARTS and is_category(root.absolute().parent):
+        return f"; that is a category's {root.name}/: give {root.parent}"
+    folders = subfolders(root)
+    for folder in (root, *folders):
+        for near, right in _misnamed(folder, PARTS):
+            return f"; it has {near}, which must be called {right}"
+    for folder in folders:
+        if any(is_category(inner) for inner in subfolders(folder)):
+            return f"; {folder} holds some: give that"
+    for folder in (root, *folders):
+        if pictures(folder):
+            return f"; it has images straight in {folder}"
+    return ""
+
+
+def of_mask(image: Path, mask: Path) -> str:
+    """Where a missing mask may be, as the end of a sentence; "" if unknown.
+
+    Args:
+        image: <category>/test/<defect>/<id>.<ext>.
+        mask: Where its mask is expected.
+    """
+    truth, category = mask.parent, image.parents[2]
+    if pictures(truth / image.stem):
+        return f" ({truth / image.stem} holds masks, as in MVTec LOCO: unite them in one file)"
+    for path in entries(truth):
+        if re.match(rf"{re.escape(image.stem)}(?!\d)", path.stem, re.I) and is_picture(path):
+            return f" ({path} has another name)"
+    for folder in subfolders(truth.parent):
+        if folder != truth and _bare(folder.name).startswith(_bare(truth.name)):
+            return f" ({folder} has another name than test/{truth.name})"
+    for near, _ in _misnamed(category, [TRUTH]):
+        return f" ({near} is not read: call it {TRUTH})"
+    for path in (
+        image.with_suffix(".json"),
+        image.with_suffix(".xml"),
+        image.with_suffix(".txt"),
+    ):
+        if path.is_file():
+            return f" ({path} may hold its outline, which is not read: save it as a mask)"
+    return ""
+
+
+def unlabelled(category: Path) -> str | None:
+    """A message if a category's images lie where they have no defect or are not known good."""
+    for part, right in (
+        ("test", "test/<defect>, good ones in test/good"),
+        ("train", "train/good"),
+    ):
+        folder = category / part
+        if straight := pictures(folder):
+            return (
+                f"{folder}: {len(straight)} images lie straight in it (the first: "
+                f"{straight[0].name}), where they are not read; move them to {right}"
+            )
+    return None
+
+
+def near_categories(root: Path, is_category: Callable[[Path], bool]) -> Iterator[Path]:
+    """Folders beside the categories that would be one if they had test/ or train/."""
+    for folder in subfolders(root):
+        near = any(_misnamed(folder, PARTS))
+        near = near or any((folder / name).is_dir() for name in ("good", TRUTH))
+        if near and not is_category(folder):
+            yield folder
+
+
+def _misnamed(folder: Path, wanted: Sequence[str]) -> Iterator[tuple[Path, str]]:
+    """Sub-folders with another name than one that is wanted, and that name."""
+    for path in subfolders(folder):
+        for right in wanted:
+            if path.name != right and re.fullmatch(_NAMES[right], _bare(path.name)):
+                yield path, right
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()
