@@ -88,7 +88,7 @@ def test_a_base_that_is_not_there_is_named(built_in_data, tmp_path) -> None:
             "--resolution: Input should be greater",
         ),
         (["DATA", "--out", "OUT", "--captions", "/nowhere.json"], "/nowhere.json"),
-        (["DATA", "--out", "DATA"], "exists and is not empty"),
+        (["DATA", "--out", "DATA"], "is the same folder as ROOT"),
     ],
 )
 def test_shard_explains(args, words, built_in_data, tmp_path) -> None:

@@ -141,3 +141,9 @@ def test_a_second_launch_into_one_folder_says_so(
         message = refusal(lambda: run([named.get(word, word) for word in words]))
     assert message == f"{tmp_path / WORKPLACES[command]}: another launch is running there"
     assert not out.exists() or os.listdir(out) == [".lock"]
+
+
+def test_shards_replace_nothing_else(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    message = refusal(lambda: shard.run([str(data), "--out", str(tmp_path)]))
+    assert message == f"{tmp_path} exists and is no set of shards: name another --out"
