@@ -78,7 +78,7 @@ def test_a_set_without_its_last_file_is_not_finished(whole: FeatureFolder) -> No
     ("changes", "words"),
     [
         ({"asea": AseaConfig(steps=5)}, "asea.steps: 3 -> 5"),
-        ({"asea": AseaConfig(step_size=0.2)}, "asea.step_size: 0.02 -> 0.2"),
+        ({"asea": AseaConfig(step_size=0.2)}, "asea.step_size: 0.1 -> 0.2"),
         ({"asea": AseaConfig(map="query_mean")}, "asea.map: rollout -> query_mean"),
         ({"csm": CsmConfig(text=False)}, "csm.text: True -> False"),
         ({"runtime": RuntimeConfig(precision="bfloat16")}, "precision: float32 -> bfloat16"),

@@ -5,7 +5,7 @@ import json
 import pytest
 from ray.train import ControllerError, FailureConfig, WorkerGroupError
 
-from acontrol.config import ClusterConfig, CsmConfig, OptimConfig, RunConfig
+from acontrol.config import ClusterConfig, CsmConfig, OptimConfig, RunConfig, TrainedOn
 from acontrol.errors import UserError
 from acontrol.networks.load import BaseModels
 from acontrol.runs.cluster import scaling
@@ -169,7 +169,8 @@ def test_the_seed_decides_the_new_adapter(tiny_base: BaseModels, tmp_path, name)
     from acontrol.train.worker import new_adapter
 
     class Reader:
-        index = type("Index", (), {"split": "all", "digest": "d"})
+        trained_on = TrainedOn(categories=("wood",), split="all")
+        index = type("Index", (), {"split": "all", "digest": "d", "trained_on": trained_on})
 
     made = []
     for seed in (1, 1, 2):

@@ -85,7 +85,8 @@ def test_a_killed_sweep_continues(
     states = "select status, count(*) from runs group by status"
     assert dict(database.execute(states)) == {"FINISHED": 2, "FAILED": 1}
     database.close()
-    names = {"best.json", "trials.csv", "parallel-coordinates.png", "parameter-importance.png"}
+    # Which parameter matters takes more than one trial that ended well: see below.
+    names = {"best.json", "trials.csv", "parallel-coordinates.png"}
     assert names <= {path.name for path in killed.iterdir()}
     logged = {path.name for path in (killed / "artifacts").rglob("*") if path.is_file()}
     assert names <= logged
@@ -112,6 +113,7 @@ def test_the_best_of_trials_side_by_side_trains(
     done = commands.run("tune.search", *four, cluster=ray_address)
     assert done.returncode == 0, done.stderr
     assert len(Sweep.read(folder).outcomes()) == 4
+    assert (folder / "parameter-importance.png").is_file()
     trained = commands.run(
         *("launch.train", "--config", folder / "best.json", "--output", tmp_path / "run"),
         cluster=ray_address,
