@@ -95,7 +95,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     if command.adapter == "shipped":
         print(
             f"\nThe {command.steps} steps above show training at work; the picture is drawn by "
-            "the adapter that ships\nwith acontrol, trained the same way for longer. The base "
+            "the adapter that ships\nwith acontrol, trained for longer. The base "
             "has never seen these defects on\nthese products: kind and colour come from the "
             "reference."
         )
