@@ -146,4 +146,4 @@ def test_a_second_launch_into_one_folder_says_so(
 def test_shards_replace_nothing_else(data: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     message = refusal(lambda: shard.run([str(data), "--out", str(tmp_path)]))
-    assert message == f"{tmp_path} exists and is no set of shards: name another --out"
+    assert message == f"{tmp_path} exists and is not empty: name another --out"
