@@ -18,6 +18,17 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return " ".join(str(error).split())[:limit]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch's on a CPU is a plain RuntimeError."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(
+            sign in text for sign in ("out of memory", "can't allocate", "not enough memory")
+        )
+    )
+
+
 def explain(error: ValidationError, name_of: Callable[[Sequence[str]], str] = ".".join) -> str:
     """Pydantic's report as one line: each setting, what is wrong, and the value.
 

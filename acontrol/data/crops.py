@@ -29,6 +29,15 @@ def bounds(mask: Mask) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def grown(box: Box, by: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Rows and columns of a box made larger on each side, within an image's shape."""
+    left, top, right, bottom = box
+    return (
+        slice(max(0, top - by), min(shape[0], bottom + by)),
+        slice(max(0, left - by), min(shape[1], right + by)),
+    )
+
+
 def label_components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Label the connected components; pixels that touch at a corner are connected.
 

@@ -26,6 +26,7 @@ from acontrol.errors import UserError
 
 FORMAT = "acontrol-features-2"
 ABOUT = "about.json"
+CHECKSUM = "sha256"  # In a chunk's metadata, of its values.
 CHUNK = 64  # Samples per file.
 OPEN_FILES = 256  # Below the usual limit of a process.
 
@@ -112,6 +113,7 @@ class FeatureFolder:
         self.digest = digest_of(identity)
         self.path = self.root / self.digest
         self._opened: dict[int, safe_open] = {}
+        self._intact: set[int] = set()  # Chunks whose checksum held.
 
     def missing(self) -> list[int]:
         """The first sample of each missing chunk."""
@@ -124,7 +126,8 @@ class FeatureFolder:
         tensors = {name: getattr(features, name).cpu().contiguous() for name in NAMES}
         keys = self.keys[first : first + CHUNK]
         partial = self.path / f".{first:06d}-{os.getpid()}.partial"
-        metadata = {"digest": self.digest, "keys": json.dumps(keys)}
+        checksum = _checksum(tensors)
+        metadata = {"digest": self.digest, "keys": json.dumps(keys), CHECKSUM: checksum}
         save_file(tensors, partial, metadata=metadata)
         os.replace(partial, self._file(first))
 
@@ -175,12 +178,23 @@ class FeatureFolder:
             complete = set(opened.keys()) == set(NAMES) and all(
                 opened.get_slice(name).get_shape()[0] == len(keys) for name in NAMES
             )
+            checksum = metadata.pop(CHECKSUM, None)  # None: of an earlier version.
+            intact = first in self._intact or checksum is None or not complete
+            if not intact:
+                intact = checksum == _checksum(
+                    {name: opened.get_tensor(name) for name in NAMES}
+                )
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{file} is damaged ({error}): delete it, and precompute again"
             ) from error
         if not complete or metadata != {"digest": self.digest, "keys": json.dumps(keys)}:
             raise UserError(f"{file} is of other samples: delete it, and precompute again")
+        if not intact:
+            raise UserError(
+                f"{file} is damaged (its checksum differs): delete it, and precompute again"
+            )
+        self._intact.add(first)
         return opened
 
     def _file(self, first: int) -> Path:
@@ -199,6 +213,13 @@ def joined(parts: list[Features]) -> Features:
     return Features(
         **{name: torch.cat([getattr(part, name) for part in parts]) for name in NAMES}
     )
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    checksum = hashlib.sha256()
+    for name in NAMES:
+        checksum.update(tensors[name].view(torch.uint8).numpy().data)
+    return checksum.hexdigest()
 
 
 def _read_about(file: Path) -> dict[str, Any]:

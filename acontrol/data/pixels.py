@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
+_STRIP = 2**20  # Pixels.
 _LISTED = 6  # Most levels or colours in a message.
 _DARK = 1 / 4  # Deep data whose largest value is below this share is of another range.
 _WHITE_IS_ZERO = (262, 0)  # TIFF's photometric interpretation.
@@ -74,8 +75,11 @@ def mask_pixels(image: Image.Image) -> npt.NDArray[np.bool_]:
     coloured = False
     if pixels.ndim == 3:
         coloured = bool((pixels != pixels[:, :, :1]).any())
-        red, green, blue = np.moveaxis(pixels.astype(np.uint32), 2, 0)
-        pixels = red << 16 | green << 8 | blue if coloured else pixels[:, :, 0]
+        if coloured:
+            red, green, blue = np.moveaxis(pixels.astype(np.uint32), 2, 0)
+            pixels = red << 16 | green << 8 | blue
+        else:
+            pixels = np.ascontiguousarray(pixels[:, :, 0])
     levels = np.unique(pixels)
     alpha = _alpha(image)
     if alpha is not None:
@@ -129,14 +133,26 @@ def _stored(image: Image.Image) -> npt.NDArray[Any]:
     if image.mode in ("I;16", "F") and getattr(image, "tag_v2", {}).get(key) == value:
         raise PixelError("stores white as 0 with deep values; save it with black as 0")
     image.load()
-    if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
+    if image.mode not in ("L", "I", "F", "RGB") and not image.mode.startswith("I;16"):
         # Through RGBA, since a palette with transparency warns otherwise.
         through = image.convert("RGBA") if image.mode in ("P", "PA") else image
         image = through.convert("RGB")
-    # A copy: Pillow's own array is read-only, which torch warns about.
-    pixels = np.array(image)
+    pixels = _array(image)
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise PixelError("holds values that are not finite; save it without them")
+    return pixels
+
+
+def _array(image: Image.Image) -> npt.NDArray[Any]:
+    """A writable array of an image, copied in strips: Pillow copies a whole one thrice."""
+    width, height = image.size
+    step = max(1, _STRIP // width)
+    boxes = [(0, top, width, min(top + step, height)) for top in range(0, height, step)]
+    first = np.array(image.crop(boxes[0]))
+    pixels = np.empty((height, *first.shape[1:]), first.dtype)
+    pixels[: len(first)] = first
+    for box in boxes[1:]:
+        pixels[box[1] : box[3]] = np.asarray(image.crop(box))
     return pixels
 
 

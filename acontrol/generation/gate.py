@@ -1,6 +1,6 @@
 """The gate's measure and limit: a generated defect's distance to the training defects."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +46,7 @@ class DefectScorer:
         self._types: dict[DefectType, TypeFeatures | None] = {}
 
     def distances(
-        self, planned: Sequence[PlannedImage], images: Sequence[Image.Image]
+        self, planned: Sequence[PlannedImage], images: Iterable[Image.Image]
     ) -> list[tuple[float, float | None] | None]:
         """Cosine distance in [0, 2] of each image to the nearest training defect of its type.
 
@@ -55,7 +55,7 @@ class DefectScorer:
             where the reference is of another product than the image, since then the product
             differs too, or where there is only one training defect.
         """
-        features = self._features(list(images), [image.mask.image() for image in planned])
+        features = self._features(images, (image.mask.image() for image in planned))
         distances: list[tuple[float, float | None] | None] = []
         for image, feature in zip(planned, features, strict=True):
             defect_type = image.reference.defect_type
@@ -79,8 +79,8 @@ class DefectScorer:
         features = torch.cat(
             [
                 self._features(
-                    [Image.fromarray(read_image(image.image)) for image in batch],
-                    [Image.fromarray(image.read_mask()) for image in batch],
+                    (Image.fromarray(read_image(image.image)) for image in batch),
+                    (Image.fromarray(image.read_mask()) for image in batch),
                 )
                 for batch in batches
             ]
@@ -91,5 +91,5 @@ class DefectScorer:
         similarity.fill_diagonal_(-1)
         return TypeFeatures(features, float((1 - similarity.max(dim=1).values).max()))
 
-    def _features(self, images: list[Image.Image], masks: list[Image.Image]) -> Tensor:
+    def _features(self, images: Iterable[Image.Image], masks: Iterable[Image.Image]) -> Tensor:
         return F.normalize(defect_features(self.vlm, images, masks).double(), dim=1).cpu()

@@ -9,6 +9,7 @@ depends on when, or in how many runs, it was drawn.
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ from PIL import Image
 
 from acontrol.data.images import encode_png, read_image, read_mask
 from acontrol.data.publish import check_new, put_in_place, work_folder
-from acontrol.errors import UserError, one_line
+from acontrol.errors import UserError, is_out_of_memory, one_line
 from acontrol.generation.manifest import (
     Line,
     Roots,
     request_metadata,
     result_metadata,
+    within,
 )
 from acontrol.generation.plan import PlannedImage
 from acontrol.generation.sampler import GeneratedImage, Generator
@@ -35,8 +37,10 @@ from acontrol.runs import guard, storage
 
 MANIFEST_NAME = "manifest.jsonl"
 JOB_NAME = "job.json"
+INPUTS = "inputs"  # In it: the digests of the files that were read.
 PLACED = ".lines.jsonl"  # Every line, while the finished folder is put in its place.
 FORMAT = "acontrol-generation-2"  # 1: other edges, colours and squares.
+BATCH_PIXELS = 48 * 2**20
 NOT_KEPT_NAME = "not_kept.jsonl"  # Dropped by the gate, or their files were unreadable.
 
 
@@ -49,14 +53,22 @@ class BatchResult:
 
 
 def batches_of(images: Sequence[PlannedImage], size: int) -> list[list[PlannedImage]]:
-    """Divide a plan: neighbours with the same sampling settings are drawn together."""
+    """Divide a plan: neighbours with the same sampling settings are drawn together.
+
+    Large photographs in smaller batches, as each of a batch is held in memory whole.
+    """
     batches: list[list[PlannedImage]] = []
+    pixels = 0
     for image in images:
         last = batches[-1] if batches else []
-        if last and len(last) < size and last[0].sampling == image.sampling:
+        own = math.prod(image.mask.size)
+        fits = len(last) < size and pixels + own <= BATCH_PIXELS
+        if last and fits and last[0].sampling == image.sampling:
             last.append(image)
         else:
             batches.append([image])
+            pixels = 0
+        pixels += own
     return batches
 
 
@@ -76,7 +88,9 @@ def generate_batch(
         where = {"batch": number, "part": [first, end]}
         try:
             images = generator.generate_batch(batch[first:end])
-        except (UserError, MemoryError, torch.OutOfMemoryError, OSError) as error:
+        except (UserError, MemoryError, RuntimeError, OSError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if end - first > 1:
@@ -137,15 +151,21 @@ class Job:
         for batch in batches:
             for image in batch:
                 plan.update(json.dumps(request_metadata(image, roots)).encode())
-                plan.update(image.mask.packed)
+                plan.update(image.mask.packed.bits())
             plan.update(b"\n")
         settings = {"format": FORMAT, "plan": plan.hexdigest(), **metadata}
         self.out = out
         self.batches = batches
         self.roots = roots
         self.folder = work_folder(out)
-        self.done = _has_text(out / JOB_NAME, json.dumps(settings, indent=1))
-        if self.done:
+        begun = _settings_in(self.folder)
+        if (finished := _settings_in(out)) is not None:
+            begun = finished
+        if begun is not None:
+            refuse_changed(begun.setdefault(INPUTS, settings.get(INPUTS)), settings, out)
+        self.done = finished is not None
+        if finished is not None:
+            guard.refuse(out, guard.changes(finished, settings), "--out")
             return
         if (self.folder / PLACED).exists():  # Stopped while it was put in place.
             return
@@ -226,23 +246,63 @@ def read_job(folder: Path) -> tuple[dict[str, Any], list[Line]]:
     return metadata, sorted(lines, key=lambda line: (line["batch"], line["place"]))
 
 
-def check_inputs(pipeline: AnomalyControlPipeline, images: Sequence[PlannedImage]) -> None:
+def check_inputs(
+    pipeline: AnomalyControlPipeline, images: Sequence[PlannedImage], roots: Roots
+) -> dict[str, dict[str, str]]:
     """Read every file and phrase of a plan once, before the first image is drawn.
+
+    Returns:
+        Sha256 of each file by its name in the manifest, normal images and references apart.
 
     Raises:
         UserError: At the first bad one.
     """
+    digests: dict[str, dict[str, str]] = {"normal": {}, "data": {}}
+
+    def add(root: str, file: Path) -> None:
+        digests[root][within(file, roots[root])] = storage.sha256(file)
+
     for normal in sorted({image.normal for image in images}):
         read_image(normal)
-    for reference in {image.reference: None for image in images}:
-        height, width = read_image(reference.image).shape[:2]
-        read_mask(reference.mask, (width, height))
+        add("normal", normal)
+    references = {(image.reference.image, image.reference.mask) for image in images}
+    for file, mask in sorted(references):
+        height, width = read_image(file).shape[:2]
+        read_mask(mask, (width, height))
+        add("data", file)
+        add("data", mask)
     warn_of_cut(pipeline.tokenizer, sorted({image.prompt for image in images}))
     for phrase in sorted({image.reference.phrase for image in images}):
         try:
             pipeline.semantics.read([phrase])
         except ValueError as error:
             raise UserError(str(error)) from error
+    return digests
+
+
+def refuse_changed(before: Any, now: Mapping[str, Any], drawn: Path) -> None:
+    """Refuse images that changed after they were drawn on: the result would be of both.
+
+    Args:
+        before: The earlier job's digests, from ``check_inputs``.
+        now: Metadata of the job to begin.
+        drawn: The earlier job's folder.
+
+    Raises:
+        UserError: Naming the first changed file.
+    """
+    changed = [
+        name
+        for root, digests in now.get(INPUTS, {}).items()
+        for name, digest in digests.items()
+        if before[root].get(name, digest) != digest
+    ]
+    if changed:
+        more = f" and {len(changed) - 1} more have" if len(changed) > 1 else " has"
+        raise UserError(
+            f"{changed[0]}{more} changed since {drawn} was drawn from it: put the earlier file "
+            "back, or draw anew into another --out"
+        )
 
 
 def _not_kept_path(image: PlannedImage) -> str:
@@ -262,8 +322,9 @@ def _read_jsonl(file: Path) -> list[Line]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def _has_text(file: Path, text: str) -> bool:
+def _settings_in(folder: Path) -> dict[str, Any] | None:
+    """What a job's folder was begun with; None if there is none, or it is damaged."""
     try:
-        return file.read_text() == text
-    except OSError:
-        return False
+        return dict(json.loads((folder / JOB_NAME).read_text()))
+    except (OSError, TypeError, ValueError):
+        return None

@@ -35,9 +35,9 @@ def request_metadata(planned: PlannedImage, roots: Roots) -> Line:
         "category": planned.name[0],
         "defect": planned.name[1],
         "number": planned.name[2],
-        "normal": _within(planned.normal, roots["normal"]),
-        "reference": _within(reference.image, roots["data"]),
-        "reference_mask": _within(reference.mask, roots["data"]),
+        "normal": within(planned.normal, roots["normal"]),
+        "reference": within(reference.image, roots["data"]),
+        "reference_mask": within(reference.mask, roots["data"]),
         "reference_phrase": reference.phrase,
         "reference_kind": list(reference.defect_type) if reference.defect_type else None,
         "mask_source": planned.mask.source,
@@ -94,7 +94,7 @@ def planned_of(line: Mapping[str, Any], folder: Path, roots: Roots) -> PlannedIm
         raise UserError(f"{folder}: its manifest is not of this version: {error}") from error
 
 
-def _within(file: Path, root: Path) -> str:
+def within(file: Path, root: Path) -> str:
     """A path relative to the data; an absolute one for a file outside it."""
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
 

@@ -10,7 +10,7 @@ import transformers
 
 from acontrol.config import THIRD
 from acontrol.errors import UserError
-from acontrol.generation.job import FORMAT, read_job
+from acontrol.generation.job import FORMAT, INPUTS, read_job
 from acontrol.generation.manifest import Roots, planned_of
 from acontrol.generation.plan import PlannedImage
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
@@ -64,6 +64,8 @@ def replayed(
     before = metadata.get("trained_on", [{"split_digest": THIRD}])  # A job from before.
     if before[-1]["split_digest"] != current["trained_on"][-1]["split_digest"]:
         raise UserError(f"--replay {folder}: was drawn with another --split-file than this")
+    if INPUTS in metadata:
+        settings[INPUTS] = metadata[INPUTS]
     if "trained_on" in metadata:
         settings["trained_on"] = before
     return {**current, **settings}, list(groups.values())

@@ -17,11 +17,13 @@ from acontrol.data.publish import check_new, work_folder
 from acontrol.data.split import refuse_mix
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import (
+    INPUTS,
     JOB_NAME,
     Job,
     batches_of,
     check_inputs,
     draw_locally,
+    refuse_changed,
 )
 from acontrol.generation.plan import PlannedImage, Planner, requests_for_all
 from acontrol.generation.replay import machine_metadata, replayed
@@ -69,6 +71,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
         **machine_metadata(pipeline, threads),
     }
     left_out: list[str] = []
+    earlier_inputs = None
     if config.replay is not None:
         if ignored := ignored_by_replay(config):
             names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
@@ -78,11 +81,14 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
             )
         metadata, batches = replayed(config.replay, config.batch, metadata, roots)
         planner.split = metadata["split"]
+        earlier_inputs = metadata.pop(INPUTS, None)
     else:
         images, left_out = _plan_images(config, planner)
         batches = batches_of(images, config.batch_size)
     planned = [image for batch in batches for image in batch]
-    check_inputs(pipeline, planned)
+    metadata[INPUTS] = check_inputs(pipeline, planned, roots)
+    if config.replay is not None and earlier_inputs is not None:
+        refuse_changed(earlier_inputs, metadata, config.replay)
     for note in view_notes(pipeline.card, [image.sampling for image in planned]):
         print(f"Note: {note}", flush=True)
     job = Job(config.out, metadata, batches, roots)

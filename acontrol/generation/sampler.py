@@ -18,7 +18,7 @@ from acontrol.data.images import read_image, read_mask
 from acontrol.generation.colour import ColourLimits
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.plan import PlannedImage, Reference
-from acontrol.generation.scoring import changed, fidelity, refined
+from acontrol.generation.scoring import changed, psnr, refined, ssim
 from acontrol.generation.settings import Gate, OutputSettings, Sampling
 from acontrol.masks.shape import Mask
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, Conditions
@@ -196,7 +196,7 @@ class Generator:
                 ),
             )
         distances = self.scorer.distances(
-            planned, [Image.fromarray(canvas.pixels) for canvas in canvases]
+            planned, (Image.fromarray(canvas.pixels) for canvas in canvases)
         )
         return [
             self._result(canvas, attempt, *(distance or (None, None)))
@@ -242,9 +242,9 @@ class Generator:
                 limit = self.colours.of(canvas.planned.reference, canvas.normal)
                 pixels = limit_saturation(pixels, limit)
             canvas.change[top:bottom, left:right] |= changed(view, pixels, mask)
-            background = fidelity(view, pixels, mask)
-            if background is not None and background.psnr is not None:
-                canvas.leaks.append(background.psnr)
+            leak = psnr(view, pixels, mask)
+            if leak is not None:
+                canvas.leaks.append(leak)
             if self.output.composite:
                 width = feather_px(max(mask.shape), self.pipeline.card.resolution)
                 pixels = paste(view, pixels, mask, self.output.blend, width)
@@ -258,13 +258,12 @@ class Generator:
             limit = self.gate.max_distance
         fill = float(canvas.change.sum() / canvas.mask.sum())
         near = distance is None or limit is None or distance <= limit
-        background = fidelity(canvas.normal, canvas.pixels, canvas.mask)
         scores = Scores(
             mask_fill=fill,
             distance=distance,
             limit=limit,
-            background_psnr=background.psnr if background else None,
-            background_ssim=background.ssim if background else None,
+            background_psnr=psnr(canvas.normal, canvas.pixels, canvas.mask),
+            background_ssim=ssim(canvas.normal, canvas.pixels, canvas.mask),
             leak_psnr=min(canvas.leaks) if canvas.leaks else None,
             passed=fill >= self.gate.min_fill and near,
         )

@@ -1,20 +1,27 @@
-"""How much of a mask a drawing changed, and what it did to the background."""
+"""How much of a mask a drawing changed, and what it did to the background.
+
+Images are worked on in strips of rows, so that memory does not grow with a photograph.
+"""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy import ndimage
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from acontrol.data.crops import label_components
+from acontrol.data.crops import bounds, grown, label_components
 from acontrol.masks.shape import Mask
 from acontrol.pipelines.compositing import Pixels
 
 LEAST = 8.0  # Grey levels: less is never a change, however exact the autoencoder.
 _ORDINARY = 0.95  # Share of the background whose change counts as the autoencoder's own.
 _SSIM_SIDE = 11  # Of the window; smaller images have no SSIM.
+_STRIP = 2**20  # Pixels worked on at once.
+_SAMPLED = 2**23  # Pixels that give the autoencoder's error.
+_REACH = 4  # Rows that a pixel's smoothed value depends on, each way.
 
 
 def changed(normal: Pixels, drawn: Pixels, mask: Mask) -> Mask:
@@ -31,12 +38,20 @@ def changed(normal: Pixels, drawn: Pixels, mask: Mask) -> Mask:
     Returns:
         (H, W), True only inside the mask.
     """
-    difference = np.abs(normal.astype(np.float64) - drawn).max(axis=2)
-    # Over three pixels: the autoencoder moves fine grain.
-    smooth = np.asarray(ndimage.gaussian_filter(difference, 1.0))
-    outside = smooth[~mask]
-    error = float(np.quantile(outside, _ORDINARY)) if outside.size else 0.0
-    return np.asarray((smooth > max(LEAST, error)) & mask)
+    apart = math.ceil(mask.size / _SAMPLED)  # Rows: of a large photograph some are enough.
+    inside, outside = [], []
+    for own, read in _strips(mask.shape, _REACH):
+        difference = _difference(normal[read], drawn[read]).max(axis=2).astype(np.float32)
+        # Over three pixels: the autoencoder moves fine grain.
+        smooth = ndimage.gaussian_filter(difference, 1.0)
+        smooth = smooth[own.start - read.start : own.stop - read.start]
+        inside.append(smooth[mask[own]])
+        outside.append(smooth[::apart][~mask[own][::apart]])
+    background = np.concatenate(outside)
+    error = float(np.quantile(background, _ORDINARY)) if background.size else 0.0
+    change = np.zeros_like(mask)
+    change[mask] = np.concatenate(inside) > max(LEAST, error)
+    return change
 
 
 def refined(change: Mask, mask: Mask) -> Mask:
@@ -44,45 +59,80 @@ def refined(change: Mask, mask: Mask) -> Mask:
 
     Empty if nothing but specks changed.
     """
-    filled = ndimage.binary_closing(change, iterations=2) & mask
+    tight = np.zeros_like(mask)
+    box = grown(bounds(mask), 2, mask.shape)
+    filled = ndimage.binary_closing(change[box], iterations=2) & mask[box]
     labels, areas = label_components(filled)
-    if len(areas) == 0:
-        return np.asarray(filled)
-    large = np.flatnonzero(areas >= max(2.0, 0.05 * areas.max())) + 1
-    return np.asarray(np.isin(labels, large))
+    if len(areas):
+        large = np.flatnonzero(areas >= max(2.0, 0.05 * areas.max())) + 1
+        tight[box] = np.isin(labels, large)
+    return tight
 
 
-@dataclass(frozen=True)
-class Fidelity:
-    """How similar the background is.
+def psnr(normal: Pixels, result: Pixels, mask: Mask) -> float | None:
+    """Peak signal-to-noise ratio outside a mask, in dB.
 
-    Attributes:
-        psnr: In dB; None if all pixels are equal.
-        ssim: In [-1, 1]; None for images smaller than SSIM's window.
+    None if all pixels are equal there, or there is none.
     """
-
-    psnr: float | None
-    ssim: float | None
-
-
-def fidelity(normal: Pixels, result: Pixels, mask: Mask) -> Fidelity | None:
-    """Compare two images outside a mask; None if the mask covers the whole image.
-
-    SSIM is the mean over the windows centred outside the mask.
-    """
-    outside = ~mask
-    if not outside.any():
+    squares = 0
+    for own, _ in _strips(mask.shape, 0):
+        difference = _difference(normal[own], result[own]).astype(np.int64)
+        squares += int((difference[~mask[own]] ** 2).sum())
+    if not squares:
         return None
-    error = ((normal[outside].astype(np.float64) - result[outside]) ** 2).mean()
-    psnr = 10 * math.log10(255**2 / error) if error else None
-    if min(mask.shape) < _SSIM_SIDE:
-        return Fidelity(psnr, None)
-    first, second = (
-        torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
-        for image in (result, normal)
-    )
-    _, full = structural_similarity_index_measure(
-        first, second, data_range=255.0, return_full_image=True
-    )
-    values = full[0].mean(dim=0).numpy()[outside]
-    return Fidelity(psnr, float(values.astype(np.float64).mean()))
+    return 10 * math.log10(255**2 * 3 * int((~mask).sum()) / squares)
+
+
+def ssim(normal: Pixels, result: Pixels, mask: Mask) -> float | None:
+    """Structural similarity, the mean over the windows centred outside a mask, in [-1, 1].
+
+    None for images smaller than its window, or without an outside.
+    """
+    outside = int((~mask).sum())
+    if min(mask.shape) < _SSIM_SIDE or not outside:
+        return None
+    differs = (normal != result).any(axis=2)
+    if not differs.any():
+        return 1.0
+    # Windows that see no difference are exactly 1.
+    reach = _SSIM_SIDE // 2
+    rows, columns = grown(bounds(differs), reach, mask.shape)
+    total = float(outside - int((~mask[rows, columns]).sum()))
+    left, right = max(0, columns.start - reach), columns.stop + reach
+    for own, read in _strips((rows.stop, right - left), reach, rows.start, mask.shape[0]):
+        first, second = (
+            torch.from_numpy(image[read, left:right].copy()).permute(2, 0, 1)[None].float()
+            for image in (result, normal)
+        )
+        _, full = structural_similarity_index_measure(
+            first, second, data_range=255.0, return_full_image=True
+        )
+        values = full[0].mean(dim=0).numpy()[own.start - read.start :, columns.start - left :]
+        values = values[: own.stop - own.start, : columns.stop - columns.start]
+        total += float(values[~mask[own, columns]].sum(dtype=np.float64))
+    return total / outside
+
+
+def _difference(first: Pixels, second: Pixels) -> npt.NDArray[np.int16]:
+    return np.abs(first.astype(np.int16) - second)
+
+
+def _strips(
+    shape: tuple[int, ...], reach: int, first: int = 0, height: int | None = None
+) -> Iterator[tuple[slice, slice]]:
+    """Rows from ``first`` to the shape's height, in strips; each with the rows that it reads.
+
+    Args:
+        shape: (last row + 1, W).
+        reach: Rows read above and below a strip, where the image has them.
+        first: First row.
+        height: The image's, if it goes on below the shape.
+    """
+    last = shape[0]
+    step = max(_STRIP // shape[1], 4 * reach, _SSIM_SIDE)
+    for start in range(first, last, step):
+        stop = min(start + step, last)
+        yield (
+            slice(start, stop),
+            slice(max(0, start - reach), min(height or last, stop + reach)),
+        )

@@ -4,7 +4,7 @@ An object lies on a plain background that reaches the image's edge; a texture fi
 So the edge's colours are the background if they are uniform and the rest differs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +63,7 @@ def foreground(image: npt.NDArray[np.uint8]) -> Mask:
     return resized(product, (height, width))
 
 
-def shared_foreground(estimates: Sequence[Mask]) -> Mask | None:
+def shared_foreground(estimates: Iterable[Mask]) -> Mask | None:
     """Where the product is in every image, if it is always in the same place.
 
     Args:
@@ -72,9 +72,9 @@ def shared_foreground(estimates: Sequence[Mask]) -> Mask | None:
     Returns:
         (128, 128), or None if the place varies or there are too few images to tell.
     """
-    if len(estimates) < _FEW:
-        return None
     squares = [resized(estimate, (_SIDE, _SIDE)) for estimate in estimates]
+    if len(squares) < _FEW:
+        return None
     middle = np.asarray(np.mean(squares, axis=0) > 0.5)
     return middle if np.median([iou(square, middle) for square in squares]) >= _SAME else None
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from acontrol.data.images import shrink_mask
-from acontrol.masks.shape import Mask, Shape, cut_out, sides_of
+from acontrol.masks.shape import Mask, PackedMask, Shape, cut_out, sides_of
 
 _SMOOTH = Image.Resampling.BICUBIC
 
@@ -27,14 +27,14 @@ class ListedMasks:
         if not masks:
             raise ValueError("need at least one mask")
         self.names = sorted(masks)
-        self.masks = [masks[name] for name in self.names]
+        self.masks = [PackedMask.of(masks[name]) for name in self.names]
 
     def sample(
         self, size: tuple[int, int], min_pixels: int, rng: np.random.Generator
     ) -> Shape | str:
         """Choose a mask (`acontrol.masks.shape.MaskSource`)."""
         index = int(rng.integers(len(self.masks)))
-        name, mask = self.names[index], self.masks[index]
+        name, mask = self.names[index], self.masks[index].unpacked()
         if mask.shape != size:
             mask = np.asarray(shrink_mask(Image.fromarray(mask), (size[1], size[0])))
         if mask.sum() < min_pixels:
@@ -54,7 +54,7 @@ class LearnedMasks(ListedMasks):
     ) -> Shape | str:
         """Choose a mask (`acontrol.masks.shape.MaskSource`)."""
         index = int(rng.integers(len(self.masks)))
-        name, mask = self.names[index], self.masks[index]
+        name, mask = self.names[index], self.masks[index].unpacked()
         flip = bool(rng.integers(2))
         at_edge = bool(sides_of(mask))
         zoom = [new / old for new, old in zip(size, mask.shape, strict=True)]

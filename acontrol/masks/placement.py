@@ -1,7 +1,7 @@
 """Place shapes where their defect can occur."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,24 +61,24 @@ class NotPlaced:
     reason: str
 
 
-def learn_rules(masks: Sequence[Mask], products: Sequence[Mask]) -> Rules:
+def learn_rules(pairs: Iterable[tuple[Mask, Mask]]) -> Rules:
     """Learn from training masks where their defect occurs.
 
     Args:
-        masks: Training masks, not empty.
-        products: The foreground of each one's image, of the same size.
+        pairs: Training masks, not empty, each with the foreground of its image.
     """
-    pairs = list(zip(masks, products, strict=True))
-    shares = [float(mask[product].sum() / mask.sum()) for mask, product in pairs]
+    shares, on_products, in_images = [], [], []
+    for mask, product in pairs:  # One pair in memory at a time.
+        shares.append(float(mask[product].sum() / mask.sum()))
+        centre = np.argwhere(mask).mean(axis=0) + 0.5
+        in_images.append(centre / mask.shape)
+        low, side = _box(product if product.any() else np.ones_like(product))
+        on_products.append((centre - low) / side)
     on_product = float(np.median(shares)) >= _BOUND
     overlap = min(_OVERLAP, float(np.quantile(shares, 0.25))) if on_product else _OVERLAP
-    if len(masks) < _ENOUGH:
+    if len(shares) < _ENOUGH:
         return Rules(on_product, overlap)
-    places = []
-    for mask, product in pairs:
-        low, side = _box(product if on_product else np.ones_like(product))
-        places.append((np.argwhere(mask).mean(axis=0) + 0.5 - low) / side)
-    centres = np.clip(np.array(places), 0, 1)
+    centres = np.clip(np.array(on_products if on_product else in_images), 0, 1)
     # Silverman's rule for two dimensions.
     spread = centres.std(axis=0) * len(centres) ** (-1 / 6)
     rows = tuple((float(y), float(x)) for y, x in centres)

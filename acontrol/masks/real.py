@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from acontrol.masks.shape import Mask, Shape, Side, cut_out, sides_of
+from acontrol.masks.shape import Mask, PackedMask, Shape, Side, cut_out, sides_of
 from acontrol.masks.statistics import ellipse, measure, spread_of_angles
 
 _ENOUGH = 5  # Fewest masks for statistics; with fewer, the defaults below.
@@ -40,11 +40,15 @@ class RealMasks:
         if not masks:
             raise ValueError("need at least one mask")
         self.names = sorted(masks)
-        self.masks = [masks[name] for name in self.names]
-        self.sides = [sides_of(mask) for mask in self.masks]
+        self.masks, self.sides, geometries = [], [], []
+        for name in self.names:
+            mask = masks[name]
+            self.masks.append(PackedMask.of(mask))
+            self.sides.append(sides_of(mask))
+            geometries.append(measure(mask))
         self._fields: list[Field | None] = [None] * len(self.masks)
-        geometries = [measure(mask) for mask in self.masks]
-        areas = [geometry.area for geometry in geometries]
+        areas = self.shares = [geometry.area for geometry in geometries]
+        self.angles = [geometry.angle for geometry in geometries]
         lengths = [geometry.elongation for geometry in geometries]
         few = len(geometries) < _ENOUGH
         slack = _SLACK if few else 1.0
@@ -64,7 +68,7 @@ class RealMasks:
         """Vary one training mask (`acontrol.masks.shape.MaskSource`)."""
         index = int(rng.integers(len(self.masks)))
         growth = np.exp(rng.normal(0, self.area_spread))
-        share = float(np.clip(self.masks[index].mean() * growth, *self.area))
+        share = float(np.clip(self.shares[index] * growth, *self.area))
         pixels = max(min_pixels, round(share * size[0] * size[1]))
         vary = self._at_edge if self.sides[index] else self._anywhere
         shape = vary(index, size, pixels, rng)
@@ -84,8 +88,8 @@ class RealMasks:
         elongation no longer applies.
         """
         index = int(rng.integers(len(self.masks)))
-        mask, name = self.masks[index], self.names[index]
-        own = max(1, round(float(mask.mean()) * size[0] * size[1]))
+        mask, name = self.masks[index].unpacked(), self.names[index]
+        own = max(1, round(self.shares[index] * size[0] * size[1]))
         pixels = max(min_pixels, own)
         if self.sides[index]:
             return self._at_edge(index, size, pixels, rng, bend=0)
@@ -120,7 +124,7 @@ class RealMasks:
         """Scale to the number of pixels, rotate, flip and bend."""
         name = self.names[index]
         field = self._field(index)
-        scale = float(np.sqrt(pixels / self.masks[index].sum()))
+        scale = float(np.sqrt(pixels / self.masks[index].unpacked().sum()))
         longest = float(np.hypot(*field.shape)) * scale
         side = int(np.ceil(longest * 1.2)) + 4
         if longest > 2 * max(size):
@@ -131,7 +135,7 @@ class RealMasks:
             # A flip alone would leave the directions seen in training: it moves the long axis
             # from an angle a to -a, so the shape is also rotated by 2a.
             flip = -1.0
-            turn += 2 * measure(self.masks[index]).angle
+            turn += 2 * self.angles[index]
         grid = np.indices((side, side), dtype=np.float64) - (side - 1) / 2
         y, x = grid + _bend((side, side), _BEND * longest, rng)
         cos, sin = np.cos(turn), np.sin(turn)
@@ -154,7 +158,7 @@ class RealMasks:
         bend: float = _BEND,
     ) -> Shape:
         """Stretch the whole frame to the image, flip, bend, and move along the edge."""
-        mask = self.masks[index]
+        mask = self.masks[index].unpacked()
         field = _signed_distance(mask)
         flips = [(a, b) for a in (False, True) for b in (False, True) if self._may(index, a, b)]
         upside, across = flips[int(rng.integers(len(flips)))]
@@ -185,7 +189,7 @@ class RealMasks:
         """The signed distance of a mask cut out with a margin, cached."""
         field = self._fields[index]
         if field is None:
-            pixels = cut_out(self.masks[index]).pixels
+            pixels = cut_out(self.masks[index].unpacked()).pixels
             field = _signed_distance(np.pad(pixels, 1 + max(pixels.shape) // 8))
             self._fields[index] = field
         return field

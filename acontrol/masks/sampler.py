@@ -1,6 +1,6 @@
 """Where new defects go: a mask for each normal image, from the chosen source."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -19,7 +19,7 @@ from acontrol.masks.perlin import PerlinMasks
 from acontrol.masks.placement import NotPlaced, Rules, learn_rules, place
 from acontrol.masks.real import RealMasks
 from acontrol.masks.settings import SourceName
-from acontrol.masks.shape import Mask, MaskSource
+from acontrol.masks.shape import Mask, MaskSource, PackedMask
 from acontrol.masks.store import read_learned
 
 DefectType = tuple[str, str]  # Category and defect.
@@ -33,26 +33,26 @@ class PlacedMask:
     Attributes:
         source: Its source.
         origin: The mask file that it was made from, if any.
-        size: Width and height.
-        packed: Its pixels, eight to a byte: a plan holds thousands.
+        packed: Its pixels.
     """
 
     source: SourceName
     origin: Path | None
-    size: tuple[int, int]
-    packed: bytes
+    packed: PackedMask
 
     @classmethod
     def of(cls, source: SourceName, origin: Path | None, mask: Mask) -> Self:
         """Pack a mask, (height, width)."""
-        height, width = mask.shape
-        return cls(source, origin, (width, height), np.packbits(mask).tobytes())
+        return cls(source, origin, PackedMask.of(mask))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.packed.shape[1], self.packed.shape[0]
 
     def image(self) -> Image.Image:
         """The mask, 1-bit."""
-        width, height = self.size
-        bits = np.unpackbits(np.frombuffer(self.packed, np.uint8), count=width * height)
-        return Image.fromarray(bits.reshape(height, width).astype(bool))
+        return Image.fromarray(self.packed.unpacked())
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,22 @@ class _Prepared:
     source: MaskSource
     rules: Rules
     files: Mapping[str, Path]
+
+
+class _FileMasks(Mapping[str, Mask]):
+    """The masks of labelled images by id, read when asked for: each may be 50 MB."""
+
+    def __init__(self, images: Sequence[LabelledImage]):
+        self._images = {image.id: image for image in images}
+
+    def __getitem__(self, name: str) -> Mask:
+        return self._images[name].read_mask()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._images)
+
+    def __len__(self) -> int:
+        return len(self._images)
 
 
 class MaskSampler:
@@ -96,7 +112,7 @@ class MaskSampler:
         self._split_digest = split_digest
         self._prepared: dict[tuple[str, DefectType], _Prepared] = {}
         self._shared: dict[tuple[Path, str], Mask | None] = {}
-        self._products: dict[Path, Mask] = {}
+        self._products: dict[Path, PackedMask] = {}
 
     def find(
         self,
@@ -151,15 +167,18 @@ class MaskSampler:
                 f"no training masks of {'/'.join(defect_type)} for masks {source!r}: give a "
                 "mask file, or masks 'perlin'"
             )
-        training = {image.id: image.read_mask() for image in images}
         shared = self._shared_place(product)
-        products = [corrected(foreground(read_image(image.image)), shared) for image in images]
-        rules = learn_rules(list(training.values()), products) if images else Rules()
+        pairs = (
+            (image.read_mask(), corrected(foreground(read_image(image.image)), shared))
+            for image in images
+        )
+        rules = learn_rules(pairs) if images else Rules()
         if source == "perlin":
             return _Prepared(PerlinMasks(), rules, {})
         if source == "learned":
             files, masks = _parted(self._learned(defect_type))
             return _Prepared(LearnedMasks(masks), rules, files)
+        training = _FileMasks(images)
         return _Prepared(RealMasks(training), rules, {image.id: image.mask for image in images})
 
     def _learned(self, defect_type: DefectType) -> dict[str, tuple[Path, Mask]]:
@@ -191,15 +210,16 @@ class MaskSampler:
         if key not in self._shared:
             normals = folder.normals(category)[:_NORMALS]
             self._shared[key] = shared_foreground(
-                [foreground(read_image(normal)) for normal in normals]
+                foreground(read_image(normal)) for normal in normals
             )
         return self._shared[key]
 
     def _product(self, product: tuple[MvtecFolder, str], normal: Path) -> Mask:
         if normal not in self._products:
             estimate = foreground(read_image(normal))
-            self._products[normal] = corrected(estimate, self._shared_place(product))
-        return self._products[normal]
+            product_mask = corrected(estimate, self._shared_place(product))
+            self._products[normal] = PackedMask.of(product_mask)
+        return self._products[normal].unpacked()
 
 
 def _parted(

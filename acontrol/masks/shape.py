@@ -1,7 +1,8 @@
 """Masks, and the shapes that every mask source gives."""
 
+import zlib
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,35 @@ class Shape:
     pixels: Mask
     at: tuple[int, int] | None = None
     origin: str | None = None
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask held small: a plan has thousands, each as large as its photograph.
+
+    Attributes:
+        shape: Height and width.
+        data: Its pixels, eight to a byte, compressed.
+    """
+
+    shape: tuple[int, int]
+    data: bytes
+
+    @classmethod
+    def of(cls, mask: Mask) -> Self:
+        """Pack a mask, (height, width)."""
+        height, width = mask.shape
+        return cls((height, width), zlib.compress(np.packbits(mask).tobytes(), 1))
+
+    def bits(self) -> bytes:
+        """Its pixels, eight to a byte."""
+        return zlib.decompress(self.data)
+
+    def unpacked(self) -> Mask:
+        """The mask, (height, width)."""
+        bits = np.frombuffer(self.bits(), np.uint8)
+        pixels = np.unpackbits(bits, count=self.shape[0] * self.shape[1])
+        return pixels.reshape(self.shape).view(bool)
 
 
 class MaskSource(Protocol):

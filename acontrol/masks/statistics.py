@@ -48,7 +48,7 @@ def measure(mask: Mask) -> Geometry:
         elongation=elongation,
         angle=angle,
         solidity=pixels / ((right - left) * (bottom - top)),
-        parts=len(label_components(mask)[1]),
+        parts=len(label_components(mask[top:bottom, left:right])[1]),
     )
 
 

@@ -1,6 +1,6 @@
 """Features of defects from the vision tower, one vector per image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
@@ -16,13 +16,19 @@ from acontrol.method.csm import embed_patches
 @torch.no_grad()
 def defect_features(
     vlm: Blip2ForImageTextRetrieval,
-    images: Sequence[Image.Image],
-    masks: Sequence[Image.Image],
+    images: Iterable[Image.Image],
+    masks: Iterable[Image.Image],
 ) -> Float[Tensor, "image width"]:
-    """Mean of the vision tower's patch features inside each mask, on the magnified region."""
+    """Mean of the vision tower's patch features inside each mask, on the magnified region.
+
+    Args:
+        vlm: The base's.
+        images: RGB; read one after the other, so that one photograph is held at a time.
+        masks: 1-bit, of the same sizes.
+    """
     vision = vlm.config.vision_config
     views = [
-        reference_view(image.convert("RGB"), mask, "region", vision.image_size)
+        reference_view(image, mask, "region", vision.image_size)
         for image, mask in zip(images, masks, strict=True)
     ]
     patches = embed_patches(vlm, torch.stack([pixels for pixels, _ in views])).float()[:, 1:]

@@ -67,7 +67,7 @@ def encode_canvas(
 
     Args:
         vae: The base's.
-        image: Normal images, of any sizes; None to draw whole images.
+        image: Normal images in RGB, of any sizes; None to draw whole images.
         mask: 1-bit, of the same sizes.
         count: Number of samples.
         size: Side of the square to draw, in pixels.
@@ -76,10 +76,7 @@ def encode_canvas(
     """
     if image is None or mask is None:
         return _blank(vae, count, size, device) if inpainting else Canvas()
-    pairs = [
-        fit(normal.convert("RGB"), region, size)
-        for normal, region in zip(image, mask, strict=True)
-    ]
+    pairs = [fit(normal, region, size) for normal, region in zip(image, mask, strict=True)]
     pixels = torch.stack([pair[0] for pair in pairs]).to(device, vae.dtype)
     masks = torch.stack([pair[1] for pair in pairs]).to(device)
     latents = _latents(vae, pixels)

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import spsolve
 
+from acontrol.data.crops import bounds, grown
+
 Pixels = npt.NDArray[np.uint8]
 Blend = Literal["feather", "poisson", "hard"]
 FEATHER = 2  # In the model's pixels.
@@ -30,10 +32,13 @@ def saturation(pixels: Pixels) -> npt.NDArray[np.uint8]:
 def limit_saturation(pixels: Pixels, limit: float) -> Pixels:
     """Take colour out of pixels whose saturation is over the limit; their grey level stays."""
     own = saturation(pixels)
-    kept = np.minimum(1, limit / np.maximum(own, 1))[..., None]
-    luma = (pixels @ _LUMA)[..., None]
-    limited = np.rint(luma + kept * (pixels - luma)).astype(np.uint8)
-    return np.where((own > limit)[..., None], limited, pixels)
+    over = own > limit
+    coloured = pixels[over]
+    kept = (limit / own[over])[:, None]
+    luma = (coloured @ _LUMA)[:, None]
+    limited = pixels.copy()
+    limited[over] = np.rint(luma + kept * (coloured - luma)).astype(np.uint8)
+    return limited
 
 
 def paste(
@@ -57,6 +62,16 @@ def paste(
     Returns:
         (H, W, 3), equal to ``normal`` outside the mask.
     """
+    result = normal.copy()
+    # Nothing farther from the mask than the fade has a part in it.
+    box = grown(bounds(mask), width + 1, mask.shape)
+    result[box] = _pasted(normal[box], drawn[box], mask[box], blend, width)
+    return result
+
+
+def _pasted(
+    normal: Pixels, drawn: Pixels, mask: npt.NDArray[np.bool_], blend: Blend, width: int
+) -> Pixels:
     if blend == "poisson":
         return _poisson(normal, drawn, mask)
     if blend == "hard" or mask.all():

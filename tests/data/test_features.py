@@ -116,6 +116,16 @@ def test_a_damaged_file_is_named(whole: FeatureFolder) -> None:
         folder(whole.root).read(3)
 
 
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.99])
+def test_a_flipped_bit_is_seen(whole: FeatureFolder, place: float) -> None:
+    file = whole.path / "samples-000000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="checksum differs"):
+        whole.read(0)
+
+
 def test_a_file_of_other_samples_is_refused(whole: FeatureFolder) -> None:
     renamed = folder(whole.root, keys=[key.replace("crack", "hole") for key in KEYS])
     with pytest.raises(UserError, match="is of other samples"):

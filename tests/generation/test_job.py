@@ -4,15 +4,27 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from acontrol.data.images import read_image
 from acontrol.data.mvtec import open_folder
+from acontrol.errors import UserError
 from acontrol.generation.gate import DefectScorer
-from acontrol.generation.job import BatchResult, Job, batches_of, generate_batch
-from acontrol.generation.plan import Planner, requests_for_all
+from acontrol.generation.job import (
+    INPUTS,
+    BatchResult,
+    Job,
+    batches_of,
+    check_inputs,
+    generate_batch,
+)
+from acontrol.generation.plan import PlannedImage, Planner, Reference, requests_for_all
 from acontrol.generation.sampler import Generator
 from acontrol.generation.settings import Gate, OutputSettings, Sampling
+from acontrol.masks.sampler import PlacedMask
 from acontrol.networks.locate import built_in_adapter
 from acontrol.pipelines.loading import load_pipeline
 
@@ -78,6 +90,56 @@ def test_a_batch_too_large_for_memory_is_halved_and_recorded(built_in_data) -> N
     alone = generate_batch(setup.generator, batch[:1], 7, setup.roots)
     (image,) = (name for name in alone.files if "/test/" in name)
     assert result.files[image] == alone.files[image]
+
+
+def test_a_failed_allocation_costs_one_image(built_in_data) -> None:
+    """As torch says it on a CPU; any other RuntimeError is a bug and passes."""
+    setup = Setup(built_in_data, Gate(gate="off"))
+    message = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(message)
+
+    handle = setup.pipeline.unet.register_forward_pre_hook(fail)
+    result = generate_batch(setup.generator, setup.planned[:2], 0, setup.roots)
+    assert [message in line["error"] for line in result.lines] == [True, True]
+    message = "shapes differ"
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        generate_batch(setup.generator, setup.planned[:2], 0, setup.roots)
+    handle.remove()
+
+
+def test_large_photographs_are_drawn_in_smaller_batches() -> None:
+    """Each is held whole: with 12 megapixels four at a time."""
+    mask = np.zeros((3000, 4000), bool)
+    mask[0, 0] = True
+    placed = PlacedMask.of("file", None, mask)
+    reference = Reference(Path("r.png"), Path("m.png"), "a crack")
+    image = PlannedImage(("a", "b", "0"), Path("n.png"), reference, placed, "", 0, Sampling())
+    assert [len(batch) for batch in batches_of([image] * 10, 8)] == [4, 4, 2]
+
+
+def test_an_image_that_changed_is_named(built_in_data, tmp_path) -> None:
+    """By the same command after it is complete, while it is not, and by a replay."""
+    data = tmp_path / "data"
+    shutil.copytree(built_in_data, data)
+    setup = Setup(data, Gate(gate="off"))
+    before = {INPUTS: check_inputs(setup.pipeline, setup.planned, setup.roots)}
+    job = Job(tmp_path / "out", before, [setup.planned[:1]], setup.roots)
+    file = setup.planned[0].normal
+    Image.fromarray(255 - read_image(file)).save(file)
+    after = {INPUTS: check_inputs(setup.pipeline, setup.planned, setup.roots)}
+    name = file.relative_to(data).as_posix()
+    with pytest.raises(UserError, match=f"{name} has changed since"):
+        Job(tmp_path / "out", after, [setup.planned[:1]], setup.roots)
+    (line,) = generate_batch(setup.generator, setup.planned[:1], 0, setup.roots).lines
+    job.keep(0, BatchResult({}, [line | {"image": None}]))
+    job.finish(lambda *_: None)
+    with pytest.raises(UserError, match=f"{name} has changed since"):
+        Job(tmp_path / "out", after, [setup.planned[:1]], setup.roots)
+    assert Job(tmp_path / "out", before, [setup.planned[:1]], setup.roots).done
+    with pytest.raises(UserError, match=r"begun with other settings.*seed"):
+        Job(tmp_path / "out", before | {"seed": 1}, [setup.planned[:1]], setup.roots)
 
 
 def test_a_file_that_breaks_during_the_job_costs_one_image(built_in_data, tmp_path) -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from acontrol.generation.scoring import changed, fidelity, refined
+from acontrol.generation import scoring
+from acontrol.generation.scoring import changed, psnr, refined, ssim
 
 
 @pytest.fixture
@@ -46,28 +47,48 @@ def test_the_refined_mask_has_no_specks_and_no_holes(scene) -> None:
     assert not refined(np.zeros_like(mask), mask).any()
 
 
-def test_fidelity_is_measured_outside_the_mask(scene) -> None:
+def test_the_background_is_measured_outside_the_mask(scene) -> None:
     _, normal, mask = scene
     result = normal.copy()
     result[mask] = 0
-    exact = fidelity(normal, result, mask)
-    assert exact is not None
-    assert exact.psnr is None
-    assert exact.ssim is not None
-    assert exact.ssim < 1  # Windows that reach into the mask see it.
-    equal = fidelity(normal, normal, mask)
-    assert equal is not None
-    assert equal.ssim == pytest.approx(1)
-    assert fidelity(normal, result, np.ones_like(mask)) is None
+    assert psnr(normal, result, mask) is None
+    value = ssim(normal, result, mask)
+    assert value is not None
+    assert value < 1  # Windows that reach into the mask see it.
+    assert ssim(normal, normal, mask) == 1
+    assert ssim(normal, result, np.ones_like(mask)) is None
+    assert psnr(normal, result, np.ones_like(mask)) is None
 
 
 def test_psnr_by_hand(scene) -> None:
     _, normal, mask = scene
     result = normal.copy()
     result[~mask] += 5
-    scores = fidelity(normal, result, mask)
-    assert scores is not None
-    assert scores.psnr == pytest.approx(20 * math.log10(255 / 5))
+    assert psnr(normal, result, mask) == pytest.approx(20 * math.log10(255 / 5))
+
+
+def test_strips_and_boxes_change_no_score(scene, monkeypatch) -> None:
+    """What is worked on in strips is what the whole image gives."""
+    rng, _, _ = scene
+    normal = rng.integers(60, 200, (90, 70, 3)).astype(np.uint8)
+    mask = np.zeros((90, 70), bool)
+    mask[30:60, 20:40] = True
+    drawn = np.clip(normal + rng.normal(0, 9, normal.shape), 0, 255).astype(np.uint8)
+    partly = normal.copy()
+    partly[25:66, 12:50] = drawn[25:66, 12:50]
+
+    def scores():
+        return [
+            (psnr(normal, image, mask), ssim(normal, image, mask), changed(normal, image, mask))
+            for image in (drawn, partly)
+        ]
+
+    whole = scores()
+    monkeypatch.setattr(scoring, "_STRIP", 70 * 5)
+    for (one, two, three), (first, second, third) in zip(whole, scores(), strict=True):
+        assert one == first
+        assert two == pytest.approx(second, abs=1e-6)
+        assert (three == third).all()
 
 
 def test_ssim_by_hand(scene) -> None:
@@ -89,6 +110,6 @@ def test_ssim_by_hand(scene) -> None:
         values.append(
             (2 * mx * my + c1) * (2 * both + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
         )
-    scores = fidelity(normal, result, mask)
-    assert scores is not None
-    assert scores.ssim == pytest.approx(np.mean(values, axis=0)[~mask].mean(), abs=1e-4)
+    assert ssim(normal, result, mask) == pytest.approx(
+        np.mean(values, axis=0)[~mask].mean(), abs=1e-4
+    )

@@ -20,7 +20,7 @@ SPOTS = {f"{n}": box(25 + 3 * n, 30, 8, 10) for n in range(4)}
 
 
 def test_masks_are_placed_on_the_product_in_different_places() -> None:
-    rules = learn_rules(list(SPOTS.values()), [PRODUCT] * len(SPOTS))
+    rules = learn_rules(zip(list(SPOTS.values()), [PRODUCT] * len(SPOTS), strict=True))
     assert rules.on_product
     assert rules.places == ()
     corners = set()
@@ -38,7 +38,7 @@ def test_masks_are_placed_on_the_product_in_different_places() -> None:
 
 def test_a_defect_off_the_product_may_be_placed_anywhere() -> None:
     outside = [box(0, 0, 10, 10), box(70, 70, 10, 10), box(0, 60, 10, 10)]
-    rules = learn_rules(outside, [PRODUCT] * 3)
+    rules = learn_rules(zip(outside, [PRODUCT] * 3, strict=True))
     assert not rules.on_product
     places = {
         bool((place(RealMasks(SPOTS), PRODUCT, rules, cells=8, seed=n).mask & PRODUCT).any())
@@ -49,7 +49,7 @@ def test_a_defect_off_the_product_may_be_placed_anywhere() -> None:
 
 def test_enough_training_masks_determine_the_place() -> None:
     masks = [box(22, 22 + n % 3, 6, 8) for n in range(12)]
-    rules = learn_rules(masks, [PRODUCT] * 12)
+    rules = learn_rules(zip(masks, [PRODUCT] * 12, strict=True))
     assert len(rules.places) == 12
     source = RealMasks({str(n): mask for n, mask in enumerate(masks)})
     for seed in range(30):
