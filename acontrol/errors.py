@@ -1,7 +1,8 @@
 """Errors that the user can fix, printed by commands in one line."""
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import BaseModel, ValidationError
 
@@ -11,6 +12,17 @@ class UserError(Exception):
 
     Commands print only the message and exit with status 2.
     """
+
+
+@contextlib.contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Let an OSError that names no file, as of a full disk, name the one being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

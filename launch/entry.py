@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from acontrol.errors import UserError
+from pydantic import ValidationError
+
+from acontrol.errors import UserError, explain
 
 
 def main(run: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -27,6 +29,9 @@ def main(run: Callable[[Sequence[str]], None]) -> NoReturn:
         sys.exit(2)
     except BrokenPipeError:  # As in `--help | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValidationError as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)

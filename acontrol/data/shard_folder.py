@@ -12,7 +12,7 @@ from acontrol.data.left_out import print_notes, unused_captions
 from acontrol.data.mvtec import LabelledImage, MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.settings import ShardConfig
-from acontrol.data.shards import check_replaceable, write_shards
+from acontrol.data.shards import check_replaceable, require_some, write_shards
 from acontrol.data.train_list import read_train_list
 from acontrol.data.validation import check, empty_defects
 from acontrol.errors import UserError
@@ -110,6 +110,7 @@ def _progress(images: Iterable[LabelledImage], label: str) -> Iterable[LabelledI
 
 
 def _count(images: Sequence[LabelledImage], shard_size: int) -> None:
+    require_some(images)
     counts = Counter((image.category, image.defect) for image in images)
     for (category, defect), count in counts.items():
         print(f"{category}/{defect}: {count}")

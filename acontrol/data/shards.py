@@ -29,7 +29,7 @@ from acontrol.data.index import (
 )
 from acontrol.data.mvtec import LabelledImage
 from acontrol.data.publish import WORK, check_new, put_in_place, work_folder
-from acontrol.errors import UserError
+from acontrol.errors import UserError, naming
 
 
 def webdataset_key(image: LabelledImage) -> str:
@@ -72,14 +72,16 @@ def write_shards(
     """
     out = Path(out).expanduser()
     check_replaceable(out)
-    if not images:
-        raise UserError("no defect image to write: the folder has none in this split")
+    require_some(images)
     ordered = sorted(
         images, key=lambda image: hashlib.sha256(webdataset_key(image).encode()).digest()
     )
     place = work_folder(out).parent
     place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=place) as scratch:
+    with (
+        naming(out),
+        tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=place) as scratch,
+    ):
         folder = Path(scratch, "shards")
         folder.mkdir()
         remaining = iter(progress(ordered))
@@ -113,6 +115,16 @@ def write_shards(
                     os.rename(replaced / name, out / name)
             raise
     return index
+
+
+def require_some(images: Sequence[LabelledImage]) -> None:
+    """Refuse an empty set.
+
+    Raises:
+        UserError: If there is no image.
+    """
+    if not images:
+        raise UserError("no defect image to write: the folder has none in this split")
 
 
 def check_replaceable(out: Path) -> None:

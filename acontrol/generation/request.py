@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError, model_validator
 
 from acontrol.errors import UserError, explain
-from acontrol.generation.settings import Sampling
+from acontrol.generation.settings import MOST, Sampling
 from acontrol.masks.settings import SourceName
 
 _NAME = r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$"  # Safe as a folder's name.
@@ -40,7 +40,7 @@ class Request(Sampling):
     )
     prompt: str | None = Field(None, min_length=1, description="Target text T_t.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="By default from the command's.")
-    count: int = Field(1, ge=1, le=1_000_000, description="Images to draw.")
+    count: int = Field(1, ge=1, le=MOST, description="Images to draw.")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Request":

@@ -9,6 +9,8 @@ from acontrol.config import Precision, Settings
 from acontrol.data.settings import SPLIT_FILE
 from acontrol.masks.settings import SourceName
 
+MOST = 1_000_000  # Images of one request.
+
 
 class Sampling(Settings):
     """How one image is drawn. A request may set each of these itself."""
@@ -97,7 +99,7 @@ class Selection(Settings):
     )
     category: str | None = Field(None, description="Only this category; by default all.")
     defect: str = Field("all", description="Only this defect type, or 'all'.")
-    count: int = Field(4, ge=1, description="Images of each category and defect.")
+    count: int = Field(4, ge=1, le=MOST, description="Images of each category and defect.")
     requests: Path | None = Field(
         None, description="What to draw, one JSON object a line (docs/generation.md), instead."
     )

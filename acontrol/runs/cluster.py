@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Where `ray start` records its cluster, and Ray's own commands look for it.
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
+CROWD = 4  # Cores of workers on each core.
 # Workers need these to reach the same services as the driver.
 FORWARDED = (
     "ACONTROL_CACHE",
@@ -75,6 +76,7 @@ def joined_cluster(
     elif os.environ.get("RAY_ADDRESS"):
         raise UserError(f"RAY_ADDRESS {address}: no cluster answers there")
     else:
+        _refuse_crowd(cluster)
         # Workers mostly wait for each other, so more of them than cores may run.
         ray.init(
             address="local",
@@ -94,6 +96,21 @@ def joined_cluster(
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_crowd(cluster: ClusterConfig) -> None:
+    """Refuse far more workers than a machine has cores: each takes about 1 GB of memory.
+
+    Raises:
+        UserError: If so.
+    """
+    cores, each = os.cpu_count() or 1, cluster.cpus_per_worker
+    most = math.floor(CROWD * cores / each) if each else cluster.num_workers
+    if cluster.num_workers > most:
+        raise UserError(
+            f"{cluster.num_workers} workers of {each:g} cores on this machine's {cores}: name "
+            f"at most {max(1, most)} (num-workers), or join a cluster (RAY_ADDRESS)"
+        )
 
 
 def _answers(address: str) -> bool:

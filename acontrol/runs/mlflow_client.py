@@ -22,6 +22,7 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from sqlalchemy.exc import SQLAlchemyError
 
 from acontrol._version import __version__
 from acontrol.config import RunConfig
@@ -89,6 +90,12 @@ def open_run(
     with reaching(uri):
         client = mlflow.MlflowClient(tracking_uri=uri)
         existing = client.get_experiment_by_name(experiment)
+        if existing is not None and existing.lifecycle_stage == "deleted":
+            raise UserError(
+                f"MLflow at {without_password(uri)}: the experiment {experiment!r} was "
+                "deleted: mlflow experiments restore --experiment-id "
+                f"{existing.experiment_id}, or name another one"
+            )
         if existing is not None:
             experiment_id = existing.experiment_id
         else:
@@ -135,7 +142,15 @@ def describe(client: mlflow.MlflowClient, run_id: str, resolved: Mapping[str, An
     if commit := git_commit():
         tags.append(RunTag("mlflow.source.git.commit", commit))
     client.log_batch(run_id, params=params, tags=tags)
-    client.log_dict(run_id, dict(resolved), "config.json")
+    try:
+        client.log_dict(run_id, dict(resolved), "config.json")
+    except OSError as error:
+        run = client.get_run(run_id)
+        raise UserError(
+            f"MLflow stores this experiment's files in {run.info.artifact_uri}, which cannot "
+            f"be written from here ({error.strerror or error}): start the server with "
+            "--serve-artifacts, or name an experiment whose place all machines reach"
+        ) from error
 
 
 def last_values(uri: str, run_id: str) -> dict[str, float]:
@@ -170,8 +185,10 @@ def reaching(uri: str) -> Iterator[None]:
     """Turn MLflow's errors into one line that names the server, without its password."""
     try:
         yield
-    except MlflowException as error:
-        message = f"MLflow at {uri}: {' '.join(str(error).split())}"
+    except (MlflowException, SQLAlchemyError) as error:
+        # SQLAlchemy appends its statement and a link.
+        reason = getattr(error, "orig", None) or error
+        message = f"MLflow at {uri}: {' '.join(str(reason).split())}"
         raise UserError(without_password(message)[:400]) from error
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from upath import UPath
 
-from acontrol.errors import UserError, one_line
+from acontrol.errors import UserError, naming, one_line
 
 StoragePath = Path | UPath
 # Errors of a full disk or an exhausted quota.
@@ -67,7 +67,7 @@ def write(file: StoragePath, content: bytes, *, durable: bool = True) -> None:
         OSError: If it could not be written; the earlier file is then unchanged.
     """
     if isinstance(file, Path):
-        with replacing(file, durable=durable) as partial:
+        with naming(file), replacing(file, durable=durable) as partial:
             partial.write_bytes(content)
     else:
         file.fs.pipe_file(file.path, content)

@@ -22,6 +22,12 @@ def check_continues(
         UserError: If not; names what differs.
     """
     before = checkpoint.state
+    if config.optim.steps < before.step:
+        raise UserError(
+            f"{config.output} has {before.step} steps, more than --optim.steps "
+            f"{config.optim.steps}: name another --output for a shorter run, or give at least "
+            f"{before.step} steps"
+        )
     changed = changed_settings(before.config, config)
     if before.data_digest != data_digest:
         changed.append("the shards' contents")

@@ -11,6 +11,7 @@ import pytest
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
+from acontrol.networks.locate import built_in_adapter
 from launch import demo, generate, shard, train
 from tests.launch import commands
 
@@ -111,6 +112,17 @@ def test_a_bad_image_stops_and_can_be_left_out(built_in_data, tmp_path, capsys) 
     assert "17 samples" in printed.out
 
 
+def test_a_dry_run_ends_as_the_run_would(built_in_data, tmp_path) -> None:
+    root = tmp_path / "wood"
+    shutil.copytree(built_in_data / "wood", root)
+    for file in root.glob("ground_truth/*/*"):  # Every image is bad then.
+        file.unlink()
+    args = [root, "--split", "all", "--skip-bad"]
+    message = error_of(shard.run, *args, "--dry-run")
+    assert message == error_of(shard.run, *args, "--out", tmp_path / "s")
+    assert message.startswith("no defect image to write")
+
+
 @pytest.mark.parametrize("out", ["FILE/x", "FILE", "n" * 300])
 def test_a_place_that_cannot_be_written_is_one_line(built_in_data, tmp_path, out) -> None:
     (tmp_path / "FILE").touch()
@@ -135,6 +147,12 @@ def test_generate_wants_a_model_and_an_empty_folder(built_in_data, tmp_path) -> 
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / "mine").touch()
     assert "not empty" in error_of(generate.run, "--model", tmp_path, *args)
+
+
+def test_too_many_images_are_refused_in_one_line(built_in_data, tmp_path) -> None:
+    args = ["--model", built_in_adapter(), "--data", built_in_data, "--out", tmp_path / "out"]
+    message = error_of(generate.run, *args, "--count", 1_000_001)
+    assert message.startswith("--count: Input should be less than or equal to 1000000")
 
 
 def test_a_training_dry_run_needs_nothing(built_in_data, tmp_path, capsys) -> None:

@@ -19,7 +19,7 @@ from acontrol.train.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from acontrol.train.resume import changed_settings
+from acontrol.train.resume import changed_settings, check_continues
 from tests.train.checkpoints import checkpoint_at, files_of, small_adapter
 
 
@@ -212,3 +212,12 @@ def test_settings_that_shape_the_numbers_are_compared() -> None:
         "seed: 0 -> 4",
         "optim.learning_rate: 0.0001 -> 0.001",
     ]
+
+
+def test_fewer_steps_than_the_run_has_are_refused(adapter, tmp_path) -> None:
+    """Its adapter would be that of more steps than the command says."""
+    checkpoint = read_checkpoint(checkpoint_at(adapter, tmp_path, 6))
+    config = RunConfig(output=str(tmp_path), optim=OptimConfig(steps=4))
+    with pytest.raises(UserError, match=r"has 6 steps, more than --optim.steps 4"):
+        check_continues(checkpoint, config, "d", "b")
+    check_continues(checkpoint, RunConfig(output=str(tmp_path)), "d", "b")

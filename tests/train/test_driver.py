@@ -1,8 +1,10 @@
 """What the driver decides, without starting Ray."""
 
 import json
+from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from ray.train import ControllerError, FailureConfig, WorkerGroupError
 
 from acontrol.config import ClusterConfig, CsmConfig, OptimConfig, RunConfig, TrainedOn
@@ -158,6 +160,26 @@ def test_a_step_that_mlflow_has_is_not_sent_again(tmp_path, monkeypatch) -> None
     assert len(tracker.client.get_metric_history(run, "validation_loss")) == 1
 
 
+def test_a_deleted_experiment_and_a_place_of_files_are_explained(tmp_path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    config = RunConfig(tracking={"uri": uri, "experiment": "old"})
+    client = MlflowClient(tracking_uri=uri)
+    number = client.create_experiment("old")
+    client.delete_experiment(number)
+    with pytest.raises(UserError, match=f"'old' was deleted.*--experiment-id {number}"):
+        Tracker.start(config, tmp_path, None)
+    client.create_experiment("elsewhere", artifact_location="/proc/files")
+    config = RunConfig(tracking={"uri": uri, "experiment": "elsewhere"})
+    with pytest.raises(UserError, match=r"files in /proc/files/.*--serve-artifacts"):
+        Tracker.start(config, tmp_path, None)
+
+
+def test_a_database_that_cannot_be_opened_is_one_line(tmp_path) -> None:
+    config = RunConfig(tracking={"uri": f"sqlite:///{tmp_path}"})  # A folder.
+    with pytest.raises(UserError, match=r"MLflow at sqlite.*unable to open database file"):
+        Tracker.start(config, tmp_path, None)
+
+
 def test_an_mlflow_that_is_no_address_is_one_line(tmp_path) -> None:
     config = RunConfig(tracking={"uri": "foo://x"})
     with pytest.raises(UserError, match="MLflow at foo://x"):
@@ -215,6 +237,23 @@ def test_too_few_gpus_are_an_error(monkeypatch) -> None:
     assert not cluster.uses_gpus(ClusterConfig(num_workers=4, use_gpu=False))
     with pytest.raises(UserError, match="2 GPUs for 4 workers"):
         cluster.uses_gpus(ClusterConfig(num_workers=4))
+
+
+def test_far_more_workers_than_cores_are_refused(monkeypatch) -> None:
+    """Before Ray starts any; a share of a core each says that they are meant."""
+    from acontrol.runs import cluster
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "CURRENT_CLUSTER", Path("/nowhere"))
+    monkeypatch.setattr(cluster.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: None)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    refused = pytest.raises(UserError, match=r"64 workers of 1 cores .* 2: name at most 8")
+    with refused, cluster.joined_cluster(ClusterConfig(num_workers=64)):
+        pass
+    with cluster.joined_cluster(ClusterConfig(num_workers=64, cpus_per_worker=0.1)):
+        pass
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch) -> None:
