@@ -1,4 +1,4 @@
-"""Every setting of launch.split and launch.shard."""
+"""Every setting of launch.inspect, launch.split and launch.shard."""
 
 from pathlib import Path
 from typing import Literal
@@ -8,6 +8,19 @@ from pydantic import Field
 from acontrol.config import Settings
 
 SPLIT_FILE = "Which images train, from launch.split; by default the first third of each defect."
+
+
+class InspectConfig(Settings):
+    """What is looked at."""
+
+    root: Path = Field(
+        description="Folder of categories in MVTec AD's layout, or one category."
+    )
+    out: Path | None = Field(None, description="File to write a page with pictures to.")
+    split_file: Path | None = Field(None, description=SPLIT_FILE)
+    captions: Path | None = Field(
+        None, description="JSON file of captions: {category: {defect: {id: sentence}}}."
+    )
 
 
 class SplitConfig(Settings):
