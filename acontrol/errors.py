@@ -1,7 +1,8 @@
 """Errors that the user can fix, printed by commands in one line."""
 
+import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,6 +17,14 @@ class UserError(Exception):
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An error's message as one line, cut to ``limit`` characters."""
     return " ".join(str(error).split())[:limit]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a name that does not exist: the closest one there is, and all of them."""
+    names = list(known)
+    choices = f"choose from {', '.join(names)}" if names else "there are none"
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]}? ({choices})" if close else choices
 
 
 def explain(error: ValidationError, name_of: Callable[[Sequence[str]], str] = ".".join) -> str:

@@ -105,8 +105,6 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         f"\n  adapter      {run_folder / 'adapter'}"
         f"\n  data set     {data}"
         f"\n  shards       {shards}"
-        f"\n\nMLflow:  mlflow ui --backend-store-uri "
-        f"sqlite:///{(run_folder / 'mlflow.db').resolve()}"
     )
 
 

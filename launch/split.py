@@ -13,6 +13,7 @@ from typing import Any
 
 from acontrol.data.settings import SplitConfig
 from acontrol.errors import UserError
+from acontrol.progress import tracked
 from acontrol.runs import storage
 from launch.entry import main
 from launch.options import parse
@@ -60,9 +61,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
 
 
 def _progress(items: Iterable[Any], label: str) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    return tqdm(items, desc=label, disable=None, leave=False)
+    return tracked(items, label, leave=False)
 
 
 if __name__ == "__main__":

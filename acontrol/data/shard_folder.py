@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from acontrol.config import THIRD
 from acontrol.data.left_out import print_notes, unused_captions
 from acontrol.data.mvtec import LabelledImage, MvtecFolder, open_folder
@@ -16,6 +14,7 @@ from acontrol.data.shards import check_replaceable, write_shards
 from acontrol.data.train_list import read_train_list
 from acontrol.data.validation import check, empty_defects
 from acontrol.errors import UserError
+from acontrol.progress import tracked
 
 
 def shard_folder(config: ShardConfig) -> None:
@@ -105,8 +104,7 @@ def _checked(
 
 
 def _progress(images: Iterable[LabelledImage], label: str) -> Iterable[LabelledImage]:
-    # disable=None: no bar without a terminal.
-    return tqdm(images, desc=label, unit="image", disable=None)
+    return tracked(images, label, "image")
 
 
 def _count(images: Sequence[LabelledImage], shard_size: int) -> None:

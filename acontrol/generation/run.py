@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from acontrol.config import AdapterCard
 from acontrol.data.left_out import print_notes
@@ -33,6 +32,7 @@ from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pipelines.loading import load_with_digest
+from acontrol.progress import progress
 from acontrol.runs.lock import only_launch, refuse_if_locked
 
 
@@ -83,7 +83,8 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
         batches = batches_of(images, config.batch_size)
     planned = [image for batch in batches for image in batch]
     check_inputs(pipeline, planned)
-    for note in view_notes(pipeline.card, [image.sampling for image in planned]):
+    unseen = _unseen_note(config, planner, pipeline.card, planned)
+    for note in [*unseen, *view_notes(pipeline.card, [image.sampling for image in planned])]:
         print(f"Note: {note}", flush=True)
     job = Job(config.out, metadata, batches, roots)
     if job.done:
@@ -114,7 +115,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
             _draw(job, draw_on_ray(job, spec, config.num_workers))
 
         def report(folder: Path, lines: list[dict[str, Any]]) -> None:
-            write_report(folder, lines, roots)
+            write_report(folder, lines, roots, unseen)
             if config.format == "shards":
                 write_as_shards(folder, lines)
 
@@ -142,6 +143,26 @@ def view_notes(card: AdapterCard, sampling: Iterable[Sampling]) -> list[str]:
         f"{_view(card.target_crop)}: details come out at another size than was learnt"
         for crop in sorted(crop for crop in others if crop is not None)
     ]
+
+
+def _unseen_note(
+    config: GenerationConfig,
+    planner: Planner,
+    card: AdapterCard,
+    planned: Sequence[PlannedImage],
+) -> list[str]:
+    """The note on products that the base has not learnt, if any."""
+    base = card.base
+    if config.base_path is not None:
+        base = base.model_copy(update={"path": config.base_path})
+    categories = {image.name[0] for image in planned}
+    defect_types = {image.name[:2] for image in planned} | {
+        (category, defect)
+        for category in categories & {*planner.folder.categories}
+        for defect in planner.folder.defect_types(category)
+    }
+    note = locate.unseen_note(base, defect_types)
+    return [] if note is None else [note]
 
 
 def _view(crop: float) -> str:
@@ -209,7 +230,7 @@ def _draw(job: Job, finished: Iterable[int]) -> None:
     done = size - sum(len(job.batches[number]) for number in job.missing())
     if done:
         print(f"Continuing: {done} of {size} images are already drawn", flush=True)
-    with tqdm(total=size, initial=done, desc="drawing", unit="image", disable=None) as bar:
+    with progress("drawing", size, "image", initial=done) as bar:
         for number in finished:
             bar.update(len(job.batches[number]))
 

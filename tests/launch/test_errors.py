@@ -28,7 +28,8 @@ def error_of(run: Callable[[list[str]], None], *args: object) -> str:
     ("args", "words"),
     [
         ([], "name a preset first, one of: tiny, mvtec-sd15"),
-        (["huge"], "unknown preset 'huge'; choose one of"),
+        (["huge"], "no preset 'huge'; choose from tiny, mvtec-sd15, mvtec-sd15-inpainting"),
+        (["tinny"], "no preset 'tinny'; did you mean tiny? (choose from tiny, mvtec-sd15"),
         (["tiny", "--asea.stepz", "3"], "--asea.stepz"),
         (["tiny", "--asea.steps", "-1"], "--asea.steps: Input should be greater"),
         (["tiny", "--asea.steps", "-1"], "got '-1'"),
