@@ -74,7 +74,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     if not name:
         raise UserError(f"name what to measure first, one of: {', '.join(COMMANDS)}")
     if name not in COMMANDS:
-        raise UserError(f"nothing to measure is called {name!r}; {nearest(name, COMMANDS)}")
+        raise UserError(f"no measurement {name!r}; {nearest(name, COMMANDS)}")
     rest = args[1:]
     options = [arg.split("=")[0] for arg in rest if arg.startswith("--")]
     for option in options:

@@ -27,7 +27,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         from acontrol.train.precompute import precompute
 
     print(f"Features: {os.fspath(precompute(config))}")
-    print("Train with them:  python -m launch.train, the same settings, and an --output")
+    print("Train with them:  acontrol train, the same settings, and an --output")
 
 
 if __name__ == "__main__":

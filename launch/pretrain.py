@@ -36,7 +36,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
 
     base = pretrain(config, root, f"{PROG} {shlex.join(args)}")
     print((base / CARD).read_text(), end="")
-    print(f"Train with it:  python -m launch.train tiny --base.path {base} ...")
+    print(f"Train with it:  acontrol train tiny --base.path {base} ...")
     print(f"Base: {base}")
 
 

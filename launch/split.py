@@ -55,8 +55,8 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         raise UserError(f"{config.root}: holds no images for both sides of a split")
     storage.write(config.out, f"{split.model_dump_json(indent=1)}\n".encode())
     print(
-        f"{len(split.train)} images train, {len(split.test)} test, digest {split.digest[:12]}: "
-        f"{config.out}"
+        f"{len(split.train)} images train, {len(split.test)} test, "
+        f"checksum {split.digest[:12]}: {config.out}"
     )
 
 

@@ -154,7 +154,7 @@ def train(config: RunConfig, register_as: str | None = None) -> None:
     except TrainingStoppedError as stop:
         print(stop if stop.status == 130 else f"error: {stop}", file=sys.stderr)
         sys.exit(stop.status)
-    print(f"Draw with it:  python -m launch.generate --model {folder} --data ROOT --out DIR")
+    print(f"Draw with it:  acontrol generate --model {folder} --data ROOT --out DIR")
     if register_as is not None:
         with local_copy(folder, REGISTERED) as run_folder:
             register(run_folder, register_as, config.tracking.uri)

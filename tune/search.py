@@ -38,7 +38,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     if not whole:
         print("Interrupted. The same command continues the sweep", file=sys.stderr)
         sys.exit(130)
-    print(f"Train it:  python -m launch.train --config {folder / 'best.json'} --output RUN")
+    print(f"Train it:  acontrol train --config {folder / 'best.json'} --output RUN")
     print(f"Best trial's config: {folder / 'best.json'}")
 
 

@@ -136,7 +136,7 @@ def _stored(image: Image.Image) -> npt.NDArray[Any]:
     # A copy: Pillow's own array is read-only, which torch warns about.
     pixels = np.array(image)
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise PixelError("holds values that are not finite; save it without them")
+        raise PixelError("holds non-finite values; save it without them")
     return pixels
 
 

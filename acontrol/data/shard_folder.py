@@ -9,6 +9,7 @@ from acontrol.config import THIRD
 from acontrol.data.left_out import print_notes, unused_captions
 from acontrol.data.mvtec import LabelledImage, MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
+from acontrol.data.prompts import wording_note
 from acontrol.data.settings import ShardConfig
 from acontrol.data.shards import check_replaceable, write_shards
 from acontrol.data.train_list import read_train_list
@@ -52,6 +53,9 @@ def shard_folder(config: ShardConfig) -> None:
             folder = open_folder(config.root, split_file=config.split_file)
             _require_training(images, folder, config.train_list)
             split, digest = "train", folder.trained_on("train").split_digest
+    words = wording_note((image.defect, image.phrase, image.caption) for image in images)
+    if words is not None:
+        print(f"note: {words}", file=sys.stderr)
     good = _checked(images, config, empty, bad)
     if config.dry_run or config.out is None:
         _count(good, config.shard_size)

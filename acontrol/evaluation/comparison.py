@@ -224,7 +224,7 @@ def note_near_duplicates(checked: Mapping[str, CheckedData]) -> str:
 def print_estimate(seconds: float, count: int) -> None:
     """Print how long ``count`` trainings of so many seconds take."""
     print(
-        f"About {_hours(seconds)} a training on this machine, {_hours(seconds * count)} for "
+        f"About {_hours(seconds)} per training on this machine, {_hours(seconds * count)} for "
         "all, one after the other; a Ray cluster trains as many at once as it has room"
     )
 

@@ -12,6 +12,7 @@ from acontrol.config import AdapterCard
 from acontrol.data.left_out import print_notes
 from acontrol.data.mvtec import open_folder
 from acontrol.data.overlap import refuse_overlap
+from acontrol.data.prompts import wording_note
 from acontrol.data.publish import check_new, work_folder
 from acontrol.data.split import refuse_mix
 from acontrol.generation.gate import DefectScorer
@@ -84,6 +85,11 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     planned = [image for batch in batches for image in batch]
     check_inputs(pipeline, planned)
     unseen = _unseen_note(config, planner, pipeline.card, planned)
+    words = wording_note(
+        (image.name[1], image.reference.phrase, image.prompt) for image in planned
+    )
+    if words is not None:
+        print(f"Note: {words}", flush=True)
     for note in [*unseen, *view_notes(pipeline.card, [image.sampling for image in planned])]:
         print(f"Note: {note}", flush=True)
     job = Job(config.out, metadata, batches, roots)
