@@ -321,6 +321,16 @@ def test_the_page_needs_nothing_else(undisturbed) -> None:
     assert "has not seen" not in page
 
 
+def test_a_product_that_the_base_has_not_seen_is_noted_on_the_page_too(
+    built_in_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(built_in_data / "wood", tmp_path / "data" / "plank")
+    generate_into(tmp_path / "out", tmp_path / "data", "--count", 1, "--defect", "crack")
+    note = "the built-in base has not seen this product (plank)"
+    assert f"Note: {note}" in capsys.readouterr().out
+    assert note in (tmp_path / "out" / "report" / "index.html").read_text()
+
+
 @pytest.fixture
 def large(built_in_data, tmp_path) -> Path:
     """A request to draw two scratches, far apart, on a large image."""
