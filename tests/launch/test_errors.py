@@ -31,6 +31,10 @@ def error_of(run: Callable[[list[str]], None], *args: object) -> str:
         (["huge"], "no preset 'huge'; choose from tiny, mvtec-sd15, mvtec-sd15-inpainting"),
         (["tinny"], "no preset 'tinny'; did you mean tiny? (choose from tiny, mvtec-sd15"),
         (["tiny", "--asea.stepz", "3"], "--asea.stepz"),
+        (
+            ["tiny", "--steps", "3"],
+            "--steps: no such option; did you mean --asea.steps or --optim.steps or",
+        ),
         (["tiny", "--asea.steps", "-1"], "--asea.steps: Input should be greater"),
         (["tiny", "--asea.steps", "-1"], "got '-1'"),
         (["tiny", "--asea.steps", "three"], "'three'"),
