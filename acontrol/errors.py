@@ -1,8 +1,9 @@
 """Errors that the user can fix, printed by commands in one line."""
 
 import contextlib
+import difflib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pydantic import BaseModel, ValidationError
 
@@ -32,13 +33,18 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: torch's on a CPU is a plain RuntimeError."""
-    text = str(error).lower()
+    signs = ("out of memory", "can't allocate", "not enough memory")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(
-            sign in text for sign in ("out of memory", "can't allocate", "not enough memory")
-        )
+        isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
     )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a name that does not exist: the closest one there is, and all of them."""
+    names = list(known)
+    choices = f"choose from {', '.join(names)}" if names else "there are none"
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]}? ({choices})" if close else choices
 
 
 def explain(error: ValidationError, name_of: Callable[[Sequence[str]], str] = ".".join) -> str:

@@ -11,7 +11,7 @@ from acontrol.config import (
     RuntimeConfig,
     SamplesConfig,
 )
-from acontrol.errors import UserError
+from acontrol.errors import UserError, nearest
 
 # Commits of the public checkpoints. The inpainting one has safetensors only in float16.
 SD15 = BaseConfig(
@@ -67,5 +67,5 @@ def preset(name: str) -> RunConfig:
         UserError: If there is no such preset.
     """
     if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}")
+        raise UserError(f"no preset {name!r}; {nearest(name, PRESETS)}")
     return PRESETS[name]

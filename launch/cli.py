@@ -7,14 +7,13 @@
 Each is also python -m launch.COMMAND (search: python -m tune.search).
 """
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from acontrol._version import __version__
-from acontrol.errors import UserError
+from acontrol.errors import UserError, nearest
 from launch import entry
 
 # In the order of a user's work: a module with run(args, prog), and what it does.
@@ -52,9 +51,7 @@ def run(args: Sequence[str]) -> None:
         print(f"acontrol {__version__}")
         sys.exit(0)
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS)
-        hint = f"did you mean {' or '.join(close)}?" if close else "see acontrol --help"
-        raise UserError(f"no command {name!r}; {hint}")
+        raise UserError(f"no command {name!r}; {nearest(name, COMMANDS)}")
     module, _ = COMMANDS[name]
     importlib.import_module(module).run(args[1:], prog=f"acontrol {name}")
 

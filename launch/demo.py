@@ -53,7 +53,7 @@ class DemoCommand(Settings):
     num_defects: int = Field(
         12, ge=12, description="Images of each product and defect; a third is trained on."
     )
-    batch_size: int = Field(8, ge=1, description="Samples a training step.")
+    batch_size: int = Field(8, ge=1, description="Samples per training step.")
     adapter: Literal["shipped", "own"] = Field(
         "shipped", description="Which adapter draws: the package's, or the demo's own."
     )
@@ -105,8 +105,6 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         f"\n  adapter      {run_folder / 'adapter'}"
         f"\n  data set     {data}"
         f"\n  shards       {shards}"
-        f"\n\nMLflow:  mlflow ui --backend-store-uri "
-        f"sqlite:///{(run_folder / 'mlflow.db').resolve()}"
     )
 
 
@@ -133,7 +131,7 @@ def _clear(out: Path) -> None:
     """Replace an earlier demo, and nothing else."""
     if out.exists() and any(out.iterdir()):
         if not (out / MARKER).exists():
-            raise UserError(f"{out} exists and is no earlier demo: name another --out")
+            raise UserError(f"{out} exists and is not an earlier demo: name another --out")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER).touch()

@@ -1,5 +1,6 @@
 """The way into every command: errors of the user become one line and exit status 2."""
 
+import contextlib
 import os
 import sys
 import warnings
@@ -9,6 +10,16 @@ from typing import NoReturn
 from pydantic import ValidationError
 
 from acontrol.errors import UserError, explain
+from acontrol.progress import waiting
+
+# Lines of Ray's that look like a failure and are none. Ray reads this setting of its own as it
+# is imported, and leaves matching lines out of what its processes print.
+HARMLESS = r"core_worker\.cc:\d+: Actor with class name: 'PreemptionWatcher'"
+
+
+def loading() -> contextlib.AbstractContextManager[None]:
+    """Around a command's heavy imports, which take seconds from a cold disk."""
+    return waiting("Loading PyTorch and the networks' libraries")
 
 
 def main(run: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -18,6 +29,7 @@ def main(run: Callable[[Sequence[str]], None]) -> NoReturn:
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", HARMLESS)
     if not os.path.exists("/dev/nvidiactl"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Pillow's warning of a decompression bomb; ours is an error that says what to do.

@@ -12,14 +12,14 @@ kill. Each writes tables as Markdown and CSV, and one self-contained HTML page.
 import sys
 from collections.abc import Sequence
 
-from acontrol.errors import UserError
+from acontrol.errors import UserError, nearest
 from acontrol.evaluation.settings import (
     AblationConfig,
     ClassificationConfig,
     LocalizationConfig,
     QualityConfig,
 )
-from launch.entry import main
+from launch.entry import loading, main
 from launch.options import named_for, parse
 from launch.train import read_config_of
 
@@ -71,9 +71,10 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     if name in ("-h", "--help"):
         print(named_for(prog, __doc__))
         sys.exit(0)
+    if not name:
+        raise UserError(f"name what to measure first, one of: {', '.join(COMMANDS)}")
     if name not in COMMANDS:
-        got = f", got {name!r}" if name else ""
-        raise UserError(f"name what to measure first, one of: {', '.join(COMMANDS)}{got}")
+        raise UserError(f"no measurement {name!r}; {nearest(name, COMMANDS)}")
     rest = args[1:]
     options = [arg.split("=")[0] for arg in rest if arg.startswith("--")]
     for option in options:
@@ -86,7 +87,8 @@ def quality(args: Sequence[str], prog: str) -> None:
     """Score generated images."""
     config = parse(QualityConfig, args, prog=prog, description=QUALITY)
     # The networks are imported only once the settings are valid.
-    from acontrol.evaluation.quality_run import run_quality
+    with loading():
+        from acontrol.evaluation.quality_run import run_quality
 
     run_quality(config)
 
@@ -94,7 +96,8 @@ def quality(args: Sequence[str], prog: str) -> None:
 def localization(args: Sequence[str], prog: str) -> None:
     """Compare sources by detectors."""
     config = parse(LocalizationConfig, args, prog=prog, description=LOCALIZATION)
-    from acontrol.evaluation.localization import run_localization
+    with loading():
+        from acontrol.evaluation.localization import run_localization
 
     run_localization(config)
 
@@ -102,15 +105,17 @@ def localization(args: Sequence[str], prog: str) -> None:
 def classification(args: Sequence[str], prog: str) -> None:
     """Compare sources by classifiers."""
     config = parse(ClassificationConfig, args, prog=prog, description=CLASSIFICATION)
-    from acontrol.evaluation.classification import run_classification
+    with loading():
+        from acontrol.evaluation.classification import run_classification
 
     run_classification(config)
 
 
 def ablation(args: Sequence[str], prog: str) -> None:
     """Compare the parts of the method."""
-    config = read_config_of(AblationConfig, args, prog, ABLATION)
-    from acontrol.evaluation.ablation import run_ablation
+    config = read_config_of(AblationConfig, args, prog, ABLATION, required=("data.shards",))
+    with loading():
+        from acontrol.evaluation.ablation import run_ablation
 
     run_ablation(config)
 

@@ -22,7 +22,7 @@ from acontrol.errors import UserError
 from acontrol.generation.settings import GenerationConfig
 from acontrol.runs.paths import full_path, in_ray_job
 from acontrol.runs.storage import storage_path
-from launch.entry import main
+from launch.entry import loading, main
 from launch.options import parse
 
 PROG = "python -m launch.generate"
@@ -37,7 +37,8 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     from acontrol.data.mvtec import open_folder
 
     open_folder(command.data, command.captions, split_file=command.split_file)
-    from acontrol.generation.run import generate
+    with loading():
+        from acontrol.generation.run import generate
 
     if not command.model.startswith("models:"):
         generate(command)

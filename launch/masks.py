@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import Field
 
 from acontrol.masks.settings import MasksConfig
-from launch.entry import main
+from launch.entry import loading, main
 from launch.options import parse
 
 PROG = "python -m launch.masks"
@@ -37,10 +37,11 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         MasksCommand, args, prog=prog, description=__doc__, positional={"root": "ROOT"}
     )
     # The models are imported only once the settings are valid.
-    from acontrol.networks.load import quieten
+    with loading():
+        from acontrol.networks.load import quieten
 
-    quieten()
-    from acontrol.masks.inversion_run import learn_masks
+        quieten()
+        from acontrol.masks.inversion_run import learn_masks
 
     config = MasksConfig.model_validate(command.model_dump(exclude={"root"}))
     for card in learn_masks(config, command.root):

@@ -4,15 +4,27 @@ import difflib
 import os
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 from pydantic import BaseModel, ValidationError, create_model
 
 from acontrol.errors import UserError, explain
 
 Command = TypeVar("Command", bound=BaseModel)
+ALL = "--help-all"
+MORE = f"Below are the options that most runs need. {ALL} shows every setting."
 
 
 def parse(
@@ -23,6 +35,8 @@ def parse(
     description: str | None = None,
     default: Command | None = None,
     positional: Mapping[str, str] | None = None,
+    common: Collection[str] = (),
+    required: Collection[str] = (),
 ) -> Command:
     """Read a command's settings, each an option with its dotted name.
 
@@ -35,20 +49,21 @@ def parse(
         default: Values of the options that are left out.
         positional: Fields that are given without a name, in this order, and what --help
             calls them.
+        common: Dotted settings that --help shows, where --help-all shows all; by default all.
+        required: Dotted settings without a default, though their type has one.
 
     Raises:
         UserError: For an unknown option, or a value that the settings refuse.
     """
     positional = positional or {}
-    if {"-h", "--help"} & {*args}:
-        import tyro
-
-        tyro.cli(
-            marked(command, positional),
-            args=["--help"],
-            prog=prog,
-            description=named_for(prog, description),
-            default=default,
+    if {"-h", "--help", ALL} & {*args}:
+        show_all = ALL in args or not common
+        _show_help(
+            marked(command, positional, None if show_all else common),
+            prog,
+            named_for(prog, description) + ("" if show_all else f"\n\n{MORE}"),
+            default,
+            required,
         )
     options = {
         name: option
@@ -71,7 +86,37 @@ def parse(
         message = explain(error, name_of)
     except ValueError as error:
         message = str(error)
-    raise UserError(f"{message} (see {prog} --help)")
+    raise UserError(f"{message} (see {prog} {ALL if common else '--help'})")
+
+
+def _show_help(
+    command: type[Command],
+    prog: str,
+    description: str,
+    default: Command | None,
+    required: Collection[str],
+) -> NoReturn:
+    """Print tyro's help and exit."""
+    import tyro
+
+    shown: Any = None
+    if default is not None:
+        shown = command.model_validate(default.model_dump())
+        for setting in required:
+            shown = _without(shown, setting.split("."), tyro.MISSING)
+    tyro.cli(command, args=["--help"], prog=prog, description=description, default=shown)
+    raise AssertionError("tyro has not exited")
+
+
+def _without(settings: BaseModel, path: Sequence[str], missing: Any) -> BaseModel:
+    """A copy with a setting that has no value yet; for help only, as it is not validated."""
+    name, *rest = path
+    value = getattr(settings, name)
+    if value is None:
+        value = missing
+    elif rest:
+        value = _without(value, rest, missing)
+    return settings.model_copy(update={name: value})
 
 
 class _Option(NamedTuple):
@@ -155,9 +200,7 @@ def _read(
         name, equals, text = arg.partition("=")
         option = options.get(name.removeprefix("--").replace("_", "-"))
         if option is None:
-            close = difflib.get_close_matches(name, [f"--{known}" for known in options], n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{name}: no such option{hint}")
+            raise ValueError(f"{name}: no such option{_near(name, options)}")
         texts = [text] if equals else []
         if option.flag is None:
             room = len(rest) - len(fields) if option.many else 1 - len(texts)
@@ -174,6 +217,15 @@ def _read(
         group[option.path[-1]] = option.value(name, [_expanded(text) for text in texts])
 
 
+def _near(name: str, options: Iterable[str]) -> str:
+    """The options with this name in some group, else the one that is spelt most like it."""
+    names = [f"--{known}" for known in options]
+    last = name.removeprefix("--").replace("_", "-")
+    close = [known for known in names if known.rpartition(".")[2] == last]
+    close = close or difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
 def _expanded(text: str) -> str:
     """A value with the home for its ~, which shells leave in --out=~/s and in NAME=~/s."""
     name, equals, path = text.rpartition("=") if "=~" in text else ("", "", text)
@@ -184,16 +236,36 @@ def _is_option(arg: str) -> bool:
     return re.match(r"-(?![\d.])", arg) is not None  # -1 and -.5 are values.
 
 
-def marked(command: type[Command], positional: Mapping[str, str]) -> type[Command]:
-    """The settings as tyro is to draw them, with what stands for positional fields."""
+def marked(
+    command: type[Command],
+    positional: Mapping[str, str],
+    common: Collection[str] | None = None,
+) -> type[Command]:
+    """The settings as tyro is to draw them, with what stands for positional fields.
+
+    Args:
+        command: The settings.
+        positional: As for ``parse``.
+        common: Dotted settings to show; None for all.
+    """
     import tyro
 
     fields: dict[str, Any] = {}
-    for name, metavar in positional.items():
-        field = command.model_fields[name]
-        mark = (tyro.conf.Positional, tyro.conf.arg(metavar=metavar))
-        fields[name] = (Annotated[field.annotation, *mark], field)
+    for name, field in command.model_fields.items():
+        own = None if common is None else [path for path in common if _top(path) == name]
+        if metavar := positional.get(name):
+            mark = (tyro.conf.Positional, tyro.conf.arg(metavar=metavar))
+            fields[name] = (Annotated[field.annotation, *mark], field)
+        elif own == []:
+            fields[name] = (Annotated[field.annotation, tyro.conf.Suppress], field)
+        elif own and own != [name] and isinstance(field.annotation, type):
+            inner = [path.partition(".")[2] for path in own]
+            fields[name] = (marked(field.annotation, {}, inner), field)
     return create_model(command.__name__, __base__=command, **fields) if fields else command
+
+
+def _top(path: str) -> str:
+    return path.partition(".")[0]
 
 
 def named_for(prog: str, description: str | None) -> str:

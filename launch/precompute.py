@@ -12,7 +12,7 @@ resumes.
 import os
 from collections.abc import Sequence
 
-from launch.entry import main
+from launch.entry import loading, main
 from launch.train import read_config
 
 PROG = "python -m launch.precompute"
@@ -20,12 +20,14 @@ PROG = "python -m launch.precompute"
 
 def run(args: Sequence[str], prog: str = PROG) -> None:
     """Precompute the features and print their folder."""
-    config = read_config(args, prog=prog, description=__doc__)
+    needed = ("data.shards", "data.features")
+    config = read_config(args, prog=prog, description=__doc__, required=needed)
     # Ray and the models are imported only once the settings are valid.
-    from acontrol.train.precompute import precompute
+    with loading():
+        from acontrol.train.precompute import precompute
 
     print(f"Features: {os.fspath(precompute(config))}")
-    print("Train with them:  python -m launch.train, the same settings, and an --output")
+    print("Train with them:  acontrol train, the same settings, and an --output")
 
 
 if __name__ == "__main__":

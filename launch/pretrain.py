@@ -15,7 +15,7 @@ from pathlib import Path
 
 from acontrol.errors import UserError
 from acontrol.pretrain.settings import PretrainConfig
-from launch.entry import main
+from launch.entry import loading, main
 from launch.options import parse
 
 PROG = "python -m launch.pretrain"
@@ -30,12 +30,13 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         raise UserError("--split-file is for a folder: name ROOT")
     if root is not None and not root.is_dir():
         raise UserError(f"{root}: no such folder; name one in MVTec AD's layout, or none")
-    from acontrol.networks.locate import CARD
-    from acontrol.pretrain.run import pretrain
+    with loading():
+        from acontrol.networks.locate import CARD
+        from acontrol.pretrain.run import pretrain
 
     base = pretrain(config, root, f"{PROG} {shlex.join(args)}")
     print((base / CARD).read_text(), end="")
-    print(f"Train with it:  python -m launch.train tiny --base.path {base} ...")
+    print(f"Train with it:  acontrol train tiny --base.path {base} ...")
     print(f"Base: {base}")
 
 

@@ -44,9 +44,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     check_new(command.out)
     card = pull(command.model, command.out, server_uri(command.tracking.uri))
     print(f"{card.name}, weights {card.weights_sha256[:12]}, run {card.run}")
-    print(
-        f"Draw with it:  python -m launch.generate --model {command.out} --data ROOT --out DIR"
-    )
+    print(f"Draw with it:  acontrol generate --model {command.out} --data ROOT --out DIR")
     print(f"Adapter: {command.out}")
 
 

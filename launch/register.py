@@ -37,9 +37,9 @@ class RegisterCommand(Settings):
     """Settings of launch.register."""
 
     run: str = Field(description="The run's output folder, or its URI.")
-    name: str = Field(description="The model's name; made if it is new.")
+    name: str = Field(description="The model's name; created if it is new.")
     licence: tuple[str, ...] = Field(
-        (), description="Notes on licences for the card, as your data's."
+        (), description="Notes on licences for the card, such as your data's."
     )
     tracking: ServerOptions = ServerOptions()
 
@@ -68,7 +68,7 @@ def register(folder: Path, name: str, uri: str | None, licences: Sequence[str] =
     done = register_run(folder, name, uri, licences)
     if not done.is_new:
         print(f"These weights are version {done.version} already")
-    print(f"Make it the champion:  python -m launch.promote {name}")
+    print(f"Make it the champion:  acontrol promote {name}")
     print(f"Registered: models:/{name}/{done.version} (alias candidate)")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from acontrol.data.settings import SplitConfig
 from acontrol.errors import UserError
+from acontrol.progress import tracked
 from acontrol.runs import storage
 from launch.entry import main
 from launch.options import parse
@@ -54,15 +55,13 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         raise UserError(f"{config.root}: holds no images for both sides of a split")
     storage.write(config.out, f"{split.model_dump_json(indent=1)}\n".encode())
     print(
-        f"{len(split.train)} images train, {len(split.test)} test, digest {split.digest[:12]}: "
-        f"{config.out}"
+        f"{len(split.train)} images train, {len(split.test)} test, "
+        f"checksum {split.digest[:12]}: {config.out}"
     )
 
 
 def _progress(items: Iterable[Any], label: str) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    return tqdm(items, desc=label, disable=None, leave=False)
+    return tracked(items, label, leave=False)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
                            [--register NAME] [--dry-run] ...
 
 PRESET is one of: tiny (built-in base, offline, CPU), mvtec-sd15 (the paper),
-mvtec-sd15-inpainting (the base of the authors' code). Every setting
-has a dotted name, as --optim.steps 100. FILE.json holds settings that replace the preset's.
+mvtec-sd15-inpainting (the base of the authors' code). Every setting has a dotted name, as
+--optim.steps 100; with PRESET before it, --help shows the preset's values. FILE.json holds
+settings that replace the preset's.
 --register NAME registers the finished run as launch.register does (docs/registry.md).
 --dry-run prints the resolved config, what a batch and an epoch are, parameters and memory by
 ZeRO stage, and what would be downloaded; it needs neither weights nor cluster nor data.
@@ -24,12 +25,18 @@ from acontrol.config import RunConfig
 from acontrol.errors import UserError, explain
 from acontrol.presets import PRESETS, preset
 from acontrol.registry.card import check_model_name
-from launch.entry import main
-from launch.options import parse
+from launch.entry import loading, main
+from launch.options import ALL, parse
 from launch.register import REGISTERED, register
 
 PROG = "python -m launch.train"
 Config = TypeVar("Config", bound=RunConfig)
+# What --help shows of the settings of a run.
+COMMON = (
+    *("output", "data.shards", "base.path", "optim.steps", "optim.batch_size"),
+    *("optim.learning_rate", "asea.steps", "runtime.precision", "cluster.num_workers"),
+    *("samples.every", "validation.every", "tracking.uri"),
+)
 
 
 class TrainCommand(RunConfig):
@@ -43,14 +50,28 @@ class TrainCommand(RunConfig):
 
 
 def read_config(
-    args: Sequence[str], prog: str = PROG, description: str | None = __doc__
+    args: Sequence[str],
+    prog: str = PROG,
+    description: str | None = __doc__,
+    required: Sequence[str] = ("output", "data.shards"),
 ) -> RunConfig:
-    """Preset, then --config, then single options; --config alone needs no preset."""
-    return read_config_of(RunConfig, args, prog, description)
+    """Preset, then --config, then single options; --config alone needs no preset.
+
+    Args:
+        args: The command line.
+        prog: How the command was started.
+        description: Shown by --help.
+        required: Dotted settings that the command needs and no preset has.
+    """
+    return read_config_of(RunConfig, args, prog, description, required)
 
 
 def read_config_of(
-    model: type[Config], args: Sequence[str], prog: str, description: str | None
+    model: type[Config],
+    args: Sequence[str],
+    prog: str,
+    description: str | None,
+    required: Sequence[str] = ("output", "data.shards"),
 ) -> Config:
     """``read_config`` for a command whose settings extend a run's."""
     rest = [
@@ -58,20 +79,33 @@ def read_config_of(
         for arg in args
         for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])
     ]
+    asks = {"-h", "--help", ALL} & {*rest}
     if rest and not rest[0].startswith("-"):
         default = model.model_validate(preset(rest[0]).model_dump())
         prog = f"{prog} {rest.pop(0)}"
-    elif {"--config", "-h", "--help"} & set(rest):  # A run's own config needs no preset.
+    elif asks:
+        default = model()
+        prog = f"{prog} PRESET"
+    elif "--config" in rest:  # A run's own config needs no preset.
         default = model()
     else:
         raise UserError(f"name a preset first, one of: {', '.join(PRESETS)}")
-    if "--config" in rest:
+    if "--config" in rest and not asks:
         place = rest.index("--config")
         if place + 1 == len(rest):
             raise UserError("--config needs a file")
         default = _from_file(Path(rest[place + 1]).expanduser(), default)
         del rest[place : place + 2]
-    return parse(model, rest, prog=prog, description=description, default=default)
+    own = [name for name in model.model_fields if name not in RunConfig.model_fields]
+    return parse(
+        model,
+        rest,
+        prog=prog,
+        description=description,
+        default=default,
+        common=[*COMMON, *own, *required],
+        required=required,
+    )
 
 
 def _from_file(path: Path, default: Config) -> Config:
@@ -111,21 +145,16 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
 def train(config: RunConfig, register_as: str | None = None) -> None:
     """Train, and print where the result is; an unfinished run ends the process."""
     # Ray and the models are imported only once the settings are valid.
-    from acontrol.runs.mlflow_client import tracking_uri
-    from acontrol.runs.storage import local_copy
-    from acontrol.train.driver import TrainingStoppedError, run_training
+    with loading():
+        from acontrol.runs.storage import local_copy
+        from acontrol.train.driver import TrainingStoppedError, run_training
 
     try:
         folder = run_training(config)
     except TrainingStoppedError as stop:
-        print(f"error: {stop}", file=sys.stderr)
+        print(stop if stop.status == 130 else f"error: {stop}", file=sys.stderr)
         sys.exit(stop.status)
-    uri = tracking_uri(config, folder)
-    if uri.startswith(("http:", "https:")):
-        print("Look at it on the MLflow server")
-    else:
-        print(f"Look at it:  mlflow ui --backend-store-uri {uri}")
-    print(f"Draw with it:  python -m launch.generate --model {folder} --data ROOT --out DIR")
+    print(f"Draw with it:  acontrol generate --model {folder} --data ROOT --out DIR")
     if register_as is not None:
         with local_copy(folder, REGISTERED) as run_folder:
             register(run_folder, register_as, config.tracking.uri)

@@ -201,7 +201,9 @@ def options_of(module: str) -> set[str]:
     """Every option of a command, its sub-commands' too."""
     # A config's file is taken from the arguments ahead of the parser.
     options = (
-        {"--help", "--config"} if module in ("launch.train", "tune.search") else {"--help"}
+        {"--help", "--help-all", "--config"}
+        if module in ("launch.train", "tune.search")
+        else {"--help"}
     )
     starts = [[name] for name in EVALUATIONS] if module == "launch.evaluate" else [[]]
     for start in starts:

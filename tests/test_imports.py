@@ -135,8 +135,8 @@ def test_packages_of_one_floor_do_not_import_each_other() -> None:
     ("package", "below"),
     [
         ("acontrol.config", ("errors", "seeding")),
-        ("acontrol.data", ("config", "errors", "seeding")),
-        ("acontrol.runs", ("config", "data", "errors", "seeding", "_version")),
+        ("acontrol.data", ("config", "errors", "progress", "seeding")),
+        ("acontrol.runs", ("config", "data", "errors", "progress", "seeding", "_version")),
     ],
 )
 def test_a_package_imports_only_what_stands_below(package: str, below: tuple[str, ...]) -> None:

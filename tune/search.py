@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from launch.entry import main
+from launch.entry import loading, main
 from launch.train import read_config_of
 from tune.plan import Plan, SweepConfig
 
@@ -31,13 +31,14 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         return
     # Ray and the models are imported only once the settings are valid.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    from tune.sweep import run_sweep
+    with loading():
+        from tune.sweep import run_sweep
 
     folder, whole = run_sweep(plan)
     if not whole:
-        print("error: Interrupted. The same command continues the sweep", file=sys.stderr)
+        print("Interrupted. The same command continues the sweep", file=sys.stderr)
         sys.exit(130)
-    print(f"Train it:  python -m launch.train --config {folder / 'best.json'} --output RUN")
+    print(f"Train it:  acontrol train --config {folder / 'best.json'} --output RUN")
     print(f"Best trial's config: {folder / 'best.json'}")
 
 

@@ -85,7 +85,7 @@ class DataConfig(Settings):
         "the whole set once and train without the damaged samples, the same on every rank.",
     )
     max_damaged: float = unit_interval(
-        0.01, "Largest share of samples that data.damaged skip may leave out."
+        0.01, "Maximum share of samples that data.damaged skip may leave out."
     )
 
     @property
@@ -126,7 +126,7 @@ class RunConfig(Settings):
         description="Initial weights: an adapter's folder, or an IP-Adapter file for "
         "this U-Net's architecture (.safetensors or .bin).",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from it.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Random seed of everything.")
     profile: int = Field(
         0, ge=0, description="Steps of rank 0 to write a PyTorch trace of, after two others."
     )
@@ -205,7 +205,7 @@ class TrainedOn(Settings):
     categories: tuple[str, ...] | None = Field(None, description="None: unknown.")
     split: Literal["train", "test", "all"]
     split_digest: str = Field(
-        THIRD, description="Which images are 'train': 'third', or a split file's digest."
+        THIRD, description="Which images are 'train': 'third', or a split file's checksum."
     )
 
     def shares(self, data: "TrainedOn") -> bool:

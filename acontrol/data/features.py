@@ -189,7 +189,7 @@ class FeatureFolder:
                 f"{file} is damaged ({error}): delete it, and precompute again"
             ) from error
         if not complete or metadata != {"digest": self.digest, "keys": json.dumps(keys)}:
-            raise UserError(f"{file} is of other samples: delete it, and precompute again")
+            raise UserError(f"{file} belongs to other samples: delete it, and precompute again")
         if not intact:
             raise UserError(
                 f"{file} is damaged (its checksum differs): delete it, and precompute again"

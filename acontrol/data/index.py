@@ -93,7 +93,7 @@ class ShardIndex(Settings):
     format: Literal["acontrol-shards-1"] = "acontrol-shards-1"
     split: Literal["train", "test", "all"]
     split_digest: str = Field(
-        THIRD, description="Which images are 'train': 'third', or a split file's digest."
+        THIRD, description="Which images are 'train': 'third', or a split file's checksum."
     )
     resolution: int | None = Field(description="Longest short side in pixels; null: unscaled.")
     num_samples: int = Field(ge=1)

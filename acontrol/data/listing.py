@@ -69,7 +69,7 @@ def subfolders(folder: Path) -> list[Path]:
     folders = []
     for path in entries(folder):
         if path.is_symlink() and not path.exists():
-            raise UserError(f"{path}: the link leads nowhere; mend or remove it")
+            raise UserError(f"{path}: the link is broken; repair or remove it")
         if path.is_dir():
             _check_name(path)
             folders.append(path)

@@ -32,7 +32,7 @@ from acontrol.data.listing import (
     subfolders,
 )
 from acontrol.data.split import Split, read_split, training_third
-from acontrol.errors import UserError
+from acontrol.errors import UserError, nearest
 
 _LAYOUT = (
     "<category>/train/good/*, <category>/test/<defect>/<id>.png and "
@@ -360,7 +360,7 @@ def image_names(folder: MvtecFolder) -> list[str]:
 
 
 def _unknown(folder: Path, noun: str, name: str, choices: Sequence[str]) -> str:
-    return f"{folder}: has no {noun} {name!r}; choose from {', '.join(choices) or 'none'}"
+    return f"{folder}: has no {noun} {name!r}; {nearest(name, choices)}"
 
 
 def is_category(folder: Path) -> bool:

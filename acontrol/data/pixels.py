@@ -139,7 +139,7 @@ def _stored(image: Image.Image) -> npt.NDArray[Any]:
         image = through.convert("RGB")
     pixels = _array(image)
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise PixelError("holds values that are not finite; save it without them")
+        raise PixelError("holds non-finite values; save it without them")
     return pixels
 
 

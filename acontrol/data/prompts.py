@@ -11,7 +11,7 @@ The user's own words are a caption file per image, one JSON file of captions, an
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,30 @@ def phrase(defect: str) -> str:
 def target_text(category: str, phrase: str) -> str:
     """The default caption of an image."""
     return f"a photo of {_readable(category) or category} with {phrase}"
+
+
+def wording_note(words: Iterable[tuple[str, str, str]]) -> str | None:
+    """A note on defects whose words are no more than their folder's name.
+
+    Args:
+        words: Defect, phrase and caption of images.
+    """
+    plain = {
+        defect: caption
+        for defect, own, caption in words
+        if own == phrase(defect)
+        and own not in (A_DEFECT, SEVERAL_DEFECTS)
+        and caption.endswith(f" with {own}")
+    }
+    if not plain:
+        return None
+    defect, caption = next(iter(plain.items()))
+    example = json.dumps({defect: "..."})
+    return (
+        f"{len(plain)} defects have only their folder's name as words, as in {caption!r}; the "
+        "text encoder was trained on English: better words, such as 'an uneven surface', go "
+        f"into CATEGORY/prompt/phrases.json, as {example}"
+    )
 
 
 @dataclass(frozen=True)

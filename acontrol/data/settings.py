@@ -33,7 +33,7 @@ class SplitConfig(Settings):
         description="The paper's first third, or with photographs of a piece on one side."
     )
     out: Path = Field(description="File to write; an earlier split is replaced.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Which pieces train follows from it.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Random seed of the split.")
 
 
 class ShardConfig(Settings):

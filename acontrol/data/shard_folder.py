@@ -5,17 +5,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from acontrol.config import THIRD
 from acontrol.data.left_out import print_notes, unused_captions
 from acontrol.data.mvtec import LabelledImage, MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
+from acontrol.data.prompts import wording_note
 from acontrol.data.settings import ShardConfig
 from acontrol.data.shards import check_replaceable, require_some, write_shards
 from acontrol.data.train_list import read_train_list
 from acontrol.data.validation import check, empty_defects
 from acontrol.errors import UserError
+from acontrol.progress import tracked
 
 
 def shard_folder(config: ShardConfig) -> None:
@@ -53,6 +53,9 @@ def shard_folder(config: ShardConfig) -> None:
             folder = open_folder(config.root, split_file=config.split_file)
             _require_training(images, folder, config.train_list)
             split, digest = "train", folder.trained_on("train").split_digest
+    words = wording_note((image.defect, image.phrase, image.caption) for image in images)
+    if words is not None:
+        print(f"note: {words}", file=sys.stderr)
     good = _checked(images, config, empty, bad)
     if config.dry_run or config.out is None:
         _count(good, config.shard_size)
@@ -105,8 +108,7 @@ def _checked(
 
 
 def _progress(images: Iterable[LabelledImage], label: str) -> Iterable[LabelledImage]:
-    # disable=None: no bar without a terminal.
-    return tqdm(images, desc=label, unit="image", disable=None)
+    return tracked(images, label, "image")
 
 
 def _count(images: Sequence[LabelledImage], shard_size: int) -> None:

@@ -41,9 +41,9 @@ class Checked:
         if self.small:
             key, share = min(self.small.items(), key=lambda item: item[1])
             notes.append(
-                f"{len(self.small)} of {len(self.good)} defects cover no half of any of "
-                f"BLIP-2's 16 x 16 tokens (the smallest: {key}, {share:.2%} of one); they are "
-                "kept, and --data.reference-view region shows them larger"
+                f"{len(self.small)} of {len(self.good)} defects cover less than half of every "
+                f"token of BLIP-2's 16 x 16 (the smallest: {key}, {share:.2%} of one); they "
+                "are kept, and --data.reference-view region shows them larger"
             )
         if len(self.large) > len(self.good) / 2:
             notes.append(

@@ -13,7 +13,7 @@ class Schedule(Settings):
     samples: int = Field(ge=1, description="Images per epoch.")
     batch_size: int = Field(ge=2, multiple_of=2, description="Images per step.")
     learning_rate: float = Field(gt=0, description="Adam's; times 0.2 after 80 and 90 %.")
-    pairs: int = Field(ge=1, description="Most synthetic pairs of a defect.")
+    pairs: int = Field(ge=1, description="Maximum number of synthetic pairs per defect.")
 
     @property
     def steps(self) -> int:

@@ -9,20 +9,20 @@ from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import RayTaskError
-from tqdm import tqdm
 
 from acontrol.config import ClusterConfig
 from acontrol.data.left_out import print_notes
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.split import in_words, read_split
-from acontrol.errors import UserError
+from acontrol.errors import UserError, nearest
 from acontrol.evaluation.budget import Schedule
 from acontrol.evaluation.dataset import CONTROLS, CheckedData, Folders, check
 from acontrol.evaluation.leaks import job_of, refuse_seen_tests
 from acontrol.evaluation.results import Experiment, TrainingJob, is_done
 from acontrol.evaluation.settings import ComparisonConfig
 from acontrol.networks.load import quieten
+from acontrol.progress import progress
 from acontrol.runs.cluster import joined_cluster
 
 Budget = TypeVar("Budget", bound=Schedule)
@@ -76,8 +76,8 @@ def source_names(
         for part in name.split("+"):
             if part not in parts or (part == "none" and name != "none"):
                 raise UserError(
-                    f"--sources: no source {name!r}; choose from {', '.join(parts)} and "
-                    "mixtures such as real+NAME"
+                    f"--sources: no source {name!r}; {nearest(name, parts)}; and mixtures "
+                    "such as real+NAME"
                 )
         if names.count(name) > 1:
             raise UserError(f"--sources: {name} is named twice")
@@ -224,7 +224,7 @@ def note_near_duplicates(checked: Mapping[str, CheckedData]) -> str:
 def print_estimate(seconds: float, count: int) -> None:
     """Print how long ``count`` trainings of so many seconds take."""
     print(
-        f"About {_hours(seconds)} a training on this machine, {_hours(seconds * count)} for "
+        f"About {_hours(seconds)} per training on this machine, {_hours(seconds * count)} for "
         "all, one after the other; a Ray cluster trains as many at once as it has room"
     )
 
@@ -251,9 +251,7 @@ def train_missing(
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     task = ray.remote(_train).options(num_cpus=1, num_gpus=gpus, max_retries=2)
     running: list[Any] = []
-    with tqdm(
-        total=len(jobs), initial=done, desc="training", unit="network", disable=None
-    ) as bar:
+    with progress("training", len(jobs), "network", initial=done) as bar:
         while missing or running:
             while missing and len(running) < (num_workers or len(jobs)):
                 running.append(task.remote(experiment, missing.pop(0), out))

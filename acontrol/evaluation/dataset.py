@@ -10,7 +10,7 @@ from PIL import Image
 
 from acontrol.data import builtin
 from acontrol.data.mvtec import MvtecFolder, open_folder
-from acontrol.errors import UserError
+from acontrol.errors import UserError, nearest
 from acontrol.evaluation.images import ImageSet, load
 from acontrol.evaluation.leaks import refuse_leaks
 from acontrol.evaluation.near_duplicates import other_photographs
@@ -91,8 +91,8 @@ class CategoryDataset:
         own = category_in(folder, category, len(self.real.folders) == 1)
         if own is None:
             raise UserError(
-                f"{folder.root}: has no category {category!r}; it has "
-                f"{', '.join(folder.categories)}"
+                f"{folder.root}: has no category {category!r}; "
+                f"{nearest(category, folder.categories)}"
             )
         pairs = [
             pair

@@ -4,8 +4,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from tqdm import tqdm
-
 from acontrol.data.left_out import print_notes
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
@@ -21,6 +19,7 @@ from acontrol.evaluation.settings import QualityConfig
 from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.pipelines.loading import load_adapter
+from acontrol.progress import tracked
 from acontrol.runs.results import results_in
 
 Scores = Mapping[tuple[str, str], Mapping[str, float]]
@@ -59,7 +58,7 @@ def run_quality(config: QualityConfig) -> None:
         counts: dict[str, int] = {}
         sources = [quality.REAL, *folders]
         pairs = list(itertools.product(sources, defect_types))
-        for source, defect_type in tqdm(pairs, desc="measuring", disable=None):
+        for source, defect_type in tracked(pairs, "measuring", "set"):
             generated = None
             if source != quality.REAL:
                 folder = folders[source]

@@ -34,7 +34,7 @@ class QualityConfig(Settings):
         description="Folder of inception.safetensors and lpips-vgg.safetensors.",
     )
     precision: Precision = Field("float32", description="Of the vision tower in vlm.")
-    count: int = Field(1000, ge=1, description="Most images of a defect.")
+    count: int = Field(1000, ge=1, description="Maximum number of images per defect.")
     tracking: TrackingConfig = TrackingConfig()
 
 
@@ -57,7 +57,9 @@ class ComparisonConfig(Settings):
     )
     category: tuple[str, ...] = Field((), description="Only these categories; by default all.")
     pairs: int | None = Field(
-        None, ge=1, description="Most synthetic pairs of a defect; by default the budget's."
+        None,
+        ge=1,
+        description="Maximum number of synthetic pairs per defect; by default the budget's.",
     )
     seeds: int = Field(3, ge=1, description="Trainings per category and source.")
     num_workers: int | None = Field(

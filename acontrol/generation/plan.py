@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from acontrol.data.images import image_size, read_mask
 from acontrol.data.listing import numbered
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.data.prompts import phrase, target_text
-from acontrol.errors import UserError
+from acontrol.errors import UserError, nearest
 from acontrol.generation.request import Request
 from acontrol.generation.settings import Sampling
 from acontrol.masks.placement import NotPlaced
 from acontrol.masks.sampler import DefectType, MaskSampler, PlacedMask
 from acontrol.masks.settings import SourceName
+from acontrol.progress import progress
 from acontrol.seeding import derive_seed
 
 
@@ -119,7 +119,7 @@ def _product(source: MvtecFolder, category: str) -> str:
         return source.categories[0]
     raise UserError(
         f"--normal {source.root}: no category {category!r}, nor is it a single category; "
-        f"it has {', '.join(source.categories)}"
+        f"{nearest(category, source.categories)}"
     )
 
 
@@ -197,7 +197,7 @@ class Planner:
         left_out: list[str] = []
         requests = list(requests)
         total = sum(request.count for _, request in requests)
-        with tqdm(total=total, desc="planning", unit="image", disable=None, leave=False) as bar:
+        with progress("planning", total, "image", leave=False) as bar:
             for where, request in requests:
                 try:
                     planned, failed = self._plan_request(where, request, base, bar.update)
@@ -288,8 +288,8 @@ class Planner:
             source = self.normal_folder
             if category not in source.categories:
                 raise UserError(
-                    f"{source.root}: no category {category!r} of good images; it has "
-                    f"{', '.join(source.categories)}"
+                    f"{source.root}: no category {category!r} of good images; "
+                    f"{nearest(category, source.categories)}"
                 )
             self._good[category] = source.normals(category)
         if not self._good[category]:

@@ -1,4 +1,4 @@
-"""Output next to the images: contact sheets, a page with best and worst, and shards."""
+"""Output next to the images: contact sheets, a page with all images, and shards."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -12,49 +12,41 @@ from PIL import Image
 from acontrol.data.images import read_image, read_mask, region
 from acontrol.data.mvtec import LabelledImage
 from acontrol.data.shards import write_shards
+from acontrol.generation.gallery import gallery, write_thumbnails
 from acontrol.generation.manifest import Line, Roots
-from acontrol.reporting import contact_sheet, outlined, page, picture, table
+from acontrol.reporting import contact_sheet, outlined, page, table
 
 ROWS = 12  # Of a contact sheet, evenly over the type's images.
-EXTREMES = 3  # Best and worst images of a type on the page.
 TITLES = ("normal", "where", "reference", "result", "difference x3")
 
 
-def write_report(folder: Path, lines: Sequence[Line], roots: Roots) -> None:
-    """Write report/index.html and report/CATEGORY-DEFECT.png.
+def write_report(
+    folder: Path, lines: Sequence[Line], roots: Roots, notes: Sequence[str] = ()
+) -> None:
+    """Write report/index.html with its thumbnails, and report/CATEGORY-DEFECT.png.
 
     Args:
         folder: The generated data set.
         lines: Its manifest, not empty.
         roots: Folders that the manifest's paths start at.
+        notes: Sentences at the top of the page.
     """
     types: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         types.setdefault((line["category"], line["defect"]), []).append(line)
     report = folder / "report"
     report.mkdir(exist_ok=True)
-    rows, sections = [], []
+    rows, sheets = [], []
     for (category, defect), group in sorted(types.items()):
-        name = f"{category}/{defect}"
         count = min(ROWS, len(group))
         sample = [group[row * len(group) // count] for row in range(count)]
         _sheet(folder, sample, roots).save(report / f"{category}-{defect}.png")
-        rows.append(_row(name, group))
-        ordered = sorted(group, key=_quality, reverse=True)
-        if len(ordered) <= 2 * EXTREMES:  # Shows no image twice.
-            shown = {"All, best first": ordered}
-        else:
-            shown = {"Best": ordered[:EXTREMES], "Worst": ordered[::-1][:EXTREMES]}
+        rows.append(_row(f"{category}/{defect}", group))
         file = quote(f"{category}-{defect}.png")
-        sections.append(
-            f"<h2>{html.escape(name)}</h2>"
-            f"<p><a href='{file}'>Contact sheet</a>: {count} of {len(group)}</p>"
-        )
-        for title, examples in shown.items():
-            image = picture(_sheet(folder, examples, roots), f"{title}: {name}")
-            sections.append(f"<p>{title}</p>{image}")
+        sheets.append(f"<a href='{file}'>{html.escape(f'{category}/{defect}')}</a>")
+    write_thumbnails(folder, lines)
     heads = (
-        "kind",
+        "defect",
         "images",
         "passed",
         "mask-fill",
@@ -65,6 +57,7 @@ def write_report(folder: Path, lines: Sequence[Line], roots: Roots) -> None:
     )
     passed = sum(line["scores"]["passed"] for line in lines)
     body = (
+        f"{''.join(f'<p><b>Note:</b> {html.escape(note)}</p>' for note in notes)}"
         f"<p>{len(lines)} images with masks, of which {passed} passed the gate.</p>"
         "<p>The table has means over the images. <b>Mask-fill</b>: share of the mask that "
         "changed by more than the autoencoder's own error. <b>Distance</b>: to the nearest "
@@ -72,8 +65,10 @@ def write_report(folder: Path, lines: Sequence[Line], roots: Roots) -> None:
         "is as near as training defects are to each other. <b>PSNR</b>: of the background, "
         "after and before the normal image's own pixels were put back.</p>"
         f"{table(heads, rows)}"
+        f"<p>Contact sheets, with the references: {', '.join(sheets)}</p>"
     )
-    text = page("Generated defects", body + "".join(sections))
+    body += gallery(sorted(lines, key=_quality, reverse=True))
+    text = page("Generated defects", body)
     (report / "index.html").write_text(text, encoding="utf-8")
 
 

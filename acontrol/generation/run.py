@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from acontrol.config import AdapterCard
 from acontrol.data.left_out import print_notes
 from acontrol.data.mvtec import open_folder
 from acontrol.data.overlap import refuse_overlap
+from acontrol.data.prompts import wording_note
 from acontrol.data.publish import check_new, work_folder
 from acontrol.data.split import refuse_mix
 from acontrol.generation.gate import DefectScorer
@@ -35,6 +35,7 @@ from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pipelines.loading import load_with_digest
+from acontrol.progress import progress
 from acontrol.runs.lock import only_launch, refuse_if_locked
 
 
@@ -89,7 +90,13 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     metadata[INPUTS] = check_inputs(pipeline, planned, roots)
     if config.replay is not None and earlier_inputs is not None:
         refuse_changed(earlier_inputs, metadata, config.replay)
-    for note in view_notes(pipeline.card, [image.sampling for image in planned]):
+    unseen = _unseen_note(config, planner, pipeline.card, planned)
+    words = wording_note(
+        (image.name[1], image.reference.phrase, image.prompt) for image in planned
+    )
+    if words is not None:
+        print(f"Note: {words}", flush=True)
+    for note in [*unseen, *view_notes(pipeline.card, [image.sampling for image in planned])]:
         print(f"Note: {note}", flush=True)
     job = Job(config.out, metadata, batches, roots)
     if job.done:
@@ -120,7 +127,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
             _draw(job, draw_on_ray(job, spec, config.num_workers))
 
         def report(folder: Path, lines: list[dict[str, Any]]) -> None:
-            write_report(folder, lines, roots)
+            write_report(folder, lines, roots, unseen)
             if config.format == "shards":
                 write_as_shards(folder, lines)
 
@@ -148,6 +155,26 @@ def view_notes(card: AdapterCard, sampling: Iterable[Sampling]) -> list[str]:
         f"{_view(card.target_crop)}: details come out at another size than was learnt"
         for crop in sorted(crop for crop in others if crop is not None)
     ]
+
+
+def _unseen_note(
+    config: GenerationConfig,
+    planner: Planner,
+    card: AdapterCard,
+    planned: Sequence[PlannedImage],
+) -> list[str]:
+    """The note on products that the base has not learnt, if any."""
+    base = card.base
+    if config.base_path is not None:
+        base = base.model_copy(update={"path": config.base_path})
+    categories = {image.name[0] for image in planned}
+    defect_types = {image.name[:2] for image in planned} | {
+        (category, defect)
+        for category in categories & {*planner.folder.categories}
+        for defect in planner.folder.defect_types(category)
+    }
+    note = locate.unseen_note(base, defect_types)
+    return [] if note is None else [note]
 
 
 def _view(crop: float) -> str:
@@ -215,7 +242,7 @@ def _draw(job: Job, finished: Iterable[int]) -> None:
     done = size - sum(len(job.batches[number]) for number in job.missing())
     if done:
         print(f"Continuing: {done} of {size} images are already drawn", flush=True)
-    with tqdm(total=size, initial=done, desc="drawing", unit="image", disable=None) as bar:
+    with progress("drawing", size, "image", initial=done) as bar:
         for number in finished:
             bar.update(len(job.batches[number]))
 

@@ -45,9 +45,9 @@ class Gate(Settings):
         description="What does not pass is drawn again with the next seed; after --tries, keep "
         "the best of them, or drop it. off: score only.",
     )
-    tries: int = Field(3, ge=1, le=100, description="Drawings of an image at most.")
+    tries: int = Field(3, ge=1, le=100, description="Maximum number of attempts per image.")
     min_fill: float = Field(
-        0.2, ge=0, le=1, description="Least share of the mask that must have changed."
+        0.2, ge=0, le=1, description="Minimum share of the mask that must have changed."
     )
     max_distance: float | None = Field(
         None,
@@ -125,7 +125,7 @@ class Selection(Settings):
         description="Masks for --masks file: the images in DIR/DEFECT, or in DIR for all; for "
         "--masks learned what launch.masks wrote.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Everything drawn follows from it.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Random seed of the images.")
     batch_size: int = Field(4, ge=1, description="Images drawn together.")
     num_workers: int = Field(
         1, ge=1, description="Processes that draw, each with a GPU where there are; over Ray."

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from acontrol._version import __version__
 from acontrol.config import THIRD
@@ -36,6 +35,7 @@ from acontrol.masks.statistics import Limits
 from acontrol.masks.store import finished, read_card, write_learned
 from acontrol.networks import locate
 from acontrol.networks.load import BaseModels, load_base
+from acontrol.progress import progress
 from acontrol.reporting import contact_sheet
 from acontrol.runs import guard, storage
 from acontrol.runs.lock import only_launch, refuse_if_locked
@@ -246,7 +246,7 @@ def _draw(
     rejected: Counter[str] = Counter()
     drawn = 0
     name = f"{'/'.join(defect_type)} drawing"
-    with tqdm(total=config.count, desc=name, unit="mask", disable=None) as bar:
+    with progress(name, config.count, "mask") as bar:
         while len(kept) < config.count and drawn < config.tries * config.count:
             # Batches are always whole: a mask does not depend on how many are wanted.
             numbers = range(drawn, drawn + config.drawing_batch)

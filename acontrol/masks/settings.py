@@ -16,19 +16,17 @@ class Inversion(Settings):
 
     vectors: int = Field(16, ge=1, description="Vectors of an embedding (AnomalyDiffusion).")
     steps: int = Field(400, ge=1, description="Optimizer steps for each category and defect.")
-    batch_size: int = Field(8, ge=1, description="Pictures a step.")
+    batch_size: int = Field(8, ge=1, description="Images per step.")
     learning_rate: float = Field(0.4, gt=0, description="Of AdamW; falls as a cosine.")
     pool: int = Field(
         256, ge=1, description="Variations of a defect's training masks to train on."
     )
     count: int = Field(100, ge=1, description="Masks to keep of each category and defect.")
-    tries: int = Field(
-        10, ge=1, description="Most drawings for each mask to keep; see rejected."
-    )
+    tries: int = Field(10, ge=1, description="Maximum number of drawings per mask to keep.")
     drawing_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of a drawing.")
     guidance_scale: float = Field(2.0, ge=1, le=100, description="Classifier-free guidance.")
     drawing_batch: int = Field(
-        32, ge=1, description="Pictures drawn together; more takes more memory."
+        32, ge=1, description="Images drawn together; more takes more memory."
     )
 
 
@@ -42,7 +40,7 @@ class MasksConfig(Inversion):
     )
     base_revision: str | None = Field(None, description="Commit of the hub id in --base.")
     vlm_path: str | None = Field(
-        None, description="base.vlm_path, as in training: it is part of the base's digest."
+        None, description="base.vlm_path, as in training: it is part of the base's checksum."
     )
     vlm_revision: str | None = Field(None, description="base.vlm_revision, as in training.")
     output: Path = Field(description="Folder of the learned masks; a rerun continues it.")
@@ -55,7 +53,7 @@ class MasksConfig(Inversion):
     )
     precision: Precision = Field("float32", description="Of the base's networks.")
     split_file: Path | None = Field(None, description=SPLIT_FILE)
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of all randomness.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Random seed.")
     save_every: int = Field(100, ge=1, description="Steps between saved states.")
     tracking_uri: str | None = Field(
         None,
@@ -90,6 +88,6 @@ class MaskCard(Settings):
     resolution: int = Field(ge=8, description="Side of the masks, in pixels.")
     seed: int
     inversion: Inversion
-    drawn: int = Field(ge=0, description="Pictures drawn in all.")
+    drawn: int = Field(ge=0, description="Images drawn in all.")
     kept: int = Field(ge=1)
     rejected: dict[str, int] = Field(description="Why the others were rejected.")

@@ -132,7 +132,7 @@ class Limits:
         if _border(mask) > self.border:
             return "along the border"
         if not self.touches and sides_of(mask):
-            return "cut off at the edge"
+            return "cropped at the edge"
         shape = measure(mask)
         if not self.area[0] <= shape.area <= self.area[1]:
             return "too small" if shape.area < self.area[0] else "too large"

@@ -57,7 +57,7 @@ def warn_of_cut(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> None:
     """Warn once if a target text is longer than CLIP reads."""
     # Not verbose: transformers would speak of indexing errors.
     lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False).input_ids]
-    warn_if_long("target texts are cut to", texts, lengths, tokenizer.model_max_length)
+    warn_if_long("target texts are truncated to", texts, lengths, tokenizer.model_max_length)
 
 
 def embed_text(

@@ -133,8 +133,14 @@ def quieten() -> None:
     """Switch off the libraries' loading bars, for commands that show their own.
 
     And transformers' warning about torchvision, which is not used here; it comes when
-    diffusers' pipelines are imported, so call this before.
+    diffusers' pipelines are imported, so call this before. And diffusers' warning of layers to
+    keep in float32 where it names none.
     """
     logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(_not_harmless)
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
+
+
+def _not_harmless(record: logging.LogRecord) -> bool:
+    return "should be kept in float32: []" not in record.getMessage()

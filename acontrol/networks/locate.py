@@ -6,9 +6,11 @@ Nothing here imports diffusers or transformers: the driver resolves a run withou
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from acontrol.config import BUILT_IN, BaseConfig, TrainedOn
+from acontrol.data import builtin
 from acontrol.errors import UserError, one_line
 from acontrol.networks import hub
 
@@ -90,19 +92,55 @@ def trained_on(config: BaseConfig) -> tuple[TrainedOn, ...]:
     folders = [Path(path), Path(vlm_path), Path(vlm_path).parent]
     records: list[TrainedOn] = []
     for folder in dict.fromkeys(folders[: 3 if folders[1].name == "vlm" else 2]):
-        file = folder / CARD
-        if not file.is_file():
-            continue
-        try:
-            card = json.loads(file.read_bytes())
-            if "held_out_from_denoiser" not in card:
-                continue  # Not ours.
-            before = [] if card["data"] == BUILT_IN_DATA else [{"split": "all"}]
-            parts = card.get("trained_on", before)
-            records += [TrainedOn.model_validate(part) for part in parts]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{file}: is damaged ({one_line(error)}); restore it") from error
+        records += _own_card(folder) or []
     return tuple(records)
+
+
+def _own_card(folder: Path) -> list[TrainedOn] | None:
+    """What launch.pretrain's card records: [] for the built-in data; None for other bases."""
+    file = folder / CARD
+    if not file.is_file():
+        return None
+    try:
+        card = json.loads(file.read_bytes())
+        if "held_out_from_denoiser" not in card:
+            return None
+        before = [] if card["data"] == BUILT_IN_DATA else [{"split": "all"}]
+        return [TrainedOn.model_validate(part) for part in card.get("trained_on", before)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file}: is damaged ({one_line(error)}); restore it") from error
+
+
+def unseen_note(config: BaseConfig, defect_types: Iterable[tuple[str, str]]) -> str | None:
+    """A sentence on products that a small base has not learnt, if there are any.
+
+    Args:
+        config: The base; one that is not launch.pretrain's is assumed to draw anything.
+        defect_types: Categories and their defects. MVTec AD has some products of the built-in
+            data by name, but with other defects.
+
+    Raises:
+        UserError: As ``trained_on``.
+    """
+    path = resolve(config)[0]
+    records = _own_card(Path(path))
+    if records is None or any(record.categories is None for record in records):
+        return None
+    seen = {name for record in records for name in record.categories or ()}
+    unseen = sorted(
+        {
+            category
+            for category, defect in defect_types
+            if (category not in seen if records else not builtin.has(category, defect))
+        }
+    )
+    if not unseen:
+        return None
+    base = "the built-in base" if config.path == BUILT_IN else f"the base {config.path}"
+    names = ", ".join(unseen[:3]) + (", ..." if len(unseen) > 3 else "")
+    product = "this product" if len(unseen) == 1 else "these products"
+    unseen_here = f"{base} has not seen {product} ({names})"
+    return f"{unseen_here}: pictures check the chain; see docs/recipes.md"
 
 
 def built_in_base() -> Path:

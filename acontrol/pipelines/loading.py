@@ -53,7 +53,7 @@ def load_with_digest(
     if base_digest != card.base_digest:
         raise UserError(
             f"the base at {base.path} is not the one that {model} was trained on "
-            "(other digest): name the right one with --base-path"
+            "(other checksum): name the right one with --base-path"
         )
     dtype = getattr(torch, precision)
     models = load_base(base, device, dtype)
@@ -88,5 +88,5 @@ def _load_adapter(model: str, folder: Path) -> tuple[SemanticAdapter, AdapterCar
         raise UserError(f"{model}: config.json: {explain(error)}") from error
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = one_line(error, 300)
-        raise UserError(f"{model} is no adapter of this version: {reason}") from error
+        raise UserError(f"{model} is not an adapter of this version: {reason}") from error
     return adapter, card, (folder / "diffusion_pytorch_model.safetensors").read_bytes()

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from acontrol.data import builtin
 from acontrol.data.images import fit, read_image, region
@@ -24,6 +23,7 @@ from acontrol.data.prompts import phrase as plain_phrase
 from acontrol.data.prompts import target_text
 from acontrol.data.validation import check
 from acontrol.errors import UserError
+from acontrol.progress import progress
 from acontrol.seeding import derive_seed
 
 GOOD = builtin.GOOD
@@ -238,8 +238,12 @@ def _view(
 def _collect(
     rows: Iterable[tuple[Tensor, Tensor, int]], count: int, vocabulary: tuple[DefectType, ...]
 ) -> Pool:
-    bar = tqdm(itertools.islice(rows, count), "images", total=count, disable=None, leave=False)
-    images, masks, labels = zip(*bar, strict=True)
+    with progress("images", count, "image", leave=False) as bar:
+        kept = []
+        for row in itertools.islice(rows, count):
+            kept.append(row)
+            bar.update()
+    images, masks, labels = zip(*kept, strict=True)
     return Pool(torch.stack(images), torch.stack(masks), torch.tensor(labels), vocabulary)
 
 

@@ -44,7 +44,7 @@ class VaeStage(Settings):
 
     steps: int = Field(3_000, ge=1, description="Steps of encoder and decoder together.")
     decoder_steps: int = Field(12_000, ge=0, description="Further steps of the decoder alone.")
-    batch_size: int = Field(8, ge=1, description="Images a step.")
+    batch_size: int = Field(8, ge=1, description="Images per step.")
     learning_rate: float = Field(2e-3, gt=0, description="AdamW's peak rate; cosine decay.")
     mask_weight: float = Field(
         4.0, ge=0, description="Extra weight of defective pixels, or small defects vanish."
@@ -55,7 +55,7 @@ class DenoiserStage(Settings):
     """Text encoder and U-Net: noise prediction on cached latents."""
 
     steps: int = Field(4_000, ge=1, description="Optimizer steps.")
-    batch_size: int = Field(16, ge=1, description="Images a step.")
+    batch_size: int = Field(16, ge=1, description="Images per step.")
     learning_rate: float = Field(1.2e-3, gt=0, description="AdamW's peak rate; cosine decay.")
     mask_weight: float = Field(3.0, ge=0, description="Extra weight of defective latents.")
     ema_decay: float = Field(0.998, ge=0, lt=1, description="Of the weights' moving average.")
@@ -75,7 +75,7 @@ class VlmStage(Settings):
         "shows, in place of training on web images. Frozen afterwards.",
     )
     steps: int = Field(3_000, ge=1, description="Optimizer steps of the Q-Former.")
-    batch_size: int = Field(48, ge=2, description="Images a step.")
+    batch_size: int = Field(48, ge=2, description="Images per step.")
     learning_rate: float = Field(1.5e-3, gt=0, description="AdamW's peak rate; cosine decay.")
     temperature: float = Field(0.07, gt=0, description="Temperature of the contrastive loss.")
 
@@ -93,7 +93,7 @@ class PretrainConfig(Settings):
     """A whole base."""
 
     output: Path = Field(description="Folder of the finished base; the same one resumes.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of everything random.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Random seed.")
     split_file: Path | None = Field(None, description=SPLIT_FILE)
     pool: int = Field(
         16_000, ge=8, description="Training images, drawn or cropped before training."

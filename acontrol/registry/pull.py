@@ -28,7 +28,13 @@ from acontrol.registry.card import (
     check_model_name,
 )
 from acontrol.registry.model_files import check_model, check_names
-from acontrol.runs.mlflow_client import MANIFEST_TAG, client_of, reaching, version_of
+from acontrol.runs.mlflow_client import (
+    MANIFEST_TAG,
+    client_of,
+    nearest_model,
+    reaching,
+    version_of,
+)
 
 # Stores that only hold files; MLflow's other schemes run code of their own.
 STORES = ("", "file", "mlflow-artifacts", "s3", "gs", "wasbs", "abfss", "r2", "b2")
@@ -59,7 +65,10 @@ def pull(model_uri: str, out: Path, uri: str) -> ModelCard:
         client = client_of(uri)
         version = version_of(client, name, alias, number)
         if version is None:
-            raise UserError(f"{model_uri}: no such model on the MLflow server")
+            raise UserError(
+                f"{model_uri}: no such model on the MLflow server; "
+                f"{nearest_model(client, name, alias)}"
+            )
         manifest_sha256 = version.tags.get(MANIFEST_TAG)
         if manifest_sha256 is None:
             raise UserError(

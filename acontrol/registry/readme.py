@@ -1,6 +1,7 @@
 """The model card as Markdown."""
 
 from acontrol.config import BUILT_IN, THIRD, AdapterCard
+from acontrol.data import builtin
 from acontrol.registry.card import GRID, ModelCard
 
 # Licences of well-known bases; --licence adds the user's own notes.
@@ -50,6 +51,7 @@ def readme(card: ModelCard, *, has_grid: bool) -> str:
         "",
         "An AnomalyControl adapter: it draws defects from a reference, a text and a mask.",
         "",
+        *_limits(adapter),
         "| | |",
         "| --- | --- |",
         *(f"| {name} | {value} |" for name, value in rows),
@@ -69,6 +71,18 @@ def readme(card: ModelCard, *, has_grid: bool) -> str:
     if has_grid:
         lines += ["", "## Samples", "", f"![Reference, mask and sample]({GRID})"]
     return "\n".join(lines) + "\n"
+
+
+def _limits(adapter: AdapterCard) -> list[str]:
+    """What the built-in base cannot draw; a card knows products by name alone."""
+    trained = {name for part in adapter.seen for name in part.categories or ()}
+    if adapter.base.path != BUILT_IN or (trained and trained <= {*builtin.CATEGORIES}):
+        return []
+    return [
+        f"**The built-in base has seen drawn {', '.join(builtin.CATEGORIES)} and no other "
+        "product: pictures check the chain; see docs/recipes.md.**",
+        "",
+    ]
 
 
 def _split(adapter: AdapterCard) -> str:

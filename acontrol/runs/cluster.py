@@ -14,6 +14,7 @@ import ray
 import acontrol
 from acontrol.config import ClusterConfig
 from acontrol.errors import UserError
+from acontrol.progress import waiting
 from acontrol.runs.paths import in_ray_job
 
 if TYPE_CHECKING:
@@ -72,26 +73,27 @@ def joined_cluster(
                 "py_modules": [str(folder) for folder in folders],
                 "env_vars": worker_environment(on_gpus=True),
             }
-        ray.init(address=address, runtime_env=environment, **quiet)
+        with waiting(f"Joining the Ray cluster at {address}"):
+            ray.init(address=address, runtime_env=environment, **quiet)
     elif os.environ.get("RAY_ADDRESS"):
         raise UserError(f"RAY_ADDRESS {address}: no cluster answers there")
     else:
         _refuse_crowd(cluster)
         # Workers mostly wait for each other, so more of them than cores may run.
-        ray.init(
-            address="local",
-            num_cpus=max(
-                os.cpu_count() or 1, math.ceil(cluster.num_workers * cluster.cpus_per_worker)
-            ),
-            # Custom resources tell nodes apart; a single node has them all.
-            resources={
-                name: amount * cluster.num_workers
-                for name, amount in cluster.resources.items()
-                if name != "memory"
-            },
-            object_store_memory=256 * 2**20,
-            **quiet,
-        )
+        cpus = math.ceil(cluster.num_workers * cluster.cpus_per_worker)
+        with waiting("Starting Ray (about 40 s the first time)"):
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, cpus),
+                # Custom resources tell nodes apart; a single node has them all.
+                resources={
+                    name: amount * cluster.num_workers
+                    for name, amount in cluster.resources.items()
+                    if name != "memory"
+                },
+                object_store_memory=256 * 2**20,
+                **quiet,
+            )
     try:
         yield
     finally:

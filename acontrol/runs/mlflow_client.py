@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from acontrol._version import __version__
 from acontrol.config import RunConfig
-from acontrol.errors import UserError
+from acontrol.errors import UserError, nearest
 from acontrol.runs.storage import StoragePath
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,21 @@ def tracking_uri(config: RunConfig, run: StoragePath) -> str:
 def own_database(run: Path) -> str:
     """The database of a run that names no server."""
     return f"sqlite:///{run.resolve() / 'mlflow.db'}"
+
+
+def where_to_look(uri: str, experiment_id: str | None) -> str:
+    """How a user opens an experiment's runs in a browser.
+
+    Args:
+        uri: Tracking server or database.
+        experiment_id: None leaves MLflow's first page.
+    """
+    page = f"#/experiments/{experiment_id}?workflowType=machine_learning"
+    page = f"/{page}" if experiment_id else ""
+    if uri.startswith(("http:", "https:")):
+        return without_password(uri).rstrip("/") + page
+    command = f"mlflow server --backend-store-uri {shlex.quote(without_password(uri))}"
+    return f"{command}  and open http://127.0.0.1:5000{page}"
 
 
 def open_run(
@@ -270,3 +286,14 @@ def version_of(
         if absent or (invalid and "not found" in str(error)):
             return None
         raise
+
+
+def nearest_model(client: mlflow.MlflowClient, name: str, alias: str | None) -> str:
+    """What there is instead of a model, or of its version, that does not exist."""
+    models = {model.name: model for model in client.search_registered_models()}
+    if name not in models:
+        return nearest(name, models)
+    if alias is not None:
+        return f"alias {alias}: {nearest(alias, models[name].aliases)}"
+    versions = client.search_model_versions(f"name = '{name}'")
+    return f"versions: {', '.join(sorted(str(version.version) for version in versions))}"

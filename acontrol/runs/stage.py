@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from acontrol.progress import progress
 from acontrol.runs import storage
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
@@ -82,35 +82,38 @@ def run_stage(
         average = {key: value.detach().clone() for key, value in trained.items()}
     file = context.folder / f"{name}.safetensors"
     first = _load(file, trained, average, optimizer) if file.exists() else 0
-    bar = tqdm(range(first, steps), name, initial=first, total=steps, disable=None)
-    for step in bar:
-        rate = learning_rate * min(1.0, (step + 1) / WARMUP_STEPS)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
-        # Dropout draws from torch's own generator: keyed like the rest, a resume repeats it.
-        torch.manual_seed(derive_seed(context.seed, name, "dropout", step))
-        terms = loss(step)
-        terms["loss"].backward()
-        nn.utils.clip_grad_norm_(trained.values(), GRADIENT_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        # Faster at first, or the average would never forget the initial weights.
-        decay = min(ema_decay, (1 + step) / (10 + step))
-        for key, value in average.items():
-            value.lerp_(trained[key].detach(), 1 - decay)
-        last = step + 1 == steps
-        if step % 20 == 19 or last:
-            values = {f"{name}/{key}": float(value.detach()) for key, value in terms.items()}
-            context.tracker.log_metrics(values, step + 1)
-            bar.set_postfix(loss=f"{values[f'{name}/loss']:.4f}")
-        if last or (step + 1) % context.save_every == 0:
-            context.tracker.flush()
-            _save(file, step + 1, trained, average, optimizer)
-        if sample is not None and (last or (step + 1) % context.samples_every == 0):
-            with _holding(trained, average):
-                picture = sample()
-            picture.save(context.folder / f"{name}-{step + 1:06d}.png")
-            context.tracker.log_image(picture, name, step + 1)
+    with progress(name, steps, "step", initial=first) as bar:
+        for step in range(first, steps):
+            rate = learning_rate * min(1.0, (step + 1) / WARMUP_STEPS)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
+            # Dropout draws from torch's own generator: keyed too, a resume repeats it.
+            torch.manual_seed(derive_seed(context.seed, name, "dropout", step))
+            terms = loss(step)
+            terms["loss"].backward()
+            nn.utils.clip_grad_norm_(trained.values(), GRADIENT_NORM)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            # Faster at first, or the average would never forget the initial weights.
+            decay = min(ema_decay, (1 + step) / (10 + step))
+            for key, value in average.items():
+                value.lerp_(trained[key].detach(), 1 - decay)
+            last = step + 1 == steps
+            if step % 20 == 19 or last:
+                values = {
+                    f"{name}/{key}": float(value.detach()) for key, value in terms.items()
+                }
+                context.tracker.log_metrics(values, step + 1)
+                bar.set_postfix(loss=f"{values[f'{name}/loss']:.4f}")
+            if last or (step + 1) % context.save_every == 0:
+                context.tracker.flush()
+                _save(file, step + 1, trained, average, optimizer)
+            if sample is not None and (last or (step + 1) % context.samples_every == 0):
+                with _holding(trained, average):
+                    picture = sample()
+                picture.save(context.folder / f"{name}-{step + 1:06d}.png")
+                context.tracker.log_image(picture, name, step + 1)
+            bar.update()
     with torch.no_grad():
         for key, value in average.items():
             trained[key].copy_(value)

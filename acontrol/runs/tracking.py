@@ -34,6 +34,7 @@ from acontrol.runs.mlflow_client import (
     open_run,
     reaching,
     tracking_uri,
+    where_to_look,
     without_password,
 )
 from acontrol.runs.outbox import Event, EventQueue, RefusedError, Uploader
@@ -140,12 +141,29 @@ class Tracker:
         with reaching(uri):
             if known is None:
                 run_id = open_run(uri, experiment, run_name, artifacts=artifacts, parent=parent)
+                client = mlflow.MlflowClient(tracking_uri=uri)
                 if resolved is not None:
-                    describe(mlflow.MlflowClient(tracking_uri=uri), run_id, resolved)
-                return cls(uri, run_id, folder, adopt=True, wait_s=wait_s)
-            tracker = cls(uri, known, folder, adopt=True, wait_s=wait_s)
-        tracker._put("status", status="RUNNING")
+                    describe(client, run_id, resolved)
+                tracker = cls(uri, run_id, folder, adopt=True, wait_s=wait_s)
+                experiment_id = client.get_run(run_id).info.experiment_id
+                storage.write(tracker._experiment_file, experiment_id.encode())
+            else:
+                tracker = cls(uri, known, folder, adopt=True, wait_s=wait_s)
+        print(tracker.where_to_look, flush=True)
+        if known is not None:
+            tracker._put("status", status="RUNNING")
         return tracker
+
+    @property
+    def where_to_look(self) -> str:
+        """A line with the page of the run's experiment."""
+        file = self._experiment_file  # Missing if another node opened the run.
+        experiment_id = file.read_text() if file.exists() else None
+        return f"MLflow:  {where_to_look(self.uri, experiment_id)}"
+
+    @property
+    def _experiment_file(self) -> Path:
+        return self.folder / "experiment"
 
     @property
     def last_step(self) -> int:
@@ -227,6 +245,7 @@ class Tracker:
             drained = self._uploader.stop(self.wait_s)
         except KeyboardInterrupt:  # Do not wait any longer.
             drained = self._uploader.stop(0)
+        print(self.where_to_look, flush=True)
         if not drained:
             waiting = sum(queue.waiting() for queue in self._uploader.queues)
             print(

@@ -1,9 +1,9 @@
 """Callbacks of one rank: checkpoints, sample grids, metrics, progress."""
 
+import contextlib
 import faulthandler
 import logging
 import math
-import sys
 import time
 from typing import Any
 
@@ -15,6 +15,7 @@ from ray.train import CheckpointUploadMode
 from acontrol.data.stream import TrainingStream
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.load import BaseModels
+from acontrol.progress import repeated
 from acontrol.runs import storage
 from acontrol.runs.record import Launch, RunRecord
 from acontrol.runs.storage import StoragePath
@@ -71,11 +72,17 @@ class RunObserver:
             self.tracker = Tracker(launch.tracking_uri, launch.mlflow_run, launch.run)
         self.profiler: torch.profiler.profile | None = None
         self.bar: Any = None
+        self._around = contextlib.ExitStack()
+        self._status = f"step {start}/{self.config.optim.steps}"
         if engine.rank == 0 and launch.show_progress:
-            from ray.experimental import tqdm_ray
+            from ray.experimental import tqdm_ray  # Draws on the driver's terminal.
 
-            self.bar = tqdm_ray.tqdm(total=self.config.optim.steps, desc="training")
+            steps = self.config.optim.steps
+            self.bar = tqdm_ray.tqdm(total=steps, desc="training", unit="step")
             self.bar.update(start)
+            self._around.callback(self.bar.close)
+        elif engine.rank == 0:
+            self._around.enter_context(repeated(lambda: f"training: {self._status}"))
 
     def on_restart(self, checkpoint: Checkpoint | None) -> None:
         """Log where workers restarted within a launch continue."""
@@ -114,10 +121,14 @@ class RunObserver:
         if report.skipped is not None:
             log.warning(report.skipped)
             self.tracker.event(report.skipped)
+        self._status = (
+            f"step {report.step}/{self.config.optim.steps}  loss {report.loss:.4f}  "
+            f"{report.samples_per_s:.1f} images/s"
+        )
         if self.bar is not None:
+            _, *values = self._status.split("  ")
+            self.bar.set_description(f"training ({', '.join(values)})")
             self.bar.update(1)
-            if report.step == self.config.optim.steps:
-                self.bar.close()
 
     def on_validation(self, step: int, result: Validation) -> None:
         """Log a validation; rank 0 samples, the others only help to gather the weights."""
@@ -171,11 +182,7 @@ class RunObserver:
             path = self._write(report.step, state)
             checkpoint = ray.train.Checkpoint(*storage.for_ray(path))
             if self.bar is None:
-                self._say(
-                    f"step {report.step}/{self.config.optim.steps}  loss {report.loss:.4f}  "
-                    f"E {report.energy_before:.3f} -> {report.energy_after:.3f}  "
-                    f"{report.samples_per_s:.1f} samples/s"
-                )
+                self._say(f"{self._status}  checkpoint")
         ray.train.report(
             {"step": report.step, "loss": report.loss, **self.validated},
             checkpoint=checkpoint,
@@ -186,13 +193,13 @@ class RunObserver:
     def close(self) -> None:
         """Flush and stop watching before the worker ends."""
         self.watchdog.close()
+        self._around.close()
         if self.tracker is not None:
             self.tracker.leave()
 
     def _say(self, line: str) -> None:
-        """Print a line; Ray Train would print the output of print() twice."""
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+        """Print a line, which Ray passes on to the driver's terminal."""
+        print(line, flush=True)
 
     def _write(self, step: int, state: AdapterState) -> StoragePath:
         record = RunRecord.read(self.run)

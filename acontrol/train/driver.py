@@ -19,6 +19,7 @@ from ray.train import UserCallback
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
+from acontrol.networks import locate
 from acontrol.runs import storage
 from acontrol.runs.cluster import joined_cluster
 from acontrol.runs.mlflow_client import named_uri
@@ -87,6 +88,10 @@ def _train(
     worker: Callable[[dict[str, Launch]], None],
 ) -> None:
     config, run = plan.config, plan.run
+    samples = (sample for shard in plan.reader.index.shards for sample in shard.samples)
+    note = locate.unseen_note(config.base, {(row.category, row.defect) for row in samples})
+    if note is not None:
+        print(f"Note: {note}", flush=True)
     if plan.has_features:
         print(f"Features: precomputed, {plan.features().path}", flush=True)
     elif plan.online_reason is not None:

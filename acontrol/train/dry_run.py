@@ -169,7 +169,7 @@ def describe(config: RunConfig) -> Iterator[str]:
 
 def _batches(config: RunConfig) -> Iterator[str]:
     yield (
-        f"batch: {config.optim.batch_size} samples a step = {config.cluster.num_workers} "
+        f"batch: {config.optim.batch_size} samples per step = {config.cluster.num_workers} "
         f"workers x {config.optim.accumulation} passes x {config.micro_batch_size} samples"
     )
     steps = config.optim.steps
@@ -182,10 +182,10 @@ def _data(config: RunConfig, reader: ShardReader) -> Iterator[str]:
     steps = config.optim.steps
     yield (
         f"data: {count} samples in {len(reader.index.shards)} shards (split "
-        f"{reader.index.split}); {batch // config.cluster.num_workers} a rank and step"
+        f"{reader.index.split}); {batch // config.cluster.num_workers} per rank and step"
     )
     yield (
-        f"      {count / batch:.1f} steps an epoch, {steps} steps = "
+        f"      {count / batch:.1f} steps per epoch, {steps} steps = "
         f"{steps * batch / count:.1f} epochs"
     )
 
@@ -219,7 +219,7 @@ def _memory(config: RunConfig, shapes: Shapes) -> Iterator[str]:
     qformer = parameters(shapes.vlm.qformer)
     fixed = low * (sum(frozen.values()) - qformer) + 4 * qformer
     yield (
-        f"memory a worker: {_readable(fixed)} of frozen weights in "
+        f"memory per worker: {_readable(fixed)} of frozen weights in "
         f"{config.runtime.precision} (Q-Former in float32), and for the adapter by ZeRO stage:"
     )
     for stage in range(4):
@@ -247,11 +247,12 @@ def _activations(
         getattr(torch, config.runtime.precision),
     )
     adapter = adapter_bytes(trainable, config.zero.stage, config.cluster.num_workers, low)
-    yield f"  activations: {_readable(per_sample)} a sample, as the U-Net's shapes say; in all"
+    activations = f"{_readable(per_sample)} per sample"
+    yield f"  activations: {activations}, as the U-Net's shapes say; in all"
     for samples in sorted({1, 8, micro, 64}):
         mark = "  <- this run" if samples == micro else ""
         total = fixed + adapter + samples * per_sample
-        yield f"    {samples} samples a pass: {_readable(total)}{mark}"
+        yield f"    {samples} samples per pass: {_readable(total)}{mark}"
     yield "  (estimates: workspaces and the encoders' own passes come on top)"
 
 

@@ -1,5 +1,6 @@
 """One launch on Ray Train: its configuration, waiting for it, and its failures."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from ray.train import FailureConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from acontrol.errors import UserError, one_line
+from acontrol.progress import waiting
 from acontrol.runs import storage
 from acontrol.runs.cluster import scaling, uses_gpus, worker_environment
 from acontrol.runs.record import Launch
@@ -90,8 +92,10 @@ def fit(
     """
     cluster = launch.config.cluster
     on_gpus = uses_gpus(cluster)
-    # Ray Train's controller reads it from this process's environment.
+    # Ray Train's controller and workers read these from this process's environment. Its own
+    # print() takes the progress bar's messages apart.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.hang_s + GRACE_S)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     path, filesystem = storage.for_ray(launch.folder.parent)
     trainer = TorchTrainer(
         worker,
@@ -140,11 +144,18 @@ def _fit_until_stopped(trainer: TorchTrainer, launch: Launch) -> None:
     in_main_thread = threading.current_thread() is threading.main_thread()
     watched = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
     before = {number: signal.signal(number, ask_to_stop) for number in watched}
+    many = launch.config.cluster.num_workers
+    starting = contextlib.ExitStack()
     try:
+        workers = "1 worker" if many == 1 else f"{many} workers"
+        starting.enter_context(waiting(f"Starting {workers}: libraries, networks and data"))
         thread.start()
         while thread.is_alive():
             thread.join(timeout=0.5)
+            if launch.reserved_file.exists():
+                starting.close()
     finally:
+        starting.close()
         for number, handler in before.items():
             signal.signal(number, handler)
     if outcome[0] is not None:

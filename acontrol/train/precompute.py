@@ -6,7 +6,6 @@ from pathlib import Path
 
 import ray
 import torch
-from tqdm import tqdm
 
 from acontrol.config import RunConfig
 from acontrol.data.features import CHUNK, FeatureFolder, feature_folder, joined
@@ -15,6 +14,7 @@ from acontrol.data.stream import Batch, TrainingStream, collate
 from acontrol.errors import UserError
 from acontrol.method.encoder import FrozenEncoder
 from acontrol.networks.load import load_base, quieten
+from acontrol.progress import progress
 from acontrol.runs.cluster import (
     joined_cluster,
     uses_gpus,
@@ -61,7 +61,7 @@ def _run_tasks(inputs: RunInputs, folder: FeatureFolder, missing: list[int]) -> 
     waiting, running = deque(missing), set[ray.ObjectRef]()
     total = len(folder.keys)
     done = total - sum(min(CHUNK, total - first) for first in missing)
-    with tqdm(total=total, initial=done, desc="features", unit="sample", disable=None) as bar:
+    with progress("features", total, "sample", initial=done) as bar:
         while waiting or running:
             while waiting and len(running) < config.cluster.num_workers:
                 running.add(task.remote(config, inputs.base_digest, waiting.popleft()))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -10,8 +9,8 @@ from torch import Tensor
 
 from acontrol.config import RunConfig
 from acontrol.data.crops import target_view
-from acontrol.data.images import pictures
-from acontrol.data.stream import Batch, TrainingStream, collate
+from acontrol.data.images import region
+from acontrol.data.stream import TrainingStream
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.defect_features import defect_features
 from acontrol.networks.load import BaseModels
@@ -40,17 +39,20 @@ def sample_grid(
     """
     pipeline = sampler(base, adapter, weights)
     count = min(config.samples.count, len(stream.reader))
-    batch = collate([stream.pixels(position) for position in range(count)], Batch)
-    references = pictures(batch.reference_image)
-    masks = [
-        Image.fromarray((mask[0].numpy() * 255).astype(np.uint8))
-        for mask in batch.reference_mask
+    # As they were stored: a batch's masks are shares at the vision tower's size, and its
+    # references are cut out already.
+    pairs = [
+        [stream.reader.read(number) for number in stream.pair(position)]
+        for position in range(count)
     ]
+    captions = [target.caption for target, _ in pairs]
+    references = [reference.image for _, reference in pairs]
+    masks = [reference.mask for _, reference in pairs]
     drawn = pipeline(
-        batch.caption,
+        captions,
         references,
         masks,
-        batch.reference_phrase,
+        [reference.phrase for _, reference in pairs],
         num_inference_steps=config.samples.steps,
         guidance_scale=config.samples.guidance_scale,
         generator=[
@@ -58,11 +60,14 @@ def sample_grid(
             for row in range(count)
         ],
     ).images
+    views = list(zip(references, masks, strict=True))
+    if config.data.reference_view == "region":
+        views = [region(*view) for view in views]
     rows = [
         [reference, outlined(reference, mask), sample]
-        for reference, mask, sample in zip(references, masks, drawn, strict=True)
+        for (reference, mask), sample in zip(views, drawn, strict=True)
     ]
-    return contact_sheet(rows, ["reference", "mask", "sample"], batch.caption)
+    return contact_sheet(rows, ["reference", "mask", "sample"], captions)
 
 
 def sampler(

@@ -128,7 +128,7 @@ def test_a_flipped_bit_is_seen(whole: FeatureFolder, place: float) -> None:
 
 def test_a_file_of_other_samples_is_refused(whole: FeatureFolder) -> None:
     renamed = folder(whole.root, keys=[key.replace("crack", "hole") for key in KEYS])
-    with pytest.raises(UserError, match="is of other samples"):
+    with pytest.raises(UserError, match="belongs to other samples"):
         renamed.read(0)
 
 

@@ -88,8 +88,8 @@ def test_a_cmyk_image_becomes_rgb(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (np.float32(np.nan), "not finite"),
-        (np.float32(np.inf), "not finite"),
+        (np.float32(np.nan), "non-finite"),
+        (np.float32(np.inf), "non-finite"),
         (np.float32(-0.5), "from -0.5"),
         (np.float32(256), "to 256"),
         (np.int32(65536), "to 65536"),
@@ -190,7 +190,7 @@ SMOOTH[1, 3:8] = 128
         (spot() // 2 + np.uint8(60), ("2 grey values from 60 to 187", "threshold")),
         (spot().astype(np.int32) - 255, ("2 grey values from -255 to 0", "threshold")),
         (np.dstack([spot(), spot(), grey(9)]), ("coloured in 2 colours", "black and white")),
-        (np.where(spot() > 0, np.float32(np.nan), np.float32(0)), ("not finite",)),
+        (np.where(spot() > 0, np.float32(np.nan), np.float32(0)), ("non-finite",)),
     ],
 )
 def test_a_bad_mask_is_refused(tmp_path: Path, stored: Any, words: tuple[str, ...]) -> None:

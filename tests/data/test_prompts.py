@@ -10,10 +10,26 @@ from acontrol.data.prompts import (
     phrase,
     read_caption,
     target_text,
+    wording_note,
 )
 from acontrol.errors import UserError
 
 IDS = ("000", "001", "002")
+
+
+def test_words_that_are_only_a_folder_name_are_noted() -> None:
+    def row(defect: str, own: str) -> tuple[str, str, str]:
+        return defect, own, target_text("tile", own)
+
+    rows = [row("uneven", "uneven"), row("uneven", "uneven"), row("gray_stroke", "gray stroke")]
+    note = wording_note([row("crack", "a crack"), *rows]) or ""
+    assert note.startswith(
+        "2 defects have only their folder's name as words, as in 'a photo of"
+    )
+    assert "tile with uneven" in note
+    assert 'CATEGORY/prompt/phrases.json, as {"uneven": "..."}' in note
+    assert wording_note([row("crack", "a crack"), row("bad", "a defect")]) is None
+    assert wording_note([("uneven", "uneven", "my own sentence")]) is None
 
 
 def write(path: Path, value: Any) -> Path:

@@ -96,7 +96,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str, int]] = {
         f"{IMAGE}: every pixel has the same colour, (7, 8, 9)",
         1,
     ),
-    "image with NaN": (floats, "001.tif: holds values that are not finite", 1),
+    "image with NaN": (floats, "001.tif: holds non-finite values", 1),
     "image a circle of links": (link(IMAGE, "001.png"), f"{IMAGE}: cannot be decoded", 1),
     "image a link to nowhere": (link(IMAGE, "x.png"), f"{IMAGE}: does not exist", 1),
     "image a pipe": (pipe, f"{IMAGE}: is not a file", 1),
@@ -181,7 +181,7 @@ def test_a_folder_that_is_a_link_to_nowhere_or_itself_is_named(
     (root / place).symlink_to(target)
     for skip in ([], ["--skip-bad"]):
         message = refusal(root, "--dry-run", "--split", "all", *skip)
-        assert message == f"{root / place}: the link leads nowhere; mend or remove it"
+        assert message == f"{root / place}: the link is broken; repair or remove it"
 
 
 def test_a_link_back_up_is_not_followed_for_ever(root: Path) -> None:

@@ -3,6 +3,7 @@
 import configparser
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,12 @@ def test_help_lists_every_command_on_a_line(args: list[str]) -> None:
     assert listed == list(cli.COMMANDS)
 
 
+def test_the_package_of_commands_lists_them_too() -> None:
+    command = [sys.executable, "-m", "launch"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == acontrol().stdout
+
+
 def test_it_tells_its_version() -> None:
     assert acontrol("--version").stdout == f"acontrol {__version__}\n"
 
@@ -48,9 +55,10 @@ def test_it_tells_its_version() -> None:
 def test_an_unknown_command_is_one_line_with_the_closest_names() -> None:
     result = acontrol("trainn", "tiny")
     assert (result.returncode, result.stdout) == (2, "")
-    expected = "error: no command 'trainn'; did you mean train or pretrain?\n"
+    known = ", ".join(cli.COMMANDS)
+    expected = f"error: no command 'trainn'; did you mean train? (choose from {known})\n"
     assert result.stderr == expected
-    assert acontrol("zzz").stderr == "error: no command 'zzz'; see acontrol --help\n"
+    assert acontrol("zzz").stderr == f"error: no command 'zzz'; choose from {known}\n"
 
 
 def test_a_command_runs(built_in_data: Path, tmp_path: Path) -> None:
@@ -77,6 +85,31 @@ def test_help_names_the_script(name: str, capsys: pytest.CaptureFixture[str]) ->
     text = capsys.readouterr().out
     assert f"acontrol {name}" in text
     assert "python -m" not in text
+
+
+@pytest.mark.parametrize("name", ["train", "search", "precompute"])
+def test_help_of_a_run_shows_the_common_options_and_help_all_shows_every_one(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(*args: str) -> tuple[str, list[str]]:
+        with pytest.raises(SystemExit) as stop:
+            cli.run([name, *args])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        return text, re.findall(r"^[│ ] {1,2}(--[\w.-]+)", text, re.M)
+
+    text, few = shown("--help")
+    assert f"usage: acontrol {name} PRESET" in text
+    assert "--help-all shows every setting" in text
+    assert re.search(r"--data\.shards [^-]*\(required\)", text)
+    assert "--asea.solver" not in few
+    preset, named = shown("tiny", "--help")
+    assert named == few
+    assert re.search(r"--optim\.steps [^-]*\(default: 60\)", preset)
+    everything, options = shown("tiny", "--help-all")
+    assert {*few, "--asea.solver", "--data.cache-dir"} <= {*options}
+    assert len(options) > 4 * len(few) or name == "search"
+    assert "--help-all shows every setting" not in everything
 
 
 def test_help_starts_fast() -> None:

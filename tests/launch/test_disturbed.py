@@ -28,7 +28,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(shards, tmp_path) -> N
     assert process.returncode == 130, err
     assert "Stopping after this step" in out
     (checkpoint,) = output.glob("launches/*/bundle-*")
-    assert err.splitlines()[-1].startswith("error: Interrupted. The same command continues")
+    assert err.splitlines()[-1].startswith("Interrupted. The same command continues")
     assert checkpoint.name in err.splitlines()[-1]
 
 

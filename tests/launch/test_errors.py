@@ -29,8 +29,13 @@ def error_of(run: Callable[[list[str]], None], *args: object) -> str:
     ("args", "words"),
     [
         ([], "name a preset first, one of: tiny, mvtec-sd15"),
-        (["huge"], "unknown preset 'huge'; choose one of"),
+        (["huge"], "no preset 'huge'; choose from tiny, mvtec-sd15, mvtec-sd15-inpainting"),
+        (["tinny"], "no preset 'tinny'; did you mean tiny? (choose from tiny, mvtec-sd15"),
         (["tiny", "--asea.stepz", "3"], "--asea.stepz"),
+        (
+            ["tiny", "--steps", "3"],
+            "--steps: no such option; did you mean --asea.steps or --optim.steps or",
+        ),
         (["tiny", "--asea.steps", "-1"], "--asea.steps: Input should be greater"),
         (["tiny", "--asea.steps", "-1"], "got '-1'"),
         (["tiny", "--asea.steps", "three"], "'three'"),
@@ -162,7 +167,7 @@ def test_a_training_dry_run_needs_nothing(built_in_data, tmp_path, capsys) -> No
     assert "unet 859,520,964" in printed
     missing = [line for line in printed.splitlines() if line.startswith("missing: ")]
     assert len(missing) == 4  # --output, --data.shards, and two checkpoints.
-    (total,) = re.findall(r"8 samples a pass: (\S+) GiB  <- this run", printed)
+    (total,) = re.findall(r"8 samples per pass: (\S+) GiB  <- this run", printed)
     assert float(total) < 24  # In two passes a step.
     assert "device: no GPU on this machine" in printed
     assert "steps: 30000 = 480000 samples" in printed
@@ -176,7 +181,7 @@ def test_a_training_dry_run_needs_nothing(built_in_data, tmp_path, capsys) -> No
     shards = ["--data.shards", str(tmp_path / "s"), "--cluster.num-workers", "2"]
     train.run(["tiny", "--dry-run", *shards, "--optim.steps", "9"])
     printed = capsys.readouterr().out
-    assert "data: 18 samples in 1 shards (split all); 4 a rank and step" in printed
+    assert "data: 18 samples in 1 shards (split all); 4 per rank and step" in printed
     assert "9 steps = 4.0 epochs" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
     assert "no index.json" in error_of(train.run, "tiny", "--dry-run", "--data.shards", "/no")
@@ -184,7 +189,7 @@ def test_a_training_dry_run_needs_nothing(built_in_data, tmp_path, capsys) -> No
 
 def test_the_demo_replaces_nothing_but_a_demo(tmp_path) -> None:
     (tmp_path / "mine").touch()
-    assert "no earlier demo" in error_of(demo.run, "--out", tmp_path)
+    assert "not an earlier demo" in error_of(demo.run, "--out", tmp_path)
     assert (tmp_path / "mine").exists()
 
 

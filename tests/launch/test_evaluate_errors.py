@@ -146,7 +146,7 @@ def test_a_folder_of_another_category_is_refused(
     made = tmp_path / "made"
     shutil.copytree(other_wood / "wood", made / "metal")
     message = localization_error(wood, tmp_path, "--synthetic", made)
-    assert "made: has no category 'wood'; it has metal" in message
+    assert "made: has no category 'wood'; choose from metal" in message
     quality = ("quality", "--real", wood, "--synthetic", made, "--out", tmp_path / "out")
     assert "made: has none of the real data's defects" in error_of(evaluate.run, *quality)
     # A folder that is itself a category stands for the only one there is.

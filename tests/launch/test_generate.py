@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -306,10 +307,28 @@ def test_the_shards_hold_the_same_images_and_masks(undisturbed) -> None:
 
 def test_the_page_needs_nothing_else(undisturbed) -> None:
     page = (undisturbed / "report" / "index.html").read_text()
-    assert set(re.findall(r"src='([^']{0,22})", page)) == {"data:image/png;base64,"}
     assert "http" not in page
-    for line in lines_of(undisturbed):
-        assert f"{line['category']}/{line['defect']}" in page
+    assert "src=" not in page  # The script makes the images, of files that exist:
+    lines = lines_of(undisturbed)
+    data = json.loads(re.findall(r"id='rows'>(.*?)</script>", page)[0])
+    assert len(data["rows"]) == len(lines)
+    files = {file for row in data["rows"] for file in row[2:6] if file}
+    report = undisturbed / "report"
+    assert all((report / unquote(file)).is_file() for file in files)
+    for line in lines:
+        assert f"../{line['image']}" in files
+        assert f"{line['category']}/{line['defect']}" in data["kinds"]
+    assert "has not seen" not in page
+
+
+def test_a_product_that_the_base_has_not_seen_is_noted_on_the_page_too(
+    built_in_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(built_in_data / "wood", tmp_path / "data" / "plank")
+    generate_into(tmp_path / "out", tmp_path / "data", "--count", 1, "--defect", "crack")
+    note = "the built-in base has not seen this product (plank)"
+    assert f"Note: {note}" in capsys.readouterr().out
+    assert note in (tmp_path / "out" / "report" / "index.html").read_text()
 
 
 @pytest.fixture

@@ -198,6 +198,7 @@ class Command(Settings):
         ("r --out --flag", "--out: needs a value"),
         ("r --flga", "--flga: no such option; did you mean --flag?"),
         ("r --group.stge=2", "--group.stge: no such option; did you mean --group.stage?"),
+        ("r --stage 2", "--stage: no such option; did you mean --group.stage?"),
         ("r --zzz", "--zzz: no such option"),
         ("--root r", "--root: no such option; did you mean --out?"),
         ("r -f", "-f: no such option"),

@@ -26,7 +26,7 @@ AT_EDGE = [box(0, 20, 8, 30), box(52, 10, 8, 30)]
         (box(0, 0, 0, 0), "empty"),
         (box(10, 10, 1, 1), "empty"),  # A speck.
         (box(0, 5, 4, 21), "along the border"),
-        (box(0, 30, 7, 13), "cut off at the edge"),
+        (box(0, 30, 7, 13), "cropped at the edge"),
         (box(20, 20, 6, 9), "too small"),
         (box(20, 20, 10, 16), "too large"),
         (box(20, 20, 10, 10), "too round"),

@@ -25,7 +25,7 @@ def test_a_caption_that_is_cut_is_named_once(
         embed_text(tiny_base.text_encoder, tiny_base.tokenizer, ["a crack", LONG])
     (line,) = caplog.messages
     limit = tiny_base.tokenizer.model_max_length
-    assert f"target texts are cut to {limit} tokens" in line
+    assert f"target texts are truncated to {limit} tokens" in line
     assert repr(LONG) in line
     assert caplog.records[0].levelno == logging.WARNING
 

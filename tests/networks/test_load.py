@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from acontrol.config import BaseConfig
 from acontrol.errors import UserError
-from acontrol.networks.load import BaseModels, load_base
+from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.load import BaseModels, load_base, quieten
 from acontrol.networks.locate import PARTS, built_in_base, digest, resolve
 
 
@@ -243,3 +245,18 @@ def test_the_digest_feels_names_but_not_the_folders_place(folder: Path, tmp_path
     # The files' order stays the same.
     (moved / "unet" / "config.json").rename(moved / "unet" / "configs.json")
     assert digest(BaseConfig(path=str(moved))) != before
+
+
+def test_a_warning_that_names_no_layer_is_left_out_and_others_are_not(
+    adapter: SemanticAdapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    quieten()
+    log = logging.getLogger("diffusers.models.modeling_utils")
+    text = "There are modules in A that should be kept in float32: {}. Casting ..."
+    with caplog.at_level(logging.WARNING):
+        log.addHandler(caplog.handler)
+        adapter.to("cpu", torch.float32)
+        log.warning(text.format([]))
+        log.warning(text.format(["norm"]))
+        log.removeHandler(caplog.handler)
+    assert {record.getMessage() for record in caplog.records} == {text.format(["norm"])}

@@ -6,7 +6,7 @@ import pytest
 from acontrol.config import BaseConfig, TrainedOn
 from acontrol.errors import UserError
 from acontrol.networks.load import load_base
-from acontrol.networks.locate import PARTS, built_in_base, trained_on
+from acontrol.networks.locate import PARTS, built_in_base, trained_on, unseen_note
 from acontrol.pretrain.settings import PretrainConfig
 from launch import pretrain
 from launch.options import parse
@@ -58,6 +58,32 @@ def test_a_run_that_began_with_all_images_is_not_continued(
     (tmp_path / "base-training" / "config.json").write_text(record)
     with pytest.raises(UserError, match="split_digest: None -> third"):
         pretrain.run([str(built_in_data), "--output", str(tmp_path / "base"), *SMALL])
+
+
+def test_products_that_a_small_base_has_not_learnt_are_noted(tmp_path: Path) -> None:
+    built_in, crack = BaseConfig(), ("wood", "crack")
+    assert unseen_note(built_in, [crack, ("tile", "good")]) is None
+    note = unseen_note(built_in, [crack, ("nut", "bent")])
+    assert note == (
+        "the built-in base has not seen this product (nut): pictures check the chain; see "
+        "docs/recipes.md"
+    )
+    # MVTec AD has a tile too, with other defects.
+    note = unseen_note(built_in, [("tile", "crack"), ("tile", "glue_strip"), ("nut", "bent")])
+    assert "these products (nut, tile)" in (note or "")
+    base = tmp_path / "base"
+    base.mkdir()
+    for part in (*PARTS, "vlm"):
+        (base / part).symlink_to(built_in_base() / part)
+    own = BaseConfig(path=str(base))
+    assert unseen_note(own, [("nut", "bent")]) is None, "no base of launch.pretrain"
+    record = {"categories": ["nut"], "split": "train"}
+    card = {"data": "nuts", "held_out_from_denoiser": [], "trained_on": [record]}
+    (base / "card.json").write_text(json.dumps(card))
+    assert unseen_note(own, [("nut", "bent")]) is None
+    assert f"the base {base} has not seen" in (unseen_note(own, [crack]) or "")
+    (base / "card.json").write_text(json.dumps(card | {"trained_on": [{"split": "all"}]}))
+    assert unseen_note(own, [crack]) is None, "unknown products"
 
 
 def test_a_card_says_what_a_base_has_seen(tmp_path: Path) -> None:

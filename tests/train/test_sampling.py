@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from acontrol.config import BaseConfig, DataConfig
 from acontrol.data.mvtec import open_folder
@@ -15,7 +16,7 @@ from acontrol.networks.defect_features import defect_features
 from acontrol.networks.load import BaseModels, load_base
 from acontrol.networks.locate import built_in_adapter
 from acontrol.presets import preset
-from acontrol.train.sampling import guided_agreement
+from acontrol.train.sampling import guided_agreement, sample_grid
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +66,31 @@ def test_only_what_is_in_the_mask_counts_most(
     assert features.shape == (2, trained.vlm.config.vision_config.hidden_size)
     assert torch.equal(features, defect_features(trained.vlm, images, masks))
     assert not torch.allclose(features, defect_features(trained.vlm, images, masks[::-1]))
+
+
+@pytest.mark.parametrize("view", ["image", "region"])
+def test_a_grid_is_drawn_from_references_larger_than_the_vision_tower_sees(
+    trained: BaseModels, tmp_path: Path, view: str
+) -> None:
+    folder = tmp_path / "tile"
+    for part in ("train/good", "test/crack", "ground_truth/crack"):
+        (folder / part).mkdir(parents=True)
+    Image.new("L", (300, 300), 90).save(folder / "train" / "good" / "0.png")
+    Image.new("L", (300, 300), 90).save(folder / "test" / "crack" / "0.png")
+    mask = Image.new("L", (300, 300))
+    ImageDraw.Draw(mask).line((20, 20, 250, 170), fill=255, width=7)
+    mask.save(folder / "ground_truth" / "crack" / "0_mask.png")
+    write_shards(open_folder(folder).labelled("all"), tmp_path / "s", split="all")
+    tiny = preset("tiny")
+    config = tiny.model_copy(
+        update={
+            "data": tiny.data.model_copy(update={"reference_view": view}),
+            "samples": tiny.samples.model_copy(update={"steps": 1}),
+        }
+    )
+    stream = TrainingStream(
+        ShardReader(str(tmp_path / "s")), config.data, seed=0, reference_px=64
+    )
+    adapter = SemanticAdapter.from_pretrained(built_in_adapter())
+    grid = sample_grid(trained, adapter, adapter.state_dict(), stream, config)
+    assert grid.width > 3 * 160

@@ -7,6 +7,7 @@ from acontrol.data.builtin.dataset import (
     GOOD,
     Specimen,
     draw,
+    has,
     specimens,
     write_dataset,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "PAINTS",
     "Specimen",
     "draw",
+    "has",
     "specimens",
     "write_dataset",
 ]

@@ -133,6 +133,11 @@ def specimens(seed: int, resolution: int = 64) -> Iterator[Specimen]:
         yield draw(category, defect, seed=int(own), resolution=resolution)
 
 
+def has(category: str, defect: str) -> bool:
+    """Whether there are pictures of this product and defect, by their names."""
+    return category in CATEGORIES and defect in (*DEFECT_TYPES, GOOD)
+
+
 def write_dataset(
     root: str | os.PathLike[str],
     *,
