@@ -104,7 +104,7 @@ def coco(root: Path, segmentation: Callable[[np.ndarray], object] = encoded_runs
         ]
     categories = [{"id": number, "name": label} for number, label in enumerate(labels)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (root / "annotations").mkdir()
+    (root / "annotations").mkdir(parents=True)
     (root / "annotations" / "instances_default.json").write_text(json.dumps(content))
 
 

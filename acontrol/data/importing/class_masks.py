@@ -130,7 +130,7 @@ def _read_table(source: Source, path: Path, config: ImportConfig, category: str)
         label = value(line, "label")
         part = value(line, "split").casefold() == "test"
         product = config.category or value(line, "object") or category
-        row = _row(image, name, mask, config.names, label, test=part)
+        row = _row(image, name, mask, config.names, label, test=part, table=path)
         source.categories.setdefault(product, []).append(row)
 
 
@@ -154,13 +154,14 @@ def _row(
     label: str = "",
     *,
     test: bool = False,
+    table: Path | None = None,
 ) -> SourceImage:
     masks = () if mask is None else (mask,)
     return SourceImage(
         image,
         name,
         _reader(masks, label, named),
-        files=masks,
+        files=masks if table is None else (*masks, table),
         good=None if not label else label.casefold() in GOOD,
         part="test" if test else "train",
     )

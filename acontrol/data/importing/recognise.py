@@ -38,13 +38,19 @@ def _found(folder: Path) -> Iterator[tuple[str, Path, str]]:
         yield "voc-masks", folder, f"{folder} is in PASCAL VOC's layout"
     if "image_anno.csv" in names:
         yield "class-masks", folder, f"{names['image_anno.csv']} lists masks, as VisA's"
+    outlined: list[Path] = []
     for place in (folder, *(path for path in inside if path.is_dir())):
         files = [path for path in entries(place) if path.suffix.lower() == ".json"]
         for path in files[:_LOOKED_AT]:
             found = json_format(path)
-            if found is not None:
-                what = "labelme's outlines" if found == "labelme" else "COCO's annotations"
-                yield found, folder if found == "labelme" else path, f"{path} holds {what}"
+            if found == "coco":
+                yield "coco", path, f"{path} holds COCO's annotations"
+            elif found == "labelme":
+                outlined.append(path)
+                break
+    if outlined:
+        source = outlined[0].parent if len(outlined) == 1 else folder
+        yield "labelme", source, f"{outlined[0]} holds labelme's outlines"
     for place in (path for path in inside if path.is_dir()):
         if (place / "image_anno.csv").is_file():
             yield "class-masks", folder, f"{place / 'image_anno.csv'} lists masks, as VisA's"

@@ -7,28 +7,34 @@ ROOT/<category>/ground_truth/<defect>/<id>_mask.png
 ROOT/<category>/import.json             where each came from, and what was left out
 """
 
-import hashlib
-import json
 import re
 import shutil
 import sys
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from tqdm import tqdm
 
-from acontrol.data.images import check_image, encode_png, image_size, read_image
+from acontrol.data.images import check_image, image_size, read_image
 from acontrol.data.importing import class_masks, coco, labelme, loco, voc
+from acontrol.data.importing.output import (
+    COMBINED,
+    RECORD,
+    CategoryOutput,
+    reasons,
+    report,
+    source_digest,
+    stands,
+    write,
+    write_record,
+)
 from acontrol.data.importing.settings import USES, ImportConfig
 from acontrol.data.importing.source import GOOD, Annotations, Box, Source, SourceImage, is_good
-from acontrol.data.listing import MASK_ENDINGS, is_junk, only
+from acontrol.data.listing import is_junk, only
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.publish import check_new, put_in_place, work_folder
 from acontrol.errors import UserError
@@ -40,46 +46,7 @@ READERS: Mapping[str, Callable[[ImportConfig], Source]] = {
     "class-masks": class_masks.read,
     "loco": loco.read,
 }
-RECORD = "import.json"
-_FORM = "acontrol-import-1"
-COMBINED = "combined"  # MVTec AD's own name for images of several defects.
 _LEVEL = re.compile(r"\d+|[0-9a-f]{6}")
-_FEW = 3  # The default split takes the first third.
-_LEFT_OUT = {
-    "boxes": "boxes alone, which say where a defect is and not which pixels it has "
-    "(--boxes-as-masks fills them)",
-    "some boxes": "boxes beside outlines, which would not cover all defects "
-    "(--boxes-as-masks fills them)",
-    "lines": "lines, which have no area (--line-width PX draws them)",
-    "points": "lines or points, which have no area",
-    "unmarked": "no annotation (--unmarked leave-out)",
-    "bad": "an error, see above",
-}
-
-
-@dataclass
-class _Category:
-    """What becomes of one product's images.
-
-    Attributes:
-        name: The product.
-        place: Where its folder will be.
-        work: Where it is written until then; None to write nothing.
-        rows: A record of each image.
-        left_out: A record of each other.
-        ids: The images' names in use, by folder, as file systems compare them.
-        counts: Annotations by class and what became of them.
-        notes: What was read and may not be what was meant.
-    """
-
-    name: str
-    place: Path
-    work: Path | None
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[dict[str, Any]] = field(default_factory=list)
-    ids: dict[tuple[str, str], str] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
 
 
 def import_annotations(config: ImportConfig) -> None:
@@ -99,23 +66,23 @@ def import_annotations(config: ImportConfig) -> None:
     categories = []
     for name, images in sorted(source.categories.items()):
         place = Path("." if config.out is None else config.out) / name
-        digest = _digest(images)
-        if config.out is not None and _stands(place, config, digest):
+        digest = source_digest(images)
+        if config.out is not None and stands(place, config, digest):
             continue
         work = None if config.dry_run else work_folder(place)
-        categories.append((_Category(name, place, work), images, digest))
+        categories.append((CategoryOutput(name, place, work), images, digest))
     if not categories and source.categories:
         return
     try:
         for category, images, _ in categories:
-            _import(category, images, source, config)
+            _import_category(category, images, source, config)
         for message in source.bad:
             print(f"left out: {message}", file=sys.stderr)
         if not any(category.rows for category, _, _ in categories):
-            reasons = "; ".join(_reasons([c for c, _, _ in categories])) or "it holds none"
-            raise UserError(f"{config.source}: no image to import: {reasons}")
+            why = "; ".join(reasons([c for c, _, _ in categories])) or "it holds none"
+            raise UserError(f"{config.source}: no image to import: {why}")
         for category, _, digest in categories:
-            _write_record(category, config, digest)
+            write_record(category, config, digest)
         for category, _, _ in categories:
             if category.work is not None and category.rows:
                 put_in_place(category.work, category.place, last=RECORD)
@@ -125,7 +92,7 @@ def import_annotations(config: ImportConfig) -> None:
                 shutil.rmtree(category.work, ignore_errors=True)
         _remove_empty(config.out)
     for category, _, _ in categories:
-        print("\n".join(_report(category)))
+        print("\n".join(report(category)))
     for note in [*source.notes, *_unused(config, [c for c, _, _ in categories])]:
         print(f"note: {note}", file=sys.stderr)
     total = sum(len(category.rows) for category, _, _ in categories)
@@ -171,14 +138,17 @@ def _not_a_folder(name: str) -> str | None:
     if any(character in '/\\:*?"<>|' or not character.isprintable() for character in name):
         return "holds a character that names of folders may not have"
     if is_junk(name):
-        return "is one of hidden or system's folders"
+        return "is hidden, or a system's own"
     if len(name.encode("utf-8", "replace")) > 150:
         return "is too long"
     return None
 
 
-def _import(
-    category: _Category, images: Sequence[SourceImage], source: Source, config: ImportConfig
+def _import_category(
+    category: CategoryOutput,
+    images: Sequence[SourceImage],
+    source: Source,
+    config: ImportConfig,
 ) -> None:
     """Read each image and what is drawn on it, and write both."""
     if category.work is not None:
@@ -200,11 +170,11 @@ class _UndecidedError(UserError):
 
 
 def _import_image(
-    category: _Category, image: SourceImage, source: Source, config: ImportConfig
+    category: CategoryOutput, image: SourceImage, source: Source, config: ImportConfig
 ) -> None:
     only(image.image.stem, [image.image], image.image.parent)  # Its format and name.
     size = image_size(image.image)
-    found = _meant(image.read(size), source, config, category, size)
+    found = _meant(image, size, source, config, category)
     marked = bool(found.masks or found.boxes or found.lines)
     good = image.good or (image.good is None and is_good(image.name))
     if marked and good:
@@ -228,7 +198,7 @@ def _import_image(
             category.left_out.append({"source": image.name, "why": "unmarked"})
             return
         read_image(image.image)
-        _write(category, image, "good", None, found)
+        write(category, image, "good", None, {})
         return
     if found.boxes or found.lines:
         category.left_out.append(_without_area(image, found, config))
@@ -238,17 +208,18 @@ def _import_image(
     mask = np.logical_or.reduce(list(found.masks.values()))
     if found.void:
         category.notes["void"] += 1
-    _write(category, image, defect, mask, found)
+    write(category, image, defect, mask, found.counts)
 
 
 def _meant(
-    found: Annotations,
+    image: SourceImage,
+    size: tuple[int, int],
     source: Source,
     config: ImportConfig,
-    category: _Category,
-    size: tuple[int, int],
+    category: CategoryOutput,
 ) -> Annotations:
-    """Annotations under the names of defects, without ignored classes."""
+    """An image's annotations under the names of defects, without ignored classes."""
+    found = image.read(size)
     names = config.names
     labels = {*found.masks, *(box.label for box in found.boxes), *found.lines}
     defects: dict[str, str] = {}
@@ -285,7 +256,7 @@ def _meant(
                 meant.add(named.label, _filled(named, size))
             except ValueError as error:
                 raise UserError(
-                    f"a box of {box.label!r} holds no pixel of its image"
+                    f"{image.image}: a box of {box.label!r} lies outside; mend or remove it"
                 ) from error
             category.notes["filled"] += 1
         else:
@@ -314,167 +285,7 @@ def _without_area(
     return {"source": image.name, "why": why, "boxes": boxes, "lines": found.lines}
 
 
-def _write(
-    category: _Category,
-    image: SourceImage,
-    defect: str,
-    mask: npt.NDArray[np.bool_] | None,
-    found: Annotations,
-) -> None:
-    part = f"{image.part}/good" if mask is None else f"test/{defect}"
-    name = _id(category, part, image)
-    row: dict[str, Any] = {
-        "source": image.name,
-        "image": f"{part}/{name}{image.image.suffix}",
-        "defect": None if mask is None else defect,
-        "classes": found.counts,
-    }
-    category.rows.append(row)
-    if category.work is None:
-        return
-    target = category.work / row["image"]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(image.image, target)
-    if mask is not None:
-        truth = category.work / "ground_truth" / defect / f"{name}_mask.png"
-        truth.parent.mkdir(parents=True, exist_ok=True)
-        truth.write_bytes(encode_png(Image.fromarray(mask.astype(np.uint8) * 255)))
-
-
-def _id(category: _Category, part: str, image: SourceImage) -> str:
-    """A name that no other image in its folder has: its own, or with its folders before it."""
-    path = Path(image.name)
-    stem = path.stem
-    names = (stem, "__".join([*path.parts[:-1], stem]), f"{stem}_{path.suffix[1:]}")
-    for name in names:
-        key = (part, unicodedata.normalize("NFC", name).casefold())
-        if key not in category.ids and not _looks_like_mask(category, part, key[1]):
-            if is_junk(name):
-                raise UserError(f"{image.image}: is hidden by its name; rename it")
-            category.ids[key] = image.name
-            return name
-    other = category.ids.get((part, unicodedata.normalize("NFC", stem).casefold()), "another")
-    raise UserError(
-        f"{image.image}: has the name of {other}, or looks like its mask; rename it"
-    )
-
-
-def _looks_like_mask(category: _Category, part: str, name: str) -> bool:
-    """Whether a name and another of its folder are read as an image and its mask."""
-    return any(
-        (name.endswith(ending) and (part, name.removesuffix(ending)) in category.ids)
-        or (part, f"{name}{ending}") in category.ids
-        for ending in MASK_ENDINGS
-    )
-
-
-def _digest(images: Iterable[SourceImage]) -> str:
-    """A digest of which files there are, and when they changed."""
-    files = {file for image in images for file in (image.image, *image.files)}
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        try:
-            about = file.stat()
-            stamp = (about.st_size, about.st_mtime_ns)
-        except OSError:
-            stamp = (0, 0)
-        digest.update(f"{file.name}\0{stamp}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _settings(config: ImportConfig) -> dict[str, Any]:
-    left = {"out", "dry_run", "source", "images", "masks"}
-    return config.model_dump(mode="json", exclude=left) | {
-        "source": str(config.source.resolve()),
-        "images": config.images and str(config.images.resolve()),
-        "masks": config.masks and str(config.masks.resolve()),
-    }
-
-
-def _stands(place: Path, config: ImportConfig, digest: str) -> bool:
-    """Whether the same import is already there; prints what it holds.
-
-    Raises:
-        UserError: If another is.
-    """
-    file = place / RECORD
-    if not file.exists():
-        if not config.dry_run:
-            check_new(place)
-        return False
-    try:
-        record = json.loads(file.read_bytes())
-        same = record["settings"] == _settings(config)
-        report = [str(line) for line in record["report"]]
-        unchanged = record["source_digest"] == digest
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file}: is damaged; remove {place}, or name another --out") from error
-    if config.dry_run:
-        return False
-    if not same or not unchanged:
-        what = "with other settings" if not same else "before its files changed"
-        raise UserError(
-            f"{place}: was imported {what}; remove it to import again, or name another --out"
-        )
-    print("\n".join([f"Nothing to do: {place} is complete", *report]))
-    return True
-
-
-def _write_record(category: _Category, config: ImportConfig, digest: str) -> None:
-    if category.work is None or not category.rows:
-        return
-    record = {
-        "format": _FORM,
-        "settings": _settings(config),
-        "source_digest": digest,
-        "report": _report(category),
-        "images": category.rows,
-        "left_out": category.left_out,
-    }
-    text = json.dumps(record, indent=1, ensure_ascii=True)
-    (category.work / RECORD).write_text(f"{text}\n", encoding="utf-8")
-
-
-def _report(category: _Category) -> list[str]:
-    """How many images there are of each defect, and why others are left out."""
-    lines = [f"{category.name}:"]
-    counts = Counter(row["image"].rpartition("/")[0] for row in category.rows)
-    for folder, count in sorted(
-        counts.items(), key=lambda item: (item[0] != "train/good", item)
-    ):
-        masks = "" if folder.endswith("/good") else f", {count} masks"
-        lines.append(f"  {folder:<24}{count:>6} images{masks}")
-    if mixed := [row for row in category.rows if row["defect"] == COMBINED]:
-        kinds = Counter(" + ".join(sorted(row["classes"])) for row in mixed)
-        shown = ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common(4))
-        lines.append(f"  {COMBINED}: images of several classes ({shown})")
-    lines += [f"  left out: {reason}" for reason in _reasons([category])]
-    if count := category.notes["filled"]:
-        lines.append(f"  {count} boxes are filled: these masks hold good pixels too")
-    if count := category.notes["void"]:
-        lines.append(
-            f"  {count} masks have pixels marked as unknown (255), which count as good"
-        )
-    few = [
-        folder.removeprefix("test/")
-        for folder, count in sorted(counts.items())
-        if count < _FEW and not folder.endswith("/good")
-    ]
-    if few:
-        lines.append(
-            f"  fewer than {_FEW} images of {', '.join(few)}: shard needs --split all, or more"
-        )
-    return lines
-
-
-def _reasons(categories: Sequence[_Category]) -> list[str]:
-    counts = Counter(row["why"] for category in categories for row in category.left_out)
-    return [
-        f"{counts[why]} images with {text}" for why, text in _LEFT_OUT.items() if counts[why]
-    ]
-
-
-def _unused(config: ImportConfig, categories: Sequence[_Category]) -> list[str]:
+def _unused(config: ImportConfig, categories: Sequence[CategoryOutput]) -> list[str]:
     """Notes on classes that the command names and no image has."""
     seen = {label for category in categories for label in category.counts}
     missing = [name for name in (*config.names, *config.ignored) if name not in seen]

@@ -25,6 +25,7 @@ from acontrol.errors import UserError
 IMAGES = ("jpegimages",)
 CLASSES = ("segmentationclass", "segmentationclasspng")
 OBJECTS = ("segmentationobject", "segmentationobjectpng")
+_LISTS = ("labelmap.txt", "class_names.txt")
 _VOID = "255"
 _BACKGROUND = ("background", "_background_")
 
@@ -37,7 +38,8 @@ def read(config: ImportConfig) -> Source:
     if images is None or (masks is None and objects is None):
         need = "JPEGImages and SegmentationClass or SegmentationObject"
         raise UserError(f"{root}: has no {need}; give the folder that holds them")
-    names = _names(root)
+    listed = next((root / name for name in _LISTS if (root / name).is_file()), None)
+    names = None if listed is None else _names(listed)
     boxes = subfolder(root, ("annotations",))
     rows = []
     for image in pictures_below(images):
@@ -50,7 +52,7 @@ def read(config: ImportConfig) -> Source:
                 image,
                 name.as_posix(),
                 _reader(mask, xml, names, by_class=masks is not None),
-                files=tuple(path for path in (mask, xml) if path is not None),
+                files=tuple(path for path in (mask, xml, listed) if path is not None),
             )
         )
     source = Source({category_of(config.category, root): rows}, levels=names is None)
@@ -71,15 +73,10 @@ def _beside(folder: Path | None, name: Path, suffixes: Sequence[str]) -> Path | 
     return next((path for path in paths if path.is_file()), None)
 
 
-def _names(root: Path) -> dict[str, str] | None:
-    """Names by colour as "ff0000", or by index; None if no file says them."""
+def _names(path: Path) -> dict[str, str]:
+    """Names by colour, as "#ff0000", from labelmap.txt, or by index from class_names.txt."""
     try:
-        for path in (root / "labelmap.txt", root / "class_names.txt"):
-            if path.is_file():
-                lines = path.read_text(encoding="utf-8-sig").splitlines()
-                break
-        else:
-            return None
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as text; mend or remove it") from error
     if path.name == "class_names.txt":
