@@ -43,17 +43,7 @@ TAGS = {"python", "bash", "jsonl", "text"}
 TOP = "acontrol|benchmarks|deploy|docs|examples|launch|tests|tune"
 # Files of runs and data sets, which have a dot in their names as modules have.
 FILES = {
-    "bmp",
-    "cfg",
-    "csv",
-    "db",
-    "html",
-    "json",
-    "jsonl",
-    "md",
-    "png",
-    "safetensors",
-    "txt",
+    *("bmp", "cfg", "csv", "db", "html", "json", "jsonl", "md", "png", "safetensors", "txt"),
     "yaml",
 }
 EVALUATIONS = ("quality", "localization", "classification", "ablation")
