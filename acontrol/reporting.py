@@ -13,9 +13,19 @@ CELL_PX = 160
 
 def outlined(image: Image.Image, mask: Image.Image) -> Image.Image:
     """Tint the masked pixels red."""
-    image = image.convert("RGB")
+    if image.mode != "RGB":  # A copy of a photograph is large.
+        image = image.convert("RGB")
     tint = Image.new("RGB", image.size, (255, 30, 30))
     return Image.composite(Image.blend(image, tint, 0.6), image, mask.convert("1"))
+
+
+def in_cell(picture: Image.Image, cell_px: int = CELL_PX) -> Image.Image:
+    """A picture in RGB whose longer side is a cell's."""
+    scale = cell_px / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    # A smooth enlargement would flatter the model.
+    filter_ = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    return picture.convert("RGB").resize(size, filter_)
 
 
 def contact_sheet(
@@ -38,13 +48,9 @@ def contact_sheet(
     for number, row in enumerate(rows):
         top = head + number * (cell_px + foot + gap)
         for column, picture in enumerate(row):
-            scale = cell_px / max(picture.size)
-            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-            # A smooth enlargement would flatter the model.
-            filter_ = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-            left = gap + column * (cell_px + gap) + (cell_px - size[0]) // 2
-            resized = picture.convert("RGB").resize(size, filter_)
-            sheet.paste(resized, (left, top + (cell_px - size[1]) // 2))
+            cell = in_cell(picture, cell_px)
+            left = gap + column * (cell_px + gap) + (cell_px - cell.width) // 2
+            sheet.paste(cell, (left, top + (cell_px - cell.height) // 2))
         if captions:
             parts = captions[number].split(" | ")
             for index, part in enumerate(parts):

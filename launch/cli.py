@@ -19,6 +19,7 @@ from launch import entry
 # In the order of a user's work: a module with run(args, prog), and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("launch.demo", "show the whole chain on built-in data, offline, in minutes"),
+    "import": ("launch.import", "import labelme, COCO, VOC, VisA or LOCO annotations"),
     "inspect": ("launch.inspect", "show what a data set holds, and what may be wrong with it"),
     "split": ("launch.split", "write which images train and which test"),
     "shard": ("launch.shard", "write labelled images as WebDataset shards"),

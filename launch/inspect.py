@@ -7,11 +7,11 @@ of masks; images that cannot be used and why; small, large and transparent ones;
 one piece; what is not read. Nothing stops it, and only the page is written.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from acontrol.data.settings import InspectConfig
 from acontrol.errors import UserError
+from acontrol.progress import tracked
 from acontrol.runs import storage
 from launch.entry import main
 from launch.options import parse
@@ -31,18 +31,12 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
             f"--out {config.out}: is a folder; name a file, as {config.out}/page.html"
         )
     folder = open_folder(config.root, config.captions, config.split_file)
-    categories, beside = inspection.inspect(folder, _progress)
+    categories, beside = inspection.inspect(folder, tracked)
     print(inspection.as_text(categories, beside))
     if config.out is not None:
         text = inspection.as_page(folder.root, categories, beside)
         storage.write(config.out, text.encode())
         print(f"Look at {config.out}")
-
-
-def _progress(items: Iterable[Any], label: str) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    return tqdm(items, desc=label, disable=None, leave=False)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 TAGS = {"python", "bash", "jsonl", "text"}
 TOP = "acontrol|benchmarks|deploy|docs|examples|launch|tests|tune"
 # Files of runs and data sets, which have a dot in their names as modules have.
-FILES = {"bmp", "cfg", "csv", "db", "html", "json", "jsonl", "md", "png", "safetensors", "txt"}
+FILES = {
+    *("bmp", "cfg", "csv", "db", "html", "json", "jsonl", "md", "png", "safetensors", "txt"),
+    "yaml",
+}
 EVALUATIONS = ("quality", "localization", "classification", "ablation")
 MODULES = {module: name for name, (module, _) in COMMANDS.items()}
 

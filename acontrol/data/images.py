@@ -15,7 +15,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from acontrol.data.pixels import PixelError, has_transparency, image_pixels, mask_pixels
+from acontrol.data.pixels import (
+    PixelError,
+    class_pixels,
+    has_transparency,
+    image_pixels,
+    mask_pixels,
+)
 from acontrol.errors import UserError, one_line
 
 # No other Pillow reader, whatever the file's name: one starts Ghostscript.
@@ -68,13 +74,33 @@ def read_mask(
     """
     with _decoded(path) as image:
         mask = mask_pixels(image)
-    height, width = mask.shape
+    _require_size(path, mask.shape, image_size)
+    return mask
+
+
+def read_classes(
+    path: str | os.PathLike[str], image_size: tuple[int, int], *, colours: bool = False
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Decode a mask in which each level, palette index or colour is a class (`class_pixels`).
+
+    Raises:
+        UserError: If the file is missing, damaged, of no classes or differs in size from the
+            image.
+    """
+    with _decoded(path) as image:
+        _require_size(path, image.size[::-1], image_size)
+        return class_pixels(image, colours=colours)
+
+
+def _require_size(
+    path: str | os.PathLike[str], shape: tuple[int, ...], image_size: tuple[int, int]
+) -> None:
+    height, width = shape
     if (width, height) != image_size:
         raise UserError(
             f"{path}: the mask is {width} x {height} pixels and its image {image_size[0]} x "
             f"{image_size[1]}; make the mask for this image at its size"
         )
-    return mask
 
 
 def is_transparent(path: str | os.PathLike[str]) -> bool:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from acontrol.data.importing import recognise
 from acontrol.data.listing import entries, is_picture, pictures, subfolders
 
 PARTS = ("test", "train")
@@ -20,6 +21,9 @@ def of_root(root: Path, is_category: Callable[[Path], bool]) -> str:
     if root.name in PARTS and is_category(root.absolute().parent):
         return f"; that is a category's {root.name}/: give {root.parent}"
     folders = subfolders(root)
+    for folder in (root, *folders):
+        if found := recognise.annotations(folder):
+            return f"; {found}"
     for folder in (root, *folders):
         for near, right in _misnamed(folder, PARTS):
             return f"; it has {near}, which must be called {right}"
@@ -41,7 +45,8 @@ def of_mask(image: Path, mask: Path) -> str:
     """
     truth, category = mask.parent, image.parents[2]
     if pictures(truth / image.stem):
-        return f" ({truth / image.stem} holds masks, as in MVTec LOCO: unite them in one file)"
+        command = f"acontrol import loco {category} --out ROOT unites them"
+        return f" ({truth / image.stem} holds masks, as in MVTec LOCO: {command})"
     for path in entries(truth):
         if re.match(rf"{re.escape(image.stem)}(?!\d)", path.stem, re.I) and is_picture(path):
             return f" ({path} has another name)"
@@ -50,6 +55,13 @@ def of_mask(image: Path, mask: Path) -> str:
             return f" ({folder} has another name than test/{truth.name})"
     for near, _ in _misnamed(category, [TRUTH]):
         return f" ({near} is not read: call it {TRUTH})"
+    beside = image.with_suffix(".json")
+    if recognise.json_format(beside) == "labelme":
+        command = f"acontrol import labelme {category} --out ROOT"
+        return f" ({beside} holds labelme's outlines, which are not read here: {command})"
+    for folder in (image.parent, category, category.parent):
+        if found := recognise.annotations(folder):
+            return f" ({found})"
     for path in (
         image.with_suffix(".json"),
         image.with_suffix(".xml"),

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 _STRIP = 2**20  # Pixels.
 _LISTED = 6  # Most levels or colours in a message.
 _DARK = 1 / 4  # Deep data whose largest value is below this share is of another range.
+_CLASSES = 32  # More levels in a mask are no classes.
 _WHITE_IS_ZERO = (262, 0)  # TIFF's photometric interpretation.
 
 
@@ -72,14 +73,9 @@ def mask_pixels(image: Image.Image) -> npt.NDArray[np.bool_]:
         PixelError: If it is empty or not binary, has several pages or an EXIF orientation.
     """
     pixels = _stored(image)
-    coloured = False
+    coloured = pixels.ndim == 3 and bool((pixels != pixels[:, :, :1]).any())
     if pixels.ndim == 3:
-        coloured = bool((pixels != pixels[:, :, :1]).any())
-        if coloured:
-            red, green, blue = np.moveaxis(pixels.astype(np.uint32), 2, 0)
-            pixels = red << 16 | green << 8 | blue
-        else:
-            pixels = np.ascontiguousarray(pixels[:, :, 0])
+        pixels = _packed(pixels) if coloured else np.ascontiguousarray(pixels[:, :, 0])
     levels = np.unique(pixels)
     alpha = _alpha(image)
     if alpha is not None:
@@ -102,6 +98,49 @@ def mask_pixels(image: Image.Image) -> npt.NDArray[np.bool_]:
     if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
         raise PixelError(_not_binary(levels, coloured))
     return np.asarray(pixels != 0)
+
+
+def class_pixels(
+    image: Image.Image, *, colours: bool = False
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """The pixels of each class in a mask of levels, palette indices or colours.
+
+    Args:
+        image: The mask; 0 and black are no class.
+        colours: Whether a class is a colour in grey images and palettes too.
+
+    Returns:
+        (H, W) by the level or index, such as "1", or the colour, such as "ff0000"; empty if
+        no class is there.
+
+    Raises:
+        PixelError: If it is transparent in places or has over 32 classes, as JPEG and smooth
+            edges make, several pages or an EXIF orientation.
+    """
+    palette = image.mode == "P" and not colours
+    alpha = _alpha(image)
+    pixels = _stored(image)
+    if alpha is not None:
+        raise PixelError("the mask is transparent in places; save it without transparency")
+    if palette:
+        pixels = np.array(image)
+    elif pixels.ndim == 3 and (colours or (pixels != pixels[:, :, :1]).any()):
+        pixels, colours = _packed(pixels), True
+    elif pixels.ndim == 3:
+        pixels = pixels[:, :, 0]
+    elif colours and pixels.dtype == np.uint8:
+        pixels = _packed(np.repeat(pixels[:, :, None], 3, axis=2))
+    levels = [level for level in np.unique(pixels) if level]
+    if pixels.dtype.kind == "f" or (levels and levels[0] < 0):
+        raise PixelError(
+            "the mask's levels are no whole numbers from 0 on; save it with 8 bits"
+        )
+    if len(levels) > _CLASSES:
+        raise PixelError(
+            f"the mask has {len(levels)} levels or colours, which are no classes, as JPEG and "
+            "smooth edges make them; save it as PNG with a level for each class"
+        )
+    return {f"{level:06x}" if colours else f"{level}": pixels == level for level in levels}
 
 
 def has_transparency(image: Image.Image) -> bool:
@@ -156,6 +195,12 @@ def _array(image: Image.Image) -> npt.NDArray[Any]:
     return pixels
 
 
+def _packed(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    """(H, W) of colours as one number each, from (H, W, 3)."""
+    red, green, blue = np.moveaxis(pixels.astype(np.uint32), 2, 0)
+    return red << 16 | green << 8 | blue
+
+
 def _is_deep(image: Image.Image) -> bool:
     """Whether a file's colours have 16 bits each, which Pillow tells only before it loads."""
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
@@ -193,6 +238,7 @@ def _not_binary(levels: npt.NDArray[Any], coloured: bool) -> str:
         )
         need = "0 and one other"
     return (
-        f"the mask {what}, need {need}: if each is a class, save a mask in black and white for "
-        "each defect; if they come from JPEG or smooth edges, threshold it and save it as PNG"
+        f"the mask {what}, need {need}: if each is a class, acontrol import class-masks makes "
+        "masks in black and white of them; if they come from JPEG or smooth edges, threshold "
+        "it and save it as PNG"
     )

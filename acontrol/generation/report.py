@@ -14,7 +14,7 @@ from acontrol.data.mvtec import LabelledImage
 from acontrol.data.shards import write_shards
 from acontrol.generation.gallery import gallery, write_thumbnails
 from acontrol.generation.manifest import Line, Roots
-from acontrol.reporting import contact_sheet, outlined, page, table
+from acontrol.reporting import contact_sheet, in_cell, outlined, page, table
 
 ROWS = 12  # Of a contact sheet, evenly over the type's images.
 TITLES = ("normal", "where", "reference", "result", "difference x3")
@@ -102,18 +102,23 @@ def _quality(line: Line) -> tuple[bool, float]:
 def _sheet(folder: Path, lines: Sequence[Line], roots: Roots) -> Image.Image:
     rows, captions = [], []
     for line in lines:
-        normal = read_image(roots["normal"] / line["normal"])
-        result = read_image(folder / line["image"])
-        gap = 3 * np.abs(normal.astype(np.int16) - result)
-        difference = Image.fromarray(gap.clip(0, 255).astype(np.uint8))
+        left, top, right, bottom = _view(line["boxes"])
+        view = (slice(top, bottom), slice(left, right))
+        normal = read_image(roots["normal"] / line["normal"])[view].copy()
+        result = read_image(folder / line["image"])[view].copy()
         with Image.open(folder / line["mask"]) as opened:
-            mask = opened.convert("1")
-        before, after = Image.fromarray(normal), Image.fromarray(result)
-        view = _view(line["boxes"])
-        before, where, after, difference = (
-            image.crop(view) for image in (before, outlined(before, mask), after, difference)
+            mask = opened.convert("1").crop((left, top, right, bottom))
+        gap = np.maximum(normal, result) - np.minimum(normal, result)
+        difference = np.where(gap > 85, 255, 3 * np.minimum(gap, 85)).astype(np.uint8)
+        before = Image.fromarray(normal)
+        pictures = (
+            before,
+            outlined(before, mask),
+            _reference(line, roots),
+            Image.fromarray(result),
+            Image.fromarray(difference),
         )
-        rows.append([before, where, _reference(line, roots), after, difference])
+        rows.append([in_cell(picture) for picture in pictures])  # Small at once.
         scores = line["scores"]
         distance = "" if scores["distance"] is None else f", distance {scores['distance']:.3f}"
         verdict = "" if scores["passed"] else ", did not pass"

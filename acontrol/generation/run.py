@@ -15,6 +15,7 @@ from acontrol.data.overlap import refuse_overlap
 from acontrol.data.prompts import wording_note
 from acontrol.data.publish import check_new, work_folder
 from acontrol.data.split import refuse_mix
+from acontrol.generation.exports import write_as_coco, write_as_yolo
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import (
     INPUTS,
@@ -130,6 +131,10 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
             write_report(folder, lines, roots, unseen)
             if config.format == "shards":
                 write_as_shards(folder, lines)
+            elif config.format == "coco":
+                write_as_coco(folder, lines, roots)
+            elif config.format == "yolo":
+                write_as_yolo(folder, lines, roots)
 
         _print_summary(config, job.finish(report), left_out)
 

@@ -133,8 +133,10 @@ class Selection(Settings):
     precision: Precision = Field(
         "float32", description="Of the networks; bfloat16 halves memory, and is faster on GPUs."
     )
-    format: Literal["mvtec", "shards"] = Field(
-        "mvtec", description="shards: also write them as WebDataset shards, in DIR/shards."
+    format: Literal["mvtec", "shards", "coco", "yolo"] = Field(
+        "mvtec",
+        description="Also write the set as WebDataset shards, in DIR/shards, as COCO instance "
+        "segmentation, in DIR/coco, or for YOLO segmentation, in DIR/yolo.",
     )
     base_path: str | None = Field(None, description="Where the base is now, if it moved.")
 
