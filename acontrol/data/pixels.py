@@ -114,9 +114,13 @@ def class_pixels(
         no class is there.
 
     Raises:
-        PixelError: If it is transparent in places or has over 32 classes, as JPEG and smooth
+        PixelError: If it is a JPEG, transparent in places or of over 32 classes, as smooth
             edges make, several pages or an EXIF orientation.
     """
+    if image.format in ("JPEG", "MPO"):
+        raise PixelError(
+            "the mask is a JPEG, which blurs levels into others; save it as PNG from its source"
+        )
     palette = image.mode == "P" and not colours
     alpha = _alpha(image)
     pixels = _stored(image)

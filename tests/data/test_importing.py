@@ -540,6 +540,11 @@ def test_levels_without_names_are_named_by_level_and_masks_of_edges_refused(
     class_masks(tmp_path / "nut")
     run("class-masks", tmp_path / "nut", "--out", tmp_path / "out")
     assert "class-1/000" in masks_of(tmp_path / "out")
+    with Image.open(tmp_path / "nut/masks/000.png") as image:
+        image.convert("L").save(tmp_path / "nut/masks/000.jpg")
+    (tmp_path / "nut/masks/000.png").unlink()
+    message = refusal("class-masks", tmp_path / "nut", "--out", tmp_path / "other")
+    assert "000.jpg: the mask is a JPEG" in message
     ramp = np.arange(280, dtype=np.uint16).reshape(14, 20).astype(np.uint8)
     Image.fromarray(ramp).save(tmp_path / "nut/masks/000.png")
     message = refusal("class-masks", tmp_path / "nut", "--out", tmp_path / "other")
