@@ -9,7 +9,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from acontrol.data.images import read_image, read_mask, region
+from acontrol.data.images import read_image, read_mask, region, shrink_mask
 from acontrol.data.mvtec import LabelledImage
 from acontrol.data.shards import write_shards
 from acontrol.generation.gallery import gallery, write_thumbnails
@@ -110,15 +110,11 @@ def _sheet(folder: Path, lines: Sequence[Line], roots: Roots) -> Image.Image:
             mask = opened.convert("1").crop((left, top, right, bottom))
         gap = np.maximum(normal, result) - np.minimum(normal, result)
         difference = np.where(gap > 85, 255, 3 * np.minimum(gap, 85)).astype(np.uint8)
-        before = Image.fromarray(normal)
-        pictures = (
-            before,
-            outlined(before, mask),
-            _reference(line, roots),
-            Image.fromarray(result),
-            Image.fromarray(difference),
+        before, after, gap_shown = (
+            in_cell(Image.fromarray(pixels)) for pixels in (normal, result, difference)
         )
-        rows.append([in_cell(picture) for picture in pictures])  # Small at once.
+        where = outlined(before, shrink_mask(mask, before.size))
+        rows.append([before, where, in_cell(_reference(line, roots)), after, gap_shown])
         scores = line["scores"]
         distance = "" if scores["distance"] is None else f", distance {scores['distance']:.3f}"
         verdict = "" if scores["passed"] else ", did not pass"
