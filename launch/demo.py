@@ -72,6 +72,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     _clear(out)
     from acontrol.data.builtin import write_dataset
     from acontrol.data.shard_folder import shard_folder
+    from acontrol.runs.tracking import store_of
 
     print("1/4  drawing the built-in data set: 6 products, 6 kinds of defect", flush=True)
     write_dataset(
@@ -105,8 +106,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         f"\n  adapter      {run_folder / 'adapter'}"
         f"\n  data set     {data}"
         f"\n  shards       {shards}"
-        f"\n\nMLflow:  mlflow ui --backend-store-uri "
-        f"sqlite:///{(run_folder / 'mlflow.db').resolve()}"
+        f"\n\nMLflow:  mlflow ui --backend-store-uri {store_of(config, run_folder).uri}"
     )
 
 
@@ -115,6 +115,7 @@ def _training(command: DemoCommand, shards: Path, output: Path) -> RunConfig:
     values = {
         "data.shards": str(shards),
         "output": str(output),
+        "tracking.run_name": f"train {command.out.name}",
         "seed": command.seed,
         "optim.steps": command.steps,
         "optim.batch_size": command.batch_size,

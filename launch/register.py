@@ -6,7 +6,7 @@ The version gets the alias "candidate"; launch.promote compares it with the cham
 to the run's MLflow server, unless another one is given.
 """
 
-import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pydantic import Field
 from acontrol.config import Settings
 from acontrol.errors import UserError
 from acontrol.runs import storage
+from acontrol.runs.server import named_uri, server_uri, without_password
 from launch.entry import main
 from launch.options import parse
 
@@ -25,7 +26,9 @@ class ServerOptions(Settings):
     """Which MLflow server."""
 
     uri: str | None = Field(
-        None, description="Tracking server or database; by default MLFLOW_TRACKING_URI."
+        None,
+        description="Tracking server or database; by default MLFLOW_TRACKING_URI, else "
+        "runs/mlflow.db.",
     )
 
 
@@ -64,12 +67,20 @@ def register(folder: Path, name: str, uri: str | None, licences: Sequence[str] =
     """Register a run's folder; launch.train --register does it too."""
     from acontrol.registry.register import register_run
 
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or None
-    done = register_run(folder, name, uri, licences)
+    done = register_run(folder, name, named_uri(uri), licences)
     if not done.is_new:
         print(f"These weights are version {done.version} already")
-    print(f"Make it the champion:  python -m launch.promote {name}")
+    print(f"Make it the champion:  python -m launch.promote {name}{_server_option(done.uri)}")
     print(f"Registered: models:/{name}/{done.version} (alias candidate)")
+
+
+def _server_option(uri: str) -> str:
+    """What a next command needs to find the server by itself."""
+    try:
+        found = server_uri(None)
+    except UserError:
+        found = None
+    return "" if found == uri else f" --tracking.uri {shlex.quote(without_password(uri))}"
 
 
 if __name__ == "__main__":

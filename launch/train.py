@@ -111,8 +111,8 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
 def train(config: RunConfig, register_as: str | None = None) -> None:
     """Train, and print where the result is; an unfinished run ends the process."""
     # Ray and the models are imported only once the settings are valid.
-    from acontrol.runs.mlflow_client import tracking_uri
     from acontrol.runs.storage import local_copy
+    from acontrol.runs.tracking import store_of
     from acontrol.train.driver import TrainingStoppedError, run_training
 
     try:
@@ -120,7 +120,7 @@ def train(config: RunConfig, register_as: str | None = None) -> None:
     except TrainingStoppedError as stop:
         print(f"error: {stop}", file=sys.stderr)
         sys.exit(stop.status)
-    uri = tracking_uri(config, folder)
+    uri = store_of(config, folder).uri
     if uri.startswith(("http:", "https:")):
         print("Look at it on the MLflow server")
     else:

@@ -26,13 +26,12 @@ from acontrol.runs.mlflow_client import (
     client_of,
     describe,
     open_run,
-    own_database,
     reaching,
 )
+from acontrol.runs.origin import COMMIT_TAG
 from acontrol.runs.record import RunRecord
+from acontrol.runs.server import TrackingStore
 from acontrol.runs.storage import sha256
-
-COMMIT_TAG = "mlflow.source.git.commit"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class FinishedRun:
     @property
     def own_uri(self) -> str:
         """MLflow server or database of the run."""
-        return self.record.mlflow_uri or own_database(self.folder)
+        return self.record.uri(self.folder)
 
 
 def register_run(
@@ -161,7 +160,7 @@ def _last_grid(client: mlflow.MlflowClient, run: Run, scratch: Path) -> Path | N
 def _copy(finished: FinishedRun, original: Run, uri: str) -> Run:
     """Create a run with the settings and last metrics of one on another server."""
     tracking = finished.config.tracking
-    run_id = open_run(uri, tracking.experiment, original.info.run_name)
+    run_id = open_run(TrackingStore(uri), tracking.experiment, original.info.run_name)
     client = mlflow.MlflowClient(tracking_uri=uri)
     client.set_tag(run_id, "copied_from", original.info.run_id)
     describe(client, run_id, json.loads(finished.config.model_dump_json()))

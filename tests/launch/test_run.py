@@ -49,7 +49,7 @@ def test_mlflow_holds_the_loss_curve_and_the_sample_grid(whole) -> None:
     (grid,) = whole.rglob("samples*.png")
     pixels = np.asarray(Image.open(grid))
     assert pixels.std() > 10
-    database = sqlite3.connect(whole / "mlflow.db")
+    database = sqlite3.connect(whole.parent / "mlflow.db")
     params = dict(database.execute("select key, value from params").fetchall())
     tags = dict(database.execute("select key, value from tags").fetchall())
     (status,) = database.execute("select status from runs").fetchone()

@@ -19,7 +19,6 @@ from acontrol.method.sga import SemanticAdapter
 from acontrol.networks import locate
 from acontrol.networks.load import BaseModels
 from acontrol.presets import preset
-from acontrol.runs.mlflow_client import named_uri
 from acontrol.runs.record import RunRecord
 from acontrol.runs.tracking import Tracker
 from tests.launch.commands import kill_with_children
@@ -134,9 +133,7 @@ def run_maker(home: Path, base: BaseModels) -> Callable[..., Path]:
             tracker.log_metrics(metrics or {"validation_loss": 1 / step}, step)
             tracker.log_image(Image.new("RGB", (8, 8), (step, 0, 0)), "samples", step)
         tracker.finish("FINISHED")
-        RunRecord(launch="a", mlflow_run=tracker.run_id, mlflow_uri=named_uri(config)).write(
-            run
-        )
+        RunRecord.of(run, "a", tracker.run_id, tracker.uri).write(run)
         return run
 
     return make

@@ -134,7 +134,7 @@ def test_a_run_of_another_server_is_copied(server: str, own_run: Path, tmp_path:
 
 def test_a_run_registers_where_it_is(own_run: Path, tmp_path: Path) -> None:
     done = register_run(own_run, "own")
-    assert done.uri == f"sqlite:///{own_run}/mlflow.db"
+    assert done.uri == f"sqlite:///{own_run.parent}/mlflow.db"
     assert pull("models:/own@candidate", tmp_path / "out", done.uri).name == "own"
 
 

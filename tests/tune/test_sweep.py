@@ -79,7 +79,7 @@ def test_a_killed_sweep_continues(
         assert outcomes[name].status == "finished"
         assert outcomes[name].metrics["step"] == 4
 
-    database = sqlite3.connect(killed / "mlflow.db")
+    database = sqlite3.connect(killed.parent / "mlflow.db")
     nested = "select count(*) from tags where key = 'mlflow.parentRunId' and value = ?"
     assert database.execute(nested, [sweep.parent_run]).fetchone() == (TRIALS,)
     states = "select status, count(*) from runs group by status"
