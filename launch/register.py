@@ -1,6 +1,7 @@
 """Register a finished run's adapter as a new version of a model, with its model card.
 
-    python -m launch.register RUN NAME [--licence NOTE ...] [--tracking.uri URI]
+    python -m launch.register RUN NAME [--licence NOTE ...] [--evaluation DIR ...]
+                              [--tracking.uri URI]
 
 The version gets the alias "candidate"; launch.promote compares it with the champion. It goes
 to the run's MLflow server, unless another one is given.
@@ -44,6 +45,9 @@ class RegisterCommand(Settings):
     licence: tuple[str, ...] = Field(
         (), description="Notes on licences for the card, as your data's."
     )
+    evaluation: tuple[Path, ...] = Field(
+        (), description="Folders of launch.evaluate, whose figures go into the card."
+    )
     tracking: ServerOptions = ServerOptions()
 
 
@@ -60,14 +64,22 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     if not run_path.is_dir():
         raise UserError(f"{command.run}: no such folder")
     with storage.local_copy(run_path, REGISTERED) as folder:
-        register(folder, command.name, command.tracking.uri, command.licence)
+        register(
+            folder, command.name, command.tracking.uri, command.licence, command.evaluation
+        )
 
 
-def register(folder: Path, name: str, uri: str | None, licences: Sequence[str] = ()) -> None:
+def register(
+    folder: Path,
+    name: str,
+    uri: str | None,
+    licences: Sequence[str] = (),
+    evaluations: Sequence[Path] = (),
+) -> None:
     """Register a run's folder; launch.train --register does it too."""
     from acontrol.registry.register import register_run
 
-    done = register_run(folder, name, named_uri(uri), licences)
+    done = register_run(folder, name, named_uri(uri), licences, evaluations)
     if not done.is_new:
         print(f"These weights are version {done.version} already")
     print(f"Make it the champion:  python -m launch.promote {name}{_server_option(done.uri)}")

@@ -15,7 +15,7 @@ from acontrol.runs.server import tracking_store
 from acontrol.runs.tracking import Tracker
 
 RUN_NAME = "mlflow_run.txt"
-_COMMAND_NAME = "command.txt"
+COMMAND_NAME = "command.txt"
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def results_in(
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: not a folder")
-    mark = out / _COMMAND_NAME
+    mark = out / COMMAND_NAME
     if mark.is_file() and (other := mark.read_text().strip()) != command:
         raise UserError(
             f"--out {out}: holds the results of launch.evaluate {other}; name another folder"
