@@ -79,6 +79,7 @@ class FileSum(Settings):
 class Manifest(Settings):
     """All files of a registered model except the manifest itself."""
 
+    format: Literal["acontrol-model-1"] = "acontrol-model-1"  # None before 0.2.
     files: dict[str, FileSum]
 
 
