@@ -46,7 +46,7 @@ def test_mlflow_holds_the_loss_curve_and_the_sample_grid(whole) -> None:
     losses = losses_of(whole)
     assert [step for step, _ in losses] == list(range(1, STEPS + 1))
     assert all(np.isfinite(loss) for _, loss in losses)
-    (grid,) = whole.rglob("samples*.png")
+    (grid,) = whole.parent.rglob("samples*.png")
     pixels = np.asarray(Image.open(grid))
     assert pixels.std() > 10
     database = sqlite3.connect(whole.parent / "mlflow.db")
