@@ -76,8 +76,7 @@ def readme(card: ModelCard, grid: str | None) -> str:
     lines += [f"- It draws {adapter.resolution} px squares, and was trained on {_seen(card)}."]
     lines += ["", "## Data", ""]
     if card.counts:
-        rows = ((*name.split("/", 1), str(count)) for name, count in card.counts.items())
-        lines += _table(("product", "defect", "training images"), rows)
+        lines += _table(("product", "training images by defect"), _counts(card))
     else:
         lines += [f"Products: {', '.join(_categories(card)) or 'not recorded'}."]
     lines += ["", f"The {_split(adapter)}."]
@@ -117,6 +116,15 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
 
 def _figures(values: dict[str, float]) -> list[tuple[str, str]]:
     return [(name, f"{value:.6g}") for name, value in sorted(values.items())]
+
+
+def _counts(card: ModelCard) -> list[tuple[str, str]]:
+    """A row for each product, as "crack 3, stain 2"."""
+    rows: dict[str, list[str]] = {}
+    for name, count in card.counts.items():
+        product, _, defect = name.partition("/")
+        rows.setdefault(product, []).append(f"{defect} {count}")
+    return [(product, ", ".join(defects)) for product, defects in rows.items()]
 
 
 def _categories(card: ModelCard) -> list[str]:

@@ -68,7 +68,7 @@ def test_from_a_run_to_a_pulled_champion_every_byte_is_kept(
     page = (out / "README.md").read_text()
     for words in (
         *("Data: ours alone.", "Apache-2.0", "1" * 64, "validation_loss | 0.1 |"),
-        *("| wood | crack | 3 |", "## Limits", "trained on 5 images of defects"),
+        *("| wood | crack 3, stain 2 |", "## Limits", "trained on 5 images of defects"),
         f"Trained by {getpass.getuser()} on {datetime.now(UTC).date()} with acontrol",
         "](samples.png)",
     ):
