@@ -20,7 +20,6 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
-from mlflow.utils.validation import MAX_DATASET_DIGEST_SIZE
 
 from acontrol._version import __version__
 from acontrol.errors import UserError
@@ -39,6 +38,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 
 VERSIONS = ("torch", "deepspeed", "ray", "diffusers", "transformers", "mlflow")
 CANDIDATE, CHAMPION = "candidate", "champion"
+SHOWN_DIGEST = 12  # Characters beside a data set's name; a tag has it whole.
 # Tags of a model version; of a run too, what it read.
 MANIFEST_TAG, WEIGHTS_TAG = "manifest_sha256", "weights_sha256"
 DATA_TAG, BASE_TAG = "data_digest", "base_digest"
@@ -115,7 +115,7 @@ def log_data(client: mlflow.MlflowClient, run_id: str, data: DataInput) -> None:
     profile = {"num_rows": sum(data.counts.values()), "counts": data.counts}
     dataset = Dataset(
         name=data.name,
-        digest=data.digest[:MAX_DATASET_DIGEST_SIZE],
+        digest=data.digest[:SHOWN_DIGEST],
         source_type="local" if "://" not in data.source else data.source.partition(":")[0],
         source=json.dumps({"uri": data.source}),
         profile=json.dumps(profile),
