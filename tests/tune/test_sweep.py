@@ -88,7 +88,7 @@ def test_a_killed_sweep_continues(
     # Which parameter matters takes more than one trial that ended well: see below.
     names = {"best.json", "trials.csv", "parallel-coordinates.png"}
     assert names <= {path.name for path in killed.iterdir()}
-    logged = {path.name for path in (killed / "artifacts").rglob("*") if path.is_file()}
+    logged = {path.name for path in (killed.parent / "artifacts").rglob("*") if path.is_file()}
     assert names <= logged
 
     # The same command once more has nothing to do; another one is refused.
