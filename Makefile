@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo lint type test test-all bench clean
+.PHONY: setup demo lint type test test-all docs bench clean
 
 setup: $(VENV)/.installed
 
@@ -37,8 +37,11 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest -q --durations=20 -m 'not gpu'
 
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -q docs site
+
 bench: setup
 	@ls benchmarks/*.py
 
 clean:
-	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

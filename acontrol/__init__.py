@@ -11,6 +11,7 @@ from acontrol._version import __version__
 
 if TYPE_CHECKING:
     from acontrol.config import RunConfig
+    from acontrol.generation.draw import draw_defect
     from acontrol.interop.install import install
     from acontrol.method.model import AnomalyControl
     from acontrol.method.sga import SemanticAdapter
@@ -23,6 +24,7 @@ _HOMES = {
     "AnomalyControlPipeline": "acontrol.pipelines.anomaly_control",
     "RunConfig": "acontrol.config",
     "SemanticAdapter": "acontrol.method.sga",
+    "draw_defect": "acontrol.generation.draw",
     "install": "acontrol.interop.install",
     "load_pipeline": "acontrol.pipelines.loading",
     "preset": "acontrol.presets",
@@ -34,6 +36,7 @@ __all__ = [
     "RunConfig",
     "SemanticAdapter",
     "__version__",
+    "draw_defect",
     "install",
     "load_pipeline",
     "preset",

@@ -28,6 +28,7 @@ from acontrol.data.stream import Batch
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.load import load_base, quieten
+from acontrol.runs.server import TrackingStore
 from acontrol.runs.tracking import Tracker
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import StepReport, Validation, train
@@ -110,7 +111,9 @@ class Bench:
     def stretch(self, kind: str, name: str) -> tuple[float, float, int]:
         """Seconds of the median step and of the longest logging; steps lost or doubled."""
         self.proxy.set("pass")
-        tracker = Tracker.open(self.proxy.uri, "bench", name, None, self.folder / name)
+        tracker = Tracker.open(
+            TrackingStore(self.proxy.uri), "bench", name, None, self.folder / name
+        )
         self.proxy.set(KINDS[kind])
         cut = (self.steps // 4, 3 * self.steps // 4) if kind == "cut" else None
         watch = Watch(tracker, self.proxy, cut)

@@ -18,6 +18,7 @@ from acontrol.pretrain.pool import draw_pool
 from acontrol.pretrain.run import REGION_SHARE
 from acontrol.pretrain.settings import Sizes, VlmStage
 from acontrol.pretrain.vlm import retrieval, train_vlm
+from acontrol.runs.server import TrackingStore
 from acontrol.runs.stage import StageContext
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
@@ -32,7 +33,9 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = output.with_name(f"{output.name}-training")
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = Tracker.open(f"sqlite:///{folder / 'mlflow.db'}", "fine", "fine", None, folder)
+    tracker = Tracker.open(
+        TrackingStore(f"sqlite:///{folder / 'mlflow.db'}"), "fine", "fine", None, folder
+    )
     context = StageContext(folder, tracker, 0, torch.device("cpu"), 100, 100_000)
     pool = draw_pool(8_000, 0, 64)
     words = {word for entry in pool.vocabulary for word in entry.caption.lower().split()}

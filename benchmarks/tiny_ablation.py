@@ -47,6 +47,7 @@ from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pretrain.pool import built_in_vocabulary, draw_pool
 from acontrol.pretrain.probe import Probe, as_tensor, train_probe
 from acontrol.pretrain.settings import HELD_OUT
+from acontrol.runs.server import TrackingStore
 from acontrol.runs.stage import StageContext
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
@@ -294,7 +295,9 @@ def judged(
 
 def train_judge(folder: Path) -> Probe:
     """Train the classifier on images that nothing else here uses, and test it."""
-    tracker = Tracker.open(f"sqlite:///{folder / 'probe.db'}", "judge", "judge", None, folder)
+    tracker = Tracker.open(
+        TrackingStore(f"sqlite:///{folder / 'probe.db'}"), "judge", "judge", None, folder
+    )
     context = StageContext(folder, tracker, 99, torch.device("cpu"), 10_000, 10_000)
     probe = train_probe(draw_pool(16_000, derive_seed(99, "judge"), 64), 1_500, context)
     test = draw_pool(1_000, derive_seed(99, "test"), 64)

@@ -28,8 +28,9 @@ def draw(
 
     Args:
         address: Of the server, such as http://127.0.0.1:5001.
-        rows: For each image ``prompt``, ``reference_phrase``, ``seed``, and as PNG bytes
-            ``reference_image``, ``reference_mask``, ``image`` and ``mask_image``.
+        rows: For each image ``prompt``, ``reference_phrase``, ``seed``, and as bytes of a
+            PNG or JPEG file ``reference_image``, ``reference_mask``, ``image`` and
+            ``mask_image``; masks as PNG, since JPEG blurs their edges.
         params: Sampling parameters, such as ``{"num_inference_steps": 30}``.
         timeout_s: Timeout of the request.
 
@@ -72,10 +73,10 @@ def main() -> None:
     )
     parser.add_argument("address", help="of the server, such as http://127.0.0.1:5001")
     for name, words in (
-        ("reference", "an image with the defect"),
-        ("reference-mask", "white where that defect is"),
-        ("image", "a good image"),
-        ("mask", "white where the new defect goes"),
+        ("reference", "an image with the defect, PNG or JPEG"),
+        ("reference-mask", "PNG, white where that defect is"),
+        ("image", "a good image, PNG or JPEG"),
+        ("mask", "PNG, white where the new defect goes"),
         ("out", "PNG to write"),
     ):
         parser.add_argument(f"--{name}", type=Path, required=True, help=words)

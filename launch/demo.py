@@ -113,6 +113,7 @@ def _training(command: DemoCommand, shards: Path, output: Path) -> RunConfig:
     values = {
         "data.shards": str(shards),
         "output": str(output),
+        "tracking.run_name": f"train {command.out.name}",
         "seed": command.seed,
         "optim.steps": command.steps,
         "optim.batch_size": command.batch_size,

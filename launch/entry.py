@@ -30,7 +30,7 @@ def main(run: Callable[[Sequence[str]], None]) -> NoReturn:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", HARMLESS)
-    if not os.path.exists("/dev/nvidiactl"):
+    if os.name != "nt" and not os.path.exists("/dev/nvidiactl"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Pillow's warning of a decompression bomb; ours is an error that says what to do.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")

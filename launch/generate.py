@@ -44,7 +44,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         generate(command)
         return
     from acontrol.registry.pull import pull
-    from acontrol.runs.mlflow_client import server_uri
+    from acontrol.runs.server import server_uri
 
     with tempfile.TemporaryDirectory(prefix="acontrol-model-") as scratch:
         model = os.path.join(scratch, "adapter")

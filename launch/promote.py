@@ -43,7 +43,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     )
 
     from acontrol.registry.promote import promote
-    from acontrol.runs.mlflow_client import server_uri
+    from acontrol.runs.server import server_uri
 
     decision = promote(
         command.name,

@@ -39,7 +39,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
 
     from acontrol.data.publish import check_new
     from acontrol.registry.pull import pull
-    from acontrol.runs.mlflow_client import server_uri
+    from acontrol.runs.server import server_uri
 
     check_new(command.out)
     card = pull(command.model, command.out, server_uri(command.tracking.uri))

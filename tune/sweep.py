@@ -18,9 +18,11 @@ from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.runs.cluster import joined_cluster, uses_gpus, worker_resources
 from acontrol.runs.guard import refuse
+from acontrol.runs.inputs import DataInput
 from acontrol.runs.lock import only_launch
-from acontrol.runs.mlflow_client import describe, named_uri, tracking_uri
+from acontrol.runs.mlflow_client import describe
 from acontrol.runs.paths import absolute
+from acontrol.runs.server import tracking_store
 from acontrol.runs.tracking import Tracker
 from tune.objective import OBJECTIVES
 from tune.plan import Plan
@@ -44,7 +46,7 @@ def run_sweep(plan: Plan) -> tuple[Path, bool]:
     run = absolute(plan.run)
     if run.output is None or run.data.shards is None:
         raise UserError("--data.shards DIR and --output SWEEP are needed")
-    ShardReader(run.data.shards, run.data.cache_dir)
+    reader = ShardReader(run.data.shards, run.data.cache_dir)
     locate.resolve(run.base)
     folder = Path(run.output)
     _check_searcher(plan)
@@ -52,7 +54,8 @@ def run_sweep(plan: Plan) -> tuple[Path, bool]:
         raise UserError(f"{folder} holds a training run: name another --output for the sweep")
     with only_launch(folder):
         plan.run = run
-        sweep, tracker = _opened(plan, folder)
+        data = DataInput.of_shards(reader.index, run.data.shards)
+        sweep, tracker = _opened(plan, folder, data)
         if plan.config.retry_failed:
             sweep.forget_failed()
         if len(sweep.outcomes()) < sweep.trials:
@@ -73,18 +76,20 @@ def run_sweep(plan: Plan) -> tuple[Path, bool]:
     return folder, True
 
 
-def _opened(plan: Plan, folder: Path) -> tuple[Sweep, Tracker]:
+def _opened(plan: Plan, folder: Path, data: DataInput) -> tuple[Sweep, Tracker]:
     """The folder's sweep, checked against the plan, and its MLflow run."""
     before = Sweep.read(folder)
-    uri = tracking_uri(plan.run, folder)
+    tracking = plan.run.tracking
+    store = tracking_store(tracking.uri, folder, before.mlflow_uri if before else None)
+    uri = store.uri
     tracker = Tracker.open(
-        uri,
-        plan.run.tracking.experiment,
-        plan.run.tracking.run_name or folder.name,
+        store,
+        tracking.experiment,
+        tracking.run_name or f"sweep {folder.name}",
         before.parent_run if before and before.mlflow_uri == uri else None,
         folder,
-        artifacts=None if named_uri(plan.run) else folder / "artifacts",
-        parent=plan.run.tracking.parent_run,
+        parent=tracking.parent_run,
+        data=data,
     )
     sweep = Sweep(
         run=plan.run,

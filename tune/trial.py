@@ -3,7 +3,6 @@
 It runs in Ray Tune's actor, as our only code outside acontrol that runs on workers.
 """
 
-import fcntl
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError, one_line
+from acontrol.runs.lock import waiting
 from acontrol.runs.mlflow_client import last_values
 from acontrol.runs.record import RunRecord
 from acontrol.train.driver import TrainingStoppedError, run_training
@@ -82,9 +82,7 @@ def share_features(config: RunConfig) -> None:
     features = RunInputs.resolve(config).features()
     if features.why_not() is None:
         return
-    features.root.mkdir(parents=True, exist_ok=True)
-    with (features.root / f".{features.digest}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with waiting(features.root / features.digest):
         if features.why_not() is not None:
             precompute(config)
 

@@ -221,6 +221,7 @@ class AdapterCard(Settings):
     Stored in the adapter's config.json and validated on loading.
     """
 
+    format: Literal["acontrol-adapter-1"] = "acontrol-adapter-1"  # None before 0.2.
     acontrol_version: str
     base: BaseConfig
     base_digest: str = Field(description="sha256 over the base models' files.")

@@ -192,11 +192,13 @@ class TrackingConfig(Settings):
 
     uri: str | None = Field(
         None,
-        description="Tracking server or database; by default MLFLOW_TRACKING_URI, else an "
-        "SQLite file in the run's folder.",
+        description="Tracking server or database; by default MLFLOW_TRACKING_URI, else "
+        "runs/mlflow.db, or mlflow.db next to an output elsewhere.",
     )
     experiment: str = Field("acontrol", min_length=1, description="Experiment's name.")
-    run_name: str | None = Field(None, description="Run's name; by default the output's.")
+    run_name: str | None = Field(
+        None, description="Run's name; by default the command's and the output's."
+    )
     parent_run: str | None = Field(
         None, description="Id of the parent MLflow run, as in a sweep."
     )

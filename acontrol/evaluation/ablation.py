@@ -31,7 +31,7 @@ from acontrol.masks.perlin import perlin_blobs
 from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.runs.cluster import joined_cluster
-from acontrol.runs.mlflow_client import tracking_uri
+from acontrol.runs.inputs import DataInput
 from acontrol.runs.paths import absolute
 from acontrol.runs.results import results_in
 from acontrol.runs.tracking import Tracker
@@ -80,11 +80,12 @@ def run_ablation(config: AblationConfig) -> None:
         test = CategoryDataset(folders, folder.categories[0]).part("test")
         print_estimate(seconds_a_detector(budget, len(test), budget.epochs), len(jobs))
         return
+    inputs = DataInput.of_folder(folder, "test", "evaluation")
     with (
-        results_in(out, "ablation", base.tracking) as tracker,
+        results_in(out, "ablation", base.tracking, inputs) as tracker,
         joined_cluster(base.cluster),
     ):
-        uri = tracking_uri(base, out)
+        uri = tracker.uri
         for row in rows:
             run = row_config(base, _adapter_of(row), out, uri, tracker.run_id)
             print(f"Row {row}: training", flush=True)

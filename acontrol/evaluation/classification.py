@@ -185,7 +185,7 @@ def run_classification(config: ClassificationConfig) -> None:
     experiment = Classification(plan.folders, plan.budget, network, weights, plan.data)
     start = f"weights {weights[:8]}" if network else "random weights"
     about = plan.about(config.budget, f"; {classifier.architecture} from {start}")
-    with results_in(plan.out, "classification", config.tracking) as tracker:
+    with results_in(plan.out, "classification", config.tracking, plan.data_input()) as tracker:
         train_all(plan.jobs, experiment, plan.out, config.num_workers)
         _report(plan.jobs, experiment, plan.out, about, tracker)
 

@@ -24,6 +24,7 @@ from acontrol.evaluation.settings import ComparisonConfig
 from acontrol.networks.load import quieten
 from acontrol.progress import progress
 from acontrol.runs.cluster import joined_cluster
+from acontrol.runs.inputs import DataInput
 
 Budget = TypeVar("Budget", bound=Schedule)
 
@@ -130,6 +131,12 @@ class Plan(Generic[Budget]):
             f"{self.folders.root.name}, categories: {categories}; seeds: {self.config.seeds}."
             f"{self.split_note}{self.note}"
         )
+
+    def data_input(self) -> DataInput:
+        """The real test data, for MLflow."""
+        real = open_folder(self.folders.root, split_file=self.folders.split_file)
+        categories = dict.fromkeys(job.category for job in self.jobs)
+        return DataInput.of_folder(real, "test", "evaluation", [*categories])
 
     @property
     def split_note(self) -> str:

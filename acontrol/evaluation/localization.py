@@ -146,7 +146,7 @@ def run_localization(config: LocalizationConfig) -> None:
         print_estimate(seconds_a_detector(plan.budget, len(test), rounds), len(plan.jobs))
         return
     experiment = Localization(plan.folders, plan.budget, protocols, plan.data, perlin_blobs)
-    with results_in(plan.out, "localization", config.tracking) as tracker:
+    with results_in(plan.out, "localization", config.tracking, plan.data_input()) as tracker:
         train_all(plan.jobs, experiment, plan.out, config.num_workers)
         _report(plan.jobs, experiment, plan.out, plan.about(config.budget), tracker)
 

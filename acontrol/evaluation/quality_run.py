@@ -20,6 +20,7 @@ from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.pipelines.loading import load_adapter
 from acontrol.progress import tracked
+from acontrol.runs.inputs import DataInput
 from acontrol.runs.results import results_in
 
 Scores = Mapping[tuple[str, str], Mapping[str, float]]
@@ -53,7 +54,8 @@ def run_quality(config: QualityConfig) -> None:
     defect_types = quality.read_defect_types(real, categories)
     _check_defects(folders, defect_types)
     out = config.out.resolve()
-    with results_in(out, "quality", config.tracking) as tracker:
+    data = DataInput.of_folder(real, "test", "evaluation", categories)
+    with results_in(out, "quality", config.tracking, data) as tracker:
         scores: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
         counts: dict[str, int] = {}
         sources = [quality.REAL, *folders]

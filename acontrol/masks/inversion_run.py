@@ -3,13 +3,11 @@
     MASKS/run.json   the settings, which a rerun must share
     MASKS/training/  the state of the current embedding
     MASKS/events/    events for MLflow, sent or queued
-    MASKS/mlflow.db  MLflow, unless a server is given
 
 The masks themselves: `acontrol.masks.store`.
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,7 +36,9 @@ from acontrol.networks.load import BaseModels, load_base
 from acontrol.progress import progress
 from acontrol.reporting import contact_sheet
 from acontrol.runs import guard, storage
+from acontrol.runs.inputs import DataInput
 from acontrol.runs.lock import only_launch, refuse_if_locked
+from acontrol.runs.server import tracking_store
 from acontrol.runs.stage import StageContext, run_stage
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
@@ -68,7 +68,7 @@ def claim(
         if not file.exists() and config.output.exists() and any(config.output.iterdir()):
             raise UserError(f"{config.output} is not empty, and holds no learned masks")
         config.output.mkdir(parents=True, exist_ok=True)
-        record: dict[str, Any] = {"settings": settings, "mlflow_run": None}
+        record: dict[str, Any] = {"settings": settings, "mlflow_run": None, "mlflow_uri": None}
         _write(file, record)
         return record
     record = json.loads(file.read_text())
@@ -79,7 +79,7 @@ def claim(
 
 
 def open_context(
-    config: MasksConfig, record: dict[str, Any], device: torch.device
+    config: MasksConfig, record: dict[str, Any], device: torch.device, data: DataInput
 ) -> StageContext:
     """Open the MLflow run; create and record it the first time.
 
@@ -87,18 +87,19 @@ def open_context(
         UserError: If the tracking server cannot be reached or refuses.
     """
     output = config.output.resolve()
-    uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    store = tracking_store(config.tracking_uri, output, record.get("mlflow_uri"))
     tracker = Tracker.open(
-        uri or f"sqlite:///{output / 'mlflow.db'}",
+        store,
         config.experiment,
-        output.name,
+        f"masks {output.name}",
         record["mlflow_run"],
         output,
-        artifacts=None if uri else output / "artifacts",
         resolved=record["settings"],
+        data=data,
     )
     if record["mlflow_run"] is None:
-        _write(config.output / RUN, record | {"mlflow_run": tracker.run_id})
+        opened = {"mlflow_run": tracker.run_id, "mlflow_uri": store.uri}
+        _write(config.output / RUN, record | opened)
     return StageContext(
         config.output / TRAINING, tracker, config.seed, device, config.save_every, config.steps
     )
@@ -147,7 +148,8 @@ def learn_masks(config: MasksConfig, root: Path) -> list[MaskCard]:
         if missing:
             device = "cuda" if torch.cuda.is_available() else "cpu"
             base = load_base(config.base_config, device, getattr(torch, config.precision))
-            context = open_context(config, record, torch.device(device))
+            inputs = DataInput.of_folder(folder, config.split, "training")
+            context = open_context(config, record, torch.device(device), inputs)
             failures = []
             for defect_type in missing:
                 caption = images[defect_type][0].caption

@@ -57,10 +57,10 @@ class MasksConfig(Inversion):
     save_every: int = Field(100, ge=1, description="Steps between saved states.")
     tracking_uri: str | None = Field(
         None,
-        description="MLflow server or database; by default MLFLOW_TRACKING_URI, else an SQLite "
-        "file in MASKS.",
+        description="MLflow server or database; by default MLFLOW_TRACKING_URI, else "
+        "runs/mlflow.db.",
     )
-    experiment: str = Field("acontrol-masks", min_length=1, description="MLflow experiment.")
+    experiment: str = Field("acontrol", min_length=1, description="MLflow experiment.")
 
     @property
     def base_config(self) -> BaseConfig:

@@ -14,7 +14,7 @@ import torch
 
 from acontrol._version import __version__
 from acontrol.config import BaseConfig, TrainedOn
-from acontrol.data.mvtec import open_folder
+from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.publish import WORK, check_new, put_in_place, work_folder
 from acontrol.networks.load import load_base, quieten
@@ -26,8 +26,11 @@ from acontrol.pretrain.probe import Probe, as_tensor, train_probe
 from acontrol.pretrain.settings import HELD_OUT, PretrainConfig
 from acontrol.pretrain.vae import psnr, train_vae
 from acontrol.pretrain.vlm import retrieval, train_vlm
+from acontrol.runs import storage
 from acontrol.runs.guard import claim
+from acontrol.runs.inputs import DataInput
 from acontrol.runs.lock import only_launch
+from acontrol.runs.server import tracking_store
 from acontrol.runs.stage import StageContext
 from acontrol.runs.storage import sha256
 from acontrol.runs.tracking import Tracker
@@ -67,7 +70,7 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
 def _pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
     folder = None if root is None else open_folder(root, split_file=config.split_file)
     trained_on = [] if folder is None else [folder.trained_on("train")]
-    context, times = _context(config, root, trained_on)
+    context, times = _context(config, root, folder, trained_on)
     hold_out = config.hold_out
     if hold_out is None:
         hold_out = HELD_OUT if root is None else ()
@@ -186,7 +189,10 @@ def _training_folder(config: PretrainConfig) -> Path:
 
 
 def _context(
-    config: PretrainConfig, root: Path | None, trained_on: Sequence[TrainedOn]
+    config: PretrainConfig,
+    root: Path | None,
+    data: MvtecFolder | None,
+    trained_on: Sequence[TrainedOn],
 ) -> tuple[StageContext, _Times]:
     """The working folder, with the same config as before if it is not new."""
     folder = _training_folder(config)
@@ -198,18 +204,19 @@ def _context(
     record = {"split_digest": trained_on[0].split_digest} if trained_on else {}
     claim(folder / "config.json", {"root": str(root), **settings, **record})
     run_file = folder / "mlflow_run"
-    known = run_file.read_text() if run_file.exists() else None
+    known = run_file.read_text().split("\n") if run_file.exists() else []
+    store = tracking_store(config.tracking.uri, folder, known[1] if known[1:] else None)
     tracker = Tracker.open(
-        config.tracking.uri or f"sqlite:///{folder.resolve() / 'mlflow.db'}",
+        store,
         config.tracking.experiment,
-        config.output.resolve().name,
-        known,
+        f"base {config.output.resolve().name}",
+        known[0] if known else None,
         folder,
-        artifacts=None if config.tracking.uri else folder.resolve() / "artifacts",
         resolved=settings,
+        data=None if data is None else DataInput.of_folder(data, "train", "training"),
     )
-    if known is None:
-        run_file.write_text(tracker.run_id)
+    if not known:
+        storage.write(run_file, f"{tracker.run_id}\n{store.uri}".encode())
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

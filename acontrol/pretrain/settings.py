@@ -84,9 +84,11 @@ class PretrainTracking(Settings):
     """MLflow."""
 
     uri: str | None = Field(
-        None, description="Tracking server or database; by default an SQLite file next to BASE."
+        None,
+        description="Tracking server or database; by default MLFLOW_TRACKING_URI, else "
+        "runs/mlflow.db.",
     )
-    experiment: str = Field("acontrol-pretrain", min_length=1, description="Experiment name.")
+    experiment: str = Field("acontrol", min_length=1, description="Experiment name.")
 
 
 class PretrainConfig(Settings):

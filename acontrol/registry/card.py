@@ -51,6 +51,11 @@ class ModelCard(Settings):
     commit: Text | None = Field(None, description="Commit of the code that trained it.")
     metrics: dict[Text, float] = Field(description="The run's last value of each metric.")
     licences: list[Text] = Field(description="Notes on licences.")
+    # Models registered before 0.2 have none of these.
+    author: Text | None = Field(None, description="Who trained it.")
+    date: Text | None = Field(None, description="Day of its last step, as 2026-11-28.")
+    counts: dict[Text, int] = Field({}, description='Training images by "product/defect".')
+    evaluation: dict[Text, float] = Field({}, description="Figures of launch.evaluate.")
 
 
 class AdapterFile(Settings):
@@ -74,6 +79,7 @@ class FileSum(Settings):
 class Manifest(Settings):
     """All files of a registered model except the manifest itself."""
 
+    format: Literal["acontrol-model-1"] = "acontrol-model-1"  # None before 0.2.
     files: dict[str, FileSum]
 
 

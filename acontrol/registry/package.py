@@ -51,7 +51,7 @@ def package(folder: Path, adapter: Path, card: ModelCard, grid: Path | None) -> 
     if grid is not None:
         shutil.copyfile(grid, folder / GRID)
     (folder / CARD).write_text(card.model_dump_json(indent=1))
-    (folder / README).write_text(readme(card, has_grid=grid is not None))
+    (folder / README).write_text(readme(card, None if grid is None else GRID), encoding="utf-8")
     example = _example(card)
     (folder / EXAMPLE).write_text(json.dumps(example))
     (folder / SERVING_EXAMPLE).write_text(json.dumps({"dataframe_split": example}))

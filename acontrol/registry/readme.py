@@ -1,8 +1,10 @@
 """The model card as Markdown."""
 
+from collections.abc import Iterable
+
 from acontrol.config import BUILT_IN, THIRD, AdapterCard
 from acontrol.data import builtin
-from acontrol.registry.card import GRID, ModelCard
+from acontrol.registry.card import ModelCard
 
 # Licences of well-known bases; --licence adds the user's own notes.
 KNOWN_LICENCES = {
@@ -16,6 +18,17 @@ DATA = (
     "Training data: its licence holds for the model too; MVTec AD, for one, is CC BY-NC-SA "
     "4.0, not for commercial use."
 )
+INTENDED = (
+    "To draw labelled defects on images of the products below, for training and testing "
+    "inspection models beside real defects."
+)
+LIMITS = (
+    "It imitates the defects below; others, and other products, cameras or lighting, are "
+    "guesses.",
+    "A drawn defect is no proof: judge a detector on real defects, outside the training part.",
+    "Its labels are the masks that it was asked to fill; the gate of launch.generate measures "
+    "whether it did.",
+)
 
 
 def licence_notes(adapter: AdapterCard) -> list[str]:
@@ -25,17 +38,67 @@ def licence_notes(adapter: AdapterCard) -> list[str]:
     return [*notes, DATA]
 
 
-def readme(card: ModelCard, *, has_grid: bool) -> str:
-    """The page README.md."""
+def words_of(card: ModelCard) -> dict[str, str]:
+    """What a model is, in words: tags of its version."""
     adapter = card.adapter
-    rows = [
+    categories, defects = _categories(card), _defects(card)
+    words = {
+        "base": adapter.base.path,
+        "categories": ", ".join(categories),
+        "defects": ", ".join(defects),
+        "training images": str(sum(card.counts.values())) if card.counts else "",
+        "resolution": f"{adapter.resolution} px",
+        "trained by": card.author or "",
+        "trained on": card.date or "",
+    }
+    return {name: value for name, value in words.items() if value}
+
+
+def readme(card: ModelCard, grid: str | None) -> str:
+    """The page.
+
+    Args:
+        card: The model card.
+        grid: Where the page finds the sample grid, if there is one.
+    """
+    adapter = card.adapter
+    lines = [
+        f"# {card.name}",
+        "",
+        "An AnomalyControl adapter: it draws defects from a reference, a text and a mask. "
+        f"Trained by {card.author or 'an unknown user'} "
+        f"{f'on {card.date} ' if card.date else ''}"
+        f"with acontrol {adapter.acontrol_version}, commit {card.commit or 'unknown'}.",
+    ]
+    if grid is not None:
+        lines += ["", f"![Reference, mask and sample]({grid})"]
+    lines += ["", "## Use", "", INTENDED, "", "## Limits", ""]
+    lines += [f"- {limit}" for limit in (*_unseen(adapter), *LIMITS)]
+    lines += [f"- It draws {adapter.resolution} px squares, and was trained on {_seen(card)}."]
+    lines += ["", "## Data", ""]
+    if card.counts:
+        lines += _table(("product", "training images by defect"), _counts(card))
+    else:
+        lines += [f"Products: {', '.join(_categories(card)) or 'not recorded'}."]
+    lines += ["", f"The {_split(adapter)}."]
+    if card.evaluation:
+        lines += ["", "## Evaluation", ""]
+        lines += _table(("measured", "value"), _figures(card.evaluation))
+    lines += ["", "## Training", "", "Last values of the run.", ""]
+    lines += _table(("metric", "value"), _figures(card.metrics))
+    lines += ["", "## Licences", "", *(f"- {note}" for note in card.licences)]
+    lines += ["", "## Details", "", *_table(("", ""), _details(card))]
+    return "\n".join(lines) + "\n"
+
+
+def _details(card: ModelCard) -> list[tuple[str, str]]:
+    adapter = card.adapter
+    return [
         ("Base", _source(adapter.base.path, adapter.base.revision)),
         ("Vision-language model", _source(adapter.base.vlm_path, adapter.base.vlm_revision)),
         ("Base, sha256", adapter.base_digest),
         ("Weights, sha256", card.weights_sha256),
         ("Data, sha256 of the index", adapter.data_digest),
-        ("Split", _split(adapter)),
-        ("Resolution", f"{adapter.resolution} px"),
         ("Steps, seed", f"{adapter.steps}, {adapter.seed}"),
         (
             "ASEA",
@@ -44,44 +107,50 @@ def readme(card: ModelCard, *, has_grid: bool) -> str:
         ),
         ("Gamma", f"{adapter.sga.scale:g}"),
         ("MLflow run", card.run),
-        ("acontrol", f"{adapter.acontrol_version}, commit {card.commit or 'unknown'}"),
     ]
-    lines = [
-        f"# {card.name}",
-        "",
-        "An AnomalyControl adapter: it draws defects from a reference, a text and a mask.",
-        "",
-        *_limits(adapter),
-        "| | |",
-        "| --- | --- |",
-        *(f"| {name} | {value} |" for name, value in rows),
-        "",
-        "## Metrics",
-        "",
-        "Last values of the run.",
-        "",
-        "| metric | value |",
-        "| --- | --- |",
-        *(f"| {name} | {value:.6g} |" for name, value in sorted(card.metrics.items())),
-        "",
-        "## Licences",
-        "",
-        *(f"- {note}" for note in card.licences),
-    ]
-    if has_grid:
-        lines += ["", "## Samples", "", f"![Reference, mask and sample]({GRID})"]
-    return "\n".join(lines) + "\n"
 
 
-def _limits(adapter: AdapterCard) -> list[str]:
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    cells = [head, ("---",) * len(head), *rows]
+    return [f"| {' | '.join(row)} |" for row in cells]
+
+
+def _figures(values: dict[str, float]) -> list[tuple[str, str]]:
+    return [(name, f"{value:.6g}") for name, value in sorted(values.items())]
+
+
+def _counts(card: ModelCard) -> list[tuple[str, str]]:
+    """A row for each product, as "crack 3, stain 2"."""
+    rows: dict[str, list[str]] = {}
+    for name, count in card.counts.items():
+        product, _, defect = name.partition("/")
+        rows.setdefault(product, []).append(f"{defect} {count}")
+    return [(product, ", ".join(defects)) for product, defects in rows.items()]
+
+
+def _categories(card: ModelCard) -> list[str]:
+    if card.counts:
+        return sorted({name.split("/", 1)[0] for name in card.counts})
+    return sorted({name for part in card.adapter.seen for name in part.categories or ()})
+
+
+def _defects(card: ModelCard) -> list[str]:
+    return sorted({name.split("/", 1)[1] for name in card.counts})
+
+
+def _seen(card: ModelCard) -> str:
+    count = sum(card.counts.values())
+    return f"{count} images of defects" if count else "few images of defects"
+
+
+def _unseen(adapter: AdapterCard) -> list[str]:
     """What the built-in base cannot draw; a card knows products by name alone."""
     trained = {name for part in adapter.seen for name in part.categories or ()}
     if adapter.base.path != BUILT_IN or (trained and trained <= {*builtin.CATEGORIES}):
         return []
     return [
         f"**The built-in base has seen drawn {', '.join(builtin.CATEGORIES)} and no other "
-        "product: pictures check the chain; see docs/recipes.md.**",
-        "",
+        "product: pictures check the chain; see docs/recipes.md.**"
     ]
 
 

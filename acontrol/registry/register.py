@@ -1,11 +1,15 @@
 """Register a finished run's adapter as a new version of a model."""
 
+import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlencode, urlparse
 
 import mlflow
 from mlflow.entities import Metric, Run
@@ -13,10 +17,10 @@ from mlflow.exceptions import MlflowException
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
-from acontrol.registry.card import WEIGHTS, AdapterFile, ModelCard, check_model_name
+from acontrol.registry.card import GRID, WEIGHTS, AdapterFile, ModelCard, check_model_name
 from acontrol.registry.model_files import read_json
 from acontrol.registry.package import package
-from acontrol.registry.readme import licence_notes
+from acontrol.registry.readme import licence_notes, readme, words_of
 from acontrol.runs.mlflow_client import (
     BASE_TAG,
     CANDIDATE,
@@ -25,14 +29,19 @@ from acontrol.runs.mlflow_client import (
     WEIGHTS_TAG,
     client_of,
     describe,
+    last_values,
     open_run,
-    own_database,
     reaching,
 )
+from acontrol.runs.origin import COMMIT_TAG
 from acontrol.runs.record import RunRecord
+from acontrol.runs.results import COMMAND_NAME, RUN_NAME
+from acontrol.runs.server import TrackingStore
 from acontrol.runs.storage import sha256
 
-COMMIT_TAG = "mlflow.source.git.commit"
+KEPT = ("mlflow.user", "mlflow.source.name", "command", DATA_TAG)  # Tags of a copied run.
+MAX_DESCRIPTION = 5000  # MLflow's limit.
+ABOUT = "Adapters that draw defects (AnomalyControl); each version has its model card."
 
 
 @dataclass(frozen=True)
@@ -57,11 +66,15 @@ class FinishedRun:
     @property
     def own_uri(self) -> str:
         """MLflow server or database of the run."""
-        return self.record.mlflow_uri or own_database(self.folder)
+        return self.record.uri(self.folder)
 
 
 def register_run(
-    run: Path, name: str, uri: str | None = None, licences: Sequence[str] = ()
+    run: Path,
+    name: str,
+    uri: str | None = None,
+    licences: Sequence[str] = (),
+    evaluations: Sequence[Path] = (),
 ) -> Registered:
     """Register a finished run's adapter, and give it the alias ``candidate``.
 
@@ -73,6 +86,8 @@ def register_run(
         uri: MLflow server or database; by default the run's. Any other gets a copy of the
             run with its settings and last metrics.
         licences: Notes for the card, besides those on known bases.
+        evaluations: Folders of launch.evaluate, whose figures go into the card and to the
+            model's MLflow run, where ``promote`` compares them.
 
     Raises:
         UserError: If the run is unfinished or incomplete, or the server refuses.
@@ -81,6 +96,9 @@ def register_run(
     finished = _read_run(run)
     target = uri or finished.own_uri
     weights = sha256(run / WEIGHTS)
+    figures = {
+        name: value for folder in evaluations for name, value in _measured(folder).items()
+    }
     with reaching(finished.own_uri):
         source = client_of(finished.own_uri)
         original = source.get_run(finished.record.mlflow_run)
@@ -89,6 +107,7 @@ def register_run(
         for version in client.search_model_versions(f"name = '{name}'"):
             if version.tags.get(WEIGHTS_TAG) == weights:
                 client.set_registered_model_alias(name, CANDIDATE, version.version)
+                _log_figures(client, version.run_id, figures)
                 return Registered(name, str(version.version), target, is_new=False)
     with tempfile.TemporaryDirectory(prefix="acontrol-register-") as scratch:
         model = Path(scratch, "model")
@@ -106,9 +125,14 @@ def register_run(
                 commit=original.data.tags.get(COMMIT_TAG),
                 metrics=_metrics_of(original),
                 licences=[*licences, *licence_notes(finished.adapter.card)],
+                author=original.data.tags.get("mlflow.user"),
+                date=_day_of(original),
+                counts=_counts_of(original),
+                evaluation=figures,
             )
+            _log_figures(client, card.run, figures)
             manifest = package(model, run / "adapter", card, grid)
-            number = _create(client, mlflow_run, model, manifest, card)
+            number = _create(client, target, mlflow_run, model, manifest, card)
     return Registered(name, number, target, is_new=True)
 
 
@@ -142,6 +166,53 @@ def _metrics_of(run: Run) -> dict[str, float]:
     }
 
 
+def _fitting(page: str) -> str:
+    """As many whole lines as MLflow takes."""
+    return page if len(page) <= MAX_DESCRIPTION else page[:MAX_DESCRIPTION].rpartition("\n")[0]
+
+
+def _measured(folder: Path) -> dict[str, float]:
+    """The figures of a folder of launch.evaluate, as COMMAND/FIGURE.
+
+    Raises:
+        UserError: If it is none, or not finished.
+    """
+    try:
+        command = (folder / COMMAND_NAME).read_text().strip()
+        uri, run_id = (folder / RUN_NAME).read_text().split("\n")
+    except (OSError, ValueError):
+        raise UserError(f"--evaluation {folder}: not a folder of launch.evaluate") from None
+    with reaching(uri):
+        values = last_values(uri, run_id)
+    if not values:
+        raise UserError(f"--evaluation {folder}: has no figures; finish its launch.evaluate")
+    return {f"{command}/{name}": value for name, value in values.items()}
+
+
+def _log_figures(
+    client: mlflow.MlflowClient, run_id: str, figures: Mapping[str, float]
+) -> None:
+    now = int(time.time() * 1000)
+    if figures:
+        metrics = [Metric(name, value, now, 0) for name, value in figures.items()]
+        client.log_batch(run_id, metrics=metrics)
+
+
+def _day_of(run: Run) -> str | None:
+    """The day on which a run ended."""
+    if not run.info.end_time:
+        return None
+    return datetime.fromtimestamp(run.info.end_time / 1000, UTC).date().isoformat()
+
+
+def _counts_of(run: Run) -> dict[str, int]:
+    """Training images by product and defect, as the run's data set says; empty if unknown."""
+    for entry in run.inputs.dataset_inputs if run.inputs else []:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            return dict(json.loads(entry.dataset.profile)["counts"])
+    return {}
+
+
 def _last_grid(client: mlflow.MlflowClient, run: Run, scratch: Path) -> Path | None:
     """Download the newest grid, which MLflow names samples%step%<n>%...png."""
     steps = {}
@@ -161,12 +232,15 @@ def _last_grid(client: mlflow.MlflowClient, run: Run, scratch: Path) -> Path | N
 def _copy(finished: FinishedRun, original: Run, uri: str) -> Run:
     """Create a run with the settings and last metrics of one on another server."""
     tracking = finished.config.tracking
-    run_id = open_run(uri, tracking.experiment, original.info.run_name)
+    run_id = open_run(TrackingStore(uri), tracking.experiment, original.info.run_name)
     client = mlflow.MlflowClient(tracking_uri=uri)
     client.set_tag(run_id, "copied_from", original.info.run_id)
     describe(client, run_id, json.loads(finished.config.model_dump_json()))
-    if commit := original.data.tags.get(COMMIT_TAG):
-        client.set_tag(run_id, COMMIT_TAG, commit)
+    for tag in (COMMIT_TAG, *KEPT):
+        if value := original.data.tags.get(tag):
+            client.set_tag(run_id, tag, value)
+    if original.inputs and original.inputs.dataset_inputs:
+        client.log_inputs(run_id, original.inputs.dataset_inputs)
     end, step = original.info.end_time or 0, finished.adapter.card.steps
     client.log_batch(
         run_id,
@@ -180,6 +254,7 @@ def _copy(finished: FinishedRun, original: Run, uri: str) -> Run:
 
 def _create(
     client: mlflow.MlflowClient,
+    uri: str,
     run: Run,
     folder: Path,
     manifest: str,
@@ -189,8 +264,14 @@ def _create(
     # Named by its contents: never overwrites the files of another version.
     path = f"{card.name}-{manifest[:12]}"
     client.log_artifacts(run.info.run_id, str(folder), path)
+    shown = None
+    if (folder / GRID).exists():
+        # Of MLflow's own server: it shows no embedded pictures, nor files by their names.
+        query = urlencode({"path": f"{path}/{GRID}", "run_uuid": run.info.run_id})
+        prefix = urlparse(uri).path.rstrip("/") if uri.startswith("http") else ""
+        shown = f"{prefix}/get-artifact?{query}"
     try:
-        client.create_registered_model(card.name)
+        client.create_registered_model(card.name, description=ABOUT)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -199,12 +280,13 @@ def _create(
         f"{run.info.artifact_uri}/{path}",
         run_id=run.info.run_id,
         tags={
+            **words_of(card),
             MANIFEST_TAG: manifest,
             WEIGHTS_TAG: card.weights_sha256,
             DATA_TAG: card.adapter.data_digest,
             BASE_TAG: card.adapter.base_digest,
         },
-        description=(folder / "README.md").read_text()[:5000],
+        description=_fitting(readme(card, shown)),
     ).version
     client.set_registered_model_alias(card.name, CANDIDATE, version)
     return str(version)

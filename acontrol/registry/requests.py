@@ -22,6 +22,7 @@ MAX_ROWS = 8
 MAX_BASE64 = 8 * 2**20  # characters of one image
 MAX_PIXELS = 4096 * 4096
 MAX_TEXT = 500
+FORMATS = ("PNG", "JPEG")
 TEXTS = ("prompt", "reference_phrase")
 IMAGES = ("reference_image", "reference_mask", "image", "mask_image")
 COLUMNS = (*TEXTS, *IMAGES, "seed")
@@ -114,7 +115,7 @@ def _row(row: Mapping[str, Any]) -> ServedRequest:
 
 def _image(name: str, value: Any) -> Image.Image:
     if not isinstance(value, str):
-        raise ValueError(f"{name}: need a PNG in base64")
+        raise ValueError(f"{name}: need a PNG or JPEG in base64")
     if len(value) > MAX_BASE64:
         raise ValueError(f"{name}: at most {MAX_BASE64} characters, got {len(value)}")
     try:
@@ -123,7 +124,7 @@ def _image(name: str, value: Any) -> Image.Image:
         raise ValueError(f"{name}: is not base64") from None
     try:
         # Only the header so far: a small file can claim any size.
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as opened:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise OverflowError(f"{opened.width} x {opened.height}")
             opened.load()
@@ -136,4 +137,4 @@ def _image(name: str, value: Any) -> Image.Image:
         raise ValueError(f"{name}: more than {MAX_PIXELS} pixels ({big})") from None
     except Exception as error:  # Damaged files raise many kinds.
         reason = one_line(error, 100).partition(" <")[0]
-        raise ValueError(f"{name}: is not a readable PNG ({reason})") from None
+        raise ValueError(f"{name}: is not a readable PNG or JPEG ({reason})") from None

@@ -15,6 +15,7 @@ import acontrol
 from acontrol.config import ClusterConfig
 from acontrol.errors import UserError
 from acontrol.progress import waiting
+from acontrol.runs.origin import origin_environment
 from acontrol.runs.paths import in_ray_job
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def worker_resources(cluster: ClusterConfig, on_gpus: bool) -> dict[str, float]:
 def worker_environment(on_gpus: bool) -> dict[str, str]:
     """Environment variables of the workers."""
     environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    environment |= origin_environment()
     if not on_gpus:
         environment["DS_ACCELERATOR"] = "cpu"
     return environment

@@ -1,9 +1,10 @@
 """The lock on a run's folder: one launch at a time."""
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from acontrol.errors import UserError
 from acontrol.runs.storage import StoragePath
@@ -25,12 +26,15 @@ def only_launch(run: StoragePath) -> Iterator[None]:
         yield
         return
     run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{run}: another launch is running there") from None
+    lock = FileLock(run / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{run}: another launch is running there") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def refuse_if_locked(run: Path) -> None:
@@ -42,3 +46,11 @@ def refuse_if_locked(run: Path) -> None:
     if (run / LOCK).exists():
         with only_launch(run):
             pass
+
+
+@contextlib.contextmanager
+def waiting(file: Path) -> Iterator[None]:
+    """Wait until no other process is in a block for this file; creates its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}{LOCK}")):
+        yield

@@ -1,20 +1,18 @@
-"""MLflow: which server, opening a run, its settings and versions, its errors in one line."""
+"""MLflow: opening a run, its settings, data and versions, its errors in one line."""
 
 import contextlib
+import json
 import logging
 import os
 import platform
-import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import (
@@ -22,13 +20,15 @@ from mlflow.protos.databricks_pb2 import (
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import SQLAlchemyError
 
 from acontrol._version import __version__
-from acontrol.config import RunConfig
 from acontrol.errors import UserError, nearest
-from acontrol.runs.storage import StoragePath
+from acontrol.runs.inputs import DataInput
+from acontrol.runs.lock import waiting
+from acontrol.runs.origin import origin_tags
+from acontrol.runs.server import TrackingStore, database_file, without_password
 
 log = logging.getLogger(__name__)
 # By default a server that hangs becomes an error only after a quarter of an hour.
@@ -39,32 +39,11 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 VERSIONS = ("torch", "deepspeed", "ray", "diffusers", "transformers", "mlflow")
-
-
-def named_uri(config: RunConfig) -> str | None:
-    """The server or database named by the config or the environment, if any."""
-    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-
-
-def tracking_uri(config: RunConfig, run: StoragePath) -> str:
-    """The named server or database, else one in the run's folder.
-
-    Raises:
-        UserError: If none is named and the run is in an object store, which cannot hold one.
-    """
-    if named := named_uri(config):
-        return named
-    if not isinstance(run, Path):
-        raise UserError(
-            f"--output {run}: MLflow's database cannot be there; name a server with "
-            "--tracking.uri or MLFLOW_TRACKING_URI"
-        )
-    return own_database(run)
-
-
-def own_database(run: Path) -> str:
-    """The database of a run that names no server."""
-    return f"sqlite:///{run.resolve() / 'mlflow.db'}"
+CANDIDATE, CHAMPION = "candidate", "champion"
+SHOWN_DIGEST = 12  # Characters beside a data set's name; a tag has it whole.
+# Tags of a model version; of a run too, what it read.
+MANIFEST_TAG, WEIGHTS_TAG = "manifest_sha256", "weights_sha256"
+DATA_TAG, BASE_TAG = "data_digest", "base_digest"
 
 
 def where_to_look(uri: str, experiment_id: str | None) -> str:
@@ -83,27 +62,23 @@ def where_to_look(uri: str, experiment_id: str | None) -> str:
 
 
 def open_run(
-    uri: str,
-    experiment: str,
-    run_name: str,
-    *,
-    artifacts: Path | None = None,
-    parent: str | None = None,
+    store: TrackingStore, experiment: str, run_name: str, *, parent: str | None = None
 ) -> str:
     """Create an MLflow run; returns its id.
 
     Args:
-        uri: Tracking server or database.
+        store: Tracking server or database.
         experiment: Name of the experiment; created if new.
         run_name: Name of the run.
-        artifacts: Where a new experiment stores its files, for a local database.
         parent: Id of the parent run. Names are unique under it, so a launch that was killed
             before it recorded its run's id finds the run again.
 
     Raises:
         UserError: If the tracking server cannot be reached or refuses.
     """
-    with reaching(uri):
+    uri, file = store.uri, database_file(store.uri)
+    # Two launches may not create one database at once.
+    with waiting(file) if file else contextlib.nullcontext(), reaching(uri):
         client = mlflow.MlflowClient(tracking_uri=uri)
         existing = client.get_experiment_by_name(experiment)
         if existing is not None and existing.lifecycle_stage == "deleted":
@@ -115,10 +90,9 @@ def open_run(
         if existing is not None:
             experiment_id = existing.experiment_id
         else:
-            experiment_id = client.create_experiment(
-                experiment, artifact_location=artifacts.as_uri() if artifacts else None
-            )
-        tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+            place = store.artifacts.as_uri() if store.artifacts else None
+            experiment_id = client.create_experiment(experiment, artifact_location=place)
+        tags = origin_tags() | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
         if parent and (before := _nested(client, experiment_id, parent, run_name)):
             client.update_run(before, status="RUNNING")
             return before
@@ -134,7 +108,7 @@ def close_nested(
     If MLflow cannot be reached, a warning is logged and the status is lost.
     """
     try:
-        run_id = open_run(uri, experiment, run_name, parent=parent)
+        run_id = open_run(TrackingStore(uri), experiment, run_name, parent=parent)
         client = mlflow.MlflowClient(tracking_uri=uri)
         for name, value in tags.items():
             client.set_tag(run_id, name, value)
@@ -144,7 +118,7 @@ def close_nested(
 
 
 def describe(client: mlflow.MlflowClient, run_id: str, resolved: Mapping[str, Any]) -> None:
-    """Log settings, versions and the code's commit."""
+    """Log settings and versions."""
     params = [
         Param(f"{group}.{name}" if name else group, str(value))
         for group, settings in resolved.items()
@@ -155,8 +129,6 @@ def describe(client: mlflow.MlflowClient, run_id: str, resolved: Mapping[str, An
     tags = [RunTag(f"version.{name}", version(name)) for name in VERSIONS]
     tags.append(RunTag("version.acontrol", __version__))
     tags.append(RunTag("version.python", platform.python_version()))
-    if commit := git_commit():
-        tags.append(RunTag("mlflow.source.git.commit", commit))
     client.log_batch(run_id, params=params, tags=tags)
     try:
         client.log_dict(run_id, dict(resolved), "config.json")
@@ -167,6 +139,21 @@ def describe(client: mlflow.MlflowClient, run_id: str, resolved: Mapping[str, An
             f"be written from here ({error.strerror or error}): start the server with "
             "--serve-artifacts, or name an experiment whose place all machines reach"
         ) from error
+
+
+def log_data(client: mlflow.MlflowClient, run_id: str, data: DataInput) -> None:
+    """Log the data set as the run's input; the whole digest is a tag."""
+    profile = {"num_rows": sum(data.counts.values()), "counts": data.counts}
+    dataset = Dataset(
+        name=data.name,
+        digest=data.digest[:SHOWN_DIGEST],
+        source_type="local" if "://" not in data.source else data.source.partition(":")[0],
+        source=json.dumps({"uri": data.source}),
+        profile=json.dumps(profile),
+    )
+    tags = [InputTag(MLFLOW_DATASET_CONTEXT, data.context)]
+    client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+    client.set_tag(run_id, DATA_TAG, data.digest)
 
 
 def last_values(uri: str, run_id: str) -> dict[str, float]:
@@ -208,11 +195,6 @@ def reaching(uri: str) -> Iterator[None]:
         raise UserError(without_password(message)[:400]) from error
 
 
-def without_password(text: str) -> str:
-    """Text to be shown, without the passwords of the URIs in it."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
-
-
 def _nested(
     client: mlflow.MlflowClient, experiment_id: str, parent: str, run_name: str
 ) -> str | None:
@@ -222,44 +204,6 @@ def _nested(
         if run.info.run_name == run_name:
             return str(run.info.run_id)
     return None
-
-
-def git_commit() -> str | None:
-    """The code's commit: ACONTROL_COMMIT, else that of this file's checkout."""
-    if commit := os.environ.get("ACONTROL_COMMIT"):
-        return commit
-    try:
-        result = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
-
-
-CANDIDATE, CHAMPION = "candidate", "champion"
-# Tags of a model version.
-MANIFEST_TAG, WEIGHTS_TAG = "manifest_sha256", "weights_sha256"
-DATA_TAG, BASE_TAG = "data_digest", "base_digest"
-
-
-def server_uri(option: str | None) -> str:
-    """The server or database named by an option or the environment.
-
-    Raises:
-        UserError: If neither names one.
-    """
-    uri = option or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        raise UserError(
-            "name the MLflow server or database with --tracking.uri or MLFLOW_TRACKING_URI "
-            "(a run without one keeps its own: sqlite:///RUN/mlflow.db)"
-        )
-    return uri
 
 
 def client_of(uri: str) -> mlflow.MlflowClient:

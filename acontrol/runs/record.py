@@ -1,11 +1,13 @@
 """A launch: what the driver passes to its workers, and RUN/run.json."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from acontrol.config import RunConfig, Settings
 from acontrol.runs import storage
+from acontrol.runs.server import own_database
 from acontrol.runs.storage import StoragePath
 
 
@@ -43,13 +45,23 @@ class RunRecord(Settings):
     Attributes:
         launch: Name of the last launch's folder.
         mlflow_run: Id of the MLflow run.
-        mlflow_uri: The named server or database; null for the run's own database, so that a
-            run's folder can be moved.
+        mlflow_uri: The server or database; null for one inside the run's folder, as versions
+            before 0.2 made it, so that the folder can be moved.
     """
 
     launch: str
     mlflow_run: str
     mlflow_uri: str | None
+
+    @classmethod
+    def of(cls, run: StoragePath, launch: str, mlflow_run: str, uri: str) -> "RunRecord":
+        """The record of a launch that logs to ``uri``."""
+        own = isinstance(run, Path) and uri == own_database(run)
+        return cls(launch=launch, mlflow_run=mlflow_run, mlflow_uri=None if own else uri)
+
+    def uri(self, run: StoragePath) -> str:
+        """The server or database."""
+        return self.mlflow_uri or own_database(Path(str(run)))
 
     @classmethod
     def read(cls, run: StoragePath) -> "RunRecord | None":

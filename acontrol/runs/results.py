@@ -1,7 +1,6 @@
 """MLflow for launch.evaluate: one run per folder of results."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,22 +8,27 @@ from typing import Any
 from acontrol.config import TrackingConfig
 from acontrol.errors import UserError
 from acontrol.runs import storage
+from acontrol.runs.inputs import DataInput
 from acontrol.runs.lock import only_launch
-from acontrol.runs.mlflow_client import describe, own_database
+from acontrol.runs.mlflow_client import describe
+from acontrol.runs.server import tracking_store
 from acontrol.runs.tracking import Tracker
 
 RUN_NAME = "mlflow_run.txt"
-_COMMAND_NAME = "command.txt"
+COMMAND_NAME = "command.txt"
 
 
 @contextlib.contextmanager
-def results_in(out: Path, command: str, tracking: TrackingConfig) -> Iterator[Tracker]:
+def results_in(
+    out: Path, command: str, tracking: TrackingConfig, data: DataInput
+) -> Iterator[Tracker]:
     """Lock a folder of results and open its MLflow run.
 
     Args:
         out: The folder; created if new.
         command: The sub-command; a folder belongs to one.
         tracking: MLflow settings.
+        data: What is measured on.
 
     Raises:
         UserError: If it is not a folder, belongs to another command or is in use, or if the
@@ -32,36 +36,40 @@ def results_in(out: Path, command: str, tracking: TrackingConfig) -> Iterator[Tr
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: not a folder")
-    mark = out / _COMMAND_NAME
+    mark = out / COMMAND_NAME
     if mark.is_file() and (other := mark.read_text().strip()) != command:
         raise UserError(
             f"--out {out}: holds the results of launch.evaluate {other}; name another folder"
         )
     with only_launch(out):
         storage.write(mark, f"{command}\n".encode())
-        yield open_run(out, tracking)
+        yield open_run(out, tracking, command, data)
 
 
-def open_run(out: Path, tracking: TrackingConfig) -> Tracker:
+def open_run(
+    out: Path,
+    tracking: TrackingConfig,
+    command: str = "evaluation",
+    data: DataInput | None = None,
+) -> Tracker:
     """Open the folder's run, creating it if new.
 
     Raises:
         UserError: If the tracking server cannot be reached or refuses.
     """
-    server = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    uri = server or own_database(out)
     record = out / RUN_NAME
     before = record.read_text().split("\n") if record.is_file() else []
+    store = tracking_store(tracking.uri, out, before[0] if before else None)
     tracker = Tracker.open(
-        uri,
+        store,
         tracking.experiment,
-        tracking.run_name or out.name,
-        before[1] if before[:1] == [uri] else None,
+        tracking.run_name or f"{command} {out.name}",
+        before[1] if before[:1] == [store.uri] else None,
         out,
-        artifacts=None if server else out / "artifacts",
         parent=tracking.parent_run,
+        data=data,
     )
-    storage.write(record, f"{uri}\n{tracker.run_id}".encode())
+    storage.write(record, f"{store.uri}\n{tracker.run_id}".encode())
     return tracker
 
 

@@ -20,7 +20,7 @@ from acontrol.errors import UserError, naming, one_line
 
 StoragePath = Path | UPath
 # Errors of a full disk or an exhausted quota.
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota's.
 
 
 def storage_path(uri: str | os.PathLike[str]) -> StoragePath:
@@ -164,6 +164,8 @@ def for_ray(folder: StoragePath) -> tuple[str, Any]:
 
 def _sync(path: Path) -> None:
     """Have the disk hold a file, or the renames in a folder."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folder, and needs none synced.
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

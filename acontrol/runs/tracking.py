@@ -26,18 +26,19 @@ from PIL import Image
 from acontrol.config import RunConfig
 from acontrol.errors import one_line
 from acontrol.runs import storage
+from acontrol.runs.inputs import DataInput
 from acontrol.runs.mlflow_client import (
     describe,
     is_refusal,
     last_steps,
-    named_uri,
+    log_data,
     open_run,
     reaching,
-    tracking_uri,
     where_to_look,
-    without_password,
 )
 from acontrol.runs.outbox import Event, EventQueue, RefusedError, Uploader
+from acontrol.runs.record import RunRecord
+from acontrol.runs.server import TrackingStore, tracking_store, without_password
 from acontrol.runs.storage import StoragePath
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,12 @@ FIRST_NAMES = (
     "learning_rate",
     "validation_loss",
 )  # Each identifies the metrics logged with it.
+
+
+def store_of(config: RunConfig, run: StoragePath) -> TrackingStore:
+    """The store of a training run: named, or the one that it logged to before."""
+    before = RunRecord.read(run)
+    return tracking_store(config.tracking.uri, run, before.mlflow_uri if before else None)
 
 
 class Tracker:
@@ -85,65 +92,75 @@ class Tracker:
         self._uploader = Uploader([*(before if adopt else []), self._queue], self._deliver)
 
     @classmethod
-    def start(cls, config: RunConfig, run: StoragePath, known: str | None) -> "Tracker":
-        """Open the run's MLflow run. A new one gets config, versions and commit.
+    def start(
+        cls,
+        config: RunConfig,
+        run: StoragePath,
+        known: str | None,
+        data: DataInput | None = None,
+    ) -> "Tracker":
+        """Open the run's MLflow run. A new one gets config, data, versions and origin.
 
         Args:
             config: The resolved config.
             run: The run's folder.
             known: Id of an earlier launch's MLflow run; MLflow is then not contacted.
+            data: What it trains on.
 
         Raises:
             UserError: If the tracking server cannot be reached or refuses.
         """
         return cls.open(
-            tracking_uri(config, run),
+            store_of(config, run),
             config.tracking.experiment,
-            config.tracking.run_name or run.name,
+            config.tracking.run_name or f"train {run.name}",
             known,
             run,
-            artifacts=None if named_uri(config) else Path(str(run)).resolve() / "artifacts",
             parent=config.tracking.parent_run,
             resolved=json.loads(config.model_dump_json()),
+            data=data,
             wait_s=config.tracking.wait_s,
         )
 
     @classmethod
     def open(
         cls,
-        uri: str,
+        store: TrackingStore,
         experiment: str,
         run_name: str,
         known: str | None,
         folder: StoragePath,
         *,
-        artifacts: Path | None = None,
         parent: str | None = None,
         resolved: Mapping[str, Any] | None = None,
+        data: DataInput | None = None,
         wait_s: float = 60.0,
     ) -> "Tracker":
         """Open an MLflow run by its id, or create one as ``open_run`` does.
 
         Args:
-            uri: Tracking server or database.
+            store: Tracking server or database.
             experiment: Name of the experiment; created if new.
             run_name: Name of a new run.
             known: Id of an earlier run to continue; MLflow is then not contacted.
             folder: Where events are queued.
-            artifacts: Where a new experiment stores its files, for a local database.
             parent: Id of the parent run.
             resolved: Settings to log with a new run.
+            data: Data set to log with a new run.
             wait_s: How long ``finish`` waits for MLflow.
 
         Raises:
             UserError: If the tracking server cannot be reached or refuses.
         """
+        uri = store.uri
         with reaching(uri):
             if known is None:
-                run_id = open_run(uri, experiment, run_name, artifacts=artifacts, parent=parent)
+                run_id = open_run(store, experiment, run_name, parent=parent)
                 client = mlflow.MlflowClient(tracking_uri=uri)
                 if resolved is not None:
                     describe(client, run_id, resolved)
+                if data is not None:
+                    log_data(client, run_id, data)
                 tracker = cls(uri, run_id, folder, adopt=True, wait_s=wait_s)
                 experiment_id = client.get_run(run_id).info.experiment_id
                 storage.write(tracker._experiment_file, experiment_id.encode())

@@ -12,7 +12,7 @@ Without a manifest it is not a checkpoint. Nothing in a checkpoint is pickled.
 import hashlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError
 from safetensors.torch import load, save
@@ -52,6 +52,7 @@ class Manifest(Settings):
 class TrainState(Settings):
     """Progress of a run. Draws are keyed by position, so no generator state is saved."""
 
+    format: Literal["acontrol-checkpoint-1"] = "acontrol-checkpoint-1"  # None before 0.2.
     step: int = Field(ge=0, description="Optimizer steps taken.")
     position: int = Field(ge=0, description="Samples consumed from the stream.")
     data_digest: str

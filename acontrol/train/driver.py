@@ -6,7 +6,8 @@ RUN/
   adapter/         the newest exported adapter, for launch.generate
   events/          events for MLflow, sent or queued
   launches/*/      one folder per launch: Ray's own files and the checkpoints
-  mlflow.db        MLflow, unless a server was named; with artifacts/
+
+MLflow's database is not in it, but shared: acontrol/runs/server.py.
 """
 
 import secrets
@@ -22,7 +23,7 @@ from acontrol.errors import UserError
 from acontrol.networks import locate
 from acontrol.runs import storage
 from acontrol.runs.cluster import joined_cluster
-from acontrol.runs.mlflow_client import named_uri
+from acontrol.runs.inputs import DataInput
 from acontrol.runs.record import Launch, RunRecord
 from acontrol.runs.storage import StoragePath
 from acontrol.runs.tracking import Tracker
@@ -68,7 +69,9 @@ def run_training(
         if checkpoint is not None:
             line = f"Continuing from step {checkpoint.state.step} ({checkpoint.path})"
             print(line, flush=True)
-        tracker = Tracker.start(config, run, plan.mlflow_run)
+        shards = config.data.shards or ""
+        data = DataInput.of_shards(plan.reader.index, shards)
+        tracker = Tracker.start(config, run, plan.mlflow_run, data)
         if checkpoint is not None:
             tracker.event(line)
         if checkpoint is not None and checkpoint.state.step >= config.optim.steps:
@@ -98,7 +101,7 @@ def _train(
         print(f"Features: computed online, since {plan.online_reason}", flush=True)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     folder = run / LAUNCHES / name
-    RunRecord(launch=name, mlflow_run=tracker.run_id, mlflow_uri=named_uri(config)).write(run)
+    RunRecord.of(run, name, tracker.run_id, tracker.uri).write(run)
     storage.write(run / "config.json", config.model_dump_json(indent=1).encode())
     launch = Launch(
         config,

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
 from acontrol.runs.guard import changes, refuse
-from acontrol.runs.mlflow_client import named_uri
 from acontrol.runs.record import RunRecord
+from acontrol.runs.server import tracking_store
 from acontrol.runs.storage import StoragePath
 from acontrol.train.checkpoint import Checkpoint, newest_checkpoint
 
@@ -41,7 +41,9 @@ def known_mlflow_run(
 ) -> str | None:
     """The last launch's MLflow run, unless the settings or the server have changed."""
     record = RunRecord.read(run)
-    if record is None or record.mlflow_uri != named_uri(config):
+    if record is None:
+        return None
+    if tracking_store(config.tracking.uri, run, record.mlflow_uri).uri != record.uri(run):
         return None
     if checkpoint is None:  # Then nobody has compared the settings yet.
         try:

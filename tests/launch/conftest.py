@@ -8,7 +8,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from acontrol.config import ClusterConfig
 from acontrol.data.builtin import write_dataset
 from acontrol.runs.cluster import joined_cluster
-from acontrol.runs.mlflow_client import own_database
+from acontrol.runs.server import own_database
 from launch import shard
 from tests.launch import commands
 from tests.launch.runs import TRACED, losses_both_ways, options, precompute_options

@@ -11,6 +11,8 @@ from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.load import load_base
 from acontrol.networks.locate import digest
+from acontrol.runs.record import RunRecord
+from acontrol.runs.server import database_file
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import StepReport, train
 
@@ -35,10 +37,16 @@ def precompute_options(shards: Path, features: Path) -> list[object]:
 
 def values_of(run: Path, name: str) -> list[tuple[int, float]]:
     """Every value of a metric that MLflow holds, in order."""
-    database = sqlite3.connect(run / "mlflow.db")
+    record = RunRecord.read(run)
+    if record is None:
+        return []
+    database = sqlite3.connect(database_file(record.uri(run)))
     try:
-        query = "select step, value from metrics where key = ? order by step, timestamp"
-        return database.execute(query, [name]).fetchall()
+        query = (
+            "select step, value from metrics where key = ? and run_uuid = ? "
+            "order by step, timestamp"
+        )
+        return database.execute(query, [name, record.mlflow_run]).fetchall()
     finally:
         database.close()
 

@@ -3,6 +3,7 @@
 import configparser
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from acontrol import __version__
+from acontrol import __main__, __version__
 from launch import cli
 from tests.launch.commands import ROOT
 
@@ -30,7 +31,29 @@ def test_the_script_is_declared() -> None:
     name, target = setup["options.entry_points"]["console_scripts"].strip().split(" = ")
     module, _, function = target.partition(":")
     assert name == "acontrol"
-    assert getattr(importlib.import_module(module), function) is cli.main
+    assert getattr(importlib.import_module(module), function) is __main__.main
+
+
+def test_it_works_beside_another_package_called_launch(tmp_path: Path) -> None:
+    """As ROS 2's, which its set-up puts ahead of everything in PYTHONPATH."""
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "__init__.py").write_text("raise ImportError('another launch')\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    for args, words in (
+        (["--version"], f"acontrol {__version__}\n"),
+        (["promote", "--help"], "usage: acontrol promote"),
+        (["search", "--help"], "usage: acontrol search"),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-m", "acontrol", *args],
+            env={**os.environ, "PYTHONPATH": path},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.startswith(words)
 
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])

@@ -19,12 +19,13 @@ from acontrol.method.sga import SemanticAdapter
 from acontrol.networks import locate
 from acontrol.networks.load import BaseModels
 from acontrol.presets import preset
-from acontrol.runs.mlflow_client import named_uri
+from acontrol.runs.inputs import DataInput
 from acontrol.runs.record import RunRecord
 from acontrol.runs.tracking import Tracker
 from tests.launch.commands import kill_with_children
 
 STEPS = 10
+COUNTS = {"wood/crack": 3, "wood/stain": 2}
 BIN = Path(sys.executable).parent
 
 
@@ -129,14 +130,15 @@ def run_maker(home: Path, base: BaseModels) -> Callable[..., Path]:
         torch.nn.init.normal_(made.proj.weight, std=0.3)
         made.save_pretrained(run / "adapter")
         (run / "config.json").write_text(config.model_dump_json())
-        tracker = Tracker.start(config, run, None)
+        data = DataInput(
+            "wood (train)", data_digest, "/data/shards", COUNTS, context="training"
+        )
+        tracker = Tracker.start(config, run, None, data)
         for step in (STEPS // 2, STEPS):
             tracker.log_metrics(metrics or {"validation_loss": 1 / step}, step)
             tracker.log_image(Image.new("RGB", (8, 8), (step, 0, 0)), "samples", step)
         tracker.finish("FINISHED")
-        RunRecord(launch="a", mlflow_run=tracker.run_id, mlflow_uri=named_uri(config)).write(
-            run
-        )
+        RunRecord.of(run, "a", tracker.run_id, tracker.uri).write(run)
         return run
 
     return make

@@ -1,18 +1,26 @@
 """Register, promote, pull, generate: against a real MLflow server."""
 
+import getpass
 import io
 import json
+import re
+import shlex
+import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
 import pytest
 from PIL import Image
 
+from acontrol.config import TrackingConfig
 from acontrol.errors import UserError
 from acontrol.registry.promote import promote
 from acontrol.registry.pull import pull
 from acontrol.registry.register import register_run
+from acontrol.runs.inputs import DataInput
+from acontrol.runs.results import log, results_in
 from launch import generate, register, train
 from launch import promote as promote_command
 from launch import pull as pull_command
@@ -58,7 +66,12 @@ def test_from_a_run_to_a_pulled_champion_every_byte_is_kept(
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         assert (out / name).read_bytes() == (run / "adapter" / name).read_bytes()
     page = (out / "README.md").read_text()
-    for words in ("Data: ours alone.", "Apache-2.0", "1" * 64, "validation_loss | 0.1 |"):
+    for words in (
+        *("Data: ours alone.", "Apache-2.0", "1" * 64, "validation_loss | 0.1 |"),
+        *("| wood | crack 3, stain 2 |", "## Limits", "trained on 5 images of defects"),
+        f"Trained by {getpass.getuser()} on {datetime.now(UTC).date()} with acontrol",
+        "](samples.png)",
+    ):
         assert words in page
     # The last step's grid, not another one.
     assert Image.open(io.BytesIO((out / "samples.png").read_bytes())).getpixel((0, 0)) == (
@@ -109,6 +122,12 @@ def test_a_registered_model_is_data(server: str, finished_run: Callable[..., Pat
         "serving_input_example.json",
     ]
     assert version.tags["data_digest"] == "1" * 64
+    words = {"categories": "wood", "defects": "crack, stain", "training images": "5"}
+    assert words.items() <= version.tags.items()
+    # The picture is where a browser at the server finds it.
+    (link,) = re.findall(r"\((/get-artifact[^)]*)\)", version.description)
+    with urllib.request.urlopen(server + link, timeout=60) as answer:
+        assert Image.open(io.BytesIO(answer.read())).getpixel((0, 0)) == (10, 0, 0)
 
 
 def test_the_same_weights_are_registered_once(
@@ -129,13 +148,66 @@ def test_a_run_of_another_server_is_copied(server: str, own_run: Path, tmp_path:
     copy = client.get_run(version.run_id)
     assert copy.data.metrics == {"validation_loss": 0.1}
     assert copy.data.params["optim.steps"] == "10"
+    original = mlflow.MlflowClient(f"sqlite:///{own_run.parent}/mlflow.db").get_run(
+        json.loads((own_run / "run.json").read_text())["mlflow_run"]
+    )
+    assert copy.data.tags["mlflow.user"] == original.data.tags["mlflow.user"]
+    assert copy.inputs.to_dictionary() == original.inputs.to_dictionary()
     assert pull("models:/copied/1", tmp_path / "out", server).metrics == copy.data.metrics
 
 
 def test_a_run_registers_where_it_is(own_run: Path, tmp_path: Path) -> None:
     done = register_run(own_run, "own")
-    assert done.uri == f"sqlite:///{own_run}/mlflow.db"
+    assert done.uri == f"sqlite:///{own_run.parent}/mlflow.db"
     assert pull("models:/own@candidate", tmp_path / "out", done.uri).name == "own"
+
+
+def test_the_next_command_works_as_printed(
+    own_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def printed_promotion() -> list[str]:
+        register.run([str(own_run), "printed"])
+        lines = capsys.readouterr().out.splitlines()
+        (line,) = [line for line in lines if line.startswith("Make it the champion:")]
+        assert "launch.promote" in line
+        return shlex.split(line.partition("launch.promote")[2])
+
+    args = printed_promotion()
+    assert args[1] == "--tracking.uri"
+    promote_command.run(args)
+    assert "Champion: models:/printed@champion" in capsys.readouterr().out
+    # Where the database is the folder's own, nothing need be named.
+    (tmp_path / "runs").symlink_to(own_run.parent)
+    assert printed_promotion() == ["printed"]
+    promote_command.run(["printed"])
+    assert "already the champion" in capsys.readouterr().out
+
+
+def test_figures_of_an_evaluation_are_in_the_card_and_decide(
+    own_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "judged"
+    data = DataInput("wood (test)", "2" * 64, "/data", {}, context="evaluation")
+    with results_in(out, "quality", TrackingConfig(), data) as tracker:
+        log(tracker, {"a": 1}, {"ours/KID": 0.25}, [])
+    done = register_run(own_run, "judged", evaluations=[out])
+    card = pull("models:/judged@candidate", tmp_path / "out", done.uri)
+    assert card.evaluation == {"quality/ours/KID": 0.25}
+    assert "| quality/ours/KID | 0.25 |" in (tmp_path / "out" / "README.md").read_text()
+    with results_in(out, "quality", TrackingConfig(), data) as tracker:
+        log(tracker, {}, {"ours/KID": 0.5}, [])
+    # These weights are registered: only their run gets the new figure.
+    assert not register_run(own_run, "judged", evaluations=[out]).is_new
+    run = mlflow.MlflowClient(done.uri).get_run(card.run)
+    assert run.data.metrics["quality/ours/KID"] == 0.5
+    with pytest.raises(UserError, match=r"not a folder of launch\.evaluate"):
+        register_run(own_run, "judged-not", evaluations=[tmp_path])
 
 
 def test_the_champion_goes_only_to_a_better_one(

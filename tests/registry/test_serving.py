@@ -57,7 +57,7 @@ def address(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 @pytest.fixture(scope="module")
 def example(own_run: Path, uri: str) -> dict[str, Any]:
     """The model's own example, as a record."""
-    (file,) = own_run.glob("artifacts/**/served-*/input_example.json")
+    (file,) = own_run.parent.glob("artifacts/**/served-*/input_example.json")
     content = json.loads(file.read_text())
     return dict(zip(content["columns"], content["data"][0], strict=True))
 
@@ -74,9 +74,15 @@ def claiming(width: int, height: int) -> str:
     return base64.b64encode(content).decode()
 
 
-def jpeg() -> str:
+def blurred_mask() -> Image.Image:
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (11, 13, 40, 37))
+    return mask
+
+
+def other(kind: str, image: Image.Image | None = None) -> str:
     content = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(content, "JPEG")
+    (image or Image.new("RGB", (64, 64))).save(content, kind)
     return base64.b64encode(content.getvalue()).decode()
 
 
@@ -89,9 +95,14 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "no token": ({"reference_phrase": "\u200b"}, "gives no token"),
     "too many tokens": ({"reference_phrase": "crack " * 80}, "is too long"),
     "no base64": ({"image": "?"}, "image: is not base64"),
-    "no image": ({"image": "aGFsbG8="}, "image: is not a readable PNG"),
-    "a JPEG": ({"image": jpeg()}, "image: is not a readable PNG"),
-    "a cut PNG": ({"image": png()[:80]}, "image: is not a readable PNG"),
+    "no image": ({"image": "aGFsbG8="}, "image: is not a readable PNG or JPEG"),
+    "a BMP": ({"image": other("BMP")}, "image: is not a readable PNG or JPEG"),
+    "a cut PNG": ({"image": png()[:80]}, "image: is not a readable PNG or JPEG"),
+    "a cut JPEG": ({"image": other("JPEG")[:80]}, "image: is not a readable PNG or JPEG"),
+    "a JPEG of a mask": (
+        {"mask_image": other("JPEG", blurred_mask())},
+        "mask_image: the mask holds",
+    ),
     "a huge PNG": ({"image": claiming(50_000, 50_000)}, f"more than {MAX_PIXELS} pixels"),
     "a wide PNG": ({"image": claiming(2**31 - 1, 2)}, f"more than {MAX_PIXELS} pixels"),
     "too many characters": ({"image": "A" * (MAX_BASE64 + 4)}, f"at most {MAX_BASE64}"),
@@ -138,6 +149,10 @@ def test_bad_rows_are_refused_before_a_server_sees_them() -> None:
     good |= {name: png("L", colour=255) for name in ("reference_mask", "mask_image")}
     good |= {"prompt": "a photo", "reference_phrase": "a crack", "seed": 1}
     assert read_rows([good])[0].mask_image.getbbox() == (0, 0, 64, 64)
+    photo = Image.new("RGB", (64, 64), (200, 90, 30))
+    (read,) = read_rows([good | {"image": other("JPEG", photo)}])
+    assert read.image.size == (64, 64)
+    assert np.abs(np.asarray(read.image).astype(int) - np.asarray(photo)).max() <= 3
     for kind in ("an empty mask", "a mask of classes", "twelve bits", "a cut PNG"):
         row, words = BAD_ROWS[kind]
         with pytest.raises(ValueError) as caught:
@@ -231,7 +246,7 @@ def test_the_pyfunc_flavour_loads_and_checks(
 
 @pytest.mark.usefixtures("uri")
 def test_a_damaged_folder_is_not_served(own_run: Path, tmp_path: Path) -> None:
-    (model,) = own_run.glob("artifacts/**/served-*/MLmodel")
+    (model,) = own_run.parent.glob("artifacts/**/served-*/MLmodel")
     shutil.copytree(model.parent, tmp_path / "model")
     (tmp_path / "model" / "card.json").write_text("{}")
     with pytest.raises(UserError, match=r"card\.json: its sha256"):

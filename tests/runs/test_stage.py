@@ -3,13 +3,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from acontrol.runs.server import TrackingStore
 from acontrol.runs.stage import StageContext, run_stage
 from acontrol.runs.tracking import Tracker
 
 
 def context(folder: Path, run_id: str | None = None) -> StageContext:
     folder.mkdir(exist_ok=True)
-    tracker = Tracker.open(f"sqlite:///{folder / 'm.db'}", "e", "r", run_id, folder)
+    tracker = Tracker.open(
+        TrackingStore(f"sqlite:///{folder / 'm.db'}"), "e", "r", run_id, folder
+    )
     return StageContext(
         folder, tracker, 3, torch.device("cpu"), save_every=4, samples_every=100
     )

@@ -128,7 +128,7 @@ def test_a_run_without_shards_creates_nothing(tmp_path) -> None:
 
 def started(run, config: RunConfig) -> str:
     tracker = Tracker.start(config, run, known_mlflow_run(run, config, None))
-    RunRecord(launch="a", mlflow_run=tracker.run_id, mlflow_uri=None).write(run)
+    RunRecord.of(run, "a", tracker.run_id, tracker.uri).write(run)
     (run / "config.json").write_text(config.model_dump_json())
     tracker.log_metrics({"loss": 1.0}, 1)
     tracker.finish("KILLED")

@@ -13,6 +13,7 @@ from acontrol.config import RunConfig
 from acontrol.errors import UserError
 from acontrol.runs import outbox
 from acontrol.runs.outbox import EventQueue
+from acontrol.runs.server import TrackingStore
 from acontrol.runs.tracking import Tracker
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import StepReport, train
@@ -86,7 +87,9 @@ def holds_each_once(server: Server, run_id: str, last: int) -> None:
 def test_nothing_is_lost_and_nobody_waits(
     server, proxy, tmp_path, how, caplog, monkeypatch
 ) -> None:
-    tracker = Tracker.open(proxy.uri, how, "r", None, tmp_path, resolved={"a": {"b": 1}})
+    tracker = Tracker.open(
+        TrackingStore(proxy.uri), how, "r", None, tmp_path, resolved={"a": {"b": 1}}
+    )
     log_steps(tracker, 1, 12)
     until(lambda: not waiting(tracker))
     proxy.set(how)
@@ -114,7 +117,9 @@ def trainings(shards: str, port: int, folder: str) -> dict[str, list[list[float]
     for how in ("pass", *OUTAGES):
         proxy = Proxy(port)
         proxy.set("pass")
-        tracker = Tracker.open(proxy.uri, "trained", how, None, Path(folder, how))
+        tracker = Tracker.open(
+            TrackingStore(proxy.uri), "trained", how, None, Path(folder, how)
+        )
 
         class Logs(Notes):
             def on_step(self, report: StepReport) -> None:
@@ -173,7 +178,7 @@ def test_a_restart_sends_what_was_left_to_the_same_run(server, proxy, tmp_path, 
 def test_what_mlflow_refuses_for_good_does_not_hold_up_the_rest(
     server, proxy, tmp_path
 ) -> None:
-    tracker = Tracker.open(proxy.uri, "refusal", "r", None, tmp_path)
+    tracker = Tracker.open(TrackingStore(proxy.uri), "refusal", "r", None, tmp_path)
     log_steps(tracker, 1, 3)
     tracker.log_metrics({"a name: of no metric?!": 1.0}, 1)
     log_steps(tracker, 4, 11)

@@ -79,7 +79,7 @@ def test_a_killed_sweep_continues(
         assert outcomes[name].status == "finished"
         assert outcomes[name].metrics["step"] == 4
 
-    database = sqlite3.connect(killed / "mlflow.db")
+    database = sqlite3.connect(killed.parent / "mlflow.db")
     nested = "select count(*) from tags where key = 'mlflow.parentRunId' and value = ?"
     assert database.execute(nested, [sweep.parent_run]).fetchone() == (TRIALS,)
     states = "select status, count(*) from runs group by status"
@@ -88,7 +88,7 @@ def test_a_killed_sweep_continues(
     # Which parameter matters takes more than one trial that ended well: see below.
     names = {"best.json", "trials.csv", "parallel-coordinates.png"}
     assert names <= {path.name for path in killed.iterdir()}
-    logged = {path.name for path in (killed / "artifacts").rglob("*") if path.is_file()}
+    logged = {path.name for path in (killed.parent / "artifacts").rglob("*") if path.is_file()}
     assert names <= logged
 
     # The same command once more has nothing to do; another one is refused.
