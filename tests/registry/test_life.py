@@ -175,8 +175,8 @@ def test_the_next_command_works_as_printed(
         register.run([str(own_run), "printed"])
         lines = capsys.readouterr().out.splitlines()
         (line,) = [line for line in lines if line.startswith("Make it the champion:")]
-        assert "launch.promote" in line
-        return shlex.split(line.partition("launch.promote")[2])
+        assert "acontrol promote" in line
+        return shlex.split(line.partition("acontrol promote")[2])
 
     args = printed_promotion()
     assert args[1] == "--tracking.uri"

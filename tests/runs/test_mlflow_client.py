@@ -6,7 +6,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from acontrol.runs.mlflow_client import nearest_model, own_database, where_to_look
+from acontrol.runs.mlflow_client import nearest_model, where_to_look
+from acontrol.runs.server import TrackingStore, own_database
 from acontrol.runs.tracking import Tracker
 
 
@@ -28,13 +29,13 @@ def test_a_link_opens_the_experiment() -> None:
 def test_it_is_printed_at_the_start_and_the_end_of_a_run_and_when_it_continues(
     tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = Tracker.open(uri, "tiles", "run", None, tmp_path)
+    first = Tracker.open(TrackingStore(uri), "tiles", "run", None, tmp_path)
     experiment = first.client.get_run(first.run_id).info.experiment_id
     line = f"MLflow:  {where_to_look(uri, experiment)}"
     assert capsys.readouterr().out.splitlines() == [line]
     first.finish("FINISHED")
     assert capsys.readouterr().out.splitlines()[-1] == line
-    again = Tracker.open(uri, "tiles", "run", first.run_id, tmp_path)
+    again = Tracker.open(TrackingStore(uri), "tiles", "run", first.run_id, tmp_path)
     assert capsys.readouterr().out.splitlines() == [line]
     again.finish("FINISHED")
 
