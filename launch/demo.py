@@ -174,6 +174,7 @@ def _draw(data: Path, model: Path | None, drawn: Path, seed: int) -> None:
             guidance_scale=GUIDANCE,
             scale=SCALE,
             batch_size=len(lines),
+            gate="keep",  # The picture shows each request.
         )
     )
 

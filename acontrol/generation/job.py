@@ -25,6 +25,7 @@ from acontrol.errors import UserError, is_out_of_memory, one_line
 from acontrol.generation.manifest import (
     Line,
     Roots,
+    rejected_paths,
     request_metadata,
     result_metadata,
     within,
@@ -41,7 +42,8 @@ INPUTS = "inputs"  # In it: the digests of the files that were read.
 PLACED = ".lines.jsonl"  # Every line, while the finished folder is put in its place.
 FORMAT = "acontrol-generation-2"  # 1: other edges, colours and squares.
 BATCH_PIXELS = 48 * 2**20
-NOT_KEPT_NAME = "not_kept.jsonl"  # Dropped by the gate, or their files were unreadable.
+# By the gate, or as their files were unreadable; then by its name before 0.2.
+REJECTED_NAME, NOT_KEPT_NAME = "rejected.jsonl", "not_kept.jsonl"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def generate_batch(
                 ranges = [(first, middle), (middle, end), *ranges]
                 continue
             reason = one_line(error) or type(error).__name__
-            mask = _not_kept_path(batch[first])
+            mask = rejected_paths(batch[first].name)["mask"]
             files[mask] = _mask_png(batch[first])
             lines.append(
                 request_metadata(batch[first], roots)
@@ -106,11 +108,9 @@ def generate_batch(
             )
             continue
         for place, image in enumerate(images, start=first):
-            kept = image.scores.passed or generator.gate.gate != "drop"
-            refine = generator.output.refine_mask
-            line = request_metadata(image.planned, roots) | result_metadata(image, kept, refine)
-            if not kept:
-                line["mask"] = _not_kept_path(image.planned)
+            kept = image.scores.passed or generator.gate.gate != "reject"
+            line = request_metadata(image.planned, roots)
+            line |= result_metadata(image, kept, generator.output)
             files |= _encode(image, line)
             lines.append(line | where | {"place": place})
     return BatchResult(files, lines)
@@ -118,11 +118,13 @@ def generate_batch(
 
 def _encode(image: GeneratedImage, line: Line) -> dict[str, bytes]:
     """The files of an image that its line names."""
-    files = {line["mask"]: _mask_png(image.planned)}
-    if line["image"] is not None:
-        files[line["image"]] = encode_png(Image.fromarray(image.image))
+    changed = encode_png(Image.fromarray(image.refined).convert("L"))
+    files = {line["image"] or line["rejected"]: encode_png(Image.fromarray(image.image))}
+    files[line.get("requested_mask", line["mask"])] = _mask_png(image.planned)
+    if "requested_mask" in line:
+        files[line["mask"]] = changed
     if line["refined_mask"] is not None:
-        files[line["refined_mask"]] = encode_png(Image.fromarray(image.refined).convert("L"))
+        files[line["refined_mask"]] = changed
     return files
 
 
@@ -204,7 +206,7 @@ class Job:
         not_kept = [line for line in lines if line["image"] is None]
         storage.write(self.folder / MANIFEST_NAME, _jsonl(kept))
         if not_kept:
-            storage.write(self.folder / NOT_KEPT_NAME, _jsonl(not_kept))
+            storage.write(self.folder / REJECTED_NAME, _jsonl(not_kept))
         if kept:
             report(self.folder, kept)
         # From here on no batch is drawn again, whatever happens to the move.
@@ -237,7 +239,7 @@ def read_job(folder: Path) -> tuple[dict[str, Any], list[Line]]:
         metadata = json.loads((folder / JOB_NAME).read_text())
         lines = [
             line
-            for name in (MANIFEST_NAME, NOT_KEPT_NAME)
+            for name in (MANIFEST_NAME, REJECTED_NAME, NOT_KEPT_NAME)
             if (folder / name).exists()
             for line in _read_jsonl(folder / name)
         ]
@@ -303,11 +305,6 @@ def refuse_changed(before: Any, now: Mapping[str, Any], drawn: Path) -> None:
             f"{changed[0]}{more} changed since {drawn} was drawn from it: put the earlier file "
             "back, or draw anew into another --out"
         )
-
-
-def _not_kept_path(image: PlannedImage) -> str:
-    category, defect, number = image.name
-    return f"not_kept/{category}-{defect}-{number}_mask.png"
 
 
 def _mask_png(image: PlannedImage) -> bytes:

@@ -11,7 +11,7 @@ from acontrol.data.images import image_size, read_mask
 from acontrol.errors import UserError
 from acontrol.generation.plan import PlannedImage, Reference
 from acontrol.generation.sampler import GeneratedImage
-from acontrol.generation.settings import Sampling
+from acontrol.generation.settings import OutputSettings, Sampling
 from acontrol.masks.sampler import PlacedMask
 
 Roots = Mapping[str, Path]  # "data" and "normal": the folders that paths are relative to.
@@ -25,6 +25,7 @@ def output_paths(name: tuple[str, str, str]) -> dict[str, str]:
         "image": f"{category}/test/{defect}/{number}.png",
         "mask": f"{category}/ground_truth/{defect}/{number}_mask.png",
         "refined_mask": f"{category}/ground_truth_refined/{defect}/{number}_mask.png",
+        "requested_mask": f"{category}/ground_truth_requested/{defect}/{number}_mask.png",
     }
 
 
@@ -48,17 +49,31 @@ def request_metadata(planned: PlannedImage, roots: Roots) -> Line:
     }
 
 
-def result_metadata(image: GeneratedImage, kept: bool, refine: bool) -> Line:
+def rejected_paths(name: tuple[str, str, str]) -> dict[str, str]:
+    """The files of an image that is not in the data set."""
+    stem = f"rejected/{'-'.join(name)}"
+    return {"rejected": f"{stem}.png", "mask": f"{stem}_mask.png"}
+
+
+def result_metadata(image: GeneratedImage, kept: bool, output: OutputSettings) -> Line:
     """The result's part of a line."""
     files = output_paths(image.planned.name)
     scores = {
         name: round(value, 6) if isinstance(value, float) else value
         for name, value in asdict(image.scores).items()
     }
-    return {
+    line: Line = {
         "image": files["image"] if kept else None,
         "mask": files["mask"],
-        "refined_mask": files["refined_mask"] if kept and refine else None,
+        "refined_mask": files["refined_mask"] if kept and output.refine_mask else None,
+    }
+    if not kept:
+        line |= rejected_paths(image.planned.name)
+    elif output.labels == "changed":
+        line["requested_mask"] = files["requested_mask"]
+    return line | {
+        "requested_px": int(image.planned.mask.packed.unpacked().sum()),
+        "changed_px": image.changed_px,
         "seed": image.seed,
         "attempt": image.attempt,
         "boxes": [list(box) for box in image.boxes],
@@ -74,7 +89,7 @@ def planned_of(line: Mapping[str, Any], folder: Path, roots: Roots) -> PlannedIm
     """
     try:
         normal = roots["normal"] / line["normal"]
-        mask = read_mask(folder / line["mask"], image_size(normal))
+        mask = read_mask(folder / line.get("requested_mask", line["mask"]), image_size(normal))
         defect_type = line["reference_kind"]
         return PlannedImage(
             name=(line["category"], line["defect"], line["number"]),

@@ -268,8 +268,14 @@ def _print_summary(
     if failed:
         print(f"{len(failed)} could not be drawn; the first: {failed[0]['error']}")
     if config.gate != "off" and rejected:
-        action = "kept the best try of each" if config.gate == "keep" else "dropped"
+        action = (
+            "the best try of each is kept, marked in the manifest"
+            if config.gate == "keep"
+            else f"the best try of each is in {config.out / 'rejected'}"
+        )
         print(f"{rejected} of {len(scored)} did not pass the gate: {action}")
     if kept:
         print(f"Look at {config.out / 'report' / 'index.html'}")
+    elif config.gate == "reject":
+        print("None passed: look at them, or give --gate keep")
     print(f"{len(kept)} images with masks: {os.fspath(config.out)}")

@@ -110,6 +110,7 @@ class GeneratedImage:
         planned: Its plan.
         image: (H, W, 3), as large as the normal image.
         refined: (H, W), the part of the mask that really changed; the whole mask if none did.
+        changed_px: Number of pixels that really changed.
         attempt: Number of the attempt, from 0.
         seed: Of its noise.
         scores: How good it is.
@@ -119,6 +120,7 @@ class GeneratedImage:
     planned: PlannedImage
     image: Pixels
     refined: Mask
+    changed_px: int
     attempt: int
     seed: int
     scores: Scores
@@ -258,20 +260,24 @@ class Generator:
             limit = self.gate.max_distance
         fill = float(canvas.change.sum() / canvas.mask.sum())
         near = distance is None or limit is None or distance <= limit
+        background = psnr(canvas.normal, canvas.pixels, canvas.mask)
         scores = Scores(
             mask_fill=fill,
             distance=distance,
             limit=limit,
-            background_psnr=psnr(canvas.normal, canvas.pixels, canvas.mask),
+            background_psnr=background,
             background_ssim=ssim(canvas.normal, canvas.pixels, canvas.mask),
             leak_psnr=min(canvas.leaks) if canvas.leaks else None,
-            passed=fill >= self.gate.min_fill and near,
+            passed=fill >= self.gate.min_fill
+            and near
+            and (background is None or background >= self.gate.min_background),
         )
         tight = refined(canvas.change, canvas.mask)
         return GeneratedImage(
             canvas.planned,
             canvas.pixels,
             tight if tight.any() else canvas.mask,
+            int(tight.sum()),
             attempt,
             canvas.seed,
             scores,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from acontrol.config import Precision, Settings
 from acontrol.data.settings import SPLIT_FILE
@@ -40,14 +40,20 @@ class Sampling(Settings):
 class Gate(Settings):
     """What happens to images that do not show their defect."""
 
-    gate: Literal["keep", "drop", "off"] = Field(
-        "keep",
-        description="What does not pass is drawn again with the next seed; after --tries, keep "
-        "the best of them, or drop it. off: score only.",
+    gate: Literal["reject", "keep", "off"] = Field(
+        "reject",
+        description="What does not pass is drawn again with the next seed; after --tries, the "
+        "best of them goes to rejected/, or is kept with its scores. off: score only.",
     )
     tries: int = Field(3, ge=1, le=100, description="Maximum number of attempts per image.")
     min_fill: float = Field(
         0.2, ge=0, le=1, description="Minimum share of the mask that must have changed."
+    )
+    min_background: float = Field(
+        20.0,
+        ge=0,
+        description="Minimum PSNR of the background in dB, where it is not the normal image's "
+        "own (--no-composite).",
     )
     max_distance: float | None = Field(
         None,
@@ -56,6 +62,11 @@ class Gate(Settings):
         description="Most that the vision tower may see between a drawn defect and the nearest "
         "training defect of its kind; by default what lies between training defects.",
     )
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _earlier_name(cls, value: object) -> object:
+        return "reject" if value == "drop" else value  # Its name before 0.2.
 
 
 class OutputSettings(Settings):
@@ -79,6 +90,11 @@ class OutputSettings(Settings):
     refine_mask: bool = Field(
         False,
         description="Also write the mask of what really changed, in ground_truth_refined.",
+    )
+    labels: Literal["requested", "changed"] = Field(
+        "requested",
+        description="What ground_truth holds: the mask that was to be filled, or what really "
+        "changed; the other one is then in ground_truth_requested.",
     )
 
 

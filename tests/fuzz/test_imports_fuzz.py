@@ -72,7 +72,7 @@ def check(kind: str, source: Path, *more: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         if read_or_refuse(lambda: importer.run(args) or True) is None:
             assert not out.exists()
-        else:
+        elif any(out.glob("nut/test/*/*")):  # Shards hold defects alone.
             shard.run([str(out), "--dry-run", "--split", "all"])
         read_or_refuse(lambda: annotations(source))
 

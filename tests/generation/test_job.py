@@ -1,5 +1,6 @@
 """A batch: scored, tried again, halved, with nothing computed twice."""
 
+import io
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from acontrol.data.images import read_image
+from acontrol.data.images import image_size, read_image
 from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
 from acontrol.generation.gate import DefectScorer
@@ -21,6 +22,7 @@ from acontrol.generation.job import (
     check_inputs,
     generate_batch,
 )
+from acontrol.generation.manifest import planned_of
 from acontrol.generation.plan import PlannedImage, Planner, Reference, requests_for_all
 from acontrol.generation.sampler import Generator
 from acontrol.generation.settings import Gate, OutputSettings, Sampling
@@ -45,11 +47,14 @@ class Setup:
 
 
 def test_an_image_that_never_passes_is_dropped_or_its_best_try_kept(built_in_data) -> None:
-    setup = Setup(built_in_data, Gate(gate="drop", tries=3, max_distance=0.0))
+    setup = Setup(built_in_data, Gate(gate="reject", tries=3, max_distance=0.0))
     batch = setup.planned[:2]
     dropped = generate_batch(setup.generator, batch, 0, setup.roots)
     assert [line["image"] for line in dropped.lines] == [None, None]
-    assert all(name.startswith("not_kept/") for name in dropped.files)
+    names = [f"rejected/{'-'.join(image.name)}" for image in batch]
+    assert {*dropped.files} == {f"{n}{end}" for n in names for end in (".png", "_mask.png")}
+    pixels = Image.open(io.BytesIO(dropped.files[f"{names[0]}.png"]))
+    assert pixels.size == image_size(batch[0].normal)
     setup.generator.gate = Gate(gate="keep", tries=3, max_distance=0.0)
     best = setup.generator.generate_batch(batch)
     for row, image in enumerate(best):
@@ -58,6 +63,42 @@ def test_an_image_that_never_passes_is_dropped_or_its_best_try_kept(built_in_dat
         assert image.scores.distance == min(
             attempt.scores.distance for attempt in tries if attempt.scores.distance is not None
         )
+
+
+def test_labels_are_what_changed_if_asked_for_and_can_be_replayed(
+    built_in_data, tmp_path
+) -> None:
+    setup = Setup(built_in_data, Gate(gate="keep", tries=1))
+    planned = setup.planned[0]
+    setup.generator.output = OutputSettings(labels="changed")
+    result = generate_batch(setup.generator, [planned], 0, setup.roots)
+    (line,) = result.lines
+    (image,) = setup.generator.generate_batch([planned])
+    label = np.asarray(Image.open(io.BytesIO(result.files[line["mask"]]))) > 0
+    assert (label == image.refined).all()
+    assert line["changed_px"] == image.refined.sum() < line["requested_px"]
+    for name, content in result.files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    again = planned_of(line, tmp_path, setup.roots)
+    assert again.mask.packed == planned.mask.packed
+
+
+def test_a_background_that_went_through_the_autoencoder_may_not_pass(built_in_data) -> None:
+    setup = Setup(built_in_data, Gate(tries=1, min_fill=0, max_distance=2, min_background=0))
+    setup.generator.output = OutputSettings(composite=False)
+    (image,) = setup.generator.generate_batch(setup.planned[:1])
+    level = image.scores.background_psnr
+    assert level is not None
+    assert image.scores.passed
+    for least, passes in ((level - 0.1, True), (level + 0.1, False)):
+        setup.generator.gate = setup.generator.gate.model_copy(update={"min_background": least})
+        (again,) = setup.generator.generate_batch(setup.planned[:1])
+        assert again.scores.passed is passes
+    setup.generator.output = OutputSettings()
+    (exact,) = setup.generator.generate_batch(setup.planned[:1])
+    assert exact.scores.background_psnr is None
+    assert exact.scores.passed
 
 
 def test_each_condition_is_computed_once(built_in_data) -> None:

@@ -132,12 +132,12 @@ def test_a_dry_run_trains_nothing(wood: Path, tmp_path: Path, capsys) -> None:
     evaluate.run(["localization", "--real", str(wood), *SMALLEST, "--dry-run"])
     said = capsys.readouterr().out
     assert "4 trainings: 1 categories x 4 sources (none, real, perlin, cutpaste)" in said
-    assert re.search(r"About [\d.]+ min a training on this machine, [\d.]+ min for all", said)
+    assert re.search(r"About [\d.]+ min per training on this machine, [\d.]+ min for all", said)
     assert "Results" not in said
     evaluate.run(["classification", "--real", str(wood), *SMALLEST, "--dry-run"])
     said = capsys.readouterr().out
     assert "1 trainings: 1 categories x 1 sources (real) x 1 seeds" in said
-    assert re.search(r"About [\d.]+ min a training on this machine, [\d.]+ min for all", said)
+    assert re.search(r"About [\d.]+ min per training on this machine, [\d.]+ min for all", said)
 
 
 def test_what_fails_in_a_task_is_said_as_it_was_there(cluster: None) -> None:
@@ -167,7 +167,7 @@ def test_a_dry_ablation_counts(wood: Path, tmp_path: Path, capsys) -> None:
     said = capsys.readouterr().out
     # Two defects, ten images of each by the budget; real beside the rows.
     assert "3 rows (nothing, csm, t3): 3 adapters of 7 steps, 60 images, 4 detectors" in said
-    assert re.search(r"About [\d.]+ min a training on this machine", said)
+    assert re.search(r"About [\d.]+ min per training on this machine", said)
     assert not (tmp_path / "o").exists()
 
 

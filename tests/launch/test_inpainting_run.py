@@ -39,6 +39,7 @@ def test_shards_training_drawing_and_export(built_in_data: Path, tmp_path: Path)
         "launch.generate",
         *("--model", run, "--data", built_in_data, "--out", tmp_path / "new"),
         *("--category", "wood", "--defect", "crack", "--count", 1, "--steps", 2),
+        *("--gate", "keep"),
         limit_s=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -154,6 +154,7 @@ def test_a_job_trains_and_a_stopped_one_continues(
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"Adapter: {tmp_path / 'whole' / 'adapter'}" in done.stdout
         args = ["--model", tmp_path / "whole", "--data", built_in_data, "--steps", 2]
+        args += ["--gate", "keep"]
         generate.run([str(arg) for arg in [*args, "--count", 1, "--out", tmp_path / "drawn"]])
         assert (tmp_path / "drawn" / "manifest.jsonl").is_file()
         wait_for_steps(server, "whole", 6)

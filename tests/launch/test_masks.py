@@ -103,6 +103,7 @@ def test_a_killed_run_goes_on_to_the_same_masks(
 def test_images_are_drawn_where_masks_were_learned(learned, built_in_data, tmp_path) -> None:
     args = ["--model", built_in_adapter(), "--data", built_in_data, "--split", "all"]
     args += ["--masks", "learned", "--masks-path", learned, "--steps", 2, "--count", 2]
+    args += ["--gate", "keep"]
     out = tmp_path / "g"
     generate.run([str(one) for one in [*args, "--out", out, *KIND]])
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]

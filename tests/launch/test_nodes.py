@@ -100,6 +100,7 @@ def test_a_node_lost_without_notice(
         "launch.generate",
         *("--model", f"{stored}/wild", "--data", built_in_data, "--out", tmp_path / "drawn"),
         *("--count", 1, "--steps", 2, "--category", "wood", "--defect", "crack"),
+        *("--gate", "keep"),
     )
     assert drawn.returncode == 0, drawn.stderr
     assert list((tmp_path / "drawn").rglob("ground_truth/crack/*.png"))

@@ -114,7 +114,7 @@ def test_one_process_without_ray_has_the_same_losses(whole, in_one_process) -> N
 
 def generate_into(out: Path, whole: Path, data: Path, *more: object) -> None:
     args = ["--model", whole, "--data", data, "--out", out, "--steps", 2, "--batch-size", 3]
-    generate.run([str(arg) for arg in [*args, *more]])
+    generate.run([str(arg) for arg in [*args, "--gate", "keep", *more]])
 
 
 def test_what_is_drawn_is_a_data_set_and_can_be_drawn_again(
@@ -124,7 +124,8 @@ def test_what_is_drawn_is_a_data_set_and_can_be_drawn_again(
         generate_into(tmp_path / name, whole, built_in_data, "--count", 2, "--seed", 3)
     files = [file for file in (tmp_path / "a").rglob("*") if file.is_file()]
     kinds = 6
-    assert len(files) == 2 * 12 + kinds + len(["manifest.jsonl", "job.json", "index.html"])
+    alone = ["manifest.jsonl", "job.json", "index.html"]
+    assert len(files) == 3 * 12 + kinds + len(alone)  # Image, mask and thumbnail.
     for file in files:
         again = tmp_path / "b" / file.relative_to(tmp_path / "a")
         assert file.read_bytes() == again.read_bytes(), file

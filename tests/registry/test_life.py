@@ -32,7 +32,7 @@ def drawn(model: object, data: Path, out: Path) -> dict[str, bytes]:
     generate.run(
         [
             *("--model", str(model), "--data", str(data), "--out", str(out), "--steps", "3"),
-            *("--category", "wood", "--defect", "crack", "--count", "2"),
+            *("--category", "wood", "--defect", "crack", "--count", "2", "--gate", "keep"),
         ]
     )
     return {

@@ -26,6 +26,6 @@ def test_the_card_says_what_the_built_in_base_has_not_seen(
         ModelCard(
             name="a", adapter=adapter, weights_sha256="0" * 64, run="r", metrics={}, licences=[]
         ),
-        has_grid=False,
+        None,
     )
     assert (NOTE in page) == is_noted

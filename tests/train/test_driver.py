@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from ray.train import ControllerError, FailureConfig, WorkerGroupError
+from sqlalchemy import create_engine
 
 from acontrol.config import ClusterConfig, CsmConfig, OptimConfig, RunConfig, TrainedOn
 from acontrol.errors import UserError
 from acontrol.networks.load import BaseModels
 from acontrol.runs.cluster import scaling
 from acontrol.runs.lock import only_launch
+from acontrol.runs.mlflow_client import reaching
 from acontrol.runs.paths import absolute
 from acontrol.runs.record import Launch, RunRecord
 from acontrol.runs.tracking import Tracker
@@ -175,9 +177,12 @@ def test_a_deleted_experiment_and_a_place_of_files_are_explained(tmp_path) -> No
 
 
 def test_a_database_that_cannot_be_opened_is_one_line(tmp_path) -> None:
-    config = RunConfig(tracking={"uri": f"sqlite:///{tmp_path}"})  # A folder.
-    with pytest.raises(UserError, match=r"MLflow at sqlite.*unable to open database file"):
-        Tracker.start(config, tmp_path, None)
+    uri = f"sqlite:///{tmp_path}"  # A folder. MLflow itself tries for minutes.
+    refused = pytest.raises(
+        UserError, match=r"MLflow at sqlite.*: unable to open database file$"
+    )
+    with refused, reaching(uri):
+        create_engine(uri).connect()
 
 
 def test_an_mlflow_that_is_no_address_is_one_line(tmp_path) -> None:
