@@ -11,6 +11,7 @@ from acontrol.data.split import in_words
 from acontrol.errors import UserError
 from acontrol.evaluation import figures, published, quality
 from acontrol.evaluation.backends import load_backend
+from acontrol.evaluation.caveats import print_caveats
 from acontrol.evaluation.comparison import chosen_categories, named_folders
 from acontrol.evaluation.leaks import job_of, refuse_seen_tests
 from acontrol.evaluation.quality import DefectType
@@ -41,6 +42,8 @@ def run_quality(config: QualityConfig) -> None:
         load_backend(name, config.weights, config.model, config.precision)
         for name in dict.fromkeys(config.features)
     ]
+    cautions = [caveat for backend in backends for caveat in backend.caveats]
+    print_caveats(cautions)
     categories = chosen_categories(real, config.category)
     for name, folder in folders.items():
         refuse_seen_tests(f"--synthetic {name}", job_of(folder), real, categories)
@@ -71,7 +74,7 @@ def run_quality(config: QualityConfig) -> None:
                 key = defect_type.category, defect_type.defect
                 own[key] = quality.measure(defect_type, generated, backends)
                 counts[source] = counts.get(source, 0) + len(images)
-        report = Report(out, "How good are the generated defects?")
+        report = Report(out, "How good are the generated defects?", cautions)
         columns = quality.column_names(backends)
         about = f"Data {config.real.resolve().name}: {len(defect_types)} kinds of defect. "
         if real.split is not None:

@@ -42,10 +42,28 @@ def page_is_whole(out: Path) -> None:
     )
 
 
+CHAIN = "Caution: smallest budget: these figures check the chain and compare nothing"
+TOY = "Caution: toy features: vlm is the small vision tower of the built-in base, not"
+RANDOM = "Caution: random weights: classifiers do not start from the published ImageNet weights"
+
+
+def is_cautioned(said: str, out: Path, *cautions: str) -> None:
+    """Each caution is printed before and after the table, and stands above all tables."""
+    before, after = said.split("\n## ")
+    page, text = (out / "index.html").read_text(), (out / "report.md").read_text()
+    for caution in cautions:
+        assert before.count(caution) == after.count(caution) == 1
+        assert 0 < page.index(f"<b>{caution}") < page.index("<h2>")
+        assert 0 < text.index(f"**{caution}") < text.index("## ")
+
+
 def test_quality_scores_a_folder(wood: Path, other_wood: Path, out: Path, capsys) -> None:
     args = ["quality", "--real", str(wood), "--synthetic", f"again={other_wood}"]
     evaluate.run([*args, "--out", str(out)])
-    assert capsys.readouterr().out.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    is_cautioned(said, out, TOY)
+    assert CHAIN not in said
     rows = table_of(out)
     assert [(one["source"], one["defect"]) for one in rows] == [
         (source, defect)
@@ -73,6 +91,7 @@ def test_localization_compares_sources_and_continues(
     said = capsys.readouterr().out
     assert "3 trainings: 1 categories x 3 sources (real, ours, real+ours) x 1 seeds" in said
     assert said.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    is_cautioned(said, out, CHAIN)
     rows = table_of(out)
     assert {one["protocol"] for one in rows} == {"paper", "strict"}
     assert {one["source"] for one in rows} == {"real", "ours", "real+ours"}
@@ -118,6 +137,8 @@ def test_classification_tells_defects_apart(
     said = capsys.readouterr().out
     assert "3 trainings: 1 categories x 3 sources (real, ours, real+ours) x 1 seeds" in said
     assert said.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    is_cautioned(said, out, CHAIN)
+    assert RANDOM not in said, "it starts from --network"
     rows = table_of(out)
     assert {one["source"] for one in rows} == {"real", "ours", "real+ours"}
     assert {one["metric"] for one in rows} == {"accuracy", "balanced_accuracy"}
@@ -132,12 +153,14 @@ def test_a_dry_run_trains_nothing(wood: Path, tmp_path: Path, capsys) -> None:
     evaluate.run(["localization", "--real", str(wood), *SMALLEST, "--dry-run"])
     said = capsys.readouterr().out
     assert "4 trainings: 1 categories x 4 sources (none, real, perlin, cutpaste)" in said
-    assert re.search(r"About [\d.]+ min a training on this machine, [\d.]+ min for all", said)
+    assert re.search(r"About [\d.]+ min per training on this machine, [\d.]+ min for all", said)
     assert "Results" not in said
+    assert CHAIN in said and RANDOM not in said
     evaluate.run(["classification", "--real", str(wood), *SMALLEST, "--dry-run"])
     said = capsys.readouterr().out
     assert "1 trainings: 1 categories x 1 sources (real) x 1 seeds" in said
-    assert re.search(r"About [\d.]+ min a training on this machine, [\d.]+ min for all", said)
+    assert CHAIN in said and RANDOM in said
+    assert re.search(r"About [\d.]+ min per training on this machine, [\d.]+ min for all", said)
 
 
 def test_what_fails_in_a_task_is_said_as_it_was_there(cluster: None) -> None:
@@ -167,7 +190,8 @@ def test_a_dry_ablation_counts(wood: Path, tmp_path: Path, capsys) -> None:
     said = capsys.readouterr().out
     # Two defects, ten images of each by the budget; real beside the rows.
     assert "3 rows (nothing, csm, t3): 3 adapters of 7 steps, 60 images, 4 detectors" in said
-    assert re.search(r"About [\d.]+ min a training on this machine", said)
+    assert re.search(r"About [\d.]+ min per training on this machine", said)
+    assert CHAIN in said and TOY in said
     assert not (tmp_path / "o").exists()
 
 
@@ -183,7 +207,9 @@ def test_ablation_adds_parts(
         *("--optim.batch-size", 2, "--samples.steps", 1, "--samples.every", 0),
     ]
     evaluate.run([str(one) for one in args])
-    assert capsys.readouterr().out.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    is_cautioned(said, out, CHAIN, TOY)
     text = (out / "report.md").read_text()
     assert "| nothing |" in text
     assert "| SGA |" in text
