@@ -5,8 +5,8 @@ import pytest
 
 from acontrol.config import BaseConfig, TrainedOn
 from acontrol.errors import UserError
-from acontrol.networks.load import load_base
 from acontrol.evaluation.caveats import of_vision_tower
+from acontrol.networks.load import load_base
 from acontrol.networks.locate import (
     PARTS,
     built_in_base,
