@@ -13,8 +13,8 @@ from acontrol.evaluation import caveats, figures, published, quality, summary
 from acontrol.evaluation.backends import load_backend
 from acontrol.evaluation.budget import BUDGETS
 from acontrol.evaluation.comparison import (
+    announce,
     note_near_duplicates,
-    print_estimate,
     train_missing,
 )
 from acontrol.evaluation.dataset import CategoryDataset, Folders, check
@@ -80,9 +80,15 @@ def run_ablation(config: AblationConfig) -> None:
         f"detectors ({budget.describe()})",
         flush=True,
     )
+    test = CategoryDataset(folders, folder.categories[0]).part("test")
+    announce(
+        jobs,
+        None if config.dry_run else out,
+        lambda: seconds_a_detector(budget, len(test), budget.epochs),
+        yes=config.yes,
+        besides=" (detectors alone: adapters and images come first)",
+    )
     if config.dry_run:
-        test = CategoryDataset(folders, folder.categories[0]).part("test")
-        print_estimate(seconds_a_detector(budget, len(test), budget.epochs), len(jobs))
         return
     inputs = DataInput.of_folder(folder, "test", "evaluation")
     with (

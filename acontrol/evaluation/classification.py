@@ -19,9 +19,9 @@ from acontrol.evaluation.bootstrap import resample_weights
 from acontrol.evaluation.budget import CLASSIFIER_BUDGETS, Schedule
 from acontrol.evaluation.classifier import Classifier, weights_digest
 from acontrol.evaluation.comparison import (
+    announce,
     chosen_categories,
     plan_comparison,
-    print_estimate,
     train_all,
 )
 from acontrol.evaluation.dataset import CategoryDataset, Folders, cached_dataset
@@ -182,10 +182,14 @@ def run_classification(config: ClassificationConfig) -> None:
     plan = plan_comparison(config, budget, CONTROLS, categories, [TESTED])
     for category in categories:
         names_of(CategoryDataset(plan.folders, category), [job.source for job in plan.jobs])
+    test = CategoryDataset(plan.folders, categories[0]).part(TESTED)
+    announce(
+        plan.jobs,
+        plan.out,
+        lambda: seconds_a_classifier(plan.budget, classifier, len(test)),
+        yes=config.yes,
+    )
     if plan.out is None:
-        test = CategoryDataset(plan.folders, categories[0]).part(TESTED)
-        seconds = seconds_a_classifier(plan.budget, classifier, len(test))
-        print_estimate(seconds, len(plan.jobs))
         return
     experiment = Classification(plan.folders, plan.budget, network, weights, plan.data)
     start = f"weights {weights[:8]}" if network else "random weights"

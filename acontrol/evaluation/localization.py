@@ -14,9 +14,9 @@ from acontrol.evaluation import caveats, figures, published, summary
 from acontrol.evaluation.bootstrap import resample_weights, resampled
 from acontrol.evaluation.budget import BUDGETS, Budget
 from acontrol.evaluation.comparison import (
+    announce,
     chosen_categories,
     plan_comparison,
-    print_estimate,
     train_all,
 )
 from acontrol.evaluation.dataset import (
@@ -142,10 +142,15 @@ def run_localization(config: LocalizationConfig) -> None:
     caveats.print_caveats(cautions)
     plan = plan_comparison(config, BUDGETS[config.budget], CONTROLS, categories, DETECTOR)
     protocols = PROTOCOLS if config.protocol == "both" else (config.protocol,)
+    test = CategoryDataset(plan.folders, categories[0]).part("test")
+    rounds = 1 if protocols == ("strict",) else plan.budget.epochs
+    announce(
+        plan.jobs,
+        plan.out,
+        lambda: seconds_a_detector(plan.budget, len(test), rounds),
+        yes=config.yes,
+    )
     if plan.out is None:
-        test = CategoryDataset(plan.folders, categories[0]).part("test")
-        rounds = 1 if protocols == ("strict",) else plan.budget.epochs
-        print_estimate(seconds_a_detector(plan.budget, len(test), rounds), len(plan.jobs))
         return
     experiment = Localization(plan.folders, plan.budget, protocols, plan.data, perlin_blobs)
     with results_in(plan.out, "localization", config.tracking, plan.data_input()) as tracker:

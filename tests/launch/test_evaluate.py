@@ -92,6 +92,7 @@ def test_localization_compares_sources_and_continues(
     assert "3 trainings: 1 categories x 3 sources (real, ours, real+ours) x 1 seeds" in said
     assert said.splitlines()[-1] == f"Results: {out / 'report.md'}"
     is_cautioned(said, out, CHAIN)
+    assert re.search(r"About .* min per training on this machine, .* min for all 3, one", said)
     rows = table_of(out)
     assert {one["protocol"] for one in rows} == {"paper", "strict"}
     assert {one["source"] for one in rows} == {"real", "ours", "real+ours"}
@@ -110,7 +111,9 @@ def test_localization_compares_sources_and_continues(
     table = (out / "results.csv").read_bytes()
     lost.unlink()
     evaluate.run(args)
-    assert "Continuing: 2 of 3 trainings are done" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Continuing: 2 of 3 trainings are done" in said
+    assert "min for all 1, one" in said
     assert lost.read_bytes() == before
     assert kept.stat().st_mtime_ns == written
     assert (out / "results.csv").read_bytes() == table
@@ -153,14 +156,18 @@ def test_a_dry_run_trains_nothing(wood: Path, tmp_path: Path, capsys) -> None:
     evaluate.run(["localization", "--real", str(wood), *SMALLEST, "--dry-run"])
     said = capsys.readouterr().out
     assert "4 trainings: 1 categories x 4 sources (none, real, perlin, cutpaste)" in said
-    assert re.search(r"About [\d.]+ min per training on this machine, [\d.]+ min for all", said)
+    assert re.search(
+        r"About [\d.]+ min per training on this machine, [\d.]+ min for all \d+,", said
+    )
     assert "Results" not in said
     assert CHAIN in said and RANDOM not in said
     evaluate.run(["classification", "--real", str(wood), *SMALLEST, "--dry-run"])
     said = capsys.readouterr().out
     assert "1 trainings: 1 categories x 1 sources (real) x 1 seeds" in said
     assert CHAIN in said and RANDOM in said
-    assert re.search(r"About [\d.]+ min per training on this machine, [\d.]+ min for all", said)
+    assert re.search(
+        r"About [\d.]+ min per training on this machine, [\d.]+ min for all \d+,", said
+    )
 
 
 def test_what_fails_in_a_task_is_said_as_it_was_there(cluster: None) -> None:
