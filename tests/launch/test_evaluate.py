@@ -67,7 +67,7 @@ def test_quality_scores_a_folder(wood: Path, other_wood: Path, out: Path, capsys
     rows = table_of(out)
     assert [(one["source"], one["defect"]) for one in rows] == [
         (source, defect)
-        for source in ("real", "again")
+        for source in ("real, half against half", "real", "again")
         for defect in ("mean", "crack", "stain")
     ]
     names = [name for name in rows[0] if "vlm" in name]
@@ -77,7 +77,48 @@ def test_quality_scores_a_folder(wood: Path, other_wood: Path, out: Path, capsys
     page_is_whole(out)
     query = "select distinct key from metrics"
     logged = sqlite3.connect(out / "mlflow.db").execute(query).fetchall()
-    assert {one.split("/")[0] for (one,) in logged} == {"real", "again"}
+    assert {one.split("/")[0] for (one,) in logged} == {
+        "real- half against half",
+        "real",
+        "again",
+    }
+
+
+def test_quality_compares_the_same_defects(
+    wood: Path, other_wood: Path, out: Path, tmp_path: Path, capsys
+) -> None:
+    part, rest = (
+        Path(shutil.copytree(other_wood, tmp_path / name)) for name in ("part", "rest")
+    )
+    shutil.rmtree(rest / "wood" / "test" / "crack")
+    for kind in ("test", "ground_truth"):
+        shutil.rmtree(part / "wood" / kind / "stain")
+        shutil.copytree(part / "wood" / kind / "crack", part / "wood" / kind / "hole")
+    args = ["quality", "--real", str(wood), "--out", str(out), "--synthetic"]
+    evaluate.run([*args, f"part={part}", f"all={other_wood}"])
+    line = "Left out of every row: wood/stain (not in part), wood/hole (not in the real data)"
+    said = capsys.readouterr().out
+    assert f"{line}\n" in said[: said.index("\n## ")]
+    assert f"{line}. " in (out / "report.md").read_text()
+    assert {(one["source"], one["defect"]) for one in table_of(out)} == {
+        (source, defect)
+        for source in ("real, half against half", "real", "part", "all")
+        for defect in ("mean", "crack")
+    }
+    # Of five real ones three are in the second half, four are held out.
+    counts = re.findall(r"^\| ([a-z, ]+) \| (\d+) \|", said, re.MULTILINE)
+    assert counts == [
+        ("real, half against half", "3"),
+        ("real", "4"),
+        ("part", "3"),
+        ("all", "3"),
+    ]
+    message = error_of(evaluate.run, *args, f"part={part}", f"rest={rest}")
+    assert "no defect is in every source, so nothing can be compared: wood/crack (not in" in (
+        message
+    )
+    assert "wood/stain (not in part)" in message
+    assert message.endswith("; measure the folders one at a time")
 
 
 def test_localization_compares_sources_and_continues(
@@ -256,7 +297,7 @@ def test_the_whole_chain(wood: Path, other_wood: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     sources = {one["source"] for one in table_of(tmp_path / "quality")}
-    assert sources == {"real", "csm", "again"}
+    assert sources == {"real, half against half", "real", "csm", "again"}
     done = commands.run(
         "launch.evaluate",
         *("localization", "--real", wood, "--synthetic", f"csm={drawn}", *SMALLEST),
