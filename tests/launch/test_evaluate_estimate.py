@@ -48,7 +48,7 @@ def test_a_yes_starts_it(terminal, tmp_path: Path, capsys) -> None:
 
 
 def test_others_are_not_asked(terminal, tmp_path: Path, capsys) -> None:
-    """Nothing is typed: a question would wait for ever."""
+    terminal(b"n\n")  # A question would be refused.
     announce(JOBS, tmp_path, lambda: LONG, yes=True)
     announce(JOBS, None, lambda: LONG)
     announce(JOBS, tmp_path, lambda: ASKS_FROM_S / 4)
