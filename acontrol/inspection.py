@@ -141,7 +141,11 @@ def _category(folder: MvtecFolder, name: str, progress: Progress) -> CategoryIns
         total = len(lines) + len(readable) + len(checked.good)
         add(Finding(f"{len(lines)} of {total} images cannot be used.", lines))
     remarks: tuple[tuple[str, Collection[str], bool], ...] = (
-        ("defects cover no half of any of 16 x 16 tokens: draw them near", checked.small, True),
+        (
+            "defects are small: shard --resolution None, train --data.target-view region",
+            checked.small,
+            True,
+        ),
         ("masks cover over half of their image: is white the good part?", checked.large, False),
         ("images have transparent pixels, read opaque", checked.transparent, False),
     )

@@ -41,7 +41,8 @@ ROOT is in MVTec AD's layout, one category or several. A detector is trained for
 source and seed, on train/good and the source's defects, and tested on test/good and the defects
 outside the training third. Sources: none (normal images only), real (the training third),
 perlin (DRAEM's blobs), cutpaste, each --synthetic NAME, and mixtures such as real+NAME. Each
-training is a task on Ray; finished ones are kept.
+training is a task on Ray; finished ones are kept. About how long they take is printed first; on
+a terminal, more than an hour is asked about (--yes: not).
 """
 CLASSIFICATION = """Train a classifier of defects on each source, and compare them on real ones.
 
@@ -51,7 +52,8 @@ ROOT is in MVTec AD's layout, one category or several. A ResNet-34 is trained fo
 source and seed to tell the category's defects apart, and tested on the defects outside the
 training third. Sources: real (the training third), each --synthetic NAME, and mixtures such as
 real+NAME. Categories with a single defect are left out. Each training is a task on Ray;
-finished ones are kept.
+finished ones are kept. About how long they take is printed first; on a terminal, more than an
+hour is asked about (--yes: not).
 """
 ABLATION = """Train, draw and measure with each part of the method added in turn (Table 4).
 
@@ -61,7 +63,8 @@ Rows: nothing (the base alone, gamma 0), sga (C' from the image alone), csm (ima
 and t1 to t5 (that many steps of ASEA). The rows share all settings of launch.train. Each row is
 a training on Ray with a nested MLflow run, then a generated set, then the scores of
 launch.evaluate quality and the detectors of launch.evaluate localization. The same command
-resumes after a kill.
+resumes after a kill. About how long the detectors take is printed first; on a terminal, more
+than an hour is asked about (--yes: not).
 """
 
 

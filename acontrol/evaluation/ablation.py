@@ -9,12 +9,12 @@ from acontrol.config import RunConfig
 from acontrol.data.mvtec import open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.errors import UserError
-from acontrol.evaluation import figures, published, quality, summary
+from acontrol.evaluation import caveats, figures, published, quality, summary
 from acontrol.evaluation.backends import load_backend
 from acontrol.evaluation.budget import BUDGETS
 from acontrol.evaluation.comparison import (
+    announce,
     note_near_duplicates,
-    print_estimate,
     train_missing,
 )
 from acontrol.evaluation.dataset import CategoryDataset, Folders, check
@@ -69,6 +69,10 @@ def run_ablation(config: AblationConfig) -> None:
         for seed in range(config.seeds)
         for source in ("real", *rows)
     ]
+    cautions = caveats.of_budget(config.budget)
+    if "vlm" in config.features:
+        cautions += caveats.of_vision_tower(base.base)
+    caveats.print_caveats(cautions)
     num_defects = sum(len(folder.defect_types(category)) for category in folder.categories)
     print(
         f"{len(rows)} rows ({', '.join(rows)}): {len({*map(_adapter_of, rows)})} adapters "
@@ -76,9 +80,15 @@ def run_ablation(config: AblationConfig) -> None:
         f"detectors ({budget.describe()})",
         flush=True,
     )
+    test = CategoryDataset(folders, folder.categories[0]).part("test")
+    announce(
+        jobs,
+        None if config.dry_run else out,
+        lambda: seconds_a_detector(budget, len(test), budget.epochs),
+        yes=config.yes,
+        besides=" (detectors alone: adapters and images come first)",
+    )
     if config.dry_run:
-        test = CategoryDataset(folders, folder.categories[0]).part("test")
-        print_estimate(seconds_a_detector(budget, len(test), budget.epochs), len(jobs))
         return
     inputs = DataInput.of_folder(folder, "test", "evaluation")
     with (
@@ -117,7 +127,8 @@ def run_ablation(config: AblationConfig) -> None:
             f"defect, {config.optim.steps} training steps, {config.seeds} seeds of detectors, "
             f"one of adapters. Data {real.name}.{note}"
         )
-        _report(config, experiment, jobs, count, about, out, tracker)
+        report = Report(out, "What does each part add?", cautions)
+        _report(config, experiment, jobs, count, about, report, tracker)
 
 
 def _adapter_of(row: str) -> str:
@@ -164,11 +175,11 @@ def _report(
     jobs: Sequence[TrainingJob],
     count: int,
     about: str,
-    out: Path,
+    report: Report,
     tracker: Tracker,
 ) -> None:
     """Measure the generated sets, summarise the detectors, and write tables, plot and page."""
-    folders = experiment.folders
+    folders, out = experiment.folders, report.out
     real = open_folder(folders.root, split_file=folders.split_file)
     sets = {row: open_folder(path) for row, path in folders.synthetic.items()}
     rows = list(sets)
@@ -192,7 +203,6 @@ def _report(
     metrics = ("pixel_auroc", "image_auroc", "pixel_ap")
     columns = metrics[:2]  # Those of the paper's table.
     indices = [METRICS.index(name) for name in columns]
-    report = Report(out, "What does each part add?")
     report.tables.append(
         Table(
             "Ablation, protocol strict",

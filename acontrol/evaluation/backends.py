@@ -1,6 +1,7 @@
 """The feature networks of launch.evaluate quality, by name."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acontrol.config import BaseConfig, Precision
+from acontrol.evaluation import caveats
 from acontrol.evaluation.features import Backend, Images
 from acontrol.evaluation.inception import Inception
 from acontrol.evaluation.perceptual import LpipsVgg
@@ -44,7 +46,7 @@ def load_backend(
         digest = locate.digest(config)
         if precision != "float32":  # Its values are others.
             digest = hashlib.sha256(f"{digest} {precision}".encode()).hexdigest()
-        return vision_tower(vlm, digest)
+        return vision_tower(vlm, digest, caveats.of_vision_tower(config))
     file = weights / f"{name}.safetensors"
     if name == "inception":
         inception = Inception.load(file).to(device)
@@ -53,8 +55,11 @@ def load_backend(
     return Backend(name, sha256(file), layers=vgg)
 
 
-def vision_tower(vlm: Any, digest: str) -> Backend:
-    """BLIP-2's vision tower: normalized patches as feature maps, their mean as the vector."""
+def vision_tower(vlm: Any, digest: str, about: Sequence[str] = ()) -> Backend:
+    """BLIP-2's vision tower: normalized patches as feature maps, their mean as the vector.
+
+    ``about`` are its caveats.
+    """
     side = vlm.config.vision_config.image_size
 
     def patches(images: Images) -> Tensor:
@@ -72,4 +77,4 @@ def vision_tower(vlm: Any, digest: str) -> Backend:
         mean = F.normalize(patches(images).mean(dim=1), dim=1)
         return mean * mean.shape[1] ** 0.5  # KID's kernel divides by the width.
 
-    return Backend("vlm", digest, layers=layers, embed=embed)
+    return Backend("vlm", digest, layers=layers, embed=embed, caveats=about)

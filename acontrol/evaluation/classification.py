@@ -14,14 +14,14 @@ from torch import Tensor
 
 from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
-from acontrol.evaluation import figures, summary
+from acontrol.evaluation import caveats, figures, summary
 from acontrol.evaluation.bootstrap import resample_weights
 from acontrol.evaluation.budget import CLASSIFIER_BUDGETS, Schedule
 from acontrol.evaluation.classifier import Classifier, weights_digest
 from acontrol.evaluation.comparison import (
+    announce,
     chosen_categories,
     plan_comparison,
-    print_estimate,
     train_all,
 )
 from acontrol.evaluation.dataset import CategoryDataset, Folders, cached_dataset
@@ -174,31 +174,41 @@ def run_classification(config: ClassificationConfig) -> None:
     classifier = Classifier(2, config.network)
     weights = weights_digest(network) if network else "random"
     budget = CLASSIFIER_BUDGETS[config.budget]
+    cautions = [
+        *caveats.of_budget(config.budget),
+        *caveats.of_classifier(pretrained=network is not None),
+    ]
+    caveats.print_caveats(cautions)
     plan = plan_comparison(config, budget, CONTROLS, categories, [TESTED])
     for category in categories:
         names_of(CategoryDataset(plan.folders, category), [job.source for job in plan.jobs])
+    test = CategoryDataset(plan.folders, categories[0]).part(TESTED)
+    announce(
+        plan.jobs,
+        plan.out,
+        lambda: seconds_a_classifier(plan.budget, classifier, len(test)),
+        yes=config.yes,
+    )
     if plan.out is None:
-        test = CategoryDataset(plan.folders, categories[0]).part(TESTED)
-        seconds = seconds_a_classifier(plan.budget, classifier, len(test))
-        print_estimate(seconds, len(plan.jobs))
         return
     experiment = Classification(plan.folders, plan.budget, network, weights, plan.data)
     start = f"weights {weights[:8]}" if network else "random weights"
     about = plan.about(config.budget, f"; {classifier.architecture} from {start}")
     with results_in(plan.out, "classification", config.tracking, plan.data_input()) as tracker:
         train_all(plan.jobs, experiment, plan.out, config.num_workers)
-        _report(plan.jobs, experiment, plan.out, about, tracker)
+        title = "Does synthetic data help to tell defects apart?"
+        _report(plan.jobs, experiment, Report(plan.out, title, cautions), about, tracker)
 
 
 def _report(
     jobs: Sequence[TrainingJob],
     experiment: Classification,
-    out: Path,
+    report: Report,
     about: str,
     tracker: Tracker,
 ) -> None:
     """Write tables and pictures, and log them."""
-    report = Report(out, "Does synthetic data help to tell defects apart?")
+    out = report.out
     metrics = list(METRICS)
     rows = summary.summarise(jobs, out, PART, metrics)
     titles = ("Classification of defects", f"Against {summary.BASELINE} alone")

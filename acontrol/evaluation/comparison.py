@@ -2,12 +2,14 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import ray
+import torch
 from ray.exceptions import RayTaskError
 
 from acontrol.config import ClusterConfig
@@ -22,11 +24,13 @@ from acontrol.evaluation.leaks import job_of, refuse_seen_tests
 from acontrol.evaluation.results import Experiment, TrainingJob, is_done
 from acontrol.evaluation.settings import ComparisonConfig
 from acontrol.networks.load import quieten
-from acontrol.progress import progress
+from acontrol.progress import progress, waiting
 from acontrol.runs.cluster import joined_cluster
 from acontrol.runs.inputs import DataInput
 
 Budget = TypeVar("Budget", bound=Schedule)
+
+ASKS_FROM_S = 3600  # A command that takes longer asks first.
 
 
 def named_folders(options: Sequence[str]) -> dict[str, Path]:
@@ -228,12 +232,52 @@ def note_near_duplicates(checked: Mapping[str, CheckedData]) -> str:
     return note
 
 
-def print_estimate(seconds: float, count: int) -> None:
-    """Print how long ``count`` trainings of so many seconds take."""
+def announce(
+    jobs: Sequence[TrainingJob],
+    out: Path | None,
+    seconds_each: Callable[[], float],
+    *,
+    yes: bool = False,
+    besides: str = "",
+) -> None:
+    """Print how long the missing trainings take; on a terminal, ask before more than an hour.
+
+    Without a terminal, as in a job or CI, nobody could answer: it goes on.
+
+    Args:
+        jobs: All trainings.
+        out: Folder of results; None for a dry run, which counts all and asks nothing.
+        seconds_each: Measures the seconds of a training.
+        yes: Ask nothing.
+        besides: What the estimate leaves out.
+
+    Raises:
+        UserError: If the answer is not yes.
+    """
+    count = sum(out is None or not job.file(out).is_file() for job in jobs)
+    if not count:
+        return
+    with waiting("Timing a step of a training"):
+        each = seconds_each()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # The trainings are other processes.
     print(
-        f"About {_hours(seconds)} per training on this machine, {_hours(seconds * count)} for "
-        "all, one after the other; a Ray cluster trains as many at once as it has room"
+        f"About {_hours(each)} per training on this machine, {_hours(each * count)} for all "
+        f"{count}, one after the other{besides}; a Ray cluster trains as many at once as it "
+        "has room",
+        flush=True,
     )
+    if out is None or yes or each * count <= ASKS_FROM_S or not sys.stdin.isatty():
+        return
+    try:
+        answer = input("Start? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise UserError(
+            "nothing was trained: answer y or give --yes, or train less (--budget small, fewer "
+            "--seeds)"
+        )
 
 
 def train_all(

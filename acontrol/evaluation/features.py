@@ -27,6 +27,7 @@ class Backend:
             over positions and summed over maps, is a perceptual distance.
         embed: Vectors of images, (n, d).
         logits: Class logits of `embed`'s vectors, (n, classes).
+        caveats: What its figures cannot show.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Backend:
     layers: Callable[[Images], Sequence[Tensor]] | None = None
     embed: Callable[[Images], Tensor] | None = None
     logits: Callable[[Tensor], Tensor] | None = None
+    caveats: Sequence[str] = ()
 
     @property
     def label(self) -> str:

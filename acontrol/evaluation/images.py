@@ -43,6 +43,29 @@ class ImageSet:
         """Number of images."""
         return len(self.files)
 
+    def subset(self, indices: Sequence[int]) -> "ImageSet":
+        """Some of the images."""
+        index = torch.tensor(indices, dtype=torch.long)
+        return ImageSet(
+            self.images[index],
+            self.masks[index],
+            self.truncated[index],
+            tuple(self.defects[i] for i in indices),
+            tuple(self.files[i] for i in indices),
+            tuple(self.digests[i] for i in indices),
+        )
+
+    def __add__(self, other: "ImageSet") -> "ImageSet":
+        """These images, then others of the same size."""
+        return ImageSet(
+            torch.cat([self.images, other.images]),
+            torch.cat([self.masks, other.masks]),
+            torch.cat([self.truncated, other.truncated]),
+            self.defects + other.defects,
+            self.files + other.files,
+            self.digests + other.digests,
+        )
+
     @property
     def anomalous(self) -> npt.NDArray[np.bool_]:
         """Which images have a defect."""

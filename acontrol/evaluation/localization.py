@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from acontrol.data.mvtec import open_folder
-from acontrol.evaluation import figures, published, summary
+from acontrol.evaluation import caveats, figures, published, summary
 from acontrol.evaluation.bootstrap import resample_weights, resampled
 from acontrol.evaluation.budget import BUDGETS, Budget
 from acontrol.evaluation.comparison import (
+    announce,
     chosen_categories,
     plan_comparison,
-    print_estimate,
     train_all,
 )
 from acontrol.evaluation.dataset import (
@@ -138,28 +138,36 @@ def run_localization(config: LocalizationConfig) -> None:
         UserError: If a setting or the data must be fixed.
     """
     categories = chosen_categories(open_folder(config.real.resolve()), config.category)
+    cautions = caveats.of_budget(config.budget)
+    caveats.print_caveats(cautions)
     plan = plan_comparison(config, BUDGETS[config.budget], CONTROLS, categories, DETECTOR)
     protocols = PROTOCOLS if config.protocol == "both" else (config.protocol,)
+    test = CategoryDataset(plan.folders, categories[0]).part("test")
+    rounds = 1 if protocols == ("strict",) else plan.budget.epochs
+    announce(
+        plan.jobs,
+        plan.out,
+        lambda: seconds_a_detector(plan.budget, len(test), rounds),
+        yes=config.yes,
+    )
     if plan.out is None:
-        test = CategoryDataset(plan.folders, categories[0]).part("test")
-        rounds = 1 if protocols == ("strict",) else plan.budget.epochs
-        print_estimate(seconds_a_detector(plan.budget, len(test), rounds), len(plan.jobs))
         return
     experiment = Localization(plan.folders, plan.budget, protocols, plan.data, perlin_blobs)
     with results_in(plan.out, "localization", config.tracking, plan.data_input()) as tracker:
         train_all(plan.jobs, experiment, plan.out, config.num_workers)
-        _report(plan.jobs, experiment, plan.out, plan.about(config.budget), tracker)
+        report = Report(plan.out, "Does synthetic data help?", cautions)
+        _report(plan.jobs, experiment, report, plan.about(config.budget), tracker)
 
 
 def _report(
     jobs: Sequence[TrainingJob],
     experiment: Localization,
-    out: Path,
+    report: Report,
     about: str,
     tracker: Tracker,
 ) -> None:
     """Write tables, curves and maps, and log them."""
-    report = Report(out, "Does synthetic data help?")
+    out = report.out
     metrics: dict[str, float] = {}
     for protocol in experiment.protocols:
         rows = summary.summarise(jobs, out, protocol)

@@ -5,6 +5,7 @@ have seen, and with the held-out rest. Means are over the defects of a category,
 categories, as published.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nan
@@ -29,9 +30,11 @@ from acontrol.evaluation.generation_metrics import (
     kernel_distance,
 )
 from acontrol.evaluation.images import ImageSet, load
+from acontrol.seeding import derive_seed
 
 SIDE = 256  # Pixels at which images are compared, as published.
-REAL = "real"  # The row of real images.
+REAL = "real"  # The row of held-out images.
+HALVES = "real, half against half"  # The yardstick: what two samples of real defects score.
 _GREY = 127
 # Surroundings: a generated image is a normal image with a defect, so it is compared with the
 # normal image nearest to its surroundings. This works for any folder of pairs.
@@ -125,6 +128,21 @@ def read_defect_types(real: MvtecFolder, categories: Sequence[str]) -> list[Defe
             for defect in defects
         ]
     return defect_types
+
+
+def halves(defect_type: DefectType, seed: int = 0) -> DefectType:
+    """A random half of all real images as the training images, the other as the held-out ones.
+
+    Of an odd number the held-out half has one more.
+    """
+    images = defect_type.training + defect_type.held_out
+    rng = np.random.default_rng(
+        derive_seed("halves", defect_type.category, defect_type.defect, seed)
+    )
+    order = rng.permutation(len(images)).tolist()
+    cut = len(images) // 2
+    first, second = images.subset(order[:cut]), images.subset(order[cut:])
+    return dataclasses.replace(defect_type, training=first, held_out=second)
 
 
 def generated_images(folder: MvtecFolder, defect_type: DefectType, count: int) -> ImageSet:

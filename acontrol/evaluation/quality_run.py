@@ -11,7 +11,9 @@ from acontrol.data.split import in_words
 from acontrol.errors import UserError
 from acontrol.evaluation import figures, published, quality
 from acontrol.evaluation.backends import load_backend
+from acontrol.evaluation.caveats import print_caveats
 from acontrol.evaluation.comparison import chosen_categories, named_folders
+from acontrol.evaluation.dataset import category_in
 from acontrol.evaluation.leaks import job_of, refuse_seen_tests
 from acontrol.evaluation.quality import DefectType
 from acontrol.evaluation.report import Report, Table
@@ -41,6 +43,8 @@ def run_quality(config: QualityConfig) -> None:
         load_backend(name, config.weights, config.model, config.precision)
         for name in dict.fromkeys(config.features)
     ]
+    cautions = [caveat for backend in backends for caveat in backend.caveats]
+    print_caveats(cautions)
     categories = chosen_categories(real, config.category)
     for name, folder in folders.items():
         refuse_seen_tests(f"--synthetic {name}", job_of(folder), real, categories)
@@ -52,35 +56,35 @@ def run_quality(config: QualityConfig) -> None:
     for folder in folders.values():
         print_notes(folder)
     defect_types = quality.read_defect_types(real, categories)
-    _check_defects(folders, defect_types)
+    defect_types, left_out = _in_every_source(defect_types, folders)
+    if left_out:
+        print(left_out, flush=True)
     out = config.out.resolve()
     data = DataInput.of_folder(real, "test", "evaluation", categories)
     with results_in(out, "quality", config.tracking, data) as tracker:
         scores: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
         counts: dict[str, int] = {}
-        sources = [quality.REAL, *folders]
+        sources = [quality.HALVES, quality.REAL, *folders]
         pairs = list(itertools.product(sources, defect_types))
         for source, defect_type in tracked(pairs, "measuring", "set"):
-            generated = None
-            if source != quality.REAL:
+            measured, generated = defect_type, None
+            if source == quality.HALVES:
+                measured = quality.halves(defect_type)
+            elif source in folders:
                 folder = folders[source]
                 generated = quality.generated_images(folder, defect_type, config.count)
-            images = defect_type.held_out if generated is None else generated
-            if len(images):
-                own = scores.setdefault(source, {})
-                key = defect_type.category, defect_type.defect
-                own[key] = quality.measure(defect_type, generated, backends)
-                counts[source] = counts.get(source, 0) + len(images)
-        report = Report(out, "How good are the generated defects?")
+            images = measured.held_out if generated is None else generated
+            key = defect_type.category, defect_type.defect
+            own = scores.setdefault(source, {})
+            own[key] = quality.measure(measured, generated, backends)
+            counts[source] = counts.get(source, 0) + len(images)
+        report = Report(out, "How good are the generated defects?", cautions)
         columns = quality.column_names(backends)
         about = f"Data {config.real.resolve().name}: {len(defect_types)} kinds of defect. "
         if real.split is not None:
             about += f"Trained and tested by {in_words(real.split.digest)}. "
-        about += "".join(
-            f"{source} has {len(own)} of them. "
-            for source, own in scores.items()
-            if len(own) < len(defect_types)
-        )
+        if left_out:
+            about += f"{left_out}. "
         report.tables = _tables(scores, counts, columns, about)
         for source, own in scores.items():
             rows = {("mean", "mean"): quality.mean_of(own), **own}
@@ -104,16 +108,54 @@ def run_quality(config: QualityConfig) -> None:
         report.publish(tracker, report.tables[0], settings, metrics)
 
 
-def _check_defects(
-    folders: Mapping[str, MvtecFolder], defect_types: Sequence[DefectType]
-) -> None:
-    """Refuse a generated folder without any of the defect types."""
+def _in_every_source(
+    defect_types: Sequence[DefectType], folders: Mapping[str, MvtecFolder]
+) -> tuple[list[DefectType], str]:
+    """The defect types that all sources have, and a line on the others, "" if there are none.
+
+    Raises:
+        UserError: If a generated folder has none of them, or no defect type is in all sources.
+    """
+    lacking: dict[str, list[str]] = {entry.name: [] for entry in defect_types}
     for name, folder in folders.items():
-        if not any(len(quality.generated_images(folder, entry, 1)) for entry in defect_types):
-            names = ", ".join(entry.name for entry in defect_types)
+        without = [
+            entry.name
+            for entry in defect_types
+            if not len(quality.generated_images(folder, entry, 1))
+        ]
+        if len(without) == len(defect_types):
+            names = ", ".join(lacking)
             raise UserError(
                 f"--synthetic {name}: has none of the real data's defects ({names})"
             )
+        for defect in without:
+            lacking[defect].append(name)
+        for defect in _more_defects(folder, defect_types):
+            lacking[defect] = ["the real data"]
+    for entry in defect_types:
+        if not len(entry.held_out):
+            lacking[entry.name].append("the held-out images")
+    common = [entry for entry in defect_types if not lacking[entry.name]]
+    gaps = ", ".join(
+        f"{defect} (not in {' and '.join(names)})" for defect, names in lacking.items() if names
+    )
+    if not common:
+        raise UserError(
+            f"--synthetic: no defect is in every source, so nothing can be compared: {gaps}; "
+            "measure the folders one at a time"
+        )
+    return common, f"Left out of every row: {gaps}" if gaps else ""
+
+
+def _more_defects(folder: MvtecFolder, defect_types: Sequence[DefectType]) -> list[str]:
+    """CATEGORY/DEFECT of a generated folder's defects that the real categories lack."""
+    known = {entry.name for entry in defect_types}
+    names = []
+    for entry in {entry.category: entry for entry in defect_types}.values():
+        own = category_in(folder, entry.category, entry.single_category)
+        if own is not None:
+            names += [f"{entry.category}/{name}" for name in folder.defect_types(own)]
+    return [name for name in names if name not in known]
 
 
 def _tables(
@@ -130,7 +172,9 @@ def _tables(
         "named with its weights' digest. IS, IC: more is more diverse, not better. KID: from "
         "held-out real defects, less is nearer; with few images it is mostly noise. Copies: "
         "far nearer to a training defect than these are to each other. Background: against "
-        "the nearest normal image. The row real: held-out defects; its KID is the training "
+        "the nearest normal image. Every row has the same defects. The row real, half against "
+        "half: the yardstick, a random half of all real defects measured as if the other half "
+        "were the training defects. The row real: held-out defects; its KID is the training "
         "third's.",
     )
     second = Table(

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from acontrol import reporting
+from acontrol.evaluation.caveats import print_caveats
 from acontrol.runs.results import log
 from acontrol.runs.tracking import Tracker
 
@@ -49,11 +50,11 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 class Report:
-    """Tables and pictures of a report."""
+    """Tables and pictures of a report, with what they cannot show above them."""
 
-    def __init__(self, out: Path, title: str):
+    def __init__(self, out: Path, title: str, caveats: Sequence[str] = ()):
         """Start a report in an existing folder."""
-        self.out, self.title = out, title
+        self.out, self.title, self.caveats = out, title, caveats
         self.tables: list[Table] = []
         self.rows: list[Mapping[str, Any]] = []
         self._pictures: list[tuple[str, Path]] = []
@@ -69,6 +70,7 @@ class Report:
             "\n".join(
                 [
                     f"# {self.title}\n",
+                    *(f"**Caution: {caveat}**\n" for caveat in self.caveats),
                     *(table.markdown() for table in self.tables),
                     *(f"![{name}]({file.name})\n" for name, file in self._pictures),
                 ]
@@ -76,7 +78,10 @@ class Report:
             encoding="utf-8",
         )
         files[1].write_text(csv_text(self.rows), encoding="utf-8")
-        body = "".join(table.html() for table in self.tables)
+        body = "".join(
+            f"<p><b>Caution: {html.escape(caveat)}</b></p>" for caveat in self.caveats
+        )
+        body += "".join(table.html() for table in self.tables)
         for name, file in self._pictures:
             with Image.open(file) as image:
                 body += f"<h2>{html.escape(name)}</h2>{reporting.picture(image, name)}"
@@ -91,7 +96,10 @@ class Report:
         metrics: Mapping[str, float],
     ) -> None:
         """Write the report, log it with settings and metrics, and print a table of it."""
+        if self.caveats:
+            settings = {**settings, "caveats": list(self.caveats)}
         log(tracker, settings, metrics, self.write())
         print(table.markdown())
+        print_caveats(self.caveats)
         print(f"Look at {self.out / 'index.html'}")
         print(f"Results: {self.out / 'report.md'}")

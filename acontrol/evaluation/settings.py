@@ -10,6 +10,10 @@ from acontrol.data.settings import SPLIT_FILE
 
 # Rows of an ablation: base alone (gamma 0), C' of the image alone, image and text, ASEA.
 ROWS = ("nothing", "sga", "csm", "t1", "t2", "t3", "t4", "t5")
+YES = (
+    "Start without asking if trainings take more than an hour by the estimate. Only a terminal "
+    "is asked; a job or CI goes on, with the estimate printed."
+)
 
 
 class QualityConfig(Settings):
@@ -74,6 +78,7 @@ class ComparisonConfig(Settings):
     dry_run: bool = Field(
         False, description="Only print what would be trained, and for how long."
     )
+    yes: bool = Field(False, description=YES)
 
 
 class LocalizationConfig(ComparisonConfig):
@@ -127,3 +132,4 @@ class AblationConfig(RunConfig):
     )
     weights: Path = Field(Path("weights"), description="Folder of their weights.")
     dry_run: bool = Field(False, description="Only print what would be trained and generated.")
+    yes: bool = Field(False, description=YES)

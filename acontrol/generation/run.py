@@ -252,6 +252,24 @@ def _draw(job: Job, finished: Iterable[int]) -> None:
             bar.update(len(job.batches[number]))
 
 
+def _failures(scored: Sequence[dict[str, Any]], gate: Gate) -> str:
+    """How many images missed each of the gate's limits."""
+    scores = [line["scores"] for line in scored]
+    far = [s for s in scores if s["limit"] is not None and (s["distance"] or 0) > s["limit"]]
+    empty = [s for s in scores if s["mask_fill"] < gate.min_fill]
+    levels = [s["background_psnr"] for s in scores if s["background_psnr"] is not None]
+    noisy = [level for level in levels if level < gate.min_background]
+    parts = [
+        (len(empty), f"changed under {gate.min_fill:.0%} of their mask (--min-fill)"),
+        (
+            len(far),
+            "lie farther from training defects than these from each other (--max-distance)",
+        ),
+        (len(noisy), f"have a background under {gate.min_background:g} dB (--min-background)"),
+    ]
+    return "; ".join(f"{count} {text}" for count, text in parts if count)
+
+
 def _print_summary(
     config: GenerationConfig, lines: list[dict[str, Any]], left_out: Sequence[str]
 ) -> None:
@@ -274,8 +292,9 @@ def _print_summary(
             else f"the best try of each is in {config.out / 'rejected'}"
         )
         print(f"{rejected} of {len(scored)} did not pass the gate: {action}")
+        print(f"  {_failures(scored, config)}")
     if kept:
         print(f"Look at {config.out / 'report' / 'index.html'}")
     elif config.gate == "reject":
-        print("None passed: look at them, or give --gate keep")
+        print("None passed: look at them; --gate keep with another --out keeps them in the set")
     print(f"{len(kept)} images with masks: {os.fspath(config.out)}")

@@ -111,6 +111,19 @@ def _own_card(folder: Path) -> list[TrainedOn] | None:
         raise UserError(f"{file}: is damaged ({one_line(error)}); restore it") from error
 
 
+def has_small_vlm(config: BaseConfig) -> bool:
+    """Whether the vision-language model is one of launch.pretrain, as the built-in base's is.
+
+    Raises:
+        UserError: As ``trained_on``.
+    """
+    _, path, subfolder = resolve(config)
+    folder = Path(path)
+    if not subfolder and folder.name == "vlm":  # Of another base.
+        folder = folder.parent
+    return _own_card(folder) is not None
+
+
 def unseen_note(config: BaseConfig, defect_types: Iterable[tuple[str, str]]) -> str | None:
     """A sentence on products that a small base has not learnt, if there are any.
 

@@ -1,5 +1,6 @@
 """Metrics of sets of images against libraries and written-out definitions."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from acontrol.evaluation.quality import (
     column_names,
     compare_surroundings,
     cut_out,
+    halves,
     mean_of,
     measure,
 )
@@ -220,6 +222,28 @@ def test_a_copied_training_set_shows() -> None:
     assert (copied[copies], fresh[copies], real[copies]) == (100, 0, 0)
     assert math.isnan(real["mask-fill"])
     assert math.isnan(copied["IC (plain 00000000)"])  # Each is its own cluster.
+
+
+def test_halves_are_all_real_images_at_random() -> None:
+    training = image_set(images(3, 16, seed=1), torch.zeros(3, 16, 16).bool(), "training")
+    held_out = image_set(images(6, 16, seed=2), torch.ones(6, 16, 16).bool(), "held out")
+    defect_type = DefectType("tile", "crack", training, held_out, images(1, 16))
+    split = halves(defect_type)
+    first, second = split.training, split.held_out
+    assert (len(first), len(second)) == (4, 5)
+    files = training.files + held_out.files
+    assert sorted(first.files + second.files) == sorted(files)
+    assert first.files != files[:4], "in another order"
+    assert halves(defect_type).training.files == first.files
+    other = dataclasses.replace(defect_type, defect="stain")
+    assert halves(other).training.files != first.files
+    assert halves(defect_type, seed=1).training.files != first.files
+    pixels = dict(zip(files, [*training.images, *held_out.images], strict=True))
+    for part in (first, second):
+        for row, file in enumerate(part.files):
+            assert torch.equal(part.images[row], pixels[file])
+            assert part.masks[row].all() == (file in held_out.files)
+            assert part.digests[row] == str(file)
 
 
 def test_means_go_over_defects_then_categories() -> None:

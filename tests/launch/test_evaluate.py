@@ -42,14 +42,32 @@ def page_is_whole(out: Path) -> None:
     )
 
 
+CHAIN = "Caution: smallest budget: these figures check the chain and compare nothing"
+TOY = "Caution: toy features: vlm is the small vision tower of the built-in base, not"
+RANDOM = "Caution: random weights: classifiers do not start from the published ImageNet weights"
+
+
+def is_cautioned(said: str, out: Path, *cautions: str) -> None:
+    """Each caution is printed before and after the table, and stands above all tables."""
+    before, after = said.split("\n## ")
+    page, text = (out / "index.html").read_text(), (out / "report.md").read_text()
+    for caution in cautions:
+        assert before.count(caution) == after.count(caution) == 1
+        assert 0 < page.index(f"<b>{caution}") < page.index("<h2>")
+        assert 0 < text.index(f"**{caution}") < text.index("## ")
+
+
 def test_quality_scores_a_folder(wood: Path, other_wood: Path, out: Path, capsys) -> None:
     args = ["quality", "--real", str(wood), "--synthetic", f"again={other_wood}"]
     evaluate.run([*args, "--out", str(out)])
-    assert capsys.readouterr().out.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    is_cautioned(said, out, TOY)
+    assert CHAIN not in said
     rows = table_of(out)
     assert [(one["source"], one["defect"]) for one in rows] == [
         (source, defect)
-        for source in ("real", "again")
+        for source in ("real, half against half", "real", "again")
         for defect in ("mean", "crack", "stain")
     ]
     names = [name for name in rows[0] if "vlm" in name]
@@ -59,7 +77,48 @@ def test_quality_scores_a_folder(wood: Path, other_wood: Path, out: Path, capsys
     page_is_whole(out)
     query = "select distinct key from metrics"
     logged = sqlite3.connect(out / "mlflow.db").execute(query).fetchall()
-    assert {one.split("/")[0] for (one,) in logged} == {"real", "again"}
+    assert {one.split("/")[0] for (one,) in logged} == {
+        "real- half against half",
+        "real",
+        "again",
+    }
+
+
+def test_quality_compares_the_same_defects(
+    wood: Path, other_wood: Path, out: Path, tmp_path: Path, capsys
+) -> None:
+    part, rest = (
+        Path(shutil.copytree(other_wood, tmp_path / name)) for name in ("part", "rest")
+    )
+    shutil.rmtree(rest / "wood" / "test" / "crack")
+    for kind in ("test", "ground_truth"):
+        shutil.rmtree(part / "wood" / kind / "stain")
+        shutil.copytree(part / "wood" / kind / "crack", part / "wood" / kind / "hole")
+    args = ["quality", "--real", str(wood), "--out", str(out), "--synthetic"]
+    evaluate.run([*args, f"part={part}", f"all={other_wood}"])
+    line = "Left out of every row: wood/stain (not in part), wood/hole (not in the real data)"
+    said = capsys.readouterr().out
+    assert f"{line}\n" in said[: said.index("\n## ")]
+    assert f"{line}. " in (out / "report.md").read_text()
+    assert {(one["source"], one["defect"]) for one in table_of(out)} == {
+        (source, defect)
+        for source in ("real, half against half", "real", "part", "all")
+        for defect in ("mean", "crack")
+    }
+    # Of five real ones three are in the second half, four are held out.
+    counts = re.findall(r"^\| ([a-z, ]+) \| (\d+) \|", said, re.MULTILINE)
+    assert counts == [
+        ("real, half against half", "3"),
+        ("real", "4"),
+        ("part", "3"),
+        ("all", "3"),
+    ]
+    message = error_of(evaluate.run, *args, f"part={part}", f"rest={rest}")
+    assert "no defect is in every source, so nothing can be compared: wood/crack (not in" in (
+        message
+    )
+    assert "wood/stain (not in part)" in message
+    assert message.endswith("; measure the folders one at a time")
 
 
 def test_localization_compares_sources_and_continues(
@@ -73,6 +132,8 @@ def test_localization_compares_sources_and_continues(
     said = capsys.readouterr().out
     assert "3 trainings: 1 categories x 3 sources (real, ours, real+ours) x 1 seeds" in said
     assert said.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    is_cautioned(said, out, CHAIN)
+    assert re.search(r"About .* min per training on this machine, .* min for all 3, one", said)
     rows = table_of(out)
     assert {one["protocol"] for one in rows} == {"paper", "strict"}
     assert {one["source"] for one in rows} == {"real", "ours", "real+ours"}
@@ -91,7 +152,9 @@ def test_localization_compares_sources_and_continues(
     table = (out / "results.csv").read_bytes()
     lost.unlink()
     evaluate.run(args)
-    assert "Continuing: 2 of 3 trainings are done" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Continuing: 2 of 3 trainings are done" in said
+    assert "min for all 1, one" in said
     assert lost.read_bytes() == before
     assert kept.stat().st_mtime_ns == written
     assert (out / "results.csv").read_bytes() == table
@@ -118,6 +181,8 @@ def test_classification_tells_defects_apart(
     said = capsys.readouterr().out
     assert "3 trainings: 1 categories x 3 sources (real, ours, real+ours) x 1 seeds" in said
     assert said.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    is_cautioned(said, out, CHAIN)
+    assert RANDOM not in said, "it starts from --network"
     rows = table_of(out)
     assert {one["source"] for one in rows} == {"real", "ours", "real+ours"}
     assert {one["metric"] for one in rows} == {"accuracy", "balanced_accuracy"}
@@ -132,12 +197,18 @@ def test_a_dry_run_trains_nothing(wood: Path, tmp_path: Path, capsys) -> None:
     evaluate.run(["localization", "--real", str(wood), *SMALLEST, "--dry-run"])
     said = capsys.readouterr().out
     assert "4 trainings: 1 categories x 4 sources (none, real, perlin, cutpaste)" in said
-    assert re.search(r"About [\d.]+ min per training on this machine, [\d.]+ min for all", said)
+    assert re.search(
+        r"About [\d.]+ min per training on this machine, [\d.]+ min for all \d+,", said
+    )
     assert "Results" not in said
+    assert CHAIN in said and RANDOM not in said
     evaluate.run(["classification", "--real", str(wood), *SMALLEST, "--dry-run"])
     said = capsys.readouterr().out
     assert "1 trainings: 1 categories x 1 sources (real) x 1 seeds" in said
-    assert re.search(r"About [\d.]+ min per training on this machine, [\d.]+ min for all", said)
+    assert CHAIN in said and RANDOM in said
+    assert re.search(
+        r"About [\d.]+ min per training on this machine, [\d.]+ min for all \d+,", said
+    )
 
 
 def test_what_fails_in_a_task_is_said_as_it_was_there(cluster: None) -> None:
@@ -168,6 +239,7 @@ def test_a_dry_ablation_counts(wood: Path, tmp_path: Path, capsys) -> None:
     # Two defects, ten images of each by the budget; real beside the rows.
     assert "3 rows (nothing, csm, t3): 3 adapters of 7 steps, 60 images, 4 detectors" in said
     assert re.search(r"About [\d.]+ min per training on this machine", said)
+    assert CHAIN in said and TOY in said
     assert not (tmp_path / "o").exists()
 
 
@@ -183,7 +255,9 @@ def test_ablation_adds_parts(
         *("--optim.batch-size", 2, "--samples.steps", 1, "--samples.every", 0),
     ]
     evaluate.run([str(one) for one in args])
-    assert capsys.readouterr().out.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"Results: {out / 'report.md'}"
+    is_cautioned(said, out, CHAIN, TOY)
     text = (out / "report.md").read_text()
     assert "| nothing |" in text
     assert "| SGA |" in text
@@ -223,7 +297,7 @@ def test_the_whole_chain(wood: Path, other_wood: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     sources = {one["source"] for one in table_of(tmp_path / "quality")}
-    assert sources == {"real", "csm", "again"}
+    assert sources == {"real, half against half", "real", "csm", "again"}
     done = commands.run(
         "launch.evaluate",
         *("localization", "--real", wood, "--synthetic", f"csm={drawn}", *SMALLEST),

@@ -57,7 +57,7 @@ def test_the_training_third_is_no_leak(wood: Path, tmp_path: Path) -> None:
     ("args", "words"),
     [
         ([], "name what to measure first, one of: quality, localization, classification"),
-        (["speed"], "no measurement 'speed'; choose from quality, localization"),
+        (["speed"], "no measurement 'speed'; choose from quality"),
         (["quality", "--real", "x"], "--synthetic"),
         (["localization", "--real", "/nowhere"], "/nowhere: does not exist"),
         (["localization", "--real", "ROOT", "--sources", "real,gan"], "no source 'gan'"),

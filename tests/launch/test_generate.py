@@ -30,7 +30,8 @@ WATCHED = ("--count", 4, "--refine-mask", "--format", "shards")
 
 def options(out: Path, data: Path, *more: object) -> list[str]:
     args = ["--model", built_in_adapter(), "--data", data, "--out", out, "--split", "all"]
-    gate = [] if "--gate" in more else ["--gate", "keep"]  # Few pass after two steps.
+    own = {"--gate", "--paper"} & {*more}
+    gate = [] if own else ["--gate", "keep"]  # Few pass after two steps.
     return [str(arg) for arg in [*args, "--steps", 2, "--batch-size", 3, *gate, *more]]
 
 

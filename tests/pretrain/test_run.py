@@ -5,8 +5,15 @@ import pytest
 
 from acontrol.config import BaseConfig, TrainedOn
 from acontrol.errors import UserError
+from acontrol.evaluation.caveats import of_vision_tower
 from acontrol.networks.load import load_base
-from acontrol.networks.locate import PARTS, built_in_base, trained_on, unseen_note
+from acontrol.networks.locate import (
+    PARTS,
+    built_in_base,
+    has_small_vlm,
+    trained_on,
+    unseen_note,
+)
 from acontrol.pretrain.settings import PretrainConfig
 from launch import pretrain
 from launch.options import parse
@@ -77,9 +84,15 @@ def test_products_that_a_small_base_has_not_learnt_are_noted(tmp_path: Path) -> 
         (base / part).symlink_to(built_in_base() / part)
     own = BaseConfig(path=str(base))
     assert unseen_note(own, [("nut", "bent")]) is None, "no base of launch.pretrain"
+    assert has_small_vlm(built_in) and not has_small_vlm(own)
+    assert has_small_vlm(BaseConfig(path=str(base), vlm_path=str(built_in_base() / "vlm")))
+    (toy,), (tower,) = of_vision_tower(built_in), of_vision_tower(own)
+    assert toy.startswith("toy features: vlm is the small vision tower of the built-in base,")
+    assert tower.startswith("features of a vision tower: vlm is not the published Inception")
     record = {"categories": ["nut"], "split": "train"}
     card = {"data": "nuts", "held_out_from_denoiser": [], "trained_on": [record]}
     (base / "card.json").write_text(json.dumps(card))
+    assert has_small_vlm(own)
     assert unseen_note(own, [("nut", "bent")]) is None
     assert f"the base {base} has not seen" in (unseen_note(own, [crack]) or "")
     (base / "card.json").write_text(json.dumps(card | {"trained_on": [{"split": "all"}]}))
