@@ -1,6 +1,7 @@
 """One split for everything: made, written, read, and carried by what comes from it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,8 @@ from acontrol.evaluation.budget import BUDGETS, CLASSIFIER_BUDGETS
 from launch import shard, split
 from tests.evaluation.test_near_duplicates import photograph, piece
 
-MAGNETIC_TILE = Path("/work/shared/data/magnetic_tile")
+DATA = os.environ.get("ACONTROL_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data"
+MAGNETIC_TILE = Path(DATA) / "magnetic_tile"
 
 
 def error_of(call: Callable[[], object]) -> str:
