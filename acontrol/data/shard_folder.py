@@ -90,12 +90,16 @@ def _checked(
 ) -> list[LabelledImage]:
     """The good images; reports on standard error what is left out, and what is small."""
     total = len(images) + len(bad)
-    checked = check(
-        images,
-        config.skip_bad,
-        resolution=config.resolution,
-        progress=lambda images: _progress(images, "checking"),
-    )
+    try:
+        checked = check(
+            images,
+            config.skip_bad,
+            resolution=config.resolution,
+            progress=lambda images: _progress(images, "checking"),
+        )
+    except UserError as error:
+        hint = "acontrol inspect lists every bad image, --skip-bad leaves them out"
+        raise UserError(f"{error} ({hint})") from error
     bad += checked.bad
     for message in empty + bad:
         print(f"left out: {message}", file=sys.stderr)

@@ -201,7 +201,7 @@ def test_what_may_not_be_read_says_so(root: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("acontrol.data.images.Image.open", locked)
     expected = "cannot be decoded (Permission denied); check its permissions"
-    assert refusal(root, "--dry-run").endswith(f"crack/000.png: {expected}")
+    assert f"crack/000.png: {expected} (acontrol inspect" in refusal(root, "--dry-run")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names of another kind")

@@ -108,7 +108,11 @@ def test_a_bad_image_stops_and_can_be_left_out(built_in_data, tmp_path, capsys) 
     shutil.copytree(built_in_data, root)
     bad = root / "wood" / "test" / "crack" / "000.png"
     bad.write_bytes(b"no picture")
-    assert str(bad) in error_of(shard.run, root, "--out", tmp_path / "s", "--split", "all")
+    message = error_of(shard.run, root, "--out", tmp_path / "s", "--split", "all")
+    assert str(bad) in message
+    assert message.endswith(
+        "(acontrol inspect lists every bad image, --skip-bad leaves them out)"
+    )
     assert not (tmp_path / "s").exists()
     shard.run([str(root), "--out", str(tmp_path / "s"), "--split", "all", "--skip-bad"])
     printed = capsys.readouterr()
