@@ -18,6 +18,7 @@ from acontrol.data.importing.source import (
     Source,
     SourceImage,
     category_of,
+    first_with,
     is_file,
     pictures_below,
     subfolder,
@@ -137,13 +138,7 @@ def _read_table(source: Source, path: Path, config: ImportConfig, category: str)
 def _root(path: Path, name: str, given: Path | None) -> Path:
     """The folder that paths start from: that in which the first image is."""
     folders = [given] if given is not None else [*path.absolute().parents][:3]
-    for folder in folders:
-        if is_file(within(folder, name, path)):
-            return folder
-    raise UserError(
-        f"{path}: its first image {name[:200]!r} is in none of {', '.join(map(str, folders))}; "
-        "give the folder with --images"
-    )
+    return first_with(folders, name, path)
 
 
 def _row(

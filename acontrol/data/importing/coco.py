@@ -14,6 +14,7 @@ from acontrol.data.importing.source import (
     Source,
     SourceImage,
     category_of,
+    first_with,
     is_file,
     parse,
     pictures_below,
@@ -146,13 +147,7 @@ def _images(path: Path, name: str, given: Path | None) -> Path:
         *(path.parent, path.parent / "images", above),
         *(above / "images", above / "images" / subset, above / subset),
     ]
-    for folder in folders:
-        if is_file(within(folder, name, path)):
-            return folder
-    raise UserError(
-        f"{path}: its first image {name[:200]!r} is in none of {', '.join(map(str, folders))}; "
-        "give the folder with --images"
-    )
+    return first_with(folders, name, path)
 
 
 def _reader(

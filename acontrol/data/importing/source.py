@@ -188,3 +188,18 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def first_with(folders: Sequence[Path], name: str, path: Path) -> Path:
+    """The first of some folders that has a file of this name, which ``path`` lists.
+
+    Raises:
+        UserError: If none has.
+    """
+    for folder in folders:
+        if is_file(within(folder, name, path)):
+            return folder
+    raise UserError(
+        f"{path}: its first image {name[:200]!r} is in none of {', '.join(map(str, folders))}; "
+        "give the folder with --images"
+    )
