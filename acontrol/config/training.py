@@ -107,7 +107,8 @@ class RuntimeConfig(Settings):
     skip_dropped: bool = Field(
         False,
         description="Leave out samples whose C' is dropped, whose gradient is zero (not in "
-        "csm.mode pooled). The loss is then logged over the others, as conditioned_loss.",
+        "csm.mode pooled), and fill their places with the next ones. The logged loss is then "
+        "conditioned_loss.",
     )
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -236,12 +237,19 @@ class TrainingStream(Dataset[dict[str, object]]):
         }
 
     def batches(
-        self, start: int, per_rank: int, rank: int, world_size: int, steps: int
+        self,
+        start: int,
+        per_rank: int,
+        rank: int,
+        world_size: int,
+        steps: int,
+        positions: npt.NDArray[np.int64] | None = None,
     ) -> Iterator[Batch | FeatureBatch]:
         """Yield this rank's next ``steps`` batches from global position ``start`` on.
 
         Global batch g covers positions [g * B, (g + 1) * B) with B = per_rank * world_size,
-        and rank r takes its r-th part.
+        and rank r takes its r-th part. With ``positions``, these are indices into it: the
+        positions that are used, in order.
         """
         workers = self.config.loader_workers
         batch_type: Any = FeatureBatch if self.features else Batch
@@ -249,7 +257,10 @@ class TrainingStream(Dataset[dict[str, object]]):
             DataLoader(
                 self,
                 batch_sampler=[
-                    list(range(first, first + per_rank))
+                    [
+                        index if positions is None else int(positions[index])
+                        for index in range(first, first + per_rank)
+                    ]
                     for step in range(steps)
                     for first in [start + (step * world_size + rank) * per_rank]
                 ],

@@ -19,13 +19,11 @@ class Draw:
         noise: Epsilon, standard normal.
         posterior_noise: Standard normal, for sampling from the VAE's posterior.
         timesteps: t, uniform over the schedule; starts at 0 (the paper's at 1).
-        chance: Uniform in [0, 1); decides which conditions are dropped.
     """
 
     noise: Float[Tensor, "batch channel height width"]
     posterior_noise: Float[Tensor, "batch moment height width"]
     timesteps: Int[Tensor, " batch"]
-    chance: Float[Tensor, " batch"]
 
 
 def draw(
@@ -55,13 +53,12 @@ def draw(
                 torch.randn(shape, generator=generator),
                 torch.randn(moments or shape[0], *shape[1:], generator=generator),
                 torch.randint(num_timesteps, (), generator=generator),
-                torch.rand((), generator=generator),
             )
         )
-    noise, posterior_noise, timesteps, chance = (
+    noise, posterior_noise, timesteps = (
         torch.stack(list(column)) for column in zip(*rows, strict=True)
     )
-    return Draw(noise, posterior_noise, timesteps, chance)
+    return Draw(noise, posterior_noise, timesteps)
 
 
 def denoising_loss(

@@ -1,8 +1,7 @@
 """AnomalyControl: the frozen networks, the adapter, and the training forward (Algorithm 1)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 from acontrol.config import DropoutConfig, RunConfig
 from acontrol.data.features import FeatureBatch, Features
 from acontrol.data.stream import Batch
-from acontrol.method.condition_dropout import dropped_conditions
+from acontrol.method.condition_dropout import chances, dropped_conditions
 from acontrol.method.diffusion import (
-    Draw,
     denoising_loss,
     draw,
     timestep_weights,
@@ -26,22 +24,19 @@ from acontrol.networks.load import BaseModels
 
 @dataclass(frozen=True)
 class Losses:
-    """Result of one training forward; per-sample values leave out skipped samples.
+    """Result of one training forward.
 
     Attributes:
-        loss: Sum of Eq. (6) over the batch's size, including skipped samples; carries the
-            gradient.
+        loss: Mean of Eq. (6) over the batch; carries the gradient.
         per_sample: Eq. (6) of each sample, without gradient.
         energy_before: E of Eq. (3) before ASEA.
         energy_after: E after it.
-        share: Share of the batch's samples that were not skipped.
     """
 
     loss: Float[Tensor, ""]
     per_sample: Float[Tensor, " batch"]
     energy_before: Float[Tensor, " batch"]
     energy_after: Float[Tensor, " batch"]
-    share: float = 1.0
 
 
 class AnomalyControl(nn.Module):
@@ -80,36 +75,25 @@ class AnomalyControl(nn.Module):
     ) -> Losses:
         """Compute Eq. (6) on one batch.
 
-        Samples with dropped C' go through the adapter too, unless ``runtime.skip_dropped``; if
-        all are skipped, zeros do. So every rank takes part in every backward pass.
-
         Args:
             batch: Samples with their references, or their precomputed features.
             project: Replaces the adapter's own forward, for a DeepSpeed engine.
             seed: Of noise and timesteps; by default the run's.
             dropout: Of the conditions; by default the run's.
         """
-        device, size = self.device, len(batch.keys)
+        device = self.device
+        seed = self.config.seed if seed is None else seed
         with torch.no_grad():
             drawn = draw(
-                self.config.seed if seed is None else seed,
+                seed,
                 batch.positions,
                 self.latent_shape,
                 self.scheduler.config.num_train_timesteps,
                 moments=self.latent_shape[0] * (2 if self.inpainting else 1),
             )
             drop_text, drop_semantic = dropped_conditions(
-                drawn.chance, dropout or self.config.dropout
+                chances(seed, batch.positions), dropout or self.config.dropout
             )
-            rows = torch.arange(size)
-            if self.config.runtime.skip_dropped:
-                rows = (~drop_semantic).nonzero().flatten()
-        if len(rows) == 0:
-            return self._zero_loss(project or self.adapter)
-        with torch.no_grad():
-            if len(rows) < size:
-                batch, drawn = _rows_of(batch, rows), _rows_of(drawn, rows)
-                drop_text, drop_semantic = drop_text[rows], drop_semantic[rows]
             features = self.encoder(batch) if isinstance(batch, Batch) else batch
             latents = self._latents(features, drawn.posterior_noise)
             latents, *masked_latents = latents.split(self.latent_shape[0], dim=1)
@@ -142,16 +126,8 @@ class AnomalyControl(nn.Module):
             )
             * self.timestep_weights[timesteps]
         )
-        share = len(per_sample) / size
-        loss = per_sample.mean() * share
         before, after = features.energy_before.to(device), features.energy_after.to(device)
-        return Losses(loss, per_sample.detach(), before, after, share)
-
-    def _zero_loss(self, project: Callable[[Tensor], Tensor]) -> Losses:
-        """For a batch with all samples skipped: a zero loss that reaches the adapter."""
-        queries = self.vlm.query_tokens
-        empty = queries.new_zeros(0)
-        return Losses((0 * project(torch.zeros_like(queries))).sum(), empty, empty, empty, 0.0)
+        return Losses(per_sample.mean(), per_sample.detach(), before, after)
 
     def _latents(
         self, features: Features, noise: Float[Tensor, "batch channel height width"]
@@ -165,17 +141,3 @@ class AnomalyControl(nn.Module):
         if self._no_text is None:
             self._no_text = embed_text(self.text_encoder, self.tokenizer, [""])
         return self._no_text
-
-
-Rows = TypeVar("Rows", Batch, FeatureBatch, Batch | FeatureBatch, Draw)
-
-
-def _rows_of(samples: Rows, rows: Tensor) -> Rows:
-    """Some of the samples, by index."""
-    selected: dict[str, Any] = {}
-    for entry in fields(samples):
-        value = getattr(samples, entry.name)
-        selected[entry.name] = (
-            value[rows] if isinstance(value, Tensor) else [value[row] for row in rows.tolist()]
-        )
-    return replace(samples, **selected)

@@ -115,7 +115,7 @@ class RunObserver:
             "skipped_steps": float(self.engine.skipped_steps),
             "memory_gib": _memory_gib(),
         }
-        # A step without conditioned samples has no loss, and a skipped one may be non-finite.
+        # A skipped step's may be non-finite.
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.tracker.log_metrics(finite, report.step)
         if report.skipped is not None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from acontrol.config import DropoutConfig, RunConfig
@@ -71,9 +73,9 @@ class StepReport:
 
     Attributes:
         step: Optimizer steps taken, from 1.
-        loss: Mean of Eq. (6) over the global batch; with ``runtime.skip_dropped`` over its
-            conditioned samples, NaN without any.
-        energy_before: Mean E of Eq. (3) before ASEA, over the same samples.
+        loss: Mean of Eq. (6) over the global batch; with ``runtime.skip_dropped`` all of its
+            samples are conditioned.
+        energy_before: Mean E of Eq. (3) before ASEA.
         energy_after: Mean E after ASEA.
         samples_per_s: Global throughput.
         shares: Shares of the step's time on this rank: "data", "forward", "backward" and
@@ -116,33 +118,23 @@ class StepSums:
 
     def __init__(self, device: torch.device):
         """Start at zero."""
-        self.loss, self.energy_before, self.energy_after, self.share = torch.zeros(
-            4, device=device
-        )
+        self.loss, self.energy_before, self.energy_after = torch.zeros(3, device=device)
 
-    def add(self, losses: Losses, samples: int) -> None:
-        """Add a pass over so many samples."""
-        # Means over the whole batch, skipped samples included: ranks may skip unlike many.
+    def add(self, losses: Losses) -> None:
+        """Add a pass."""
         self.loss += losses.loss.detach().float()
-        self.energy_before += (losses.energy_before.sum() / samples).detach().float()
-        self.energy_after += (losses.energy_after.sum() / samples).detach().float()
-        self.share += losses.share
+        self.energy_before += losses.energy_before.mean().detach().float()
+        self.energy_after += losses.energy_after.mean().detach().float()
 
     def average(self, engine: AdapterEngine, should_stop: bool) -> StepMeans:
         """Average over passes and ranks: the step's only collective and host read."""
-        sums = (self.loss, self.energy_before, self.energy_after, self.share)
+        sums = (self.loss, self.energy_before, self.energy_after)
         passes = engine.config.optim.accumulation
         stop = self.loss.new_tensor(float(should_stop))
-        loss, before, after, share, stopping, *nonfinite = engine.mean(
+        loss, before, after, stopping, *nonfinite = engine.mean(
             [*(total / passes for total in sums), stop, *engine.nonfinite]
         )
-        return StepMeans(
-            loss / share if share else math.nan,
-            before / share if share else math.nan,
-            after / share if share else math.nan,
-            bool(stopping),
-            any(nonfinite),
-        )
+        return StepMeans(loss, before, after, bool(stopping), any(nonfinite))
 
 
 @dataclass(frozen=True)
@@ -188,6 +180,7 @@ def train(
     observer: Observer,
     *,
     start: int = 0,
+    shares: npt.NDArray[np.float64] | None = None,
     validation: TrainingStream | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
@@ -205,6 +198,8 @@ def train(
         config: The run.
         observer: Callbacks.
         start: Steps already taken.
+        shares: By what each step's loss is multiplied for its gradient (``ConditionedSteps``);
+            by default 1.
         validation: The held-out samples, if any.
         clock: Seconds from any origin.
 
@@ -226,9 +221,10 @@ def train(
             keys, positions = keys + batch.keys, positions + batch.positions
             losses = model(batch, engine.project)
             timer.ends("forward")
-            engine.backward(losses.loss, last=number == passes)
+            loss = losses.loss if shares is None else losses.loss * float(shares[step - 1])
+            engine.backward(loss, last=number == passes)
             timer.ends("backward")
-            sums.add(losses, len(batch.keys))
+            sums.add(losses)
         means = sums.average(engine, observer.should_stop())
         cause = nonfinite_steps.on_this_rank(keys, positions) if means.is_nonfinite else ""
         rate, updated = engine.step(skip=means.is_nonfinite)

@@ -19,6 +19,7 @@ from acontrol.data.reader import ShardReader
 from acontrol.data.skipping import agree_on_damage, refuse_other_skips
 from acontrol.data.stream import TrainingStream, held_out
 from acontrol.interop.begin import load_init
+from acontrol.method.condition_dropout import ConditionedSteps
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.inpainting import is_inpainting
@@ -52,12 +53,18 @@ def train_rank(launch: Launch) -> None:
     held, stream = _streams(reader, config, model.encoder.semantics.image_px, launch)
     engine = AdapterEngine(adapter, config, checkpoint.adapter_state() if checkpoint else None)
     start = checkpoint.state.step if checkpoint else 0
+    steps = None
+    if config.runtime.skip_dropped:
+        steps = ConditionedSteps.of_run(
+            config.seed, config.dropout, config.optim.batch_size, config.optim.steps
+        )
     batches = stream.batches(
         start * config.optim.batch_size,
         config.micro_batch_size,
         engine.rank,
         engine.world_size,
         (config.optim.steps - start) * config.optim.accumulation,
+        positions=None if steps is None else steps.positions,
     )
     # Only a launch's first workers find no record of the reservation.
     is_restart = engine.rank == 0 and launch.reserved_file.exists()
@@ -78,7 +85,16 @@ def train_rank(launch: Launch) -> None:
             around.callback(monitor.finish)
         if config.profile and engine.rank == 0:
             observer.profiler = around.enter_context(_profiler(config, launch.folder))
-        train(model, batches, engine, config, observer, start=start, validation=held)
+        train(
+            model,
+            batches,
+            engine,
+            config,
+            observer,
+            start=start,
+            shares=None if steps is None else steps.shares,
+            validation=held,
+        )
 
 
 def _record_reservation(launch: Launch) -> None:

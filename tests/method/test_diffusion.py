@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from acontrol.config import DropoutConfig
-from acontrol.method.condition_dropout import dropped_conditions
+from acontrol.method.condition_dropout import ConditionedSteps, chances, dropped_conditions
 from acontrol.method.diffusion import (
     Draw,
     denoising_loss,
@@ -16,7 +17,7 @@ SHAPE = (4, 6, 5)
 
 
 def rows(drawn: Draw) -> list[tuple[torch.Tensor, ...]]:
-    columns = (drawn.noise, drawn.posterior_noise, drawn.timesteps, drawn.chance)
+    columns = (drawn.noise, drawn.posterior_noise, drawn.timesteps)
     return list(zip(*columns, strict=True))
 
 
@@ -54,7 +55,9 @@ def test_draws_stay_in_range(seed: int, position: int, num_timesteps: int) -> No
     assert drawn.noise.shape == drawn.posterior_noise.shape == (2, 2, 3, 1)
     assert drawn.timesteps.dtype == torch.int64
     assert ((drawn.timesteps >= 0) & (drawn.timesteps < num_timesteps)).all()
-    assert ((drawn.chance >= 0) & (drawn.chance < 1)).all()
+    chance = chances(seed, [position, position + 1])
+    assert ((chance >= 0) & (chance <= 1)).all()
+    assert chance[0] != chance[1]
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +79,10 @@ def test_draws_follow_their_distributions(many: Draw) -> None:
 
 
 @pytest.mark.parametrize("shares", [(0.05, 0.05, 0.05), (0.3, 0.1, 0.2), (0.0, 0.4, 0.0)])
-def test_conditions_drop_as_often_as_configured(
-    many: Draw, shares: tuple[float, float, float]
-) -> None:
+def test_conditions_drop_as_often_as_configured(shares: tuple[float, float, float]) -> None:
     text, semantic, both = shares
     lost_text, lost_semantic = dropped_conditions(
-        many.chance, DropoutConfig(text=text, semantic=semantic, both=both)
+        chances(0, range(20_000)), DropoutConfig(text=text, semantic=semantic, both=both)
     )
     for share, lost in (
         (text, lost_text & ~lost_semantic),
@@ -106,6 +107,25 @@ def test_nothing_drops_without_dropout() -> None:
     )
     assert not text.any()
     assert not semantic.any()
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_places_of_dropped_samples_are_filled_with_the_next(seed: int) -> None:
+    dropout = DropoutConfig(text=0.1, semantic=0.3, both=0.2)
+    steps = ConditionedSteps.of_run(seed, dropout, 6, 50)
+    drops = [bool(dropped_conditions(chances(seed, [at]), dropout)[1]) for at in range(2000)]
+    assert steps.positions.tolist() == [at for at in range(2000) if not drops[at]][:300]
+    # Every position up to the last is covered by exactly one step.
+    last = 0
+    for step, share in enumerate(steps.shares):
+        end = steps.positions[6 * step + 5] + 1
+        assert share == 6 / (end - last)
+        last = end
+    # A longer run starts with the same steps.
+    longer = ConditionedSteps.of_run(seed, dropout, 6, 500)
+    assert np.array_equal(longer.positions[:300], steps.positions)
+    assert np.array_equal(longer.shares[:50], steps.shares)
+    assert 1 / np.mean(1 / longer.shares) == pytest.approx(0.5, abs=0.03)
 
 
 def test_denoising_loss_is_eq_6_by_hand() -> None:

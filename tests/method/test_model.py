@@ -14,12 +14,11 @@ from acontrol.config import (
     DropoutConfig,
     OptimConfig,
     RunConfig,
-    RuntimeConfig,
     SgaConfig,
 )
 from acontrol.data.features import NAMES, FeatureBatch
 from acontrol.data.stream import Batch
-from acontrol.method.condition_dropout import dropped_conditions
+from acontrol.method.condition_dropout import ConditionedSteps, chances, dropped_conditions
 from acontrol.method.diffusion import draw, timestep_weights
 from acontrol.method.encoder import embed_text
 from acontrol.method.model import AnomalyControl
@@ -47,7 +46,7 @@ def make(base: BaseModels, adapter: SemanticAdapter) -> Callable[..., AnomalyCon
 
 
 Make = Callable[..., AnomalyControl]
-FIRST = 3  # From here on, five positions hold every case of condition dropout.
+FIRST = 20  # From here on, five positions hold every case of condition dropout.
 
 
 def part_of(batch: Batch, rows: slice) -> Batch:
@@ -56,9 +55,19 @@ def part_of(batch: Batch, rows: slice) -> Batch:
     )
 
 
+def rows_of(batch: Batch, rows: list[int]) -> Batch:
+    columns: dict[str, Any] = {}
+    for field in dataclasses.fields(batch):
+        column = getattr(batch, field.name)
+        columns[field.name] = (
+            column[rows] if isinstance(column, Tensor) else [column[row] for row in rows]
+        )
+    return Batch(**columns)
+
+
 def test_only_the_adapter_gets_gradients(make: Make, batch: MakeBatch) -> None:
     model = make()
-    model(batch()).loss.backward()
+    model(batch(first=FIRST)).loss.backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"adapter.proj.weight"}
     with_gradient = {
@@ -114,7 +123,7 @@ def test_the_loss_is_eq_6_by_hand(make: Make, batch: MakeBatch) -> None:
     model, samples = make(sga=SgaConfig(scale=0.7)), batch(5, first=FIRST)
     losses = model(samples)
     drawn = draw(11, samples.positions, (4, 12, 12), 1000)
-    drop_text, drop_semantic = dropped_conditions(drawn.chance, MIXED)
+    drop_text, drop_semantic = dropped_conditions(chances(11, samples.positions), MIXED)
     cases = set(zip(drop_text.tolist(), drop_semantic.tolist(), strict=True))
     assert len(cases) == 4
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -227,69 +236,43 @@ def test_a_batch_that_loses_every_condition_still_reaches_the_adapter(
     assert torch.equal(model(other).loss, losses.loss)
 
 
-SKIPPING = RuntimeConfig(skip_dropped=True)
-
-
-@pytest.mark.parametrize("first", [FIRST, 20])
-def test_skipping_dropped_samples_leaves_the_gradient(
-    base: BaseModels, adapter: SemanticAdapter, batch: MakeBatch, first: int
+def test_elided_steps_have_the_gradient_of_all_that_they_cover(
+    base: BaseModels, adapter: SemanticAdapter, batch: MakeBatch
 ) -> None:
-    samples, result = batch(5, first=first), []
-    chance = draw(11, samples.positions, (4, 12, 12), 1000).chance
-    _, dropped = dropped_conditions(chance, MIXED)
     # In float64: another batch composition alone moves float32's gradient by 1e-6.
     parts = {
         name: copy.deepcopy(getattr(base, name)).double()
         for name in ("vae", "text_encoder", "unet", "vlm")
     }
-    for runtime in (RuntimeConfig(), SKIPPING):
-        config = RunConfig(
-            seed=11, data=DataConfig(resolution=48), dropout=MIXED, runtime=runtime
-        )
-        model = AnomalyControl(
-            dataclasses.replace(base, **parts), copy.deepcopy(adapter).double(), config
-        )
-        losses = model(samples)
-        losses.loss.backward()
-        result.append((losses, model.adapter.proj.weight.grad))
-        model.adapter.proj.weight.grad = None
-    (whole, expected), (less, gradient) = result
-    assert 0 < dropped.sum() < 5
-    assert less.per_sample.shape == less.energy_after.shape == (5 - int(dropped.sum()),)
-    assert less.share == (5 - int(dropped.sum())) / 5
-    assert expected.norm() > 0
-    assert expected.dtype == torch.float64
-    assert (gradient - expected).norm() / expected.norm() < 1e-6
-    # Its samples are the others', and the divisor stays.
-    torch.testing.assert_close(less.per_sample, whole.per_sample[~dropped], rtol=1e-5, atol=0)
-    assert less.loss.item() == pytest.approx(whole.per_sample[~dropped].sum().item() / 5)
+    config = RunConfig(seed=11, data=DataConfig(resolution=48), dropout=MIXED)
+    model = AnomalyControl(
+        dataclasses.replace(base, **parts), copy.deepcopy(adapter).double(), config
+    )
+    weight = model.adapter.proj.weight
 
+    def gradient(loss: Tensor) -> Tensor:
+        loss.backward()
+        found, weight.grad = weight.grad, None
+        assert found is not None
+        return found
 
-def test_a_batch_that_is_skipped_whole_still_reaches_the_adapter(
-    make: Make, batch: MakeBatch
-) -> None:
-    model = make(runtime=SKIPPING, dropout=DropoutConfig(text=0, semantic=0, both=0.9999))
-    seen = []
-
-    def project(tokens: Tensor) -> Tensor:
-        seen.append(tokens.shape)
-        return model.adapter(tokens)
-
-    losses = model(batch(), project)
-    assert losses.loss.item() == losses.share == 0
-    assert losses.per_sample.shape == losses.energy_before.shape == (0,)
-    losses.loss.backward()
-    gradient = model.adapter.proj.weight.grad
-    assert gradient is not None
-    assert gradient.count_nonzero() == 0
-    assert seen == [(1, 8, 64)]
-
-
-def test_nothing_is_skipped_where_nothing_is_dropped(make: Make, batch: MakeBatch) -> None:
-    none = DropoutConfig(text=0.5, semantic=0, both=0)
-    losses = [make(runtime=one, dropout=none)(batch()) for one in (RuntimeConfig(), SKIPPING)]
-    assert torch.equal(losses[0].loss, losses[1].loss)
-    assert losses[1].share == 1
+    steps = ConditionedSteps.of_run(11, MIXED, 3, 4)
+    first = 0
+    for step in range(4):
+        kept = steps.positions[3 * step : 3 * step + 3].tolist()
+        covered = list(range(first, kept[-1] + 1))
+        first = kept[-1] + 1
+        rows = [covered.index(position) for position in kept]
+        content = [position % 5 for position in covered]
+        samples = dataclasses.replace(rows_of(batch(5), content), positions=covered)
+        less = rows_of(samples, rows)
+        plain, elided = model(samples), model(less)
+        expected = gradient(plain.loss)
+        found = gradient(elided.loss * float(steps.shares[step]))
+        assert expected.norm() > 0
+        assert (found - expected).norm() / expected.norm() < 1e-6
+        torch.testing.assert_close(elided.per_sample, plain.per_sample[rows])
+    assert steps.shares.min() < 1
 
 
 def test_pooled_tokens_are_trained_also_where_c_is_dropped(
@@ -357,18 +340,6 @@ def test_features_give_what_their_samples_give(make: Make, batch: MakeBatch) -> 
     model.adapter.zero_grad()
     offline.loss.backward()
     assert torch.equal(model.adapter.proj.weight.grad, gradient)
-
-
-def test_features_are_skipped_like_samples(make: Make, batch: MakeBatch) -> None:
-    model = make(runtime=RuntimeConfig(skip_dropped=True))
-    samples = batch(5, first=FIRST)
-    seen = model.encoder(samples)
-    values = {name: getattr(seen, name) for name in NAMES}
-    result = model(FeatureBatch(**values, positions=samples.positions, keys=samples.keys))
-    expected = model(samples)
-    assert 0 < result.share < 1
-    assert result.share == expected.share
-    torch.testing.assert_close(result.per_sample, expected.per_sample, rtol=1e-4, atol=1e-6)
 
 
 def test_text_is_padded_and_cut(tiny_base: BaseModels) -> None:

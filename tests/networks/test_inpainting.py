@@ -198,7 +198,7 @@ def test_a_plain_base_draws_as_before() -> None:
     one = draw(1, [5], (4, 6, 6), 1000)
     same = draw(1, [5], (4, 6, 6), 1000, moments=4)
     assert torch.equal(one.posterior_noise, same.posterior_noise)
-    assert torch.equal(one.chance, same.chance)
+    assert torch.equal(one.timesteps, same.timesteps)
 
 
 def stock(base: BaseModels, kind: Any) -> Any:
