@@ -160,11 +160,15 @@ def elided(shards: str, world_size: int, start: int = 0) -> dict[str, object]:
     positions = [batch.positions for batch in batches]
     everyone: list[list[list[int]]] = [[] for _ in range(world_size)]
     torch.distributed.all_gather_object(everyone, positions)
-    notes = Notes()
+    notes, sent = Notes(), []
+    backward = engine.backward
+    engine.backward = lambda loss, last: (sent.append(loss.item()), backward(loss, last=last))
     train(model, iter(batches), engine, config, notes, start=start, shares=steps.shares)
     return {
         "weights": engine.weights()["proj.weight"],
         "losses": [report.loss for report in notes.reports],
+        "weighted": sent,
+        "shares": steps.shares[start:].tolist(),
         "positions": [
             list(chain.from_iterable(parts)) for parts in zip(*everyone, strict=True)
         ],
@@ -271,6 +275,8 @@ def test_elided_steps_are_the_same_for_any_number_of_ranks(shards, tmp_path) -> 
     assert one["positions"] == two["positions"] == one["expected"]
     assert resumed["positions"] == one["expected"][2:]
     assert one["positions"][0] != [0, 1, 2, 3]
+    by_share = [loss * share for loss, share in zip(one["losses"], one["shares"], strict=True)]
+    assert one["weighted"] == pytest.approx(by_share, rel=1e-6)
     # Float32's rounding in another batch composition, through AdamW.
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
     change = (two["weights"] - one["weights"]).norm() / one["weights"].norm()
