@@ -97,12 +97,23 @@ class ZeroConfig(Settings):
 
 
 class RuntimeConfig(Settings):
-    """Precision and skipped work."""
+    """Precision, compilation and skipped work."""
 
     precision: Precision = Field(
         "float32",
         description="Precision of the frozen networks and the adapter's passes; its master "
         "weights and the Q-Former stay in float32. float16 is for GPUs without bfloat16.",
+    )
+    compile: Literal["auto", "off", "blocks", "whole"] = Field(
+        "auto",
+        description="torch.compile of the U-Net for training: its blocks, within about half a "
+        "minute, or the whole of it. auto: blocks on a GPU in runs of 1,000 steps or more. "
+        "What does not compile runs as it is, with a line that says so.",
+    )
+    channels_last: bool | None = Field(
+        None,
+        description="Convolutions' weights with the channels last, which suits GPUs; by "
+        "default where the U-Net is compiled on one.",
     )
     skip_dropped: bool = Field(
         False,

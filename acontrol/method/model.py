@@ -109,7 +109,8 @@ class AnomalyControl(nn.Module):
             tokens = features.tokens.to(device) * has_semantic
         fused = (project or self.adapter)(tokens)
         noise_pred = self.unet(
-            noisy_latents.to(self.unet.dtype),
+            # In one layout, whoever made them: compiled code is for one.
+            noisy_latents.to(self.unet.dtype).contiguous(),
             timesteps,
             text,
             cross_attention_kwargs={
@@ -128,6 +129,34 @@ class AnomalyControl(nn.Module):
         )
         before, after = features.energy_before.to(device), features.energy_after.to(device)
         return Losses(per_sample.mean(), per_sample.detach(), before, after)
+
+    def warm_up(self, batch_size: int) -> None:
+        """Run the U-Net forward and backward once on zeros, as a step of that size does."""
+        device, dtype = self.device, self.unet.dtype
+        # As laid out in a step, or its code is not this one's.
+        text = self._empty_text().repeat(batch_size, 1, 1)
+        pool = self.adapter.pool
+        count = self.vlm.query_tokens.shape[1] if pool is None else pool.NUM_TOKENS
+        fused = torch.zeros(
+            (batch_size, count, 2 * sum(self.adapter.widths)),
+            device=device,
+            dtype=getattr(torch, self.config.runtime.precision),
+            requires_grad=True,
+        )
+        latents = torch.zeros(
+            (batch_size, self.unet.config.in_channels, *self.latent_shape[1:]),
+            device=device,
+            dtype=dtype,
+        )
+        self.unet(
+            latents,
+            torch.zeros(batch_size, dtype=torch.long, device=device),
+            text,
+            cross_attention_kwargs={
+                "semantic": self.adapter.split(fused),
+                "semantic_scale": self.config.sga.scale,
+            },
+        ).sample.float().sum().backward()
 
     def _latents(
         self, features: Features, noise: Float[Tensor, "batch channel height width"]

@@ -109,6 +109,9 @@ def install_processors(unet: UNet2DConditionModel) -> None:
         ValueError: If a cross-attention layer normalizes its input or its heads, which is
             not so in Stable Diffusion 1.5 and left open by Eq. (5).
     """
+    processors = unet.attn_processors.values()
+    if all(isinstance(processor, SemanticAttnProcessor) for processor in processors):
+        return  # A compiled U-Net has changed its own.
     cross = [name for name, _ in cross_attention_layers(unet)]
     for name in cross:
         attn = unet.get_submodule(name.removesuffix(".processor"))

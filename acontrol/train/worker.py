@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import tempfile
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,12 @@ from acontrol.interop.begin import load_init
 from acontrol.method.condition_dropout import ConditionedSteps
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.compilation import (
+    Extent,
+    chosen_extent,
+    compile_for_training,
+    keep_compiled_code,
+)
 from acontrol.networks.inpainting import is_inpainting
 from acontrol.networks.load import BaseModels, load_base, quieten
 from acontrol.runs import storage
@@ -44,6 +51,11 @@ def train_rank(launch: Launch) -> None:
     precision = getattr(torch, config.runtime.precision)
     base = load_base(config.base, device, precision)
     checkpoint = _agreed_checkpoint(launch.run)
+    extent = chosen_extent(config, device.type == "cuda")
+    if config.runtime.channels_last or (
+        config.runtime.channels_last is None and extent and device.type == "cuda"
+    ):
+        base.unet.to(memory_format=torch.channels_last)
     reader = ShardReader(config.data.shards or "", config.data.cache_dir)
     agree_on_damage(reader, config.data)
     if checkpoint is not None:
@@ -85,6 +97,8 @@ def train_rank(launch: Launch) -> None:
             around.callback(monitor.finish)
         if config.profile and engine.rank == 0:
             observer.profiler = around.enter_context(_profiler(config, launch.folder))
+        if extent is not None:
+            _compile(model, extent, launch, say=engine.rank == 0)
         train(
             model,
             batches,
@@ -95,6 +109,19 @@ def train_rank(launch: Launch) -> None:
             shares=None if steps is None else steps.shares,
             validation=held,
         )
+
+
+def _compile(model: AnomalyControl, extent: Extent, launch: Launch, *, say: bool) -> None:
+    """Compile before the first step, which also finds out what does not compile."""
+    keep_compiled_code(str(storage.on_this_node(launch.run) / "compiled"))
+    if say:
+        print(f"Compiling the U-Net ({extent})", flush=True)
+    begun = time.monotonic()
+    reason = compile_for_training(model, extent, launch.config.micro_batch_size)
+    if reason is not None:
+        print(f"The U-Net runs uncompiled: {reason}", flush=True)
+    elif say:
+        print(f"Compiled in {time.monotonic() - begun:.0f} s", flush=True)
 
 
 def _record_reservation(launch: Launch) -> None:

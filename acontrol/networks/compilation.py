@@ -1,0 +1,133 @@
+"""Compile a U-Net for training, as a whole or block by block."""
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+from acontrol.config import RunConfig
+from acontrol.errors import one_line
+from acontrol.method.model import AnomalyControl
+from acontrol.method.sga import SemanticAttnProcessor, cross_attention_layers
+
+Extent = Literal["blocks", "whole"]
+Backend = str | Callable[..., Any]
+# Of one piece of code, which blocks of all shapes share: Stable Diffusion 1.5 has 20 shapes,
+# most of them with and without a gradient. torch gives up after 8, without a word.
+GRAPHS = 64
+LONG = 1_000  # Steps of a run that make up for compiling.
+
+
+def compile_for_training(
+    model: AnomalyControl, extent: Extent, batch_size: int, backend: Backend = "inductor"
+) -> str | None:
+    """Compile the model's U-Net, and take a step on zeros with it, which does the work.
+
+    Args:
+        model: The assembly.
+        extent: What to compile.
+        batch_size: Samples of every pass to come.
+        backend: Of torch.compile.
+
+    Returns:
+        Why the U-Net stays uncompiled, in one line; None if it does not.
+    """
+    undo = compile_unet(model.unet, extent, backend)
+    try:
+        # Tracing warns of its own look at .grad.
+        with warnings.catch_warnings(action="ignore"):
+            model.warm_up(batch_size)
+    except Exception as error:  # Of the compilers, which have no common one.
+        undo()
+        return one_line(error, 300)
+    return None
+
+
+def compile_unet(
+    unet: UNet2DConditionModel, extent: Extent, backend: Backend = "inductor"
+) -> Callable[[], None]:
+    """Compile what training runs; without gradients (grids, validation) it runs uncompiled.
+
+    ``blocks`` compiles the residual and the transformer blocks, which hold nearly all work:
+    blocks of one shape share their code, so this takes a fraction of the time of ``whole``.
+
+    Args:
+        unet: With the processors of ``install_processors``; changed in place. The names of its
+            weights stay.
+        extent: What to compile.
+        backend: Of torch.compile.
+
+    Returns:
+        Undoes it.
+    """
+    torch._dynamo.config.recompile_limit = GRAPHS
+    parts: list[nn.Module] = [unet]
+    if extent == "blocks":
+        parts = [
+            part
+            for part in unet.modules()
+            if isinstance(part, ResnetBlock2D | BasicTransformerBlock)
+        ]
+    places = {
+        unet.get_submodule(name.removesuffix(".attn2.processor")): layer
+        for layer, (name, _) in enumerate(cross_attention_layers(unet))
+    }
+    moved: list[tuple[SemanticAttnProcessor, int | None]] = []
+    for part in parts:
+        plain = part.forward
+        fast: Callable[..., Any] = torch.compile(plain, backend=backend, dynamic=False)
+        if part in places:
+            # A layer's number in the code would give each layer code of its own.
+            processor: Any = part.attn2.processor  # type: ignore[union-attr]
+            moved.append((processor, processor.layer))
+            processor.layer = 0
+            plain, fast = (_of_layer(run, places[part]) for run in (plain, fast))
+        part.forward = _choosing(plain, fast)
+
+    def undo() -> None:
+        for part in parts:
+            del part.forward  # The class's own again.
+        for processor, layer in moved:
+            processor.layer = layer
+
+    return undo
+
+
+def _of_layer(run: Callable[..., Any], layer: int) -> Callable[..., Any]:
+    """A transformer block's forward that is given its own (K', V') alone."""
+
+    def forward(
+        *args: Any, cross_attention_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> Any:
+        given = cross_attention_kwargs
+        if given is not None and given.get("semantic") is not None:
+            given = {**given, "semantic": [given["semantic"][layer]]}
+        return run(*args, cross_attention_kwargs=given, **kwargs)
+
+    return forward
+
+
+def _choosing(plain: Callable[..., Any], fast: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (fast if torch.is_grad_enabled() else plain)(*args, **kwargs)
+
+    return forward
+
+
+def chosen_extent(config: RunConfig, on_gpu: bool) -> Extent | None:
+    """What ``runtime.compile`` asks for; None is nothing."""
+    chosen = config.runtime.compile
+    if chosen == "auto":
+        return "blocks" if on_gpu and config.optim.steps >= LONG else None
+    return None if chosen == "off" else chosen
+
+
+def keep_compiled_code(folder: str) -> None:
+    """Keep what torch.compile makes in a folder, for later starts."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)

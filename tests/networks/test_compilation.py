@@ -1,0 +1,100 @@
+"""torch.compile on the tiny U-Net: the same numbers, no graph after the first step."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from acontrol.config import BaseConfig, DataConfig, OptimConfig, RunConfig, RuntimeConfig
+from acontrol.method.model import AnomalyControl
+from acontrol.method.sga import SemanticAdapter, install_processors
+from acontrol.networks.compilation import chosen_extent, compile_for_training
+from acontrol.networks.load import load_base
+from benchmarks.bench_step import random_batch
+from tests.train.ranks import run_ranks
+
+SIZE = 4
+
+
+def graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+def broken(graph: Any, inputs: Any) -> Any:
+    raise RuntimeError("no compiler found")
+
+
+def compiled(extent: str) -> dict[str, Any]:
+    """Steps before and after compiling, in a process without the tests' checks of shapes.
+
+    These checks are around every function, and cannot be traced.
+    """
+    base = load_base(BaseConfig())
+    torch.manual_seed(0)
+    adapter = SemanticAdapter.from_unet(base.unet, 64)
+    model = AnomalyControl(base, adapter, RunConfig(data=DataConfig(resolution=64)))
+    weight, names = adapter.proj.weight, list(base.unet.state_dict())
+
+    def step() -> tuple[torch.Tensor, torch.Tensor]:
+        loss = model(random_batch(SIZE, 64, 64)).loss
+        loss.backward()
+        gradient, weight.grad = weight.grad, None
+        return loss.detach(), gradient
+
+    @torch.no_grad()
+    def without_gradient() -> torch.Tensor:
+        install_processors(model.unet)  # As the pipeline of a sample grid does.
+        return torch.stack([model(random_batch(size, 64, 64)).loss for size in (2, 5)])
+
+    loss, gradient = step()
+    plain = without_gradient()
+    refused = compile_for_training(model, "blocks", SIZE, backend=broken)
+    after_refusal = step()[0]
+    torch._dynamo.reset()
+    counters.clear()
+    reason = compile_for_training(model, extent, SIZE, backend="aot_eager")
+    made = graphs()
+    found, slope = step()
+    again = step()[0]
+    return {
+        "refused": refused,
+        "after refusal": torch.equal(after_refusal, loss),
+        "reason": reason,
+        "loss": (loss.item(), found.item(), again.item()),
+        "gradient": ((slope - gradient).norm() / gradient.norm()).item(),
+        "without gradient": torch.equal(without_gradient(), plain),
+        "made": made,
+        "later": graphs() - made,
+        "recompiles": len(counters["recompiles"]) + len(counters["graph_break"]),
+        "names": list(base.unet.state_dict()) == names,
+    }
+
+
+@pytest.mark.parametrize("extent", ["blocks", pytest.param("whole", marks=pytest.mark.slow)])
+def test_a_compiled_step_is_the_plain_one(tmp_path, extent) -> None:
+    result = run_ranks(compiled, 1, tmp_path, extent)
+    assert result["reason"] is None
+    loss, found, again = result["loss"]
+    assert found == again == pytest.approx(loss, rel=1e-6)
+    assert result["gradient"] < 1e-5
+    # The warm-up made everything: neither a step nor a pass without gradients, at any size,
+    # made more. Blocks of one shape share their code.
+    assert result["made"] == 1 if extent == "whole" else 0 < result["made"] < 12
+    assert result["later"] == result["recompiles"] == 0
+    assert result["without gradient"]
+    assert result["names"]
+    # What does not compile runs as it is.
+    assert "no compiler found" in result["refused"]
+    assert result["after refusal"]
+
+
+def test_long_runs_on_a_gpu_compile_by_default() -> None:
+    def run(steps: int, **runtime: Any) -> RunConfig:
+        return RunConfig(optim=OptimConfig(steps=steps), runtime=RuntimeConfig(**runtime))
+
+    assert chosen_extent(run(1000), on_gpu=True) == "blocks"
+    assert chosen_extent(run(999), on_gpu=True) is None
+    assert chosen_extent(run(30_000), on_gpu=False) is None
+    assert chosen_extent(run(10, compile="whole"), on_gpu=False) == "whole"
+    assert chosen_extent(run(30_000, compile="off"), on_gpu=True) is None
