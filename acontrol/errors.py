@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pydantic import BaseModel, ValidationError
 
+SHOWN = 80  # Characters of a bad value.
+
 
 class UserError(Exception):
     """An error that the user can fix: one line with what, where and what to do.
@@ -47,6 +49,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}? ({choices})" if close else choices
 
 
+def _cut(value: object) -> str:
+    """A value as its author wrote it, without the rest of a whole file."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
 def explain(error: ValidationError, name_of: Callable[[Sequence[str]], str] = ".".join) -> str:
     """Pydantic's report as one line: each setting, what is wrong, and the value.
 
@@ -59,6 +67,6 @@ def explain(error: ValidationError, name_of: Callable[[Sequence[str]], str] = ".
         name = name_of([str(part) for part in item["loc"]])
         message = re.sub(r"^(Value error|Assertion failed), ", "", item["msg"])
         value = item["input"]
-        got = "" if isinstance(value, dict | BaseModel) else f", got {value!r}"
+        got = "" if isinstance(value, dict | BaseModel) else f", got {_cut(value)}"
         parts.append(f"{name}: {message}{got}" if name else f"{message}{got}")
     return "; ".join(parts)

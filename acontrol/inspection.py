@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import ndimage
 
 from acontrol.data import left_out, pieces
 from acontrol.data.crops import bounds
-from acontrol.data.images import FORMATS, opened, read_image, region
+from acontrol.data.images import FORMATS, opened, read_image, region, shrink_mask
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.data.validation import check, empty_defects
 from acontrol.errors import UserError
+from acontrol.messages import counted
 from acontrol.reporting import outlined, page, picture, table
 
 SHOWN = 8  # Thumbnails and lines of a finding.
@@ -33,7 +34,7 @@ class Finding:
     Attributes:
         text: A sentence: what, how many, and what to do.
         names: What it is about, or a message on each.
-        pictures: Thumbnails of the first ones, defects tinted.
+        pictures: Thumbnails of the first ones, defects outlined.
     """
 
     text: str
@@ -133,27 +134,29 @@ def _category(folder: MvtecFolder, name: str, progress: Progress) -> CategoryIns
     for defect, rows in of_defect.items():
         some = rows[:: max(1, len(rows) // SHOWN)][:SHOWN]
         names = tuple(row.key for row in some)
-        result.samples.append(Finding(f"{defect}:", names, _thumbnails(some)))
+        pictures = _thumbnails(some, near=True)
+        result.samples.append(Finding(f"{defect}, close up and outlined:", names, pictures))
     by_key = {row.key: row for row in checked.good}
     add = result.findings.append
     if bad or checked.bad:
         lines = (*bad, *checked.bad)
         total = len(lines) + len(readable) + len(checked.good)
-        add(Finding(f"{len(lines)} of {total} images cannot be used.", lines))
-    remarks: tuple[tuple[str, Collection[str], bool], ...] = (
+        add(Finding(f"{len(lines)} of {counted(total, 'image')} cannot be used.", lines))
+    remarks: tuple[tuple[str, str, Collection[str], bool], ...] = (
         (
-            "defects are small: shard --resolution None, train --data.target-view region",
+            "Small defects",
+            "; shard --resolution None, train --data.target-view region",
             checked.small,
             True,
         ),
-        ("masks cover over half of their image: is white the good part?", checked.large, False),
-        ("images have transparent pixels, read opaque", checked.transparent, False),
+        ("Masks over half of the image", "; is white the good part?", checked.large, False),
+        ("Images with transparent pixels", ", read opaque", checked.transparent, False),
     )
-    for text, keys, near in remarks:
+    for what, advice, keys, near in remarks:
         if keys:
             chosen = [by_key[key] for key in keys]
-            share = f"{len(chosen)} of {len(by_key)}"
-            add(Finding(f"{share} {text}.", tuple(keys), _thumbnails(chosen, near=near)))
+            text = f"{what}: {len(chosen)} of {len(by_key)}{advice}."
+            add(Finding(text, tuple(keys), _thumbnails(chosen, near=near)))
     _add_pieces(result, readable, checked.good, good, training, progress)
     _add_balance(result)
     return result
@@ -223,13 +226,18 @@ def _add_pieces(
     for label in shared:
         sides = {trains[row] for row in np.flatnonzero(found.labels == label)}
         across += len(sides) == 2
+    advice = "none of them in training and in test"
+    if across:
+        advice = (
+            f"{across} of them in training and in test: acontrol split --by pieces keeps each "
+            "on one side"
+        )
     # Two of a piece beside each other.
     first = [row for label in shared for row in np.flatnonzero(found.labels == label)[:2]]
     result.findings.append(
         Finding(
-            f"{int(sizes[shared].sum())} of {len(files)} images show {len(shared)} pieces "
-            f"several times, {across} of them in training and in test: acontrol split --by "
-            "pieces keeps each on one side.",
+            f"{int(sizes[shared].sum())} of {counted(len(files), 'image')} show "
+            f"{counted(len(shared), 'piece')} several times, {advice}.",
             tuple(str(files[row]) for row in first),
             tuple(_small(Image.fromarray(read_image(files[row]))) for row in first[:SHOWN]),
         )
@@ -257,8 +265,8 @@ def _add_balance(result: CategoryInspection) -> None:
     if defects[most] > UNEVEN * defects[least]:
         add(
             Finding(
-                f"{most} has {defects[most]} images and {least} {defects[least]}: compare "
-                "results defect by defect."
+                f"{most} has {counted(defects[most], 'image')} and {least} {defects[least]}: "
+                "compare results defect by defect."
             )
         )
 
@@ -266,19 +274,21 @@ def _add_balance(result: CategoryInspection) -> None:
 def _thumbnails(
     rows: Sequence[LabelledImage], *, near: bool = False
 ) -> tuple[Image.Image, ...]:
-    """The first images with their defects tinted, whole or near."""
+    """The first images with their defects outlined, whole or near."""
     pictures = []
     for row in rows[:SHOWN]:
         image, mask = Image.fromarray(read_image(row.image)), Image.fromarray(row.read_mask())
         if near:
-            image, mask = region(image, mask, margin=2)
-        pictures.append(_small(outlined(image, mask)))
+            image, mask = region(image, mask, margin=1)
+        small = _small(image)
+        resized = shrink_mask if small.width < mask.width else Image.Image.resize
+        pictures.append(outlined(small, resized(mask, small.size)))
     return tuple(pictures)
 
 
 def _small(image: Image.Image) -> Image.Image:
-    image.thumbnail((SIDE, SIDE))
-    return image
+    """An image as large as a thumbnail: a close-up of a small defect is enlarged."""
+    return ImageOps.contain(image, (SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def _captions_of_nobody(folder: MvtecFolder) -> str | None:
@@ -345,7 +355,7 @@ def as_page(
             f"{table(heads, rows)}{_sections(category.samples)}{_sections(category.findings)}"
         )
     if beside:
-        parts.append(f"<h2>Beside them</h2>{_sections(beside)}")
+        parts.append(f"<h2>Also in this folder</h2>{_sections(beside)}")
     return page(f"What {root} holds", "".join(parts))
 
 

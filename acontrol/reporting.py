@@ -4,18 +4,30 @@ import base64
 import html
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from acontrol.data.images import encode_png
 
 CELL_PX = 160
+RED = (255, 30, 30)
 
 
-def outlined(image: Image.Image, mask: Image.Image) -> Image.Image:
-    """Tint the masked pixels red."""
+def outlined(image: Image.Image, mask: Image.Image, width_px: int = 1) -> Image.Image:
+    """Draw a red line around the masked pixels, outside them: it hides nothing of a defect."""
+    inside = np.asarray(mask.convert("1"))
+    line = ndimage.binary_dilation(inside, iterations=width_px) & ~inside
+    pixels = np.array(image.convert("RGB"))
+    pixels[line] = RED
+    return Image.fromarray(pixels)
+
+
+def tinted(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """Tint the masked pixels red; beside the image as it is, since a tint hides a defect."""
     if image.mode != "RGB":  # A copy of a photograph is large.
         image = image.convert("RGB")
-    tint = Image.new("RGB", image.size, (255, 30, 30))
+    tint = Image.new("RGB", image.size, RED)
     return Image.composite(Image.blend(image, tint, 0.6), image, mask.convert("1"))
 
 

@@ -33,7 +33,7 @@ from acontrol.data.prompts import target_text
 from acontrol.interop.install import image_embeds
 from acontrol.networks.load import BaseModels, quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
-from acontrol.reporting import contact_sheet, outlined
+from acontrol.reporting import contact_sheet, tinted
 
 ADAPTER = Path(acontrol.__file__).parent / "assets" / "tiny-adapter"
 REFERENCES = [draw("wood", "stain", seed=3), draw("metal", "crack", seed=5)]
@@ -176,9 +176,7 @@ def main() -> None:
         return pipe
 
     rows, captions = [], []
-    references = [
-        outlined(Image.fromarray(r.image), Image.fromarray(r.mask)) for r in REFERENCES
-    ]
+    references = [tinted(Image.fromarray(r.image), Image.fromarray(r.mask)) for r in REFERENCES]
 
     def row(name: str, pictures: list[Image.Image]) -> None:
         rows.append([references[0], pictures[0], references[1], pictures[1]])

@@ -184,7 +184,7 @@ def _sheet(data: Path, drawn: Path) -> "Image.Image":
     from PIL import Image
 
     from acontrol.generation.job import MANIFEST_NAME
-    from acontrol.reporting import contact_sheet, outlined
+    from acontrol.reporting import contact_sheet, tinted
 
     rows, captions = [], []
     for line in map(json.loads, (drawn / MANIFEST_NAME).read_text().splitlines()):
@@ -192,7 +192,7 @@ def _sheet(data: Path, drawn: Path) -> "Image.Image":
         mask = Image.open(drawn / line["mask"])
         reference = Image.open(data / line["reference"])
         result = Image.open(drawn / line["image"])
-        rows.append([reference, outlined(normal, mask), normal, result])
+        rows.append([reference, tinted(normal, mask), normal, result])
         captions.append(line["prompt"])
     return contact_sheet(
         [left + right for left, right in zip(rows[::2], rows[1::2], strict=True)],

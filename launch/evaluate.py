@@ -60,9 +60,9 @@ ABLATION = """Train, draw and measure with each part of the method added in turn
     python -m launch.evaluate ablation PRESET --real ROOT --data.shards DIR --out DIR
 
 Rows: nothing (the base alone, gamma 0), sga (C' from the image alone), csm (image and text),
-and t1 to t5 (that many steps of ASEA). The rows share all settings of launch.train. Each row is
-a training on Ray with a nested MLflow run, then a generated set, then the scores of
-launch.evaluate quality and the detectors of launch.evaluate localization. The same command
+and t1 to t5 (that many steps of ASEA). The rows share all settings of acontrol train. Each row
+is a training on Ray with a nested MLflow run, then a generated set, then the scores of
+acontrol evaluate quality and the detectors of acontrol evaluate localization. The same command
 resumes after a kill. About how long the detectors take is printed first; on a terminal, more
 than an hour is asked about (--yes: not).
 """

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import Field
 
 from acontrol.masks.settings import MasksConfig
+from acontrol.messages import counted
 from launch.entry import loading, main
 from launch.options import parse
 
@@ -48,7 +49,8 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         rejected = sorted(card.rejected.items(), key=lambda item: -item[1])
         reasons = ", ".join(f"{count} {reason}" for reason, count in rejected)
         print(
-            f"{card.category}/{card.defect}: {card.kept} masks of {card.drawn} drawn"
+            f"{card.category}/{card.defect}: {card.kept} of "
+            f"{counted(card.drawn, 'drawn mask')} kept"
             + (f" (not {reasons})" if reasons else "")
         )
     print(f"Masks: {os.fspath(config.output)}")

@@ -2,9 +2,9 @@
 
     python -m launch.precompute PRESET --data.shards DIR --data.features DIR [...]
 
-Takes launch.train's presets and settings; the features depend on data.*, base.*, csm.*, asea.*
-and runtime.precision. C', the autoencoder's moments and the text embeddings go into a folder
-named after all of these. Train with the same settings and --data.features DIR: matching
+Takes acontrol train's presets and settings; the features depend on data.*, base.*, csm.*,
+asea.* and runtime.precision. C', the autoencoder's moments and the text embeddings go into a
+folder named after all of these. Train with the same settings and --data.features DIR: matching
 features are used, the others are computed online, and training prints which. The same command
 resumes.
 """

@@ -2,8 +2,8 @@
 
     python -m launch.pull models:/NAME@ALIAS --out DIR [--tracking.uri URI]
 
-Checks every file's name, sum, schema and shapes first. DIR is what launch.generate --model and
-launch.train --init take.
+Checks every file's name, checksum, schema and shapes first. DIR is what
+acontrol generate --model and acontrol train --init take.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
     python -m launch.register RUN NAME [--licence NOTE ...] [--evaluation DIR ...]
                               [--tracking.uri URI]
 
-The version gets the alias "candidate"; launch.promote compares it with the champion. It goes
+The version gets the alias "candidate"; acontrol promote compares it with the champion. It goes
 to the run's MLflow server, unless another one is given.
 """
 
@@ -46,7 +46,7 @@ class RegisterCommand(Settings):
         (), description="Notes on licences for the card, such as your data's."
     )
     evaluation: tuple[Path, ...] = Field(
-        (), description="Folders of launch.evaluate, whose figures go into the card."
+        (), description="Folders of acontrol evaluate, whose figures go into the card."
     )
     tracking: ServerOptions = ServerOptions()
 

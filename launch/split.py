@@ -13,6 +13,7 @@ from typing import Any
 
 from acontrol.data.settings import SplitConfig
 from acontrol.errors import UserError
+from acontrol.messages import counted
 from acontrol.progress import tracked
 from acontrol.runs import storage
 from launch.entry import main
@@ -40,9 +41,10 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         splits = pieces.split_by_pieces(folder, config.seed, _progress)
     for part in splits:
         sizes = np.bincount(part.pieces)
-        images = f"{part.category}: {len(part.files)} images"
+        images = f"{part.category}: {counted(len(part.files), 'image')}"
         if config.by == "pieces":
-            images += f", {len(sizes)} pieces, the largest of {sizes.max(initial=0)} images"
+            largest = counted(int(sizes.max(initial=0)), "image")
+            images += f", {counted(len(sizes), 'piece')}, the largest of {largest}"
         print(f"{images}\n  {'':<16}{'train':>6}{'test':>6}")
         for defect, (train, test) in part.counts().items():
             print(f"  {defect:<16}{train:>6}{test:>6}")
@@ -55,7 +57,8 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
         raise UserError(f"{config.root}: holds no images for both sides of a split")
     storage.write(config.out, f"{split.model_dump_json(indent=1)}\n".encode())
     print(
-        f"{len(split.train)} images train, {len(split.test)} test, "
+        f"{counted(len(split.train), 'training image')}, "
+        f"{counted(len(split.test), 'test image')}, "
         f"checksum {split.digest[:12]}: {config.out}"
     )
 

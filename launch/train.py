@@ -7,7 +7,7 @@ PRESET is one of: tiny (built-in base, offline, CPU), mvtec-sd15 (the paper),
 mvtec-sd15-inpainting (the base of the authors' code). Every setting has a dotted name, as
 --optim.steps 100; with PRESET before it, --help shows the preset's values. FILE.json holds
 settings that replace the preset's.
---register NAME registers the finished run as launch.register does (docs/registry.md).
+--register NAME registers the finished run as acontrol register does (docs/registry.md).
 --dry-run prints the resolved config, what a batch and an epoch are, parameters and memory by
 ZeRO stage, and what would be downloaded; it needs neither weights nor cluster nor data.
 """

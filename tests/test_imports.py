@@ -135,8 +135,11 @@ def test_packages_of_one_floor_do_not_import_each_other() -> None:
     ("package", "below"),
     [
         ("acontrol.config", ("errors", "seeding")),
-        ("acontrol.data", ("config", "errors", "progress", "seeding")),
-        ("acontrol.runs", ("config", "data", "errors", "progress", "seeding", "_version")),
+        ("acontrol.data", ("config", "errors", "messages", "progress", "seeding")),
+        (
+            "acontrol.runs",
+            ("config", "data", "errors", "messages", "progress", "seeding", "_version"),
+        ),
     ],
 )
 def test_a_package_imports_only_what_stands_below(package: str, below: tuple[str, ...]) -> None:

@@ -65,12 +65,14 @@ def test_each_thing_is_counted_and_named(root: Path) -> None:
 
     (line,) = found("1 of 13 images cannot be used").names
     assert "crack/3.png: has no mask" in line
-    assert found("1 of 6 defects are small").names == ("tile/crack/1",)
-    assert found("1 of 6 masks cover over half").names == ("tile/crack/2",)
-    assert found("2 of 12 images show 1 pieces several times, 1 of them in training and in")
+    assert found("Small defects: 1 of 6;").names == ("tile/crack/1",)
+    assert found("Masks over half of the image: 1 of 6;").names == ("tile/crack/2",)
+    assert found(
+        "2 of 12 images show 1 piece several times, 1 of them in training and in test:"
+    )
     assert found("No image trains of dent")
-    assert found("1 files of other suffixes")
-    assert all(len(found(text).pictures) > 0 for text in ("are small", "over half", "show 1"))
+    assert found("1 file of other suffixes is not")
+    assert all(len(found(text).pictures) > 0 for text in ("Small", "over half", "show 1"))
 
 
 def test_counts_and_sizes_are_those_of_the_files(root: Path) -> None:
@@ -101,3 +103,33 @@ def test_the_page_is_whole_and_the_text_says_the_same(
     assert "http" not in page
     with pytest.raises(UserError, match="is a folder"):
         inspect.run([str(root), "--out", str(tmp_path)])
+
+
+def test_pieces_on_one_side_ask_for_no_split(root: Path) -> None:
+    """Two photographs of a piece that both test: there is nothing to keep apart."""
+    crack = root / "tile" / "test" / "crack"
+    (crack / "4.png").write_bytes((crack / "5.png").read_bytes())
+    (crack / "0.png").unlink()
+    (text,) = (text for text in findings_in(root) if "several times" in text)
+    assert text.endswith("show 1 piece several times, none of them in training and in test.")
+
+
+def test_a_small_defect_is_enlarged_and_its_pixels_are_seen(tmp_path: Path) -> None:
+    """A dark defect of 20 px on a light image: a line around it, and nothing on it."""
+    tile = tmp_path / "data" / "tile"
+    pixels, mask = np.full((400, 600), 200, np.uint8), np.zeros((400, 600), np.uint8)
+    pixels[100:120, 300:320], mask[100:120, 300:320] = 20, 255
+    for number in range(3):
+        save(tile / "test" / "hole" / f"{number}.png", pixels)
+        save(tile / "ground_truth" / "hole" / f"{number}_mask.png", mask)
+    (category,), _ = inspection.inspect(open_folder(tile.parent))
+    (sample,) = category.samples
+    assert sample.text == "hole, close up and outlined:"
+    shown = np.asarray(sample.pictures[0]).astype(int)
+    assert max(shown.shape) == inspection.SIDE
+    dark = (shown.max(axis=2) < 90).sum(axis=1).max()
+    assert 40 <= dark <= 50, "a third of the thumbnail's side"
+    red = shown[..., 0] - shown[..., 2] > 150
+    rows, columns = np.nonzero(red)
+    around = np.s_[rows.min() + 1 : rows.max(), columns.min() + 1 : columns.max()]
+    assert red.any() and not red[around].any()

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
+from acontrol.messages import counted
 from tune import space as spaces
 from tune.objective import Name, choose
 from tune.space import Choice, Space, Value
@@ -99,9 +100,9 @@ class Plan:
         return [
             *lines,
             f"trials: {self.trials} by {self.config.search} search, scheduler "
-            f"{self.config.scheduler}, each of {self.run.optim.steps} steps",
-            f"objective: {self.objective}, every {every} steps; each validation draws "
-            f"{self.run.validation.drawings} held-out defects",
+            f"{self.config.scheduler}, each of {counted(self.run.optim.steps, 'step')}",
+            f"objective: {self.objective}, every {counted(every, 'step')}; each validation "
+            f"draws {counted(self.run.validation.drawings, 'held-out defect')}",
             "dry run: nothing was changed",
         ]
 
@@ -122,7 +123,8 @@ def _grid_size(space: Space, trials: int | None) -> int:
         size *= len(domain.values)
     if trials not in (None, size):
         raise UserError(
-            f"the grid has {size} trials, not {trials}: omit --trials, or shorten its lists"
+            f"the grid has {counted(size, 'trial')}, not {trials}: omit --trials, or "
+            "shorten its lists"
         )
     return size
 

@@ -4,7 +4,7 @@ SWEEP/
   sweep.json         what is searched, how, and the MLflow parent run
   trials/<id>/       one training run each, with outcome.json once it has ended
   ray/               Ray Tune's own state, from which the same command continues
-  best.json          the best trial's config, for launch.train --config
+  best.json          the best trial's config, for acontrol train --config
   trials.csv         every trial's values and metrics
   *.png              parallel coordinates, parameter importance
 """

@@ -17,6 +17,7 @@ from sklearn.inspection import permutation_importance
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
+from acontrol.messages import counted
 from acontrol.runs import storage
 from acontrol.runs.tracking import Tracker
 from tune.objective import OBJECTIVES
@@ -90,7 +91,9 @@ def parallel_coordinates(
     axes.set_xlim(-0.15, len(names) - 0.55)
     for side in axes.spines.values():
         side.set_visible(False)
-    axes.set_title(f"{len(scores)} trials; dashed: stopped early; thick: the best", fontsize=10)
+    axes.set_title(
+        f"{counted(len(scores), 'trial')}; dashed: stopped early; thick: the best", fontsize=10
+    )
     figure.colorbar(ScalarMappable(norm, colors), ax=axes, label=objective, pad=0.01)
     figure.savefig(file, dpi=120)
 
@@ -225,9 +228,9 @@ def write_report(sweep: Sweep, tracker: Tracker) -> None:
         tracker.set_tag(f"sweep.{status}", str(counts.count(status)))
     tracker.set_tag("sweep.best", run_name(best))
     print(
-        f"{counts.count('finished')} trials finished, {counts.count('stopped')} stopped early, "
-        f"{counts.count('failed')} failed; best is {run_name(best)} with {objective} "
-        f"{outcomes[best].metrics[objective]:.4g}",
+        f"{counted(counts.count('finished'), 'trial')} finished, {counts.count('stopped')} "
+        f"stopped early, {counts.count('failed')} failed; best is {run_name(best)} with "
+        f"{objective} {outcomes[best].metrics[objective]:.4g}",
         flush=True,
     )
 

@@ -4,9 +4,9 @@
                           [--space KEY=VALUES ...] [--objective NAME] [--dry-run] ...
 
 Each trial is a training run of its own under SWEEP/trials, with a nested MLflow run. Takes
-launch.train's presets and settings for what the trials share. By default gamma, T_g, alpha and
-the dropout rates are searched; --space adds keys or changes these. SWEEP/best.json is the best
-trial's config: train with it by launch.train --config SWEEP/best.json.
+acontrol train's presets and settings for what the trials share. By default gamma, T_g, alpha
+and the dropout rates are searched; --space adds keys or changes these. SWEEP/best.json is the
+best trial's config: train with it by acontrol train --config SWEEP/best.json.
 """
 
 import os

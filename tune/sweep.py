@@ -14,6 +14,7 @@ import tune
 from acontrol.config import ClusterConfig
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError, one_line
+from acontrol.messages import counted
 from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.runs.cluster import joined_cluster, uses_gpus, worker_resources
@@ -121,7 +122,7 @@ def _search(sweep: Sweep, plan: Plan) -> None:
     package = Path(tune.__file__).parent
     with joined_cluster(room, packages=[package], show_output=False):
         at_once = at_once or concurrency(cluster)
-        print(f"{sweep.trials} trials, {at_once} at a time", flush=True)
+        print(f"{counted(sweep.trials, 'trial')}, {at_once} at a time", flush=True)
         # A trial's own process only waits for its workers, which reserve their own resources;
         # Ray refuses an empty reservation, so it reserves a byte.
         trial = ray.tune.with_resources(

@@ -46,7 +46,7 @@ class DataConfig(Settings):
     """The training data, and how a reference is paired with its target."""
 
     shards: Annotated[str, AfterValidator(check_scheme)] | None = Field(
-        None, description="Folder or URI that launch.shard wrote (it holds index.json)."
+        None, description="Folder or URI that acontrol shard wrote (it holds index.json)."
     )
     resolution: int = Field(
         512, ge=16, multiple_of=8, description="Side of the square training image, in pixels."
@@ -63,13 +63,13 @@ class DataConfig(Settings):
     )
     target_view: Literal["image", "region"] = Field(
         "image",
-        description="What is drawn in training, and so by launch.generate: the whole image, or "
+        description="What training draws, and so acontrol generate: the whole image, or "
         "a square four times as large as the defect, cut from original pixels (shards of "
-        "launch.shard --resolution None).",
+        "acontrol shard --resolution None).",
     )
     features: str | None = Field(
         None,
-        description="Folder written by launch.precompute. Features that match these settings, "
+        description="Folder that acontrol precompute wrote. Features of these settings, "
         "data and weights are read from it; others are computed online.",
     )
     block_shards: int = Field(

@@ -21,6 +21,7 @@ from pydantic import (
 
 from acontrol.config import THIRD, Settings, TrainedOn
 from acontrol.errors import UserError, explain
+from acontrol.messages import counted
 
 INDEX_NAME = "index.json"
 KINDS = ("json", "mask.png", "png")  # A sample's members, in the tar's order.
@@ -144,5 +145,7 @@ def parse_index(text: str | bytes, path: str) -> ShardIndex:
         raise UserError(f"{path}: not an acontrol shard index: {errors}") from error
     count = sum(len(shard.samples) for shard in index.shards)
     if count != index.num_samples:
-        raise UserError(f"{path}: lists {count} samples but claims {index.num_samples}")
+        raise UserError(
+            f"{path}: lists {counted(count, 'sample')} but claims {index.num_samples}"
+        )
     return index

@@ -4,7 +4,6 @@ What would change the meaning of the split is refused by `MvtecFolder.labelled` 
 """
 
 import difflib
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from acontrol.data.listing import (
 )
 from acontrol.data.mvtec import MvtecFolder, is_category
 from acontrol.errors import UserError
+from acontrol.messages import counted, print_note
 
 
 def notes(folder: MvtecFolder, categories: Sequence[str] | None = None) -> list[str]:
@@ -30,24 +30,26 @@ def notes(folder: MvtecFolder, categories: Sequence[str] | None = None) -> list[
         categories: Only these; by default all, and what lies beside them.
     """
     own = [folder.folders[name] for name in categories or folder.categories]
-    kinds: list[tuple[str, list[Path]]] = [
-        ("files of other suffixes", _each(own, _other_files)),
-        ("images that lie in sub-folders", _each(own, _nested)),
-        ("images that lie in no defect's folder and in no good/", _each(own, _straight)),
-        ("masks without an image", _each(own, _orphans)),
-        ("captions without an image", _each(own, _captions)),
+    kinds: list[tuple[str, str, list[Path]]] = [
+        ("file", "of other suffixes", _each(own, _other_files)),
+        ("image", "in sub-folders", _each(own, _nested)),
+        ("image", "in no defect's folder and in no good/", _each(own, _straight)),
+        ("mask", "without an image", _each(own, _orphans)),
+        ("caption", "without an image", _each(own, _captions)),
     ]
     if categories is None and folder.root not in own:
         beside = list(near_misses.near_categories(folder.root, is_category))
-        kinds.append(("folders without test/ and train/", beside))
+        kinds.append(("folder", "without test/ and train/", beside))
     found = [
-        f"{len(paths)} {kind} are not read (the first: {paths[0]}){_by_suffix(paths)}"
-        for kind, paths in kinds
+        f"{counted(len(paths), noun)} {kind} {'is' if len(paths) == 1 else 'are'} not read "
+        f"(the first: {paths[0]}){_by_suffix(paths)}"
+        for noun, kind, paths in kinds
         if paths
     ]
     if names := [name for category in own for name in _phrases(category)]:
         found.append(
-            f"{len(names)} phrases are for things that are not there (the first: {names[0]})"
+            f"{counted(len(names), 'phrase is', 'phrases are')} for things that are not there "
+            f"(the first: {names[0]})"
         )
     return found
 
@@ -55,7 +57,7 @@ def notes(folder: MvtecFolder, categories: Sequence[str] | None = None) -> list[
 def print_notes(folder: MvtecFolder, categories: Sequence[str] | None = None) -> None:
     """Print `notes` on standard error."""
     for note in notes(folder, categories):
-        print(f"note: {note}", file=sys.stderr)
+        print_note(note)
 
 
 def unused_captions(folder: MvtecFolder) -> str | None:
@@ -86,8 +88,8 @@ def unused_captions(folder: MvtecFolder) -> str | None:
     if not absent:
         return None
     text = (
-        f"{folder.captions.path}: {len(absent)} captions are for things that are not in "
-        f"{folder.root} (the first: {absent[0]})"
+        f"{folder.captions.path}: {counted(len(absent), 'caption is', 'captions are')} for "
+        f"things that are not in {folder.root} (the first: {absent[0]})"
     )
     if not used:
         raise UserError(f"{text}, and there is no other; name its categories, defects and ids")

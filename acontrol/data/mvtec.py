@@ -255,12 +255,12 @@ class MvtecFolder:
         if self.split is not None:
             raise UserError(
                 f"{self.root}: the split file has no training image of {listed}; make the "
-                "split again with launch.split"
+                "split again with acontrol split"
             )
         raise UserError(
             f"{self.root}: the training split is the first third of each defect's images, "
             f"and these have fewer than three: {listed}; "
-            "add images (shards can hold every image, by launch.shard --split all)"
+            "add images (shards can hold every image, by acontrol shard --split all)"
         )
 
     def _defect(

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from acontrol.data.importing import recognise
+from acontrol.data.index import INDEX_NAME
 from acontrol.data.listing import entries, is_picture, pictures, subfolders
+from acontrol.messages import counted
 
 PARTS = ("test", "train")
 TRUTH = "ground_truth"
@@ -21,6 +23,10 @@ def of_root(root: Path, is_category: Callable[[Path], bool]) -> str:
     if root.name in PARTS and is_category(root.absolute().parent):
         return f"; that is a category's {root.name}/: give {root.parent}"
     folders = subfolders(root)
+    if (root / INDEX_NAME).is_file():
+        return "; it holds shards: give the folder of images that they were made from"
+    if (root / "run.json").is_file():
+        return "; it is a run's output: give the folder of images"
     for folder in (root, *folders):
         if found := recognise.annotations(folder):
             return f"; {found}"
@@ -34,6 +40,18 @@ def of_root(root: Path, is_category: Callable[[Path], bool]) -> str:
         if pictures(folder):
             return f"; it has images straight in {folder}"
     return ""
+
+
+def of_shards(root: Path, is_category: Callable[[Path], bool]) -> str | None:
+    """The message about a folder of images where shards are expected; None if it is none."""
+    if not root.is_dir():
+        return None
+    own = root.absolute()
+    for folder in (own, *own.parents[:2]):  # A defect's folder lies two below its category.
+        if is_category(folder) or any(map(is_category, subfolders(folder))):
+            command = f"acontrol shard {root if folder == own else folder} --out SHARDS"
+            return f"{root}: is a folder of images, not of shards; make shards with '{command}'"
+    return None
 
 
 def of_mask(image: Path, mask: Path) -> str:
@@ -81,8 +99,8 @@ def unlabelled(category: Path) -> str | None:
         folder = category / part
         if straight := pictures(folder):
             return (
-                f"{folder}: {len(straight)} images lie straight in it (the first: "
-                f"{straight[0].name}), where they are not read; move them to {right}"
+                f"{folder}: {counted(len(straight), 'image lies', 'images lie')} straight in "
+                f"it (the first: {straight[0].name}), where none is read; move them to {right}"
             )
     return None
 

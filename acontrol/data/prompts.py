@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from acontrol.errors import UserError
+from acontrol.messages import counted
 
 A_DEFECT = "a defect"
 SEVERAL_DEFECTS = "several defects"
@@ -76,9 +77,9 @@ def wording_note(words: Iterable[tuple[str, str, str]]) -> str | None:
     defect, caption = next(iter(plain.items()))
     example = json.dumps({defect: "..."})
     return (
-        f"{len(plain)} defects have only their folder's name as words, as in {caption!r}; the "
-        "text encoder was trained on English: better words, such as 'an uneven surface', go "
-        f"into CATEGORY/prompt/phrases.json, as {example}"
+        f"{counted(len(plain), 'defect has', 'defects have')} only the folder's name as words, "
+        f"as in {caption!r}; the text encoder was trained on English: better words, such as "
+        f"'an uneven surface', go into CATEGORY/prompt/phrases.json, as {example}"
     )
 
 
@@ -136,8 +137,9 @@ class Captions:
         elif isinstance(value, list):
             if len(value) != len(ids):
                 raise UserError(
-                    f"{self.path}: {category}: {defect}: {len(value)} captions for {len(ids)} "
-                    "images; give one for each image, in the order of their sorted names"
+                    f"{self.path}: {category}: {defect}: {counted(len(value), 'caption')} for "
+                    f"{counted(len(ids), 'image')}; give one for each image, in the "
+                    "order of their sorted names"
                 )
             value = dict(zip(sorted(ids), value, strict=True))
         return {name: value[name].strip() for name in ids if value.get(name, "").strip()}

@@ -17,9 +17,11 @@ from pydantic import ValidationError
 from webdataset.autodecode import Decoder, DecodingError, handle_extension
 
 from acontrol.config import Settings, check_scheme
+from acontrol.data import near_misses
 from acontrol.data.images import opened
 from acontrol.data.index import INDEX_NAME, IndexedSample, Shard, ShardIndex, parse_index
 from acontrol.data.integrity import Damage, find_shard_damage, is_intact
+from acontrol.data.mvtec import is_category
 from acontrol.errors import UserError, explain
 
 # webdataset's default decoders go by a member's extension: they unpickle some, load others by
@@ -64,7 +66,7 @@ def decode(sample: IndexedSample, contents: dict[str, bytes], path: str) -> Deco
     def refusal(kind: str, reason: str) -> UserError:
         return UserError(
             f"{path}: sample {sample.key}, member {sample.key}.{kind} at offset "
-            f"{offsets[kind]}: {reason}; make the shards again with launch.shard"
+            f"{offsets[kind]}: {reason}; make the shards again with acontrol shard"
         )
 
     try:
@@ -135,9 +137,12 @@ class ShardReader:
             with fsspec.open(path, "rb") as stream:
                 text = stream.read()
         except (FileNotFoundError, NotADirectoryError):
+            local = None if "://" in self.root else Path(self.root)
+            if local is not None and (found := near_misses.of_shards(local, is_category)):
+                raise UserError(found) from None
             raise UserError(
                 f"{self.root}: no {INDEX_NAME} there; make shards with "
-                f"'python -m launch.shard ROOT --out {self.root}'"
+                f"'acontrol shard ROOT --out {self.root}'"
             ) from None
         except (ImportError, ValueError) as error:  # A scheme whose package is not installed.
             raise UserError(f"shards {self.root}: {error}") from error

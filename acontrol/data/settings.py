@@ -7,7 +7,9 @@ from pydantic import Field
 
 from acontrol.config import Settings
 
-SPLIT_FILE = "Which images train, from launch.split; by default the first third of each defect."
+SPLIT_FILE = (
+    "Which images train, from acontrol split; by default the first third of each defect."
+)
 
 
 class InspectConfig(Settings):

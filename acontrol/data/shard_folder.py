@@ -15,6 +15,7 @@ from acontrol.data.shards import check_replaceable, require_some, write_shards
 from acontrol.data.train_list import read_train_list
 from acontrol.data.validation import check, empty_defects
 from acontrol.errors import UserError
+from acontrol.messages import counted, print_note
 from acontrol.progress import tracked
 
 
@@ -43,7 +44,7 @@ def shard_folder(config: ShardConfig) -> None:
         images = folder.labelled(config.split, left_out=bad if config.skip_bad else None)
         print_notes(folder)
         if (note := unused_captions(folder)) is not None:
-            print(f"note: {note}", file=sys.stderr)
+            print_note(note)
         split = config.split
     else:
         images = read_train_list(config.root, config.train_list)
@@ -55,7 +56,7 @@ def shard_folder(config: ShardConfig) -> None:
             split, digest = "train", folder.trained_on("train").split_digest
     words = wording_note((image.defect, image.phrase, image.caption) for image in images)
     if words is not None:
-        print(f"note: {words}", file=sys.stderr)
+        print_note(words)
     good = _checked(images, config, empty, bad)
     if config.dry_run or config.out is None:
         _count(good, config.shard_size)
@@ -69,7 +70,8 @@ def shard_folder(config: ShardConfig) -> None:
         shard_size=config.shard_size,
         progress=lambda images: _progress(images, "writing"),
     )
-    print(f"{index.num_samples} samples in {len(index.shards)} shards: {config.out}")
+    samples, shards = counted(index.num_samples, "sample"), counted(len(index.shards), "shard")
+    print(f"{samples} in {shards}: {config.out}")
 
 
 def _require_training(
@@ -104,10 +106,10 @@ def _checked(
     for message in empty + bad:
         print(f"left out: {message}", file=sys.stderr)
     if empty or bad:
-        folders = f" and {len(empty)} empty defect folders" if empty else ""
-        print(f"left out {len(bad)} of {total} images{folders}", file=sys.stderr)
+        folders = f" and {counted(len(empty), 'empty defect folder')}" if empty else ""
+        print(f"left out {len(bad)} of {counted(total, 'image')}{folders}", file=sys.stderr)
     for note in checked.notes():
-        print(f"note: {note}", file=sys.stderr)
+        print_note(note)
     return checked.good
 
 
@@ -120,5 +122,6 @@ def _count(images: Sequence[LabelledImage], shard_size: int) -> None:
     counts = Counter((image.category, image.defect) for image in images)
     for (category, defect), count in counts.items():
         print(f"{category}/{defect}: {count}")
-    shards = -(-len(images) // shard_size)
-    print(f"dry run: {len(images)} samples would go into {shards} shards; nothing written")
+    samples = counted(len(images), "sample")
+    shards = counted(-(-len(images) // shard_size), "shard")
+    print(f"dry run: {samples} would go into {shards}; nothing written")

@@ -17,6 +17,7 @@ from acontrol.config import DataConfig
 from acontrol.data.integrity import Damage
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
+from acontrol.messages import counted
 
 THREADS = 8  # Hashing releases the GIL.
 log = logging.getLogger(__name__)
@@ -55,9 +56,10 @@ def skip_damaged(reader: ShardReader, damage: Sequence[Damage], max_share: float
     lost = [place for place in damage if place.lost]
     if len(lost) > max_share * len(reader):
         raise UserError(
-            f"{reader.root}: {len(lost)} of {len(reader)} samples are damaged "
-            f"({len(lost) / len(reader):.2%}), over data.max_damaged {max_share:g}; the first "
-            f"is in {lost[0].shard}: {lost[0].place}; restore the shards, or allow more"
+            f"{reader.root}: {len(lost)} of {counted(len(reader), 'sample')} "
+            f"{'is' if len(lost) == 1 else 'are'} damaged ({len(lost) / len(reader):.2%}), "
+            f"over data.max_damaged {max_share:g}; the first is in {lost[0].shard}: "
+            f"{lost[0].place}; restore the shards, or allow more"
         )
     reader.skip(damage)
 
@@ -86,7 +88,8 @@ def agree_on_damage(reader: ShardReader, data: DataConfig) -> None:
 def report(reader: ShardReader, damage: Sequence[Damage]) -> str:
     """The number of skipped samples, then a line per damaged shard with their keys."""
     count = len(reader.skipped)
-    lines = [f"Skipping {count} of {len(reader)} samples, damaged ({count / len(reader):.2%}):"]
+    samples, share = counted(len(reader), "sample"), count / len(reader)
+    lines = [f"Skipping {count} of {samples}, damaged ({share:.2%}):"]
     for shard, group in groupby(damage, key=lambda place: place.shard):
         places = list(group)
         keys = ", ".join(place.key for place in places if place.lost and place.key)
@@ -108,6 +111,7 @@ def refuse_other_skips(skipped_digest: str, reader: ShardReader) -> None:
         before = "some" if skipped_digest else "no"
         raise UserError(
             f"{reader.root}: the run was trained with {before} samples skipped; now "
-            f"{len(reader.skipped)} others are damaged, so the order would differ; restore the "
-            "shards to continue it, or name another --output (--init keeps the adapter)"
+            f"{counted(len(reader.skipped), 'other is', 'others are')} damaged, so the order "
+            "would differ; restore the shards to continue it, or name another --output (--init "
+            "keeps the adapter)"
         )

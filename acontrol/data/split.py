@@ -62,7 +62,7 @@ class Split(Settings):
             UserError: If an image is in the file or in the folder alone.
         """
         own, listed = {*names}, {*self.train, *self.test}
-        again = "make the split again with launch.split"
+        again = "make the split again with acontrol split"
         if extra := own - listed:
             raise UserError(
                 f"{file}: does not name {_first_of(extra)}, which {root} holds: remove it, or "
@@ -86,8 +86,8 @@ def read_split(path: str | os.PathLike[str]) -> Split:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
-        message = explain(error)[:300]
-        raise UserError(f"{path}: not a split of launch.split: {message}") from error
+        problem = explain(error).partition("; ")[0]
+        raise UserError(f"{path}: not a split of acontrol split: {problem}") from error
 
 
 def refuse_mix(

@@ -103,7 +103,7 @@ def check_view(config: DataConfig, index: ShardIndex, shards: str) -> None:
     if config.target_view == "region" and index.resolution is not None:
         raise UserError(
             f"data.target_view region cuts from original pixels, and {shards} was scaled down "
-            f"to {index.resolution} px: write it again with launch.shard --resolution None"
+            f"to {index.resolution} px: write it again with acontrol shard --resolution None"
         )
 
 

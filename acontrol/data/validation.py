@@ -12,6 +12,7 @@ from acontrol.data.images import check_image, is_transparent
 from acontrol.data.listing import image_files
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.errors import UserError
+from acontrol.messages import counted
 
 TOKENS = 16  # A side of BLIP-2's grid: 224 px in patches of 14.
 
@@ -41,20 +42,23 @@ class Checked:
         if self.small:
             key, share = min(self.small.items(), key=lambda item: item[1])
             notes.append(
-                f"{len(self.small)} of {len(self.good)} defects cover less than half of every "
-                f"token of BLIP-2's 16 x 16 (the smallest: {key}, {share:.2%} of one); they "
-                "are kept, and --data.reference-view region shows them larger"
+                f"{len(self.small)} of {counted(len(self.good), 'defect')} "
+                f"{'covers' if len(self.small) == 1 else 'cover'} less than half of every "
+                f"token of BLIP-2's 16 x 16 (the smallest: {key}, {share:.2%} of one); kept, "
+                "and --data.reference-view region shows them larger"
             )
         if len(self.large) > len(self.good) / 2:
             notes.append(
-                f"{len(self.large)} of {len(self.good)} masks cover over half of their image "
-                f"(the first: {self.large[0]}); if they are white on the good part, invert them"
+                f"{len(self.large)} of {counted(len(self.good), 'mask')} "
+                f"{'covers' if len(self.large) == 1 else 'cover'} over half of the image "
+                f"(the first: {self.large[0]}); if white is the good part, invert them"
             )
         if self.transparent:
             notes.append(
-                f"{len(self.transparent)} of {len(self.good)} images have transparent pixels "
-                f"(the first: {self.transparent[0]}), read in the colours stored beneath, "
-                "which viewers do not show; flatten them onto a background if that matters"
+                f"{len(self.transparent)} of {counted(len(self.good), 'image')} "
+                f"{'has' if len(self.transparent) == 1 else 'have'} transparent pixels (the "
+                f"first: {self.transparent[0]}), read in the colours stored beneath, which "
+                "viewers do not show; flatten them onto a background if that matters"
             )
         return notes
 

@@ -28,6 +28,7 @@ from acontrol.evaluation.settings import ROWS, AblationConfig
 from acontrol.generation.run import generate
 from acontrol.generation.settings import GenerationConfig
 from acontrol.masks.perlin import perlin_blobs
+from acontrol.messages import counted
 from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.runs.cluster import joined_cluster
@@ -75,9 +76,11 @@ def run_ablation(config: AblationConfig) -> None:
     caveats.print_caveats(cautions)
     num_defects = sum(len(folder.defect_types(category)) for category in folder.categories)
     print(
-        f"{len(rows)} rows ({', '.join(rows)}): {len({*map(_adapter_of, rows)})} adapters "
-        f"of {base.optim.steps} steps, {len(rows) * num_defects * count} images, {len(jobs)} "
-        f"detectors ({budget.describe()})",
+        f"{counted(len(rows), 'row')} ({', '.join(rows)}): "
+        f"{counted(len({*map(_adapter_of, rows)}), 'adapter')} of "
+        f"{counted(base.optim.steps, 'step')}, "
+        f"{counted(len(rows) * num_defects * count, 'image')}, "
+        f"{counted(len(jobs), 'detector')} ({budget.describe()})",
         flush=True,
     )
     test = CategoryDataset(folders, folder.categories[0]).part("test")
@@ -123,9 +126,11 @@ def run_ablation(config: AblationConfig) -> None:
         experiment = Localization(folders, budget, PROTOCOLS, data, perlin_blobs)
         train_missing(jobs, experiment, out, None)
         about = (
-            f"Budget {config.budget}: {budget.describe()}; {count} images drawn of each "
-            f"defect, {config.optim.steps} training steps, {config.seeds} seeds of detectors, "
-            f"one of adapters. Data {real.name}.{note}"
+            f"Budget {config.budget}: {budget.describe()}; "
+            f"{counted(count, 'image')} drawn of each defect, "
+            f"{counted(config.optim.steps, 'training step')}, "
+            f"{counted(config.seeds, 'seed')} of detectors, one of adapters. "
+            f"Data {real.name}.{note}"
         )
         report = Report(out, "What does each part add?", cautions)
         _report(config, experiment, jobs, count, about, report, tracker)
@@ -159,7 +164,7 @@ def _checked_rows(config: AblationConfig) -> tuple[list[str], Path, Path]:
     if config.output is not None:
         raise UserError("--output is a single run's: name the ablation's folder with --out")
     if config.data.shards is None:
-        raise UserError("--data.shards DIR is needed: what launch.shard wrote")
+        raise UserError("--data.shards DIR is needed: what acontrol shard wrote")
     rows = [row.strip() for row in config.rows.split(",")]
     for row in rows:
         if row not in ROWS or rows.count(row) > 1:

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from acontrol.config import Settings
+from acontrol.messages import counted
 
 
 class Schedule(Settings):
@@ -28,9 +29,9 @@ class Schedule(Settings):
     def describe(self) -> str:
         """One line for a table's head."""
         return (
-            f"{self.size} px, {self.epochs} epochs of {self.samples} samples, batch "
-            f"{self.batch_size}, Adam {self.learning_rate:g}, at most {self.pairs} pairs a "
-            "defect"
+            f"{self.size} px, {counted(self.epochs, 'epoch')} of "
+            f"{counted(self.samples, 'sample')}, batch {self.batch_size}, "
+            f"Adam {self.learning_rate:g}, at most {counted(self.pairs, 'pair')} per defect"
         )
 
 

@@ -32,6 +32,7 @@ from acontrol.evaluation.results import TrainingJob, save
 from acontrol.evaluation.settings import ClassificationConfig
 from acontrol.evaluation.sources import Paired
 from acontrol.evaluation.trainer import channels_last, fit, predict
+from acontrol.messages import counted
 from acontrol.runs.results import results_in
 from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
@@ -246,7 +247,8 @@ def _several_defects(root: Path, names: Sequence[str]) -> list[str]:
         if len(defects) > 1:
             categories.append(category)
         else:
-            print(f"Left out: {category}, with {len(defects)} defects nothing to tell apart")
+            own = counted(len(defects), "defect")
+            print(f"Left out: {category}, with {own} nothing to tell apart")
     if not categories:
         raise UserError(f"{root}: no category has two defects in test/<defect> to tell apart")
     return categories

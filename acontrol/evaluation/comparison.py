@@ -23,6 +23,7 @@ from acontrol.evaluation.dataset import CONTROLS, CheckedData, Folders, check
 from acontrol.evaluation.leaks import job_of, refuse_seen_tests
 from acontrol.evaluation.results import Experiment, TrainingJob, is_done
 from acontrol.evaluation.settings import ComparisonConfig
+from acontrol.messages import counted, print_note
 from acontrol.networks.load import quieten
 from acontrol.progress import progress, waiting
 from acontrol.runs.cluster import joined_cluster
@@ -180,8 +181,10 @@ def plan_comparison(
     )
     print(f"Budget: {budget.describe()}")
     print(
-        f"{len(jobs)} trainings: {len(categories)} categories x {len(sources)} sources "
-        f"({', '.join(sources)}) x {config.seeds} seeds",
+        f"{counted(len(jobs), 'training')}: "
+        f"{counted(len(categories), 'category', 'categories')} x "
+        f"{counted(len(sources), 'source')} ({', '.join(sources)}) x "
+        f"{counted(config.seeds, 'seed')}",
         flush=True,
     )
     print_notes(open_folder(config.real), categories)
@@ -203,7 +206,12 @@ def plan_comparison(
         left_out = frozenset(file for data in checked.values() for file in data.near_duplicates)
         folders = dataclasses.replace(folders, left_out=left_out)
         checked = {category: check(folders, category, sources, base) for category in categories}
-        note = f" {len(left_out)} test images that show a trained piece again are left out."
+        shown = counted(
+            len(left_out),
+            "test image that shows a trained piece again is",
+            "test images that show a trained piece again are",
+        )
+        note = f" {shown} left out."
         print(f"Left out: these, {len(left_out)} in all", flush=True)
     elif config.new_pieces:
         print(
@@ -222,12 +230,13 @@ def note_near_duplicates(checked: Mapping[str, CheckedData]) -> str:
         if data.near_duplicates:
             count = len(data.near_duplicates)
             sentence = (
-                f" Of {category}'s {data.num_test} test images {count} look like other "
-                "photographs of pieces that are trained on: too good a result for new pieces "
-                "(--new-pieces leaves them out)."
+                f" Of {category}'s {counted(data.num_test, 'test image')} {count} "
+                f"{'looks' if count == 1 else 'look'} like other photographs of pieces that "
+                "are trained on: too good a result for new pieces (--new-pieces leaves them "
+                "out)."
             )
             test, training = next(iter(data.near_duplicates.items()))
-            print(f"Note:{sentence} For instance {test} and {training}", flush=True)
+            print_note(f"{sentence.strip()} For instance {test} and {training}")
             note += sentence
     return note
 
@@ -298,7 +307,7 @@ def train_missing(
     missing = [job for job in jobs if not is_done(job, experiment, out)]
     done = len(jobs) - len(missing)
     if done:
-        print(f"Continuing: {done} of {len(jobs)} trainings are done", flush=True)
+        print(f"Continuing: {done} of {counted(len(jobs), 'training')} done", flush=True)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     task = ray.remote(_train).options(num_cpus=1, num_gpus=gpus, max_retries=2)
     running: list[Any] = []

@@ -102,7 +102,7 @@ class CategoryDataset:
         if not pairs:
             raise UserError(
                 f"{folder.folders[own]}: has no images of defects in test/<defect>; give a "
-                "folder written by launch.generate"
+                "folder written by acontrol generate"
             )
         return load((), pairs, size)
 

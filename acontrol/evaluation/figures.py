@@ -13,7 +13,7 @@ from acontrol.evaluation.protocol import METRICS, Protocol
 from acontrol.evaluation.quality import DefectType, generated_images
 from acontrol.evaluation.results import TrainingJob
 from acontrol.evaluation.summary import NAMES, Row
-from acontrol.reporting import contact_sheet, outlined
+from acontrol.reporting import contact_sheet, tinted
 
 
 def precision_recall_plot(
@@ -93,7 +93,7 @@ def defects_sheet(
 def _pair(images: ImageSet, index: int) -> list[Image.Image]:
     """An image, and the same with its mask."""
     image = Image.fromarray(images.images[index].permute(1, 2, 0).numpy())
-    return [image, outlined(image, Image.fromarray(images.masks[index].numpy()))]
+    return [image, tinted(image, Image.fromarray(images.masks[index].numpy()))]
 
 
 def rows_plot(

@@ -61,7 +61,7 @@ def refuse_seen_tests(
             raise UserError(
                 f"{owner} comes from {images} of {', '.join(part.categories or ['its data'])}, "
                 "so a test on them proves nothing: train it on the training images alone, "
-                "from launch.pretrain and launch.shard on"
+                "from acontrol pretrain and acontrol shard on"
             )
     refuse_mix(owner, trained_on, f"the test on {real.root}", tested)
 
@@ -104,7 +104,7 @@ def refuse_leaking_shards(data: DataConfig, folder: MvtecFolder) -> None:
     if reader.index.split != "train":
         raise UserError(
             f"{data.shards}: holds split {reader.index.split!r}, with the images that "
-            "detectors are tested on; write it with launch.shard --split train"
+            "detectors are tested on; write it with acontrol shard --split train"
         )
     tested = {pixel_digest(read_image(row.image)): row.image for row in folder.labelled("test")}
     for number, (_, sample) in enumerate(reader.places):
@@ -113,5 +113,5 @@ def refuse_leaking_shards(data: DataConfig, folder: MvtecFolder) -> None:
         if test_image:
             raise UserError(
                 f"{data.shards}: its sample {sample.key} is the test image {test_image}, "
-                "pixel by pixel; write it from this data with launch.shard --split train"
+                "pixel by pixel; write it from this data with acontrol shard --split train"
             )

@@ -18,6 +18,7 @@ from acontrol.evaluation.leaks import job_of, refuse_seen_tests
 from acontrol.evaluation.quality import DefectType
 from acontrol.evaluation.report import Report, Table
 from acontrol.evaluation.settings import QualityConfig
+from acontrol.messages import counted
 from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.pipelines.loading import load_adapter
@@ -80,7 +81,8 @@ def run_quality(config: QualityConfig) -> None:
             counts[source] = counts.get(source, 0) + len(images)
         report = Report(out, "How good are the generated defects?", cautions)
         columns = quality.column_names(backends)
-        about = f"Data {config.real.resolve().name}: {len(defect_types)} kinds of defect. "
+        kinds = counted(len(defect_types), "kind")
+        about = f"Data {config.real.resolve().name}: {kinds} of defect. "
         if real.split is not None:
             about += f"Trained and tested by {in_words(real.split.digest)}. "
         if left_out:
@@ -169,8 +171,8 @@ def _tables(
             for source, own in scores.items()
         ),
         f"{about}Means over the defects of a category, then over categories. Each network is "
-        "named with its weights' digest. IS, IC: more is more diverse, not better. KID: from "
-        "held-out real defects, less is nearer; with few images it is mostly noise. Copies: "
+        "named with its weights' digest. IS, IC: higher is more diverse, not better. KID: from "
+        "held-out real defects, lower is nearer; with few images it is mostly noise. Copies: "
         "far nearer to a training defect than these are to each other. Background: against "
         "the nearest normal image. Every row has the same defects. The row real, half against "
         "half: the yardstick, a random half of all real defects measured as if the other half "

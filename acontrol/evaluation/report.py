@@ -12,6 +12,7 @@ from PIL import Image
 
 from acontrol import reporting
 from acontrol.evaluation.caveats import print_caveats
+from acontrol.runs.mlflow_client import CAVEATS
 from acontrol.runs.results import log
 from acontrol.runs.tracking import Tracker
 
@@ -97,7 +98,7 @@ class Report:
     ) -> None:
         """Write the report, log it with settings and metrics, and print a table of it."""
         if self.caveats:
-            settings = {**settings, "caveats": list(self.caveats)}
+            settings = {**settings, CAVEATS: list(self.caveats)}
         log(tracker, settings, metrics, self.write())
         print(table.markdown())
         print_caveats(self.caveats)

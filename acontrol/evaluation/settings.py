@@ -128,7 +128,7 @@ class AblationConfig(RunConfig):
     )
     seeds: int = Field(3, ge=1, description="Detectors per category and row.")
     features: tuple[Literal["inception", "lpips-vgg", "vlm"], ...] = Field(
-        ("vlm",), min_length=1, description="Feature networks, as in launch.evaluate quality."
+        ("vlm",), min_length=1, description="Feature networks, as in acontrol evaluate quality."
     )
     weights: Path = Field(Path("weights"), description="Folder of their weights.")
     dry_run: bool = Field(False, description="Only print what would be trained and generated.")

@@ -15,12 +15,20 @@ from urllib.parse import quote
 from PIL import Image
 
 from acontrol.data.images import region
-from acontrol.generation.manifest import Line
+from acontrol.generation.gate import missed_limits
+from acontrol.generation.manifest import Line, drawn_file
+from acontrol.generation.settings import Gate
+from acontrol.messages import counted
 from acontrol.progress import tracked
-from acontrol.reporting import outlined
+from acontrol.reporting import tinted
 
 THUMBNAILS = "thumbnails"
 SIDE_PX = 144  # Of each half of a thumbnail.
+MOST_REJECTED = 60  # Rows of the table.
+ORDER = (
+    "The best score is the largest share of the mask that changed, times the similarity to the "
+    "nearest training defect (1 - distance); what did not pass the gate comes after the rest."
+)
 
 
 def write_thumbnails(folder: Path, lines: Sequence[Line]) -> None:
@@ -28,17 +36,17 @@ def write_thumbnails(folder: Path, lines: Sequence[Line]) -> None:
 
     Args:
         folder: The generated data set.
-        lines: Its manifest.
+        lines: What was drawn, kept or rejected.
     """
     (folder / "report" / THUMBNAILS).mkdir(exist_ok=True)
     for line in tracked(lines, "thumbnails", "image", leave=False):
-        with Image.open(folder / line["image"]) as opened:
+        with Image.open(folder / str(drawn_file(line))) as opened:
             image = opened.convert("RGB")
         with Image.open(folder / line["mask"]) as opened:
             mask = opened.convert("1")
         near, inside = region(image, mask, margin=1.0)
         strip = Image.new("RGB", (2 * SIDE_PX, SIDE_PX), "white")
-        for place, cut in enumerate((near, outlined(near, inside))):
+        for place, cut in enumerate((near, tinted(near, inside))):
             scale = SIDE_PX / max(cut.size)
             # A smooth enlargement would flatter the model.
             filter_ = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
@@ -46,6 +54,45 @@ def write_thumbnails(folder: Path, lines: Sequence[Line]) -> None:
             left = place * SIDE_PX + (SIDE_PX - size[0]) // 2
             strip.paste(cut.resize(size, filter_), (left, (SIDE_PX - size[1]) // 2))
         strip.save(folder / "report" / _thumbnail(line), quality=85)
+
+
+def quality(line: Line) -> tuple[bool, float]:
+    """What the page sorts by, as `ORDER` says: an image that hardly changed is not the best."""
+    scores = line["scores"]
+    nearness = max(0.0, 1 - (scores["distance"] or 0.0))
+    return scores["passed"], scores["mask_fill"] * nearness
+
+
+def rejected_table(lines: Sequence[Line], gate: Gate, *, shown: bool) -> str:
+    """HTML with the rejected images: thumbnail, file, and which limit each missed.
+
+    Args:
+        lines: Of the rejected images, the best first.
+        gate: The job's.
+        shown: Whether the section is open at first.
+    """
+    rows = []
+    for line in lines[:MOST_REJECTED]:
+        name = html.escape(f"{line['category']}/{line['defect']} {line['number']}")
+        reasons = "<br>".join(
+            html.escape(f"{text} ({option})")
+            for option, text in missed_limits(line["scores"], gate).items()
+        )
+        rows.append(
+            f"<tr><td><a href='{quote('../' + line['rejected'])}'><img loading='lazy' "
+            f"src='{quote(_thumbnail(line))}' alt='{name}'></a></td>"
+            f"<td>{name}</td><td style='text-align:left'>{reasons}</td></tr>"
+        )
+    more = len(lines) - len(rows)
+    rest = f"<p>And {more} more, in rejected.jsonl.</p>" if more else ""
+    return (
+        f"<h2>Rejected</h2><details{' open' if shown else ''}><summary>"
+        f"{counted(len(lines), 'image')} not in the set, the best of "
+        f"{counted(gate.tries, 'attempt')} each</summary>"
+        "<table><tr><th>close up, and with its mask</th><th>image</th>"
+        f"<th style='text-align:left'>limit missed</th></tr>{''.join(rows)}</table>{rest}"
+        "</details>"
+    )
 
 
 def gallery(lines: Sequence[Line]) -> str:
@@ -65,7 +112,7 @@ def gallery(lines: Sequence[Line]) -> str:
     data = data.replace("<", "\\u003c")  # Nothing in it ends the script.
     return (
         "<h2>All images</h2><p>Each defect close up, and again with its mask tinted. "
-        "A click shows the whole image.</p>"
+        f"A click shows the whole image. {ORDER}</p>"
         f"<p><label>Defect <select id='kind'><option value=''>all</option>{options}</select>"
         "</label> <label>Order <select id='order'><option value='best'>best score first"
         "</option><option value='worst'>worst score first</option><option value='number'>"

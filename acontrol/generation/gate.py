@@ -1,7 +1,8 @@
-"""The gate's measure and limit: a generated defect's distance to the training defects."""
+"""The gate: a generated defect's distance to the training defects, and the limits it missed."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,35 @@ from torch import Tensor
 from acontrol.data.images import read_image
 from acontrol.data.mvtec import LabelledImage
 from acontrol.generation.plan import PlannedImage
+from acontrol.generation.settings import Gate
 from acontrol.masks.sampler import DefectType
 from acontrol.networks.defect_features import defect_features
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
 BATCH = 8
+
+
+def missed_limits(scores: Mapping[str, Any], gate: Gate) -> dict[str, str]:
+    """The limits that an image missed: each option, and its score and limit in words.
+
+    Args:
+        scores: Of the image's line in the manifest.
+        gate: The job's.
+    """
+    missed = {}
+    fill, distance, limit = scores["mask_fill"], scores["distance"], scores["limit"]
+    background = scores["background_psnr"]
+    if fill < gate.min_fill:
+        missed["--min-fill"] = f"{fill:.1%} of the mask changed, under {gate.min_fill:.0%}"
+    if distance is not None and limit is not None and distance > limit:
+        missed["--max-distance"] = (
+            f"distance {distance:.3f} to the nearest training defect, over {limit:.3f}"
+        )
+    if background is not None and background < gate.min_background:
+        missed["--min-background"] = (
+            f"background at {background:.1f} dB, under {gate.min_background:g} dB"
+        )
+    return missed
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from acontrol.errors import UserError, is_out_of_memory, one_line
 from acontrol.generation.manifest import (
     Line,
     Roots,
+    drawn_file,
     rejected_paths,
     request_metadata,
     result_metadata,
@@ -207,8 +208,8 @@ class Job:
         storage.write(self.folder / MANIFEST_NAME, _jsonl(kept))
         if not_kept:
             storage.write(self.folder / REJECTED_NAME, _jsonl(not_kept))
-        if kept:
-            report(self.folder, kept)
+        if any(drawn_file(line) for line in lines):
+            report(self.folder, lines)
         # From here on no batch is drawn again, whatever happens to the move.
         storage.write(placed, _jsonl(lines))
         self._place()
@@ -244,7 +245,7 @@ def read_job(folder: Path) -> tuple[dict[str, Any], list[Line]]:
             for line in _read_jsonl(folder / name)
         ]
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: not a folder that launch.generate wrote") from error
+        raise UserError(f"{folder}: not a folder that acontrol generate wrote") from error
     return metadata, sorted(lines, key=lambda line: (line["batch"], line["place"]))
 
 

@@ -55,6 +55,11 @@ def rejected_paths(name: tuple[str, str, str]) -> dict[str, str]:
     return {"rejected": f"{stem}.png", "mask": f"{stem}_mask.png"}
 
 
+def drawn_file(line: Mapping[str, Any]) -> str | None:
+    """An image's file, in the data set or in rejected/; None if it could not be drawn."""
+    return line["image"] or line.get("rejected")
+
+
 def result_metadata(image: GeneratedImage, kept: bool, output: OutputSettings) -> Line:
     """The result's part of a line."""
     files = output_paths(image.planned.name)

@@ -13,6 +13,7 @@ from acontrol.errors import UserError
 from acontrol.generation.job import FORMAT, INPUTS, read_job
 from acontrol.generation.manifest import Roots, planned_of
 from acontrol.generation.plan import PlannedImage
+from acontrol.messages import print_note
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
 
@@ -50,9 +51,9 @@ def replayed(
         raise UserError(f"--replay {folder}: was drawn with another model than --model")
     for name in ("dtype", "device", "threads", "versions"):
         if metadata[name] != current[name]:
-            print(f"Note: {name} was {metadata[name]}, now {current[name]}: pixels may differ")
+            print_note(f"{name} was {metadata[name]}, now {current[name]}: pixels may differ")
     if metadata["format"] != FORMAT:
-        print(f"Note: {folder} was drawn by an earlier version: pixels will differ")
+        print_note(f"{folder} was drawn by an earlier version: pixels will differ")
     groups: dict[tuple[int, int], list[PlannedImage]] = {}
     for line in lines:
         if number in (None, line["batch"]) and "error" not in line:

@@ -12,27 +12,35 @@ from PIL import Image
 from acontrol.data.images import read_image, read_mask, region, shrink_mask
 from acontrol.data.mvtec import LabelledImage
 from acontrol.data.shards import write_shards
-from acontrol.generation.gallery import gallery, write_thumbnails
-from acontrol.generation.manifest import Line, Roots
-from acontrol.reporting import contact_sheet, in_cell, outlined, page, table
+from acontrol.generation.gallery import gallery, quality, rejected_table, write_thumbnails
+from acontrol.generation.manifest import Line, Roots, drawn_file
+from acontrol.generation.settings import Gate
+from acontrol.messages import counted
+from acontrol.reporting import contact_sheet, in_cell, page, table, tinted
 
 ROWS = 12  # Of a contact sheet, evenly over the type's images.
 TITLES = ("normal", "where", "reference", "result", "difference x3")
 
 
 def write_report(
-    folder: Path, lines: Sequence[Line], roots: Roots, notes: Sequence[str] = ()
+    folder: Path, lines: Sequence[Line], roots: Roots, gate: Gate, notes: Sequence[str] = ()
 ) -> None:
     """Write report/index.html with its thumbnails, and report/CATEGORY-DEFECT.png.
 
     Args:
         folder: The generated data set.
-        lines: Its manifest, not empty.
+        lines: Of all its images, kept or not, at least one of them drawn.
         roots: Folders that the manifest's paths start at.
+        gate: The job's.
         notes: Sentences at the top of the page.
     """
+    drawn = [line for line in lines if drawn_file(line)]
+    kept = [line for line in drawn if line["image"] is not None]
+    rejected = [line for line in drawn if line["image"] is None]
+    failed = len(lines) - len(drawn)
+    shown = kept or rejected
     types: dict[tuple[str, str], list[Line]] = {}
-    for line in lines:
+    for line in shown:
         types.setdefault((line["category"], line["defect"]), []).append(line)
     report = folder / "report"
     report.mkdir(exist_ok=True)
@@ -44,7 +52,7 @@ def write_report(
         rows.append(_row(f"{category}/{defect}", group))
         file = quote(f"{category}-{defect}.png")
         sheets.append(f"<a href='{file}'>{html.escape(f'{category}/{defect}')}</a>")
-    write_thumbnails(folder, lines)
+    write_thumbnails(folder, drawn)
     heads = (
         "defect",
         "images",
@@ -55,19 +63,29 @@ def write_report(
         "background PSNR, dB",
         "autoencoder's PSNR, dB",
     )
-    passed = sum(line["scores"]["passed"] for line in lines)
+    passed = sum(line["scores"]["passed"] for line in kept)
+    counts = f"{counted(len(kept), 'image')} with masks, of which {passed} passed the gate"
+    if rejected:
+        counts += f"; {len(rejected)} did not pass (in rejected/)"
+    if failed:
+        counts += f"; {failed} could not be drawn (rejected.jsonl)"
     body = (
-        f"{''.join(f'<p><b>Note:</b> {html.escape(note)}</p>' for note in notes)}"
-        f"<p>{len(lines)} images with masks, of which {passed} passed the gate.</p>"
-        "<p>The table has means over the images. <b>Mask-fill</b>: share of the mask that "
-        "changed by more than the autoencoder's own error. <b>Distance</b>: to the nearest "
-        "training defect of its kind, in the vision tower's features; up to <b>limit</b>, it "
-        "is as near as training defects are to each other. <b>PSNR</b>: of the background, "
-        "after and before the normal image's own pixels were put back.</p>"
+        f"{''.join(f'<p><b>note:</b> {html.escape(note)}</p>' for note in notes)}"
+        f"<p>{counts}.</p>"
+        f"<p>The table has means over the {'' if kept else 'rejected '}images. "
+        "<b>Mask-fill</b>: share of the mask that changed by more than the autoencoder's own "
+        "error. <b>Distance</b>: to the nearest training defect of its kind, in the vision "
+        "tower's features; up to <b>limit</b>, it is as near as training defects are to each "
+        "other. <b>PSNR</b>: of the background, after and before the normal image's own pixels "
+        "were put back.</p>"
         f"{table(heads, rows)}"
         f"<p>Contact sheets, with the references: {', '.join(sheets)}</p>"
     )
-    body += gallery(sorted(lines, key=_quality, reverse=True))
+    if rejected:
+        best_first = sorted(rejected, key=quality, reverse=True)
+        body += rejected_table(best_first, gate, shown=not kept)
+    if kept:
+        body += gallery(sorted(kept, key=quality, reverse=True))
     text = page("Generated defects", body)
     (report / "index.html").write_text(text, encoding="utf-8")
 
@@ -93,19 +111,13 @@ def _mean(scores: Sequence[Mapping[str, float | None]], name: str, form: str) ->
     return "exact" if name == "background_psnr" else "-"
 
 
-def _quality(line: Line) -> tuple[bool, float]:
-    scores = line["scores"]
-    distance = scores["distance"]
-    return scores["passed"], scores["mask_fill"] if distance is None else -distance
-
-
 def _sheet(folder: Path, lines: Sequence[Line], roots: Roots) -> Image.Image:
     rows, captions = [], []
     for line in lines:
         left, top, right, bottom = _view(line["boxes"])
         view = (slice(top, bottom), slice(left, right))
         normal = read_image(roots["normal"] / line["normal"])[view].copy()
-        result = read_image(folder / line["image"])[view].copy()
+        result = read_image(folder / str(drawn_file(line)))[view].copy()
         with Image.open(folder / line["mask"]) as opened:
             mask = opened.convert("1").crop((left, top, right, bottom))
         gap = np.maximum(normal, result) - np.minimum(normal, result)
@@ -113,7 +125,7 @@ def _sheet(folder: Path, lines: Sequence[Line], roots: Roots) -> Image.Image:
         before, after, gap_shown = (
             in_cell(Image.fromarray(pixels)) for pixels in (normal, result, difference)
         )
-        where = outlined(before, shrink_mask(mask, before.size))
+        where = tinted(before, shrink_mask(mask, before.size))
         rows.append([before, where, in_cell(_reference(line, roots)), after, gap_shown])
         scores = line["scores"]
         distance = "" if scores["distance"] is None else f", distance {scores['distance']:.3f}"

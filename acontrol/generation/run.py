@@ -1,7 +1,7 @@
 """Generate a data set: plan it, check it, draw it here or on Ray, and write the report."""
 
 import os
-import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from acontrol.data.prompts import wording_note
 from acontrol.data.publish import check_new, work_folder
 from acontrol.data.split import refuse_mix
 from acontrol.generation.exports import write_as_coco, write_as_yolo
-from acontrol.generation.gate import DefectScorer
+from acontrol.generation.gate import DefectScorer, missed_limits
 from acontrol.generation.job import (
     INPUTS,
     JOB_NAME,
@@ -32,6 +32,7 @@ from acontrol.generation.report import write_as_shards, write_report
 from acontrol.generation.request import read_requests
 from acontrol.generation.sampler import Generator
 from acontrol.generation.settings import Gate, GenerationConfig, OutputSettings, Sampling
+from acontrol.messages import counted, print_note
 from acontrol.networks import locate
 from acontrol.networks.load import quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
@@ -77,10 +78,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     if config.replay is not None:
         if ignored := ignored_by_replay(config):
             names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
-            print(
-                f"note: --replay draws as {config.replay} did: {names} not used",
-                file=sys.stderr,
-            )
+            print_note(f"--replay draws as {config.replay} did: {names} not used")
         metadata, batches = replayed(config.replay, config.batch, metadata, roots)
         planner.split = metadata["split"]
         earlier_inputs = metadata.pop(INPUTS, None)
@@ -92,13 +90,15 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     if config.replay is not None and earlier_inputs is not None:
         refuse_changed(earlier_inputs, metadata, config.replay)
     unseen = _unseen_note(config, planner, pipeline.card, planned)
+    trained = {name for part in pipeline.card.seen for name in part.categories or ()}
     words = wording_note(
-        (image.name[1], image.reference.phrase, image.prompt) for image in planned
+        (image.name[1], image.reference.phrase, image.prompt)
+        for image in planned
+        if image.name[0] not in trained  # Else the shards were made with this note.
     )
-    if words is not None:
-        print(f"Note: {words}", flush=True)
-    for note in [*unseen, *view_notes(pipeline.card, [image.sampling for image in planned])]:
-        print(f"Note: {note}", flush=True)
+    views = view_notes(pipeline.card, [image.sampling for image in planned])
+    for note in [*([words] if words else []), *unseen, *views]:
+        print_note(note)
     job = Job(config.out, metadata, batches, roots)
     if job.done:
         print(f"Nothing to do: {config.out} is complete")
@@ -128,13 +128,16 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
             _draw(job, draw_on_ray(job, spec, config.num_workers))
 
         def report(folder: Path, lines: list[dict[str, Any]]) -> None:
-            write_report(folder, lines, roots, unseen)
+            write_report(folder, lines, roots, gate, unseen)
+            kept = [line for line in lines if line["image"] is not None]
+            if not kept:
+                return
             if config.format == "shards":
-                write_as_shards(folder, lines)
+                write_as_shards(folder, kept)
             elif config.format == "coco":
-                write_as_coco(folder, lines, roots)
+                write_as_coco(folder, kept, roots)
             elif config.format == "yolo":
-                write_as_yolo(folder, lines, roots)
+                write_as_yolo(folder, kept, roots)
 
         _print_summary(config, job.finish(report), left_out)
 
@@ -246,7 +249,7 @@ def _draw(job: Job, finished: Iterable[int]) -> None:
     size = sum(len(batch) for batch in job.batches)
     done = size - sum(len(job.batches[number]) for number in job.missing())
     if done:
-        print(f"Continuing: {done} of {size} images are already drawn", flush=True)
+        print(f"Continuing: {done} of {counted(size, 'image')} already drawn", flush=True)
     with progress("drawing", size, "image", initial=done) as bar:
         for number in finished:
             bar.update(len(job.batches[number]))
@@ -254,20 +257,21 @@ def _draw(job: Job, finished: Iterable[int]) -> None:
 
 def _failures(scored: Sequence[dict[str, Any]], gate: Gate) -> str:
     """How many images missed each of the gate's limits."""
-    scores = [line["scores"] for line in scored]
-    far = [s for s in scores if s["limit"] is not None and (s["distance"] or 0) > s["limit"]]
-    empty = [s for s in scores if s["mask_fill"] < gate.min_fill]
-    levels = [s["background_psnr"] for s in scores if s["background_psnr"] is not None]
-    noisy = [level for level in levels if level < gate.min_background]
-    parts = [
-        (len(empty), f"changed under {gate.min_fill:.0%} of their mask (--min-fill)"),
-        (
-            len(far),
-            "lie farther from training defects than these from each other (--max-distance)",
-        ),
-        (len(noisy), f"have a background under {gate.min_background:g} dB (--min-background)"),
-    ]
-    return "; ".join(f"{count} {text}" for count, text in parts if count)
+    counts = Counter(
+        option for line in scored for option in missed_limits(line["scores"], gate)
+    )
+    texts = {
+        "--min-fill": f"changed under {gate.min_fill:.0%} of the mask",
+        "--max-distance": "farther from training defects than these are from each other"
+        if gate.max_distance is None
+        else f"farther than {gate.max_distance:g} from training defects",
+        "--min-background": f"with a background under {gate.min_background:g} dB",
+    }
+    return "; ".join(
+        f"{counts[option]} {text} ({option})"
+        for option, text in texts.items()
+        if counts[option]
+    )
 
 
 def _print_summary(
@@ -293,8 +297,8 @@ def _print_summary(
         )
         print(f"{rejected} of {len(scored)} did not pass the gate: {action}")
         print(f"  {_failures(scored, config)}")
-    if kept:
+    if not kept and scored and config.gate == "reject":
+        print("None passed; --gate keep with another --out keeps them in the set")
+    if scored:
         print(f"Look at {config.out / 'report' / 'index.html'}")
-    elif config.gate == "reject":
-        print("None passed: look at them; --gate keep with another --out keeps them in the set")
-    print(f"{len(kept)} images with masks: {os.fspath(config.out)}")
+    print(f"{counted(len(kept), 'image')} with masks: {os.fspath(config.out)}")

@@ -59,8 +59,8 @@ class Gate(Settings):
         None,
         ge=0,
         le=2,
-        description="Most that the vision tower may see between a drawn defect and the nearest "
-        "training defect of its kind; by default what lies between training defects.",
+        description="Maximum distance, in the vision tower's features, of a drawn defect to "
+        "the nearest training defect of its kind; by default the largest between those.",
     )
 
     @field_validator("gate", mode="before")
@@ -108,7 +108,7 @@ class Selection(Settings):
     data: Path = Field(description="Folder of the defects, in MVTec AD's layout.")
     out: Path = Field(description="Folder to create.")
     captions: Path | None = Field(
-        None, description="JSON file of captions, as launch.shard was given."
+        None, description="JSON file of captions, as acontrol shard was given."
     )
     normal: Path | None = Field(
         None, description="Folder of the good images, if they are not in --data."
@@ -133,13 +133,13 @@ class Selection(Settings):
     masks: SourceName = Field(
         "real",
         description="Where defects go. real: training masks of that defect, moved, turned, "
-        "scaled and bent; same: these as they are; learned: what launch.masks drew; perlin: "
+        "scaled and bent; same: these as they are; learned: what acontrol masks drew; perlin: "
         "blobs, as a control; file: yours.",
     )
     masks_path: Path | None = Field(
         None,
         description="Masks for --masks file: the images in DIR/DEFECT, or in DIR for all; for "
-        "--masks learned what launch.masks wrote.",
+        "--masks learned what acontrol masks wrote.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Random seed of the images.")
     batch_size: int = Field(4, ge=1, description="Images drawn together.")

@@ -184,7 +184,7 @@ class MaskSampler:
     def _learned(self, defect_type: DefectType) -> dict[str, tuple[Path, Mask]]:
         if self._files is None:
             raise UserError(
-                "--masks learned needs the output of launch.masks: --masks-path MASKS"
+                "--masks learned needs the output of acontrol masks: --masks-path MASKS"
             )
         return read_learned(
             self._files,

@@ -95,12 +95,13 @@ def read_learned(
         others = sorted(file.parent.relative_to(root).as_posix() for file in finished(root))
         raise UserError(
             f"--masks-path {root}: no masks learned for {category}/{defect}; it has "
-            f"{', '.join(others[:8]) or 'none'}; learn them with python -m launch.masks"
+            f"{', '.join(others[:8]) or 'none'}; learn them with acontrol masks"
         )
     if base_digest is not None and card.base_digest != base_digest:
         raise UserError(
             f"--masks-path {root}: {category}/{defect} was learned on another base "
-            f"({card.base.path}) than the adapter's; learn it on that with launch.masks --base"
+            f"({card.base.path}) than the adapter's; learn it on that with "
+            "acontrol masks --base"
         )
     if split not in (card.split, "all"):
         raise UserError(
@@ -111,7 +112,7 @@ def read_learned(
         raise UserError(
             f"--masks-path {root}: {category}/{defect} comes from "
             f"{in_words(card.split_digest)}, and the data from {in_words(split_digest)}: learn "
-            "it again with launch.masks and the same --split-file"
+            "it again with acontrol masks and the same --split-file"
         )
     files = sorted(by_id(root / category / defect / MASKS).values())
     if not files:

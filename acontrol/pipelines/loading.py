@@ -13,6 +13,7 @@ from acontrol.networks import locate
 from acontrol.networks.load import load_base
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.runs import storage
+from acontrol.runs.record import runs_in
 
 # Files of a run's output folder or of an adapter folder that loading needs.
 ADAPTER_FILES = ("adapter", "run.json", "config.json", "diffusion_pytorch_model.safetensors")
@@ -79,7 +80,7 @@ def _load_adapter(model: str, folder: Path) -> tuple[SemanticAdapter, AdapterCar
     if not (folder / "config.json").is_file():
         raise UserError(
             f"--model {model}: neither a run's output folder (adapter/config.json) nor an "
-            "adapter folder (config.json)"
+            f"adapter folder (config.json){runs_in(folder)}"
         )
     try:
         adapter = SemanticAdapter.from_pretrained(folder, use_safetensors=True)

@@ -55,7 +55,8 @@ class ModelCard(Settings):
     author: Text | None = Field(None, description="Who trained it.")
     date: Text | None = Field(None, description="Day of its last step, as 2026-11-28.")
     counts: dict[Text, int] = Field({}, description='Training images by "product/defect".')
-    evaluation: dict[Text, float] = Field({}, description="Figures of launch.evaluate.")
+    evaluation: dict[Text, float] = Field({}, description="Figures of acontrol evaluate.")
+    cautions: list[Text] = Field([], description="What these figures cannot show.")
 
 
 class AdapterFile(Settings):

@@ -73,7 +73,7 @@ def promote(
         candidate = version_of(client, name, CANDIDATE, version)
         if candidate is None:
             wanted = f"version {version}" if version else f"version with alias {CANDIDATE!r}"
-            raise UserError(f"model {name}: no {wanted}; register one with launch.register")
+            raise UserError(f"model {name}: no {wanted}; register one with acontrol register")
         champion = version_of(client, name, CHAMPION)
         label = f"{name} version {candidate.version}"
         if champion is not None and champion.version == candidate.version:

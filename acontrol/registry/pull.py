@@ -73,7 +73,7 @@ def pull(model_uri: str, out: Path, uri: str) -> ModelCard:
         if manifest_sha256 is None:
             raise UserError(
                 f"{model_uri}: version {version.version} has no tag {MANIFEST_TAG}; only "
-                "models from launch.register can be pulled"
+                "models from acontrol register can be pulled"
             )
         source = client.get_model_version_download_uri(name, version.version)
         repository = _repository(source, uri)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from acontrol.config import BUILT_IN, THIRD, AdapterCard
 from acontrol.data import builtin
+from acontrol.messages import counted
 from acontrol.registry.card import ModelCard
 
 # Licences of well-known bases; --licence adds the user's own notes.
@@ -26,8 +27,8 @@ LIMITS = (
     "It imitates the defects below; others, and other products, cameras or lighting, are "
     "guesses.",
     "A drawn defect is no proof: judge a detector on real defects, outside the training part.",
-    "Its labels are the masks that it was asked to fill; the gate of launch.generate measures "
-    "whether it did.",
+    "Its labels are the masks that it was asked to fill; the gate of acontrol generate "
+    "measures whether it did.",
 )
 
 
@@ -83,6 +84,7 @@ def readme(card: ModelCard, grid: str | None) -> str:
     lines += ["", f"The {_split(adapter)}."]
     if card.evaluation:
         lines += ["", "## Evaluation", ""]
+        lines += [line for caution in card.cautions for line in (f"**Caution: {caution}**", "")]
         lines += _table(("measured", "value"), _figures(card.evaluation))
     lines += ["", "## Training", "", "Last values of the run.", ""]
     lines += _table(("metric", "value"), _figures(card.metrics))
@@ -140,7 +142,7 @@ def _defects(card: ModelCard) -> list[str]:
 
 def _seen(card: ModelCard) -> str:
     count = sum(card.counts.values())
-    return f"{count} images of defects" if count else "few images of defects"
+    return f"{counted(count, 'image')} of defects" if count else "few images of defects"
 
 
 def _unseen(adapter: AdapterCard) -> list[str]:

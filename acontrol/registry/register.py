@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
+from acontrol.messages import counted
 from acontrol.registry.card import GRID, WEIGHTS, AdapterFile, ModelCard, check_model_name
 from acontrol.registry.model_files import read_json
 from acontrol.registry.package import package
@@ -27,6 +28,7 @@ from acontrol.runs.mlflow_client import (
     DATA_TAG,
     MANIFEST_TAG,
     WEIGHTS_TAG,
+    caveats_of,
     client_of,
     describe,
     last_values,
@@ -34,12 +36,13 @@ from acontrol.runs.mlflow_client import (
     reaching,
 )
 from acontrol.runs.origin import COMMIT_TAG
-from acontrol.runs.record import RunRecord
+from acontrol.runs.record import RunRecord, runs_in
 from acontrol.runs.results import COMMAND_NAME, RUN_NAME
 from acontrol.runs.server import TrackingStore
 from acontrol.runs.storage import sha256
 
 KEPT = ("mlflow.user", "mlflow.source.name", "command", DATA_TAG)  # Tags of a copied run.
+CAUTION_TAG = "caution"  # Of a version: what its figures cannot show.
 MAX_DESCRIPTION = 5000  # MLflow's limit.
 ABOUT = "Adapters that draw defects (AnomalyControl); each version has its model card."
 
@@ -96,9 +99,12 @@ def register_run(
     finished = _read_run(run)
     target = uri or finished.own_uri
     weights = sha256(run / WEIGHTS)
-    figures = {
-        name: value for folder in evaluations for name, value in _measured(folder).items()
-    }
+    figures: dict[str, float] = {}
+    cautions: list[str] = []
+    for folder in evaluations:
+        measured, caveats = _measured(folder)
+        figures |= measured
+        cautions += [caveat for caveat in caveats if caveat not in cautions]
     with reaching(finished.own_uri):
         source = client_of(finished.own_uri)
         original = source.get_run(finished.record.mlflow_run)
@@ -108,6 +114,10 @@ def register_run(
             if version.tags.get(WEIGHTS_TAG) == weights:
                 client.set_registered_model_alias(name, CANDIDATE, version.version)
                 _log_figures(client, version.run_id, figures)
+                if cautions:  # The card cannot change any more.
+                    client.set_model_version_tag(
+                        name, version.version, CAUTION_TAG, "; ".join(cautions)
+                    )
                 return Registered(name, str(version.version), target, is_new=False)
     with tempfile.TemporaryDirectory(prefix="acontrol-register-") as scratch:
         model = Path(scratch, "model")
@@ -129,6 +139,7 @@ def register_run(
                 date=_day_of(original),
                 counts=_counts_of(original),
                 evaluation=figures,
+                cautions=cautions,
             )
             _log_figures(client, card.run, figures)
             manifest = package(model, run / "adapter", card, grid)
@@ -144,15 +155,16 @@ def _read_run(run: Path) -> FinishedRun:
     """
     record = RunRecord.read(run)
     if record is None:
-        raise UserError(f"{run}: not a run's output folder (it has no run.json)")
+        raise UserError(f"{run}: not a run's output folder (it has no run.json){runs_in(run)}")
     config = read_json(run, "config.json", RunConfig)
     if not (run / "adapter" / "config.json").is_file():
         raise UserError(f"{run}: this run has no checkpoint yet")
     adapter = read_json(run, "adapter/config.json", AdapterFile)
     if adapter.card.steps < config.optim.steps:
         raise UserError(
-            f"{run}: not finished, it has {adapter.card.steps} of {config.optim.steps} steps; "
-            "repeat its launch.train command to continue it"
+            f"{run}: not finished, it has {adapter.card.steps} of "
+            f"{counted(config.optim.steps, 'step')}; "
+            "repeat its acontrol train command to continue it"
         )
     return FinishedRun(run, config, adapter, record)
 
@@ -171,8 +183,8 @@ def _fitting(page: str) -> str:
     return page if len(page) <= MAX_DESCRIPTION else page[:MAX_DESCRIPTION].rpartition("\n")[0]
 
 
-def _measured(folder: Path) -> dict[str, float]:
-    """The figures of a folder of launch.evaluate, as COMMAND/FIGURE.
+def _measured(folder: Path) -> tuple[dict[str, float], list[str]]:
+    """The figures of a folder of launch.evaluate, as COMMAND/FIGURE, and their cautions.
 
     Raises:
         UserError: If it is none, or not finished.
@@ -181,12 +193,14 @@ def _measured(folder: Path) -> dict[str, float]:
         command = (folder / COMMAND_NAME).read_text().strip()
         uri, run_id = (folder / RUN_NAME).read_text().split("\n")
     except (OSError, ValueError):
-        raise UserError(f"--evaluation {folder}: not a folder of launch.evaluate") from None
+        raise UserError(f"--evaluation {folder}: not a folder of acontrol evaluate") from None
     with reaching(uri):
         values = last_values(uri, run_id)
+        cautions = caveats_of(uri, run_id)
     if not values:
-        raise UserError(f"--evaluation {folder}: has no figures; finish its launch.evaluate")
-    return {f"{command}/{name}": value for name, value in values.items()}
+        raise UserError(f"--evaluation {folder}: has no figures; finish its acontrol evaluate")
+    figures = {f"{command}/{name}": value for name, value in values.items()}
+    return figures, [f"{command}: {caution}" for caution in cautions]
 
 
 def _log_figures(
@@ -281,6 +295,7 @@ def _create(
         run_id=run.info.run_id,
         tags={
             **words_of(card),
+            **({CAUTION_TAG: "; ".join(cautions)} if (cautions := card.cautions) else {}),
             MANIFEST_TAG: manifest,
             WEIGHTS_TAG: card.weights_sha256,
             DATA_TAG: card.adapter.data_digest,

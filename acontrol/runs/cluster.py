@@ -14,6 +14,7 @@ import ray
 import acontrol
 from acontrol.config import ClusterConfig
 from acontrol.errors import UserError
+from acontrol.messages import counted
 from acontrol.progress import waiting
 from acontrol.runs.origin import origin_environment
 from acontrol.runs.paths import in_ray_job
@@ -111,8 +112,9 @@ def _refuse_crowd(cluster: ClusterConfig) -> None:
     most = math.floor(CROWD * cores / each) if each else cluster.num_workers
     if cluster.num_workers > most:
         raise UserError(
-            f"{cluster.num_workers} workers of {each:g} cores on this machine's {cores}: name "
-            f"at most {max(1, most)} (num-workers), or join a cluster (RAY_ADDRESS)"
+            f"{counted(cluster.num_workers, 'worker')} of {each:g} cores on this machine's "
+            f"{cores}: name at most {max(1, most)} (num-workers), or join a cluster "
+            "(RAY_ADDRESS)"
         )
 
 
@@ -140,8 +142,9 @@ def uses_gpus(cluster: ClusterConfig) -> bool:
     workers, gpus = cluster.num_workers, int(resources.get("GPU", 0))
     if cluster.use_gpu is None and 0 < gpus < workers:
         raise UserError(
-            f"the cluster has {gpus} GPUs for {workers} workers: give --cluster.num-workers "
-            f"{gpus}, or --cluster.use-gpu True to wait for more, or False to train on CPUs"
+            f"the cluster has {counted(gpus, 'GPU')} for {workers} workers: give "
+            f"--cluster.num-workers {gpus}, or --cluster.use-gpu True to wait for more, or "
+            "False to train on CPUs"
         )
     on_gpus = gpus >= workers if cluster.use_gpu is None else cluster.use_gpu
     for name, share in worker_resources(cluster, on_gpus).items():

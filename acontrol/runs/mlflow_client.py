@@ -1,5 +1,6 @@
 """MLflow: opening a run, its settings, data and versions, its errors in one line."""
 
+import ast
 import contextlib
 import json
 import logging
@@ -40,6 +41,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 
 VERSIONS = ("torch", "deepspeed", "ray", "diffusers", "transformers", "mlflow")
 CANDIDATE, CHAMPION = "candidate", "champion"
+CAVEATS = "caveats"  # A setting of an evaluation's run.
 SHOWN_DIGEST = 12  # Characters beside a data set's name; a tag has it whole.
 # Tags of a model version; of a run too, what it read.
 MANIFEST_TAG, WEIGHTS_TAG = "manifest_sha256", "weights_sha256"
@@ -159,6 +161,16 @@ def log_data(client: mlflow.MlflowClient, run_id: str, data: DataInput) -> None:
 def last_values(uri: str, run_id: str) -> dict[str, float]:
     """The last value of each metric of a run."""
     return dict(mlflow.MlflowClient(tracking_uri=uri).get_run(run_id).data.metrics)
+
+
+def caveats_of(uri: str, run_id: str) -> list[str]:
+    """What a run of launch.evaluate says that its figures cannot show."""
+    params = mlflow.MlflowClient(tracking_uri=uri).get_run(run_id).data.params
+    text = params.get(CAVEATS, "[]")
+    try:
+        return [str(caveat) for caveat in ast.literal_eval(text)]
+    except (ValueError, SyntaxError):  # Cut by the server.
+        return [text]
 
 
 def last_steps(uri: str, run_id: str, names: Sequence[str]) -> dict[str, int]:

@@ -10,6 +10,8 @@ from acontrol.runs import storage
 from acontrol.runs.server import own_database
 from acontrol.runs.storage import StoragePath
 
+NAMED = 8  # Most runs in a message.
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -37,6 +39,20 @@ class Launch:
     def reserved_file(self) -> StoragePath:
         """Holds the id of the workers' placement group in Ray."""
         return self.folder / "placement-group"
+
+
+def runs_in(folder: Path) -> str:
+    """The trained runs inside a folder, as the end of a sentence; "" if there are none."""
+    try:
+        runs = sorted(
+            path for path in folder.iterdir() if (path / "adapter" / "config.json").is_file()
+        )
+    except OSError:
+        return ""
+    if not runs:
+        return ""
+    more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+    return f"; it holds runs, give one of them: {', '.join(map(str, runs[:NAMED]))}{more}"
 
 
 class RunRecord(Settings):

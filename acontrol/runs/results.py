@@ -39,7 +39,7 @@ def results_in(
     mark = out / COMMAND_NAME
     if mark.is_file() and (other := mark.read_text().strip()) != command:
         raise UserError(
-            f"--out {out}: holds the results of launch.evaluate {other}; name another folder"
+            f"--out {out}: holds the results of acontrol evaluate {other}; name another folder"
         )
     with only_launch(out):
         storage.write(mark, f"{command}\n".encode())

@@ -25,6 +25,7 @@ from PIL import Image
 
 from acontrol.config import RunConfig
 from acontrol.errors import one_line
+from acontrol.messages import counted
 from acontrol.runs import storage
 from acontrol.runs.inputs import DataInput
 from acontrol.runs.mlflow_client import (
@@ -244,11 +245,15 @@ class Tracker:
                 "MLflow cannot be reached: events wait on this node, in %s", self.folder
             )
 
-    def finish(self, status: str) -> bool:
+    def finish(self, status: str, *, show_page: bool = True) -> bool:
         """Close the run as FINISHED, FAILED or KILLED; whether MLflow has all events.
 
         Sends the events of the run's other processes too. After ``wait_s`` it prints how many
         are left.
+
+        Args:
+            status: The run's.
+            show_page: Whether to print the experiment's page again, as after much output.
         """
         self._put("status", status=status)
         self._queue.close()
@@ -262,12 +267,13 @@ class Tracker:
             drained = self._uploader.stop(self.wait_s)
         except KeyboardInterrupt:  # Do not wait any longer.
             drained = self._uploader.stop(0)
-        print(self.where_to_look, flush=True)
+        if show_page:
+            print(self.where_to_look, flush=True)
         if not drained:
             waiting = sum(queue.waiting() for queue in self._uploader.queues)
             print(
-                f"{server} cannot be reached: {waiting} events wait in {self.folder}; "
-                "the same command sends them",
+                f"{server} cannot be reached: {counted(waiting, 'event waits', 'events wait')} "
+                f"in {self.folder}; the same command sends them",
                 flush=True,
             )
         return drained

@@ -13,6 +13,7 @@ import torch
 from ray.train import CheckpointUploadMode
 
 from acontrol.data.stream import TrainingStream
+from acontrol.messages import counted
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.load import BaseModels
 from acontrol.progress import repeated
@@ -91,7 +92,8 @@ class RunObserver:
                 f"step {checkpoint.state.step} ({checkpoint.path})" if checkpoint else "step 0"
             )
             redone = self.tracker.last_step - (checkpoint.state.step if checkpoint else 0)
-            line = f"Workers restarted from {start}: {max(0, redone)} steps are repeated"
+            repeated = counted(max(0, redone), "step is", "steps are")
+            line = f"Workers restarted from {start}: {repeated} repeated"
             self._say(line)
             self.tracker.event(line)
 

@@ -20,6 +20,7 @@ from ray.train import UserCallback
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
+from acontrol.messages import counted, print_note
 from acontrol.networks import locate
 from acontrol.runs import storage
 from acontrol.runs.cluster import joined_cluster
@@ -75,12 +76,16 @@ def run_training(
         if checkpoint is not None:
             tracker.event(line)
         if checkpoint is not None and checkpoint.state.step >= config.optim.steps:
-            print(f"Nothing to do: {run} has its {config.optim.steps} steps", flush=True)
+            print(
+                f"Nothing to do: {run} has its {counted(config.optim.steps, 'step')}",
+                flush=True,
+            )
             # The last launch may have been killed after its last checkpoint.
             export_adapter(checkpoint.path, run / "adapter")
+            tracker.finish("FINISHED", show_page=False)
         else:
             _train(plan, tracker, callbacks, worker)
-        tracker.finish("FINISHED")
+            tracker.finish("FINISHED")
     return run
 
 
@@ -94,7 +99,7 @@ def _train(
     samples = (sample for shard in plan.reader.index.shards for sample in shard.samples)
     note = locate.unseen_note(config.base, {(row.category, row.defect) for row in samples})
     if note is not None:
-        print(f"Note: {note}", flush=True)
+        print_note(note)
     if plan.has_features:
         print(f"Features: precomputed, {plan.features().path}", flush=True)
     elif plan.online_reason is not None:

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from acontrol.config import BaseConfig, RunConfig
 from acontrol.data.reader import ShardReader
 from acontrol.data.stream import check_view
+from acontrol.messages import counted
 from acontrol.method.sga import (
     PooledTokens,
     SemanticAdapter,
@@ -169,11 +170,13 @@ def describe(config: RunConfig) -> Iterator[str]:
 
 def _batches(config: RunConfig) -> Iterator[str]:
     yield (
-        f"batch: {config.optim.batch_size} samples per step = {config.cluster.num_workers} "
-        f"workers x {config.optim.accumulation} passes x {config.micro_batch_size} samples"
+        f"batch: {counted(config.optim.batch_size, 'sample')} per step = "
+        f"{counted(config.cluster.num_workers, 'worker')} x "
+        f"{counted(config.optim.accumulation, 'pass', 'passes')} x "
+        f"{counted(config.micro_batch_size, 'sample')}"
     )
     steps = config.optim.steps
-    yield f"steps: {steps} = {steps * config.optim.batch_size} samples"
+    yield f"steps: {steps} = {counted(steps * config.optim.batch_size, 'sample')}"
 
 
 def _data(config: RunConfig, reader: ShardReader) -> Iterator[str]:
@@ -181,11 +184,11 @@ def _data(config: RunConfig, reader: ShardReader) -> Iterator[str]:
     count, batch = len(reader), config.optim.batch_size
     steps = config.optim.steps
     yield (
-        f"data: {count} samples in {len(reader.index.shards)} shards (split "
-        f"{reader.index.split}); {batch // config.cluster.num_workers} per rank and step"
+        f"data: {counted(count, 'sample')} in {counted(len(reader.index.shards), 'shard')} "
+        f"(split {reader.index.split}); {batch // config.cluster.num_workers} per rank and step"
     )
     yield (
-        f"      {count / batch:.1f} steps per epoch, {steps} steps = "
+        f"      {count / batch:.1f} steps per epoch, {counted(steps, 'step')} = "
         f"{steps * batch / count:.1f} epochs"
     )
 
@@ -252,7 +255,7 @@ def _activations(
     for samples in sorted({1, 8, micro, 64}):
         mark = "  <- this run" if samples == micro else ""
         total = fixed + adapter + samples * per_sample
-        yield f"    {samples} samples per pass: {_readable(total)}{mark}"
+        yield f"    {counted(samples, 'sample')} per pass: {_readable(total)}{mark}"
     yield "  (estimates: workspaces and the encoders' own passes come on top)"
 
 

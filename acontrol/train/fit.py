@@ -11,6 +11,7 @@ from ray.train import FailureConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from acontrol.errors import UserError, one_line
+from acontrol.messages import counted
 from acontrol.progress import waiting
 from acontrol.runs import storage
 from acontrol.runs.cluster import scaling, uses_gpus, worker_environment
@@ -147,7 +148,7 @@ def _fit_until_stopped(trainer: TorchTrainer, launch: Launch) -> None:
     many = launch.config.cluster.num_workers
     starting = contextlib.ExitStack()
     try:
-        workers = "1 worker" if many == 1 else f"{many} workers"
+        workers = counted(many, "worker")
         starting.enter_context(waiting(f"Starting {workers}: libraries, networks and data"))
         thread.start()
         while thread.is_alive():

@@ -4,6 +4,7 @@ import torch.distributed as dist
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
+from acontrol.messages import counted
 from acontrol.train.engine import AdapterEngine
 
 
@@ -32,7 +33,7 @@ class NonFiniteSteps:
         if not loss and not gradient:
             return ""
         return (
-            f"the {'loss' if loss else 'gradient'} of rank {self.engine.rank} is not finite "
+            f"the {'loss' if loss else 'gradient'} of rank {self.engine.rank} is non-finite "
             f"(samples {', '.join(keys)}; positions {positions})"
         )
 
@@ -52,7 +53,7 @@ class NonFiniteSteps:
         self.in_a_row += 1
         causes = [""] * self.engine.world_size
         dist.all_gather_object(causes, cause)
-        text = "; ".join(filter(None, causes)) or "the averaged gradient's norm is not finite"
+        text = "; ".join(filter(None, causes)) or "the averaged gradient's norm is non-finite"
         self.last = f"step {step} skipped by all ranks: {text}; seed {self.config.seed}"
         return self.last
 
@@ -65,7 +66,7 @@ class NonFiniteSteps:
         limit = self.config.optim.max_skipped
         if self.in_a_row > limit:
             raise NonFiniteLossError(
-                f"{self.in_a_row} steps in a row were skipped, optim.max_skipped is {limit}: "
-                "look at the samples, or start again with a lower optim.learning_rate. "
-                f"{self.last}"
+                f"{counted(self.in_a_row, 'step was', 'steps in a row were')} skipped, "
+                f"optim.max_skipped is {limit}: look at the samples, or start again with a "
+                f"lower optim.learning_rate. {self.last}"
             )

@@ -138,7 +138,7 @@ def unnamed(config: RunConfig) -> list[str]:
     """Required options without a value, one line each."""
     required = (
         (config.output, "--output RUN is needed: where the run goes"),
-        (config.data.shards, "--data.shards DIR is needed: what launch.shard wrote"),
+        (config.data.shards, "--data.shards DIR is needed: what acontrol shard wrote"),
     )
     return [line for value, line in required if value is None]
 

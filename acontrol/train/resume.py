@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
+from acontrol.messages import counted
 from acontrol.runs.guard import changes, refuse
 from acontrol.runs.record import RunRecord
 from acontrol.runs.server import tracking_store
@@ -24,9 +25,9 @@ def check_continues(
     before = checkpoint.state
     if config.optim.steps < before.step:
         raise UserError(
-            f"{config.output} has {before.step} steps, more than --optim.steps "
+            f"{config.output} has {counted(before.step, 'step')}, more than --optim.steps "
             f"{config.optim.steps}: name another --output for a shorter run, or give at least "
-            f"{before.step} steps"
+            f"{counted(before.step, 'step')}"
         )
     changed = changed_settings(before.config, config)
     if before.data_digest != data_digest:

@@ -15,8 +15,10 @@ from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.defect_features import defect_features
 from acontrol.networks.load import BaseModels
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
-from acontrol.reporting import contact_sheet, outlined
+from acontrol.reporting import contact_sheet, tinted
 from acontrol.seeding import derive_seed
+
+TITLES = ("reference", "its mask", "sample, from noise alone")
 
 
 def sample_grid(
@@ -28,7 +30,8 @@ def sample_grid(
 ) -> Image.Image:
     """A grid of reference, mask and sample for the first few training samples.
 
-    Rows and seeds are the same at every step, so that grids can be compared.
+    Rows and seeds are the same at every step, so that grids can be compared. A sample is drawn
+    whole, on no normal image: it is coloured noise until the adapter has learnt a little.
 
     Args:
         base: The frozen networks.
@@ -64,10 +67,10 @@ def sample_grid(
     if config.data.reference_view == "region":
         views = [region(*view) for view in views]
     rows = [
-        [reference, outlined(reference, mask), sample]
+        [reference, tinted(reference, mask), sample]
         for (reference, mask), sample in zip(views, drawn, strict=True)
     ]
-    return contact_sheet(rows, ["reference", "mask", "sample"], captions)
+    return contact_sheet(rows, TITLES, captions)
 
 
 def sampler(

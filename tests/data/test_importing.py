@@ -259,7 +259,7 @@ def test_a_source_is_imported_and_read_again(
     printed = capsys.readouterr()
     assert "dry run: 4 samples" in printed.out
     notes = printed.err.splitlines()
-    assert all("only their folder's name as words" in note for note in notes)
+    assert all("only the folder's name as words" in note for note in notes)
     before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*"))
     run(name, source, "--out", out, *more)
     assert f"Nothing to do: {out / 'nut'} is complete" in capsys.readouterr().out
@@ -302,8 +302,8 @@ def test_boxes_are_left_out_counted_and_listed_or_filled_if_asked_for(
     shapes(source, "001", BOX | {"points": [[10, 2], [12, 6]]}, outline)
     run("labelme", source, "--out", tmp_path / "out")
     printed = capsys.readouterr().out
-    assert "left out: 1 images with boxes alone" in printed
-    assert "left out: 1 images with boxes beside outlines" in printed
+    assert "left out: 1 image with boxes alone" in printed
+    assert "left out: 1 image with boxes beside outlines" in printed
     assert {*masks_of(tmp_path / "out")} == {"combined/002", "dent/003"}
     record = json.loads((tmp_path / "out/nut/import.json").read_text())
     listed = {row["source"]: row["boxes"] for row in record["left_out"]}
@@ -319,7 +319,7 @@ def test_lines_are_left_out_or_drawn_as_wide_as_asked_for(
     line = {"label": "crack", "shape_type": "linestrip", "points": [[3, 4], [15, 4]]}
     shapes(source, "000", line)
     run("labelme", source, "--out", tmp_path / "out")
-    assert "left out: 1 images with lines" in capsys.readouterr().out
+    assert "left out: 1 image with lines" in capsys.readouterr().out
     run("labelme", source, "--out", tmp_path / "drawn", "--line-width", "3")
     mask = masks_of(tmp_path / "drawn")["crack/000"]
     assert mask.any(1).sum() == 3 and 12 <= mask.any(0).sum() <= 16
@@ -340,7 +340,7 @@ def test_an_image_without_annotation_is_good_only_if_something_says_it(
     assert "003.jpg: has no annotation" in message and "--unmarked good" in message
     assert not (tmp_path / "out").exists()
     run("labelme", source, "--out", tmp_path / "less", "--unmarked", "leave-out")
-    assert "left out: 1 images with no annotation" in capsys.readouterr().out
+    assert "left out: 1 image with no annotation" in capsys.readouterr().out
     assert len(open_folder(tmp_path / "less").normals("nut")) == 1
     run("labelme", source, "--out", tmp_path / "out", "--unmarked", "good")
     assert len(open_folder(tmp_path / "out").normals("nut")) == 2
@@ -416,7 +416,7 @@ def test_a_bad_shape_is_one_line_that_says_where(
     run("labelme", source, "--out", tmp_path / "out", "--skip-bad")
     printed = capsys.readouterr()
     assert f"left out: {message}" in printed.err
-    assert "left out: 1 images with an error" in printed.out
+    assert "left out: 1 image with an error" in printed.out
     assert "scratch/001" in masks_of(tmp_path / "out")
 
 
@@ -512,7 +512,7 @@ def test_boxes_of_voc_are_read_where_there_is_no_mask(
     thing = f"<object><name>scratch</name><bndbox>{corner}</bndbox></object>"
     (root / "Annotations/000.xml").write_text(f"<annotation>{thing}</annotation>")
     run("voc-masks", root, "--out", tmp_path / "out")
-    assert "left out: 1 images with boxes alone" in capsys.readouterr().out
+    assert "left out: 1 image with boxes alone" in capsys.readouterr().out
     record = json.loads((tmp_path / "out/nut/import.json").read_text())
     box = {"label": "scratch", "x": 2, "y": 1, "width": 6, "height": 5}
     assert record["left_out"][0]["boxes"] == [box]
@@ -532,7 +532,7 @@ def test_unknown_pixels_of_voc_count_as_good_and_are_reported(
     mask[0] = 255
     Image.fromarray(mask).save(file)
     run("voc-masks", tmp_path / "nut", "--out", tmp_path / "out")
-    assert "1 masks have pixels marked as unknown (255)" in capsys.readouterr().out
+    assert "1 mask has pixels marked as unknown (255)" in capsys.readouterr().out
     assert (masks_of(tmp_path / "out")["scratch/000"] == SCRATCH).all()
 
 

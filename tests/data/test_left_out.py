@@ -88,7 +88,7 @@ def test_a_picture_that_is_not_read_stops_or_counts_for_the_thirds(
     save(first)  # Read instead, so that nothing is lost.
     assert len(open_folder(root).labelled("all")) == 3
     (note,) = notes(open_folder(root))
-    assert note.startswith("1 files of other suffixes are not read") and str(other) in note
+    assert note.startswith("1 file of other suffixes is not read") and str(other) in note
 
 
 def test_a_normal_image_that_is_not_read_is_named(root: Path) -> None:
@@ -113,7 +113,7 @@ def test_good_images_and_twins_in_sub_folders_are_counted(root: Path) -> None:
     save(root / "nut/train/good/day1/001.png")
     save(root / "nut/test/bent/small/000.png")
     (note,) = notes(open_folder(root))
-    assert note.startswith("2 images that lie in sub-folders are not read")
+    assert note.startswith("2 images in sub-folders are not read")
     assert len(open_folder(root).labelled("all")) == 3
 
 
@@ -151,12 +151,12 @@ def test_what_is_not_read_is_counted_once_for_each_kind(
     for words in (
         f"note: 3 files of other suffixes are not read (the first: {nut}/test/bent/000.json)"
         ": 2 .json, 1 .txt\n",
-        "note: 1 images that lie in no defect's folder and in no good/ are not read",
+        "note: 1 image in no defect's folder and in no good/ is not read",
         f"note: 2 masks without an image are not read (the first: {nut}/ground_truth/bent/777",
-        "note: 1 captions without an image are not read",
+        "note: 1 caption without an image is not read",
         f"note: 2 phrases are for things that are not there (the first: {nut}/prompt/phrases"
         ".json: bent/8)",
-        f"note: 1 folders without test/ and train/ are not read (the first: {root}/bolt)",
+        f"note: 1 folder without test/ and train/ is not read (the first: {root}/bolt)",
     ):
         assert words in printed
     assert printed.count("note:") == 6
@@ -191,7 +191,7 @@ def test_an_empty_defect_is_skipped_from_the_default_split_too(
         return
     dry_run(root, *skip)
     printed = capsys.readouterr()
-    assert "nut/bent: 1" in printed.out and "1 empty defect folders" in printed.err
+    assert "nut/bent: 1" in printed.out and "1 empty defect folder" in printed.err
 
 
 @pytest.mark.parametrize("name", ["train", "test"])

@@ -23,9 +23,7 @@ def test_words_that_are_only_a_folder_name_are_noted() -> None:
 
     rows = [row("uneven", "uneven"), row("uneven", "uneven"), row("gray_stroke", "gray stroke")]
     note = wording_note([row("crack", "a crack"), *rows]) or ""
-    assert note.startswith(
-        "2 defects have only their folder's name as words, as in 'a photo of"
-    )
+    assert note.startswith("2 defects have only the folder's name as words, as in 'a photo of")
     assert "tile with uneven" in note
     assert 'CATEGORY/prompt/phrases.json, as {"uneven": "..."}' in note
     assert wording_note([row("crack", "a crack"), row("bad", "a defect")]) is None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from acontrol.config import THIRD, TrainedOn
+from acontrol.config import THIRD, RunConfig, TrainedOn
 from acontrol.data.index import parse_index
 from acontrol.data.mvtec import image_names, open_folder
 from acontrol.data.pieces import SIDES, balanced, find_pieces
@@ -172,18 +172,20 @@ def test_other_images_are_refused(built_in_data: Path, tmp_path: Path) -> None:
         image.with_name(name).unlink()
     message = error_of(lambda: open_folder(root, split_file=file))
     assert "names wood/test/crack/000.png, which" in message
-    assert "make the split again with launch.split" in message
+    assert "make the split again with acontrol split" in message
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "not a split of launch.split"),
+        ("{", "not a split of acontrol split"),
         ('{"format": "acontrol-split-1", "train": []}', "test: Field required"),
         ('{"train": ["a/b/c.png"], "test": ["a/b/c.png"]}', "names 'a/b/c.png' 2 times"),
         ('{"train": ["/a/b/c.png"], "test": []}', "is no CATEGORY"),
         ('{"train": ["a/../c.png"], "test": []}', "is no CATEGORY"),
         ('{"format": "acontrol-split-2", "train": [], "test": []}', "format"),
+        (f"<html>{'page ' * 500}</html>", "Invalid JSON"),
+        (RunConfig().model_dump_json(), "train: Field required"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
@@ -191,6 +193,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     file.write_text(text)
     message = error_of(lambda: read_split(file))
     assert str(file) in message and words in message
+    assert len(message) < len(str(file)) + 220, "not the file's contents"
 
 
 def test_a_split_replaces_nothing_but_a_split(built_in_data: Path, tmp_path: Path) -> None:

@@ -275,4 +275,4 @@ def test_transparent_pixels_are_noted(root: Path, capsys: pytest.CaptureFixture[
     image.putpixel((3, 4), (1, 2, 3, 0))
     image.save(root / IMAGE)
     shard.run([str(root), "--dry-run", "--split", "all"])
-    assert "note: 1 of 18 images have transparent pixels" in capsys.readouterr().err
+    assert "note: 1 of 18 images has transparent pixels" in capsys.readouterr().err

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acontrol.generation.gallery import SIDE_PX, gallery, write_thumbnails
+from acontrol.generation.gallery import (
+    MOST_REJECTED,
+    ORDER,
+    SIDE_PX,
+    gallery,
+    quality,
+    rejected_table,
+    write_thumbnails,
+)
+from acontrol.generation.settings import Gate
 
 
 def line(number: int, **changes: Any) -> dict[str, Any]:
@@ -74,3 +83,38 @@ def test_a_thumbnail_shows_the_defect_close_up_and_its_mask(tmp_path: Path, side
     red = strip[..., 0] - strip[..., 2] > 80
     assert not red[:, :SIDE_PX].any()
     assert 0.08 < red[:, SIDE_PX:].mean() < 0.4
+
+
+def test_the_best_image_is_not_one_that_hardly_changed() -> None:
+    """A normal image may lie near the training defects, as grey ones near faint ones do."""
+
+    def scores(fill: float, distance: float | None, passed: bool = True) -> dict[str, Any]:
+        return {"passed": passed, "mask_fill": fill, "distance": distance}
+
+    lines = [
+        line(1, scores=scores(0.01, 0.02)),
+        line(2, scores=scores(0.9, 0.1)),
+        line(3, scores=scores(0.9, 0.4)),
+        line(4, scores=scores(1.0, None, passed=False)),
+    ]
+    ranked = sorted(lines, key=quality, reverse=True)
+    assert [entry["number"] for entry in ranked] == ["0002", "0003", "0001", "0004"]
+    assert ORDER in gallery(ranked)
+
+
+def test_a_rejected_image_says_which_limits_it_missed() -> None:
+    scores = {"mask_fill": 0.031, "distance": 0.4, "limit": 0.25, "background_psnr": 18.0}
+    rejected = line(7, image=None, rejected="rejected/nut-0007.png", scores=scores)
+    (own,) = re.findall("<td style='text-align:left'>(.*?)</td>", table([rejected]))
+    assert own.split("<br>") == [
+        "3.1% of the mask changed, under 20% (--min-fill)",
+        "distance 0.400 to the nearest training defect, over 0.250 (--max-distance)",
+        "background at 18.0 dB, under 20 dB (--min-background)",
+    ]
+    assert "1 image not in the set, the best of 3 attempts each" in table([rejected])
+    many = table([rejected] * (MOST_REJECTED + 2))
+    assert many.count("<img") == MOST_REJECTED and "And 2 more" in many
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    return rejected_table(lines, Gate(), shown=False)

@@ -87,7 +87,7 @@ def test_an_unknown_command_is_one_line_with_the_closest_names() -> None:
 def test_a_command_runs(built_in_data: Path, tmp_path: Path) -> None:
     result = acontrol("shard", built_in_data, "--out", tmp_path / "shards", "--split", "all")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("18 samples in 1 shards: ")
+    assert result.stdout.startswith("18 samples in 1 shard: ")
     assert (tmp_path / "shards" / "index.json").is_file()
 
 

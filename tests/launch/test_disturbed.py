@@ -57,7 +57,7 @@ def test_damaged_samples_are_left_out_and_counted(shards, tmp_path) -> None:
     done = commands.run("launch.train", *args)
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert "1 of 18 samples are damaged (5.56%), over data.max_damaged 0.01" in last
+    assert "1 of 18 samples is damaged (5.56%), over data.max_damaged 0.01" in last
     done = commands.run("launch.train", *args, "--data.max-damaged", 0.06)
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr

@@ -12,7 +12,7 @@ import pytest
 from acontrol.config import RunConfig
 from acontrol.errors import UserError
 from acontrol.networks.locate import built_in_adapter
-from launch import demo, generate, shard, train
+from launch import demo, generate, register, shard, train
 from tests.launch import commands
 
 
@@ -56,6 +56,33 @@ def error_of(run: Callable[[list[str]], None], *args: object) -> str:
 )
 def test_train_explains(args, words) -> None:
     assert words in error_of(train.run, *args)
+
+
+def test_a_folder_of_another_kind_is_named(built_in_data, tmp_path) -> None:
+    """Images for shards, shards for images, and a folder of runs for a run."""
+    for given, root in (
+        (built_in_data, built_in_data),
+        (built_in_data / "wood", built_in_data / "wood"),
+        (built_in_data / "wood" / "test" / "crack", built_in_data / "wood"),
+    ):
+        message = error_of(
+            train.run, "tiny", "--output", tmp_path / "r", "--data.shards", given
+        )
+        assert message.startswith(f"{given}: is a folder of images, not of shards")
+        assert f"'acontrol shard {root} --out SHARDS'" in message
+    shards = tmp_path / "shards"
+    shard.run([str(built_in_data), "--out", str(shards)])
+    runs = tmp_path / "runs"
+    shutil.copytree(built_in_adapter(), runs / "tile" / "adapter")
+    (runs / "unfinished").mkdir()
+    out = ("--out", tmp_path / "g")
+    message = error_of(generate.run, "--model", runs, "--data", built_in_data, *out)
+    assert message.endswith(f"; it holds runs, give one of them: {runs / 'tile'}")
+    message = error_of(generate.run, "--model", runs / "tile", "--data", shards, *out)
+    assert "it holds shards: give the folder of images that they were made from" in message
+    message = error_of(register.run, runs, "tiles")
+    assert message.endswith(f"; it holds runs, give one of them: {runs / 'tile'}")
+    assert not (tmp_path / "g").exists() and not (tmp_path / "r").exists()
 
 
 def test_a_config_file_is_checked(tmp_path) -> None:
@@ -145,7 +172,7 @@ def test_a_dry_run_counts_and_writes_nothing(built_in_data, tmp_path, capsys) ->
     shard.run([str(built_in_data), "--out", str(tmp_path / "s"), "--dry-run"])
     printed = capsys.readouterr().out
     assert "wood/crack: 1" in printed
-    assert "6 samples would go into 1 shards" in printed
+    assert "6 samples would go into 1 shard" in printed
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,7 +212,7 @@ def test_a_training_dry_run_needs_nothing(built_in_data, tmp_path, capsys) -> No
     shards = ["--data.shards", str(tmp_path / "s"), "--cluster.num-workers", "2"]
     train.run(["tiny", "--dry-run", *shards, "--optim.steps", "9"])
     printed = capsys.readouterr().out
-    assert "data: 18 samples in 1 shards (split all); 4 per rank and step" in printed
+    assert "data: 18 samples in 1 shard (split all); 4 per rank and step" in printed
     assert "9 steps = 4.0 epochs" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
     assert "no index.json" in error_of(train.run, "tiny", "--dry-run", "--data.shards", "/no")

@@ -130,7 +130,7 @@ def test_localization_compares_sources_and_continues(
     ]
     evaluate.run(args)
     said = capsys.readouterr().out
-    assert "3 trainings: 1 categories x 3 sources (real, ours, real+ours) x 1 seeds" in said
+    assert "3 trainings: 1 category x 3 sources (real, ours, real+ours) x 1 seed" in said
     assert said.splitlines()[-1] == f"Results: {out / 'report.md'}"
     is_cautioned(said, out, CHAIN)
     assert re.search(r"About .* min per training on this machine, .* min for all 3, one", said)
@@ -179,7 +179,7 @@ def test_classification_tells_defects_apart(
         ]
     )
     said = capsys.readouterr().out
-    assert "3 trainings: 1 categories x 3 sources (real, ours, real+ours) x 1 seeds" in said
+    assert "3 trainings: 1 category x 3 sources (real, ours, real+ours) x 1 seed" in said
     assert said.splitlines()[-1] == f"Results: {out / 'report.md'}"
     is_cautioned(said, out, CHAIN)
     assert RANDOM not in said, "it starts from --network"
@@ -196,7 +196,7 @@ def test_classification_tells_defects_apart(
 def test_a_dry_run_trains_nothing(wood: Path, tmp_path: Path, capsys) -> None:
     evaluate.run(["localization", "--real", str(wood), *SMALLEST, "--dry-run"])
     said = capsys.readouterr().out
-    assert "4 trainings: 1 categories x 4 sources (none, real, perlin, cutpaste)" in said
+    assert "4 trainings: 1 category x 4 sources (none, real, perlin, cutpaste)" in said
     assert re.search(
         r"About [\d.]+ min per training on this machine, [\d.]+ min for all \d+,", said
     )
@@ -204,7 +204,7 @@ def test_a_dry_run_trains_nothing(wood: Path, tmp_path: Path, capsys) -> None:
     assert CHAIN in said and RANDOM not in said
     evaluate.run(["classification", "--real", str(wood), *SMALLEST, "--dry-run"])
     said = capsys.readouterr().out
-    assert "1 trainings: 1 categories x 1 sources (real) x 1 seeds" in said
+    assert "1 training: 1 category x 1 source (real) x 1 seed" in said
     assert CHAIN in said and RANDOM in said
     assert re.search(
         r"About [\d.]+ min per training on this machine, [\d.]+ min for all \d+,", said

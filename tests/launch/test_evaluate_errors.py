@@ -189,7 +189,7 @@ def test_results_are_not_mixed(wood: Path, tmp_path: Path) -> None:
     out.mkdir()
     (out / "command.txt").write_text("quality\n")
     message = error_of(evaluate.run, *args)
-    assert "holds the results of launch.evaluate quality; name another folder" in message
+    assert "holds the results of acontrol evaluate quality; name another folder" in message
     assert [one.name for one in out.iterdir()] == ["command.txt"]
 
 
@@ -217,7 +217,7 @@ def test_a_single_defect_is_nothing_to_tell_apart(wood: Path, tmp_path: Path, ca
     shutil.rmtree(root / "wood" / "test" / "stain")
     message = error_of(evaluate.run, "classification", "--real", root, *SMALLEST)
     assert "no category has two defects in test/<defect> to tell apart" in message
-    assert "Left out: wood, with 1 defects" in capsys.readouterr().out
+    assert "Left out: wood, with 1 defect" in capsys.readouterr().out
 
 
 def test_shards_of_all_images_are_refused(wood: Path, tmp_path: Path) -> None:

@@ -323,13 +323,42 @@ def test_the_page_needs_nothing_else(undisturbed) -> None:
     assert "has not seen" not in page
 
 
+def test_the_page_shows_what_was_rejected_and_why(built_in_data, tmp_path, capsys) -> None:
+    few = ("--count", 1, "--category", "wood", "--tries", 1)
+    generate_into(tmp_path / "all", built_in_data, *few)
+    near, far = sorted(line["scores"]["distance"] for line in lines_of(tmp_path / "all"))[::2]
+    assert near < far
+
+    def page_of(name: str, limit: float) -> tuple[str, list[str]]:
+        capsys.readouterr()
+        more = (*few, "--gate", "reject", "--min-fill", 0, "--max-distance", limit)
+        generate_into(tmp_path / name, built_in_data, *more)
+        page = tmp_path / name / "report" / "index.html"
+        printed = capsys.readouterr().out.splitlines()
+        assert f"Look at {page}" in printed
+        return page.read_text(), printed
+
+    page, printed = page_of("some", (near + far) / 2)
+    rejected = (tmp_path / "some" / "rejected.jsonl").read_text().count("\n")
+    assert page.count("(--max-distance)") == rejected > 0
+    assert "<details><summary>" in page and "id='gallery'" in page
+    page, printed = page_of("none", 0.0)
+    assert "None passed; --gate keep" in "\n".join(printed)
+    assert printed[-1] == f"0 images with masks: {tmp_path / 'none'}"
+    assert page.count("nearest training defect, over 0.000 (--max-distance)") == 3
+    assert "<details open>" in page and "id='gallery'" not in page
+    for file in re.findall(r"(?:href|src)='([^']+)'", page):
+        assert (tmp_path / "none" / "report" / unquote(file)).is_file(), file
+    assert not (tmp_path / "none" / "shards").exists()
+
+
 def test_a_product_that_the_base_has_not_seen_is_noted_on_the_page_too(
     built_in_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(built_in_data / "wood", tmp_path / "data" / "plank")
     generate_into(tmp_path / "out", tmp_path / "data", "--count", 1, "--defect", "crack")
     note = "the built-in base has not seen this product (plank)"
-    assert f"Note: {note}" in capsys.readouterr().out
+    assert f"note: {note}" in capsys.readouterr().err
     assert note in (tmp_path / "out" / "report" / "index.html").read_text()
 
 
@@ -357,7 +386,7 @@ def test_a_scratch_on_a_large_image_is_drawn_near_and_changes_nothing_else(
     built_in_data, large, tmp_path, capsys
 ) -> None:
     generate_into(tmp_path / "g", built_in_data, "--requests", large, "--crop", 4)
-    (note,) = re.findall("Note: .*", capsys.readouterr().out)
+    (note,) = re.findall("note: .*", capsys.readouterr().err)
     assert "--crop 4 draws squares of 4 times the defect" in note
     assert "the adapter was trained on whole images" in note
     (line,) = lines_of(tmp_path / "g")
@@ -390,7 +419,7 @@ def test_drawing_follows_the_view_of_the_adapters_card(
         built_in_data,
         *("--requests", large, "--gate", "off", "--model", adapter),
     )
-    notes = re.findall("Note: .*", capsys.readouterr().out)
+    notes = re.findall("note: .*", capsys.readouterr().err)
     assert [words in note for note in notes] == [True] * (words is not None)
     (line,) = lines_of(tmp_path / "g")
     assert [box[2] - box[0] for box in line["boxes"]] == sides

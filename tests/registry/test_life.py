@@ -16,6 +16,8 @@ from PIL import Image
 
 from acontrol.config import TrackingConfig
 from acontrol.errors import UserError
+from acontrol.evaluation.caveats import of_budget
+from acontrol.evaluation.report import Report, Table
 from acontrol.registry.promote import promote
 from acontrol.registry.pull import pull
 from acontrol.registry.register import register_run
@@ -195,18 +197,27 @@ def test_figures_of_an_evaluation_are_in_the_card_and_decide(
     out = tmp_path / "judged"
     data = DataInput("wood (test)", "2" * 64, "/data", {}, context="evaluation")
     with results_in(out, "quality", TrackingConfig(), data) as tracker:
-        log(tracker, {"a": 1}, {"ours/KID": 0.25}, [])
+        report = Report(out, "How good?", of_budget("smallest"))
+        report.rows = [{"source": "ours"}]
+        report.publish(tracker, Table("", ("a",), ()), {"a": 1}, {"ours/KID": 0.25})
     done = register_run(own_run, "judged", evaluations=[out])
     card = pull("models:/judged@candidate", tmp_path / "out", done.uri)
     assert card.evaluation == {"quality/ours/KID": 0.25}
-    assert "| quality/ours/KID | 0.25 |" in (tmp_path / "out" / "README.md").read_text()
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "| quality/ours/KID | 0.25 |" in page
+    # What the figures cannot show goes with them.
+    (caution,) = [f"quality: {caveat}" for caveat in of_budget("smallest")]
+    assert card.cautions == [caution]
+    assert page.index("## Evaluation") < page.index(f"**Caution: {caution}**")
+    version = mlflow.MlflowClient(done.uri, done.uri).get_model_version("judged", "1")
+    assert version.tags["caution"] == caution
     with results_in(out, "quality", TrackingConfig(), data) as tracker:
         log(tracker, {}, {"ours/KID": 0.5}, [])
     # These weights are registered: only their run gets the new figure.
     assert not register_run(own_run, "judged", evaluations=[out]).is_new
     run = mlflow.MlflowClient(done.uri).get_run(card.run)
     assert run.data.metrics["quality/ours/KID"] == 0.5
-    with pytest.raises(UserError, match=r"not a folder of launch\.evaluate"):
+    with pytest.raises(UserError, match=r"not a folder of acontrol evaluate"):
         register_run(own_run, "judged-not", evaluations=[tmp_path])
 
 

@@ -37,7 +37,8 @@ def test_it_is_printed_at_the_start_and_the_end_of_a_run_and_when_it_continues(
     assert capsys.readouterr().out.splitlines()[-1] == line
     again = Tracker.open(TrackingStore(uri), "tiles", "run", first.run_id, tmp_path)
     assert capsys.readouterr().out.splitlines() == [line]
-    again.finish("FINISHED")
+    again.finish("FINISHED", show_page=False)  # As when there was nothing to do.
+    assert capsys.readouterr().out == ""
 
 
 def test_a_model_that_is_missing_has_neighbours(uri: str) -> None:

@@ -236,7 +236,7 @@ def test_validation_moves_with_the_weights_alone(runs) -> None:
 
 def test_a_nonfinite_loss_names_its_samples_and_changes_nothing(runs) -> None:
     result = runs["spoiled"]
-    assert "step 1 skipped by all ranks: the loss of rank 0 is not finite" in result["error"]
+    assert "step 1 skipped by all ranks: the loss of rank 0 is non-finite" in result["error"]
     assert "wood/" in result["error"] or "button/" in result["error"]
     assert not result["changed"]
 
@@ -245,7 +245,7 @@ def test_a_skipped_step_is_told_and_its_checkpoint_waits(runs) -> None:
     result = runs["skipping"]
     assert [words is None for words in result["skipped"]] == [True, False, True, True]
     assert re.fullmatch(
-        r"step 2 skipped by all ranks: the loss of rank 0 is not finite \(samples \S+/\S+.*; "
+        r"step 2 skipped by all ranks: the loss of rank 0 is non-finite \(samples \S+/\S+.*; "
         r"positions \[4, 5, 6, 7\]\); seed 0",
         result["skipped"][1],
     )

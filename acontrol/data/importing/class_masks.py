@@ -26,6 +26,7 @@ from acontrol.data.importing.source import (
 )
 from acontrol.data.listing import IMAGE_SUFFIXES, MASK_ENDINGS, entries, subfolders
 from acontrol.errors import UserError
+from acontrol.messages import counted
 
 _TABLE = "image_anno.csv"
 _IMAGES = ("images", "image", "imgs", "img", "data")
@@ -86,7 +87,9 @@ def _read_folders(source: Source, config: ImportConfig) -> None:
         rows.append(_row(image, path.as_posix(), mask, config.names))
     if files:
         first = min(files.values())
-        source.notes.append(f"{len(files)} masks have no image: {first} first")
+        source.notes.append(
+            f"{counted(len(files), 'mask has', 'masks have')} no image: {first} first"
+        )
     source.categories[category_of(config.category, root)] = rows
 
 

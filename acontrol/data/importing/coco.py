@@ -23,6 +23,7 @@ from acontrol.data.importing.source import (
 from acontrol.data.listing import entries
 from acontrol.data.outlines import polygon_mask, run_lengths, runs_mask
 from acontrol.errors import UserError
+from acontrol.messages import counted
 
 _FORM = "COCO's JSON of images, annotations and categories"
 Id = int | str
@@ -108,7 +109,8 @@ def read(config: ImportConfig) -> Source:
         images[file] = SourceImage(file, name, read_one, files=(path,))
     others = len({*pictures_below(root)} - images.keys()) if root != Path() else 0
     if others:
-        source.notes.append(f"{others} images below {root} are not in {path.name}")
+        is_ = "is" if others == 1 else "are"
+        source.notes.append(f"{counted(others, 'image')} below {root} {is_} not in {path.name}")
     folder = path.parent.parent if path.parent.name.casefold() == "annotations" else path.parent
     rows = sorted(images.values(), key=lambda image: image.name)
     source.categories[category_of(config.category, folder)] = rows

@@ -28,6 +28,7 @@ from acontrol.data.listing import is_picture
 from acontrol.data.outlines import circle_mask, line_mask, polygon_mask
 from acontrol.data.pixels import mask_pixels
 from acontrol.errors import UserError
+from acontrol.messages import counted
 
 _LINES = ("line", "linestrip")
 _POINTS = ("point", "points")
@@ -82,7 +83,10 @@ def read(config: ImportConfig) -> Source:
         else:
             pairs[image] = path
     if others:
-        source.notes.append(f"{len(others)} JSON files are not labelme's: {others[0]} first")
+        source.notes.append(
+            f"{counted(len(others), 'JSON file is', 'JSON files are')} not labelme's: "
+            f"{others[0]} first"
+        )
     source.categories[category_of(config.category, config.source)] = [
         SourceImage(
             image,

@@ -14,6 +14,7 @@ from acontrol.data.importing.source import (
 )
 from acontrol.data.listing import MASK_ENDINGS, pictures, subfolders
 from acontrol.errors import UserError
+from acontrol.messages import counted
 
 Reader = Callable[[str, Sequence[Path]], Callable[[tuple[int, int]], Annotations]]
 _PARTS = ("train", "validation", "test")
@@ -73,7 +74,9 @@ def layout_images(category: Path, reader: Reader, notes: list[str]) -> list[Sour
                 )
     others = [path for path in pictures_below(category / "ground_truth") if path not in used]
     if others:
-        notes.append(f"{len(others)} masks have no image: {others[0]} first")
+        notes.append(
+            f"{counted(len(others), 'mask has', 'masks have')} no image: {others[0]} first"
+        )
     return rows
 
 

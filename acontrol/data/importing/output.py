@@ -23,6 +23,7 @@ from acontrol.data.importing.source import SourceImage
 from acontrol.data.listing import MASK_ENDINGS, is_junk
 from acontrol.data.publish import check_new
 from acontrol.errors import UserError
+from acontrol.messages import counted
 
 RECORD = "import.json"
 COMBINED = "combined"  # MVTec AD's own name for images of several defects.
@@ -206,18 +207,21 @@ def report(category: CategoryOutput) -> list[str]:
     for folder, count in sorted(
         counts.items(), key=lambda item: (item[0] != "train/good", item)
     ):
-        masks = "" if folder.endswith("/good") else f", {count} masks"
-        lines.append(f"  {folder:<24}{count:>6} images{masks}")
+        masks = "" if folder.endswith("/good") else f", {counted(count, 'mask')}"
+        images = "image" if count == 1 else "images"
+        lines.append(f"  {folder:<24}{count:>6} {images}{masks}")
     if mixed := [row for row in category.rows if row["defect"] == COMBINED]:
         kinds = Counter(" + ".join(sorted(row["classes"])) for row in mixed)
         shown = ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common(4))
         lines.append(f"  {COMBINED}: images of several classes ({shown})")
     lines += [f"  left out: {reason}" for reason in reasons([category])]
     if count := category.notes["filled"]:
-        lines.append(f"  {count} boxes are filled: these masks hold good pixels too")
+        boxes = counted(count, "box is", "boxes are")
+        lines.append(f"  {boxes} filled: these masks hold good pixels too")
     if count := category.notes["void"]:
         lines.append(
-            f"  {count} masks have pixels marked as unknown (255), which count as good"
+            f"  {counted(count, 'mask has', 'masks have')} pixels marked as unknown (255), "
+            "which count as good"
         )
     few = [
         folder.removeprefix("test/")
@@ -235,5 +239,7 @@ def reasons(categories: Sequence[CategoryOutput]) -> list[str]:
     """Why images are left out, with a count each."""
     counts = Counter(row["why"] for category in categories for row in category.left_out)
     return [
-        f"{counts[why]} images with {text}" for why, text in _LEFT_OUT.items() if counts[why]
+        f"{counted(counts[why], 'image')} with {text}"
+        for why, text in _LEFT_OUT.items()
+        if counts[why]
     ]

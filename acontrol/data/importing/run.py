@@ -38,6 +38,7 @@ from acontrol.data.listing import is_junk, only
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.publish import check_new, put_in_place, work_folder
 from acontrol.errors import UserError
+from acontrol.messages import counted, print_note
 
 READERS: Mapping[str, Callable[[ImportConfig], Source]] = {
     "labelme": labelme.read,
@@ -94,12 +95,12 @@ def import_annotations(config: ImportConfig) -> None:
     for category, _, _ in categories:
         print("\n".join(report(category)))
     for note in [*source.notes, *_unused(config, [c for c, _, _ in categories])]:
-        print(f"note: {note}", file=sys.stderr)
+        print_note(note)
     total = sum(len(category.rows) for category, _, _ in categories)
     if config.dry_run:
-        print(f"dry run: {total} images would be imported; nothing written")
+        print(f"dry run: {counted(total, 'image')} would be imported; nothing written")
     else:
-        print(f"{total} images: {config.out}")
+        print(f"{counted(total, 'image')}: {config.out}")
 
 
 def _check(config: ImportConfig) -> None:

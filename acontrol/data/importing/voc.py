@@ -21,6 +21,7 @@ from acontrol.data.importing.source import (
     subfolder,
 )
 from acontrol.errors import UserError
+from acontrol.messages import counted
 
 IMAGES = ("jpegimages",)
 CLASSES = ("segmentationclass", "segmentationclasspng")
@@ -58,7 +59,7 @@ def read(config: ImportConfig) -> Source:
     source = Source({category_of(config.category, root): rows}, levels=names is None)
     shown = {file for row in rows for file in row.files}
     if others := len({*pictures_below(masks or objects or root)} - shown):
-        source.notes.append(f"{others} masks have no image in {images}")
+        source.notes.append(f"{counted(others, 'mask has', 'masks have')} no image in {images}")
     if masks is None:
         source.notes.append(
             "SegmentationObject tells objects apart and not classes: all are 'defect'"
