@@ -6,6 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from acontrol.data.publish import work_folder
 from acontrol.errors import UserError
 from acontrol.runs.storage import StoragePath
 
@@ -46,6 +47,29 @@ def refuse_if_locked(run: Path) -> None:
     if (run / LOCK).exists():
         with only_launch(run):
             pass
+
+
+@contextlib.contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Lock the place where one command at a time writes what will be ``out``.
+
+    The lock is where the folder is worked on (`publish.work_folder`), so that nothing of it is
+    in the result, and goes with it.
+
+    Raises:
+        UserError: If another command holds the lock.
+    """
+    work = work_folder(out)
+    created = [folder for folder in work.parents if not folder.exists()]
+    with only_launch(work):
+        try:
+            yield
+        finally:
+            # Folders that hold anything stay, as an unfinished job of launch.generate.
+            with contextlib.suppress(OSError):
+                (work / LOCK).unlink()
+                for folder in (work, *created):
+                    folder.rmdir()
 
 
 @contextlib.contextmanager
