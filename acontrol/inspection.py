@@ -147,7 +147,6 @@ def _category(folder: MvtecFolder, name: str, progress: Progress) -> CategoryIns
             True,
         ),
         ("masks cover over half of their image: is white the good part?", checked.large, False),
-        ("images have transparent pixels, read opaque", checked.transparent, False),
     )
     for text, keys, near in remarks:
         if keys:

@@ -21,11 +21,13 @@ def only_launch(run: StoragePath) -> Iterator[None]:
     before it writes its next checkpoint.
 
     Raises:
-        UserError: If another launch holds the lock.
+        UserError: If another launch holds the lock, or it is a file.
     """
     if not isinstance(run, Path):
         yield
         return
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: is a file, and a folder is written there; name another")
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / LOCK)
     try:

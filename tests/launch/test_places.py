@@ -19,7 +19,18 @@ from acontrol.networks.locate import digest
 from acontrol.runs.lock import only_launch, only_writer
 from acontrol.runs.paths import absolute
 from acontrol.runs.storage import storage_path
-from launch import evaluate, generate, masks, precompute, pretrain, pull, shard
+from launch import (
+    evaluate,
+    export,
+    generate,
+    inspect,
+    masks,
+    precompute,
+    pretrain,
+    pull,
+    shard,
+    split,
+)
 from launch.options import parse
 from launch.train import read_config
 from tests.launch import commands
@@ -205,3 +216,33 @@ def test_features_are_computed_by_one_command_at_a_time(data: Path, tmp_path: Pa
         message = refusal(lambda: precompute.run(args))
     assert message == f"{folder.path}: another launch is running there"
     assert os.listdir(folder.path) == [".lock"]
+
+
+def test_no_single_file_is_written_over_an_input(data: Path, tmp_path: Path) -> None:
+    picture = next((data / "wood/train/good").iterdir())
+    before = picture.read_bytes()
+    message = refusal(lambda: inspect.run([str(data), "--out", str(picture)]))
+    assert "exists and is no page of ours" in message
+    refusal(lambda: split.run([str(data), "--by", "third", "--out", str(picture)]))
+    assert picture.read_bytes() == before
+    message = refusal(lambda: split.run([str(data), "--by", "third", "--out", str(tmp_path)]))
+    assert message == f"--out {tmp_path}: is a folder; name the file to write"
+    for _ in range(2):  # An earlier page is replaced.
+        inspect.run([str(data), "--out", str(tmp_path / "page.html")])
+    weights = MODEL / "weights.safetensors"
+    assert "inside MODEL" in refusal(lambda: export.run([str(MODEL), "--out", str(weights)]))
+    assert not weights.exists()
+
+
+def test_measurements_replace_nothing_else(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("mine")
+    args = ["quality", "--real", str(data), "--synthetic", str(data), "--out", str(tmp_path)]
+    message = refusal(lambda: evaluate.run(args))
+    assert message == f"--out {tmp_path}: exists and is not empty; name another folder"
+    assert listing(tmp_path) == [tmp_path / "report.md"]
+
+
+def test_no_folder_is_locked_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(UserError, match="run: is a file"), only_launch(tmp_path / "run"):
+        pass
