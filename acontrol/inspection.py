@@ -150,7 +150,6 @@ def _category(folder: MvtecFolder, name: str, progress: Progress) -> CategoryIns
             True,
         ),
         ("Masks over half of the image", "; is white the good part?", checked.large, False),
-        ("Images with transparent pixels", ", read opaque", checked.transparent, False),
     )
     for what, advice, keys, near in remarks:
         if keys:

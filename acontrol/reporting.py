@@ -80,11 +80,14 @@ _STYLE = (
 )
 
 
+PAGE = "<!doctype html><html lang='en'>"  # How a page of ours begins.
+
+
 def page(title: str, body: str) -> str:
     """A complete HTML page around a body."""
     name = html.escape(title)
     return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        f"{PAGE}<meta charset='utf-8'>"
         f"<title>{name}</title><style>{_STYLE}</style><h1>{name}</h1>{body}</html>\n"
     )
 

@@ -33,6 +33,8 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     from acontrol.data.split import read_split
 
     folder = open_folder(config.root)
+    if config.out.is_dir():
+        raise UserError(f"--out {config.out}: is a folder; name the file to write")
     if config.out.exists():
         read_split(config.out)  # Nothing else is replaced.
     if config.by == "third":

@@ -18,7 +18,6 @@ from torch import Tensor
 from acontrol.data.pixels import (
     PixelError,
     class_pixels,
-    has_transparency,
     image_pixels,
     mask_pixels,
 )
@@ -101,12 +100,6 @@ def _require_size(
             f"{path}: the mask is {width} x {height} pixels and its image {image_size[0]} x "
             f"{image_size[1]}; make the mask for this image at its size"
         )
-
-
-def is_transparent(path: str | os.PathLike[str]) -> bool:
-    """Whether an image file has a transparent pixel, whose colour a viewer does not show."""
-    with _explained(path), opened(path, FORMATS) as image:
-        return has_transparency(image)
 
 
 def check_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:

@@ -35,6 +35,8 @@ def notes(folder: MvtecFolder, categories: Sequence[str] | None = None) -> list[
         ("image", "in sub-folders", _each(own, _nested)),
         ("image", "in no defect's folder and in no good/", _each(own, _straight)),
         ("mask", "without an image", _each(own, _orphans)),
+        ("mask", "of good images", _each(own, _masks_of_good)),
+        ("image", "in other folders of a category", _each(own, _elsewhere)),
         ("caption", "without an image", _each(own, _captions)),
     ]
     if categories is None and folder.root not in own:
@@ -133,6 +135,21 @@ def _orphans(category: Path) -> Iterator[Path]:
         for name, paths in image_files(truth).items():
             if name not in ids and name.removesuffix("_mask") not in ids:
                 yield from (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _masks_of_good(category: Path) -> Iterator[Path]:
+    for truth in subfolders(category / near_misses.TRUTH):
+        if _is_good(truth) and (category / "test" / truth.name).is_dir():
+            yield from pictures(truth)
+
+
+def _elsewhere(category: Path) -> Iterator[Path]:
+    read = (*near_misses.PARTS, near_misses.TRUTH, "prompt")
+    for folder in subfolders(category):
+        # A folder of another name for masks is told where one is missing.
+        if folder.name not in read and not is_category(folder):
+            yield from pictures(folder)
+            yield from nested_pictures(folder)
 
 
 def _captions(category: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """Folders that are nearly in MVTec AD's layout: what they are, and what to call them."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -70,6 +71,9 @@ def of_mask(image: Path, mask: Path) -> str:
             return f" ({path} has another name)"
     for folder in subfolders(truth.parent):
         if folder != truth and _bare(folder.name).startswith(_bare(truth.name)):
+            coding = unicodedata.normalize("NFC", truth.name)
+            if unicodedata.normalize("NFC", folder.name) == coding:
+                return f" ({folder} has its accents coded in another way than test's)"
             return f" ({folder} has another name than test/{truth.name})"
     for near, _ in _misnamed(category, [TRUTH]):
         return f" ({near} is not read: call it {TRUTH})"
@@ -92,6 +96,8 @@ def of_mask(image: Path, mask: Path) -> str:
 
 def unlabelled(category: Path) -> str | None:
     """A message if a category's images lie where they have no defect or are not known good."""
+    for near, right in _misnamed(category, ["test"]):
+        return f"{near}: is not read; call it {right}"
     for part, right in (
         ("test", "test/<defect>, good ones in test/good"),
         ("train", "train/good"),
@@ -123,4 +129,4 @@ def _misnamed(folder: Path, wanted: Sequence[str]) -> Iterator[tuple[Path, str]]
 
 
 def _bare(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name).casefold()
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFC", name)).casefold()

@@ -25,16 +25,19 @@ class PixelError(ValueError):
 def image_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
     """The colours of an image of any mode.
 
-    Sixteen-bit grey is scaled from 65535 to 255, floats from 1 or 255. Transparency is dropped.
+    Sixteen-bit grey is scaled from 65535 to 255, floats from 1 or 255. Colour profiles are not
+    applied: the stored values are the pixels.
 
     Returns:
         (H, W, 3) in [0, 255].
 
     Raises:
-        PixelError: If it has several pages, an EXIF orientation, or values that are out of
-            range or use less than a quarter of it, as 12 bits in 16 do.
+        PixelError: If it has several pages, an EXIF orientation, a transparent pixel, or values
+            that are out of range or use less than a quarter of it, as 12 bits in 16 do.
     """
     deep = _is_deep(image)
+    if getattr(image, "n_frames", 1) == 1:
+        _require_opaque(image)
     pixels = _stored(image)
     if pixels.dtype != np.uint8:
         low, high = float(pixels.min()), float(pixels.max())
@@ -147,12 +150,19 @@ def class_pixels(
     return {f"{level:06x}" if colours else f"{level}": pixels == level for level in levels}
 
 
-def has_transparency(image: Image.Image) -> bool:
-    """Whether any pixel is transparent, so that a viewer shows other colours than we read."""
-    return bool(
-        image.has_transparency_data
-        and (np.asarray(image.convert("RGBA").getchannel("A")) < 255).any()
-    )
+def _require_opaque(image: Image.Image) -> None:
+    """Refuse transparent pixels: viewers show a background there, which nothing names."""
+    if not image.has_transparency_data:
+        return
+    alpha = image if "A" in image.getbands() else image.convert("RGBA")
+    opacities = alpha.getchannel("A").histogram()
+    if seen := sum(opacities[:255]):
+        share = seen / (image.width * image.height)
+        raise PixelError(
+            f"is transparent in {share:.2%} of its pixels, where viewers show a background and "
+            "the file holds hidden colours; flatten it onto the background that is meant "
+            "(mogrify -background white -alpha remove -alpha off FILE)"
+        )
 
 
 def _stored(image: Image.Image) -> npt.NDArray[Any]:

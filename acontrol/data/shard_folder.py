@@ -1,5 +1,6 @@
 """A folder of defect images becomes shards: checked image by image, then written."""
 
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from acontrol.data.validation import check, empty_defects
 from acontrol.errors import UserError
 from acontrol.messages import counted, print_note
 from acontrol.progress import tracked
+from acontrol.runs.lock import only_writer
 
 
 def shard_folder(config: ShardConfig) -> None:
@@ -29,9 +31,17 @@ def shard_folder(config: ShardConfig) -> None:
     """
     if config.out is None and not config.dry_run:
         raise UserError("--out DIR is needed: where the shards go (or --dry-run)")
+    writer: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if config.out is not None:
         refuse_overlap(config.out, "--out", {"ROOT": config.root})
         check_replaceable(config.out)
+        if not config.dry_run:
+            writer = only_writer(config.out)
+    with writer:
+        _shard(config)
+
+
+def _shard(config: ShardConfig) -> None:
     empty: list[str] = []
     bad: list[str] = []
     digest = THIRD

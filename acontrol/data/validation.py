@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from acontrol.data.images import check_image, is_transparent
+from acontrol.data.images import check_image
 from acontrol.data.listing import image_files
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.errors import UserError
@@ -27,14 +27,12 @@ class Checked:
         small: Keys of good images whose defect covers less than half of any token, with the
             largest share of a token that it covers.
         large: Keys of good images whose mask covers over half of the image.
-        transparent: Keys of good images with transparent pixels, which are read as opaque.
     """
 
     good: list[LabelledImage] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
     small: dict[str, float] = field(default_factory=dict)
     large: list[str] = field(default_factory=list)
-    transparent: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """A sentence for each thing that is accepted and may not be what was meant."""
@@ -52,13 +50,6 @@ class Checked:
                 f"{len(self.large)} of {counted(len(self.good), 'mask')} "
                 f"{'covers' if len(self.large) == 1 else 'cover'} over half of the image "
                 f"(the first: {self.large[0]}); if white is the good part, invert them"
-            )
-        if self.transparent:
-            notes.append(
-                f"{len(self.transparent)} of {counted(len(self.good), 'image')} "
-                f"{'has' if len(self.transparent) == 1 else 'have'} transparent pixels (the "
-                f"first: {self.transparent[0]}), read in the colours stored beneath, which "
-                "viewers do not show; flatten them onto a background if that matters"
             )
         return notes
 
@@ -94,7 +85,6 @@ def check(
             check_image(image.image)
             mask = image.read_mask()
             _require_pixel(image, mask, resolution)
-            transparent = is_transparent(image.image)
         except UserError as error:
             if not skip_bad:
                 raise
@@ -105,8 +95,6 @@ def check(
                 checked.small[image.key] = share
             if mask.mean() > 0.5:
                 checked.large.append(image.key)
-            if transparent:
-                checked.transparent.append(image.key)
     return checked
 
 

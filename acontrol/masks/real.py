@@ -8,9 +8,9 @@ and moves along that edge only.
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
+from acontrol.masks.edge import Bend, Field, largest, signed_distance, stretched
 from acontrol.masks.shape import Mask, PackedMask, Shape, Side, cut_out, sides_of
 from acontrol.masks.statistics import ellipse, measure, spread_of_angles
 
@@ -21,8 +21,6 @@ _BEND = 0.04  # Standard deviation of the bend, as a share of the shape's diagon
 # A bent line is about a dozen times as long as wide: past this, hardly any is like these masks.
 _STRAIGHT = 40.0
 _SLACK = 1.25  # Elongation may leave its training range by this factor.
-
-Field = npt.NDArray[np.float64]
 
 
 class RealMasks:
@@ -113,7 +111,7 @@ class RealMasks:
         )
         places = np.meshgrid(rows, columns, indexing="ij")
         values = ndimage.map_coordinates(field, places, order=1, mode="nearest")
-        shape = cut_out(_largest(values, min(pixels, values.size)), name)
+        shape = cut_out(largest(values, min(pixels, values.size))[0], name)
         if np.greater(shape.pixels.shape, size).any():
             return f"{name} would be larger than the image"
         return Shape(shape.pixels, None, name)
@@ -137,14 +135,15 @@ class RealMasks:
             flip = -1.0
             turn += 2 * self.angles[index]
         grid = np.indices((side, side), dtype=np.float64) - (side - 1) / 2
-        y, x = grid + _bend((side, side), _BEND * longest, rng)
+        whole = slice(None)
+        y, x = grid + Bend.of((side, side), _BEND * longest, rng).at(whole, whole)
         cos, sin = np.cos(turn), np.sin(turn)
         row, column = (cos * y - sin * x) / scale, flip * (sin * y + cos * x) / scale
         rows, columns = ((length - 1) / 2 for length in field.shape)
         values = ndimage.map_coordinates(
             field, (row + rows, column + columns), order=1, mode="nearest"
         )
-        shape = cut_out(_largest(values, pixels), name)
+        shape = cut_out(largest(values, pixels)[0], name)
         if np.greater(shape.pixels.shape, size).any():
             return f"{name} would be larger than the image"
         return Shape(shape.pixels, None, name)
@@ -158,21 +157,16 @@ class RealMasks:
         bend: float = _BEND,
     ) -> Shape:
         """Stretch the whole frame to the image, flip, bend, and move along the edge."""
-        mask = self.masks[index].unpacked()
-        field = _signed_distance(mask)
         flips = [(a, b) for a in (False, True) for b in (False, True) if self._may(index, a, b)]
         upside, across = flips[int(rng.integers(len(flips)))]
-        grid = np.indices(size, dtype=np.float64)
-        grid += _bend(size, bend * float(np.sqrt(pixels)), rng)
-        zoom = [(old - 1) / max(1, new - 1) for old, new in zip(mask.shape, size, strict=True)]
-        row, column = grid[0] * zoom[0], grid[1] * zoom[1]
-        row = mask.shape[0] - 1 - row if upside else row
-        column = mask.shape[1] - 1 - column if across else column
-        values = ndimage.map_coordinates(field, (row, column), order=1, mode="nearest")
-        shape = cut_out(_largest(values, min(pixels, values.size)), self.names[index])
+        bent = Bend.of(size, bend * float(np.sqrt(pixels)), rng)
+        count = min(pixels, size[0] * size[1])
+        mask = self.masks[index].unpacked()
+        part, (top, left) = stretched(mask, size, count, bent, (upside, across))
+        shape = cut_out(part, self.names[index])
         sides = _flipped(self.sides[index], upside, across)
         assert shape.at is not None
-        at = list(shape.at)
+        at = [shape.at[0] + top, shape.at[1] + left]
         # The mask moves along its edge, never away from it.
         for axis, ends in ((0, {"top", "bottom"}), (1, {"left", "right"})):
             if not sides & ends:
@@ -190,34 +184,9 @@ class RealMasks:
         field = self._fields[index]
         if field is None:
             pixels = cut_out(self.masks[index].unpacked()).pixels
-            field = _signed_distance(np.pad(pixels, 1 + max(pixels.shape) // 8))
+            field = signed_distance(np.pad(pixels, 1 + max(pixels.shape) // 8))
             self._fields[index] = field
         return field
-
-
-def _signed_distance(mask: Mask) -> Field:
-    """Distance to the mask's border, positive inside: resizing it keeps thin lines."""
-    if mask.all():
-        return np.ones(mask.shape)
-    inside = ndimage.distance_transform_edt(mask)
-    return np.asarray(inside - ndimage.distance_transform_edt(~mask), dtype=np.float64)
-
-
-def _largest(field: Field, count: int) -> Mask:
-    """Exactly ``count`` pixels: those with the largest values."""
-    values = field.ravel()
-    least = np.partition(values, values.size - count)[values.size - count]
-    mask = values > least
-    # Of those that are equal, the first ones.
-    mask[np.flatnonzero(values == least)[: count - int(mask.sum())]] = True
-    return mask.reshape(field.shape)
-
-
-def _bend(size: tuple[int, int], pixels: float, rng: np.random.Generator) -> Field:
-    """A smooth random displacement, (2, height, width), of ``pixels`` on average."""
-    coarse = rng.normal(0, pixels, (2, 4, 4))
-    zoom = (1, size[0] / 4, size[1] / 4)
-    return np.asarray(ndimage.zoom(coarse, zoom, order=3, grid_mode=True, mode="nearest"))
 
 
 def _flipped(sides: frozenset[Side], upside: bool, across: bool) -> frozenset[Side]:

@@ -28,6 +28,7 @@ from acontrol.registry.card import (
     check_model_name,
 )
 from acontrol.registry.model_files import check_model, check_names
+from acontrol.runs.lock import only_writer
 from acontrol.runs.mlflow_client import (
     MANIFEST_TAG,
     client_of,
@@ -53,9 +54,14 @@ def pull(model_uri: str, out: Path, uri: str) -> ModelCard:
         The model card.
 
     Raises:
-        UserError: If the model does not exist, a file fails its check, or ``out`` is not
-            empty. Then nothing is written.
+        UserError: If the model does not exist, a file fails its check, ``out`` is not empty,
+            or another pull is writing it. Then nothing is written.
     """
+    with only_writer(out):
+        return _pulled(model_uri, out, uri)
+
+
+def _pulled(model_uri: str, out: Path, uri: str) -> ModelCard:
     match = MODEL_URI.match(model_uri)
     if match is None:
         raise UserError(f"{model_uri}: need models:/NAME@ALIAS or models:/NAME/VERSION")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Where `ray start` records its cluster, and Ray's own commands look for it.
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
+_PORT = "RAY_GCS_SERVER_PORT"  # Ray's own, of a local cluster; known before it starts.
 CROWD = 4  # Cores of workers on each core.
 # Workers need these to reach the same services as the driver.
 FORWARDED = (
@@ -73,7 +74,7 @@ def joined_cluster(
             folders = [Path(acontrol.__file__).parent, *packages]
             environment = {
                 "py_modules": [str(folder) for folder in folders],
-                "env_vars": worker_environment(on_gpus=True),
+                "env_vars": worker_environment(on_gpus=True) | _own(address),
             }
         with waiting(f"Joining the Ray cluster at {address}"):
             ray.init(address=address, runtime_env=environment, **quiet)
@@ -83,9 +84,10 @@ def joined_cluster(
         _refuse_crowd(cluster)
         # Workers mostly wait for each other, so more of them than cores may run.
         cpus = math.ceil(cluster.num_workers * cluster.cpus_per_worker)
-        with waiting("Starting Ray (about 40 s the first time)"):
+        with waiting("Starting Ray (about 40 s the first time)"), _port_of_local() as port:
             ray.init(
                 address="local",
+                runtime_env={"env_vars": _own(f"127.0.0.1:{port}")},
                 num_cpus=max(os.cpu_count() or 1, cpus),
                 # Custom resources tell nodes apart; a single node has them all.
                 resources={
@@ -100,6 +102,31 @@ def joined_cluster(
         yield
     finally:
         ray.shutdown()
+
+
+def _own(address: str) -> dict[str, str]:
+    """The variable that tells a cluster's processes which cluster they are in.
+
+    Ray Train's watch over a run's resources looks for the one cluster of its machine otherwise:
+    it fails, with a traceback in the middle of the run, if there are two.
+    """
+    return {} if "//" in address or ":" not in address else {"RAY_ADDRESS": address}
+
+
+@contextlib.contextmanager
+def _port_of_local() -> Iterator[int]:
+    """Choose the port of a local cluster that starts meanwhile."""
+    chosen = os.environ.get(_PORT)
+    if chosen:
+        yield int(chosen)
+        return
+    with socket.create_server(("", 0)) as server:
+        port = int(server.getsockname()[1])
+    os.environ[_PORT] = str(port)
+    try:
+        yield port
+    finally:
+        del os.environ[_PORT]
 
 
 def _refuse_crowd(cluster: ClusterConfig) -> None:

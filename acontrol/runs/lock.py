@@ -6,6 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from acontrol.data.publish import work_folder
 from acontrol.errors import UserError
 from acontrol.runs.storage import StoragePath
 
@@ -20,11 +21,13 @@ def only_launch(run: StoragePath) -> Iterator[None]:
     before it writes its next checkpoint.
 
     Raises:
-        UserError: If another launch holds the lock.
+        UserError: If another launch holds the lock, or it is a file.
     """
     if not isinstance(run, Path):
         yield
         return
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: is a file, and a folder is written there; name another")
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / LOCK)
     try:
@@ -46,6 +49,29 @@ def refuse_if_locked(run: Path) -> None:
     if (run / LOCK).exists():
         with only_launch(run):
             pass
+
+
+@contextlib.contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Lock the place where one command at a time writes what will be ``out``.
+
+    The lock is where the folder is worked on (`publish.work_folder`), so that nothing of it is
+    in the result, and goes with it.
+
+    Raises:
+        UserError: If another command holds the lock.
+    """
+    work = work_folder(out)
+    created = [folder for folder in work.parents if not folder.exists()]
+    with only_launch(work):
+        try:
+            yield
+        finally:
+            # Folders that hold anything stay, as an unfinished job of launch.generate.
+            with contextlib.suppress(OSError):
+                (work / LOCK).unlink()
+                for folder in (work, *created):
+                    folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from acontrol.config import TrackingConfig
+from acontrol.data.listing import entries
 from acontrol.errors import UserError
 from acontrol.runs import storage
 from acontrol.runs.inputs import DataInput
@@ -31,8 +32,8 @@ def results_in(
         data: What is measured on.
 
     Raises:
-        UserError: If it is not a folder, belongs to another command or is in use, or if the
-            tracking server cannot be reached.
+        UserError: If it is not a folder, holds other things, belongs to another command or is
+            in use, or if the tracking server cannot be reached.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: not a folder")
@@ -41,6 +42,8 @@ def results_in(
         raise UserError(
             f"--out {out}: holds the results of acontrol evaluate {other}; name another folder"
         )
+    if not mark.is_file() and entries(out):
+        raise UserError(f"--out {out}: exists and is not empty; name another folder")
     with only_launch(out):
         storage.write(mark, f"{command}\n".encode())
         yield open_run(out, tracking, command, data)

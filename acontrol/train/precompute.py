@@ -21,6 +21,7 @@ from acontrol.runs.cluster import (
     worker_environment,
     worker_resources,
 )
+from acontrol.runs.lock import only_launch
 from acontrol.train.plan import RunInputs
 
 
@@ -38,10 +39,11 @@ def precompute(config: RunConfig) -> Path:
         raise UserError("--data.shards DIR and --data.features DIR are needed")
     inputs = RunInputs.resolve(config)
     folder = inputs.features()
-    if missing := folder.missing():
-        with joined_cluster(inputs.config.cluster):
-            _run_tasks(inputs, folder, missing)
-    folder.finish()
+    with only_launch(folder.path):
+        if missing := folder.missing():
+            with joined_cluster(inputs.config.cluster):
+                _run_tasks(inputs, folder, missing)
+        folder.finish()
     return folder.path
 
 

@@ -162,6 +162,32 @@ def test_what_is_not_read_is_counted_once_for_each_kind(
     assert printed.count("note:") == 6
 
 
+def test_masks_of_good_images_and_other_folders_of_a_category_are_noted(root: Path) -> None:
+    save(root / "nut/test/good/0.png")
+    save(root / "nut/ground_truth/good/0_mask.png", MASK)
+    save(root / "nut/validation/bent/0.png")
+    assert notes(open_folder(root)) == [
+        "1 masks of good images are not read (the first: "
+        f"{root}/nut/ground_truth/good/0_mask.png)",
+        "1 images in other folders of a category are not read (the first: "
+        f"{root}/nut/validation/bent/0.png)",
+    ]
+
+
+def test_accents_coded_in_another_way_are_named(root: Path) -> None:
+    folder = fill(root / "nut", "f\u00e9l\u00e9")
+    truth = folder / "ground_truth"
+    (truth / "f\u00e9l\u00e9").rename(truth / "fe\u0301le\u0301")
+    assert "has its accents coded in another way" in refusal(
+        lambda: dry_run(root, "--split", "all")
+    )
+
+
+def test_a_test_folder_of_another_name_is_named(root: Path) -> None:
+    (root / "nut/test").rename(root / "nut/Test")
+    assert refusal(lambda: dry_run(root)) == f"{root}/nut/Test: is not read; call it test"
+
+
 def test_a_clean_folder_has_no_notes(root: Path, built_in_data: Path) -> None:
     assert notes(open_folder(root)) == notes(open_folder(built_in_data)) == []
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acontrol.data.images import is_transparent, read_image, read_mask
+from acontrol.data.images import read_image, read_mask
 from acontrol.data.pixels import as_rgb, image_pixels, mask_pixels
 from acontrol.errors import UserError
 
@@ -166,10 +166,16 @@ def test_what_a_mask_could_mean_twice_is_refused(
     assert all(word in refusal(lambda: mask_pixels(image), ValueError) for word in words)
 
 
-def test_transparency_is_seen(tmp_path: Path) -> None:
-    for name, alpha in (("x.png", FULL), ("y.png", SPOT)):
-        Image.fromarray(np.dstack([RAMP, RAMP, RAMP, alpha])).save(tmp_path / name)
-    assert [is_transparent(tmp_path / name) for name in ("x.png", "y.png")] == [False, True]
+def test_an_image_is_opaque_everywhere(tmp_path: Path) -> None:
+    file = tmp_path / "x.png"
+    for colours in ((RAMP, RAMP, RAMP), (RAMP,)):
+        Image.fromarray(np.dstack([*colours, FULL])).save(file)
+        np.testing.assert_array_equal(read_image(file)[:, :, 0], RAMP)
+        for alpha in (SPOT, FULL // 2):
+            image = Image.fromarray(np.dstack([*colours, alpha]))
+            image.save(file)
+            assert "is transparent in" in refusal(lambda: read_image(file))
+            assert "background" in refusal(lambda image=image: as_rgb(image), ValueError)
 
 
 def test_sixteen_bits_in_memory_are_what_a_file_of_them_is(tmp_path: Path) -> None:

@@ -267,12 +267,11 @@ def test_masks_that_are_white_on_the_good_part_are_noted(
     assert note.startswith("note: 10 of 18 masks cover over half") and "invert" in note
 
 
-def test_transparent_pixels_are_noted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_transparent_pixels_are_refused(root: Path) -> None:
     image = Image.open(root / IMAGE).convert("RGBA")
     image.save(root / IMAGE)
     shard.run([str(root), "--dry-run", "--split", "all"])
-    assert "transparent" not in capsys.readouterr().err
     image.putpixel((3, 4), (1, 2, 3, 0))
     image.save(root / IMAGE)
-    shard.run([str(root), "--dry-run", "--split", "all"])
-    assert "note: 1 of 18 images has transparent pixels" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"is transparent in .*% of its pixels.*flatten it"):
+        shard.run([str(root), "--dry-run", "--split", "all"])

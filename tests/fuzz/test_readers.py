@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from acontrol.config import BaseConfig
 from acontrol.data import prompts
-from acontrol.data.images import check_image, image_size, is_transparent, read_image, read_mask
+from acontrol.data.images import check_image, image_size, read_image, read_mask
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.shards import write_shards
@@ -69,7 +69,7 @@ def picture(mode: str, form: str) -> bytes:
 
 
 def read_pixels(root: Path) -> None:
-    for read in (read_image, check_image, is_transparent, image_size):
+    for read in (read_image, check_image, image_size):
         read_or_refuse(lambda read=read: read(root / "image"))
     size = read_or_refuse(lambda: image_size(root / "image"))
     if size is not None:

@@ -8,16 +8,32 @@ import pytest
 
 from acontrol.config import BUILT_IN, DataConfig, RunConfig
 from acontrol.data.builtin import write_dataset
+from acontrol.data.features import feature_folder
 from acontrol.data.overlap import refuse_overlap
+from acontrol.data.reader import ShardReader
 from acontrol.data.settings import ShardConfig
 from acontrol.errors import UserError
 from acontrol.evaluation.comparison import named_folders
 from acontrol.evaluation.settings import QualityConfig
-from acontrol.runs.lock import only_launch
+from acontrol.networks.locate import digest
+from acontrol.runs.lock import only_launch, only_writer
 from acontrol.runs.paths import absolute
 from acontrol.runs.storage import storage_path
-from launch import evaluate, generate, masks, pretrain, shard
+from launch import (
+    evaluate,
+    export,
+    generate,
+    inspect,
+    masks,
+    precompute,
+    pretrain,
+    pull,
+    shard,
+    split,
+)
 from launch.options import parse
+from launch.train import read_config
+from tests.launch import commands
 
 MODEL = Path(__file__).parents[2] / "acontrol/assets/tiny-adapter"
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], tuple[str, ...]]] = {
@@ -147,3 +163,86 @@ def test_shards_replace_nothing_else(data: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     message = refusal(lambda: shard.run([str(data), "--out", str(tmp_path)]))
     assert message == f"{tmp_path} exists and is not empty: name another --out"
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_shards_are_written_by_one_command_at_a_time(
+    data: Path, tmp_path: Path, earlier: bool
+) -> None:
+    out, place = tmp_path / "new" / "out", tmp_path / "new" / ".out.partial"
+    args = [str(data), "--split", "all", "--out", str(out)]
+    if earlier:
+        shard.run(args)
+    before = listing(tmp_path)
+    message = f"{place}: another launch is running there"
+    with only_writer(out):
+        if earlier:
+            assert refusal(lambda: shard.run(args)) == message
+        else:
+            second = commands.run("launch.shard", *args)
+            assert (second.returncode, second.stdout) == (2, "")
+            assert second.stderr == f"error: {message}\n"
+    assert listing(tmp_path) == before
+    shard.run(args)
+    names = sorted(path.name for path in (tmp_path / "new").rglob("*"))
+    assert names == ["index.json", "out", "shard-00000.tar"]
+
+
+def test_a_model_is_pulled_by_one_command_at_a_time(tmp_path: Path) -> None:
+    """Before the server is asked: nothing answers at that address."""
+    args = ["models:/a@b", "--out", str(tmp_path / "out")]
+    with only_writer(tmp_path / "out"):
+        message = refusal(lambda: pull.run([*args, "--tracking.uri", "http://127.0.0.1:9"]))
+    assert message == f"{tmp_path / '.out.partial'}: another launch is running there"
+    assert listing(tmp_path) == []
+
+
+def test_an_unfinished_job_survives_the_lock_of_another_command(tmp_path: Path) -> None:
+    job = tmp_path / ".out.partial" / "job.json"
+    job.parent.mkdir()
+    job.touch()
+    with only_writer(tmp_path / "out"):
+        pass
+    assert listing(tmp_path) == [job.parent, job]
+
+
+def test_features_are_computed_by_one_command_at_a_time(data: Path, tmp_path: Path) -> None:
+    shards, features = tmp_path / "shards", tmp_path / "features"
+    shard.run([str(data), "--split", "all", "--out", str(shards)])
+    args = ["tiny", "--data.shards", str(shards), "--data.features", str(features)]
+    config = read_config(args)
+    folder = feature_folder(config, ShardReader(str(shards)), digest(config.base))
+    with only_launch(folder.path):
+        message = refusal(lambda: precompute.run(args))
+    assert message == f"{folder.path}: another launch is running there"
+    assert os.listdir(folder.path) == [".lock"]
+
+
+def test_no_single_file_is_written_over_an_input(data: Path, tmp_path: Path) -> None:
+    picture = next((data / "wood/train/good").iterdir())
+    before = picture.read_bytes()
+    message = refusal(lambda: inspect.run([str(data), "--out", str(picture)]))
+    assert "exists and is no page of ours" in message
+    refusal(lambda: split.run([str(data), "--by", "third", "--out", str(picture)]))
+    assert picture.read_bytes() == before
+    message = refusal(lambda: split.run([str(data), "--by", "third", "--out", str(tmp_path)]))
+    assert message == f"--out {tmp_path}: is a folder; name the file to write"
+    for _ in range(2):  # An earlier page is replaced.
+        inspect.run([str(data), "--out", str(tmp_path / "page.html")])
+    weights = MODEL / "weights.safetensors"
+    assert "inside MODEL" in refusal(lambda: export.run([str(MODEL), "--out", str(weights)]))
+    assert not weights.exists()
+
+
+def test_measurements_replace_nothing_else(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("mine")
+    args = ["quality", "--real", str(data), "--synthetic", str(data), "--out", str(tmp_path)]
+    message = refusal(lambda: evaluate.run(args))
+    assert message == f"--out {tmp_path}: exists and is not empty; name another folder"
+    assert listing(tmp_path) == [tmp_path / "report.md"]
+
+
+def test_no_folder_is_locked_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(UserError, match="run: is a file"), only_launch(tmp_path / "run"):
+        pass

@@ -1,8 +1,14 @@
 """What a user sees while a cluster is joined."""
 
+import os
+from pathlib import Path
+
 import pytest
+import ray
+from ray._private import services
 
 from acontrol.config import ClusterConfig
+from acontrol.runs import cluster
 from acontrol.runs.cluster import joined_cluster
 
 
@@ -13,3 +19,27 @@ def test_joining_a_cluster_is_said_before_it_takes_its_time(
     with joined_cluster(ClusterConfig(), show_output=False):
         printed = capsys.readouterr().err
     assert printed.splitlines()[0] == f"Joining the Ray cluster at {ray_address}"
+
+
+def test_a_clusters_processes_know_it_from_another_on_their_machine(
+    ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train's watch over a run looks for its cluster by the variable, else by processes."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
+    named = ray.remote(lambda: os.environ.get("RAY_ADDRESS"))
+    with joined_cluster(ClusterConfig(), show_output=False):
+        assert ray.get(named.remote()) == ray_address
+
+
+@pytest.mark.slow
+def test_so_do_a_local_clusters(
+    ray_address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "CURRENT_CLUSTER", tmp_path / "none")
+    found = ray.remote(lambda: services.canonicalize_bootstrap_address_or_die(None))
+    with joined_cluster(ClusterConfig(), show_output=False):
+        own = ray.get_runtime_context().gcs_address
+        assert own != ray_address
+        assert ray.get(found.remote()) == own
+    assert "RAY_GCS_SERVER_PORT" not in os.environ
