@@ -45,6 +45,7 @@ from acontrol.method.diffusion import draw
 from acontrol.method.encoder import embed_text
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter, cross_attention_layers
+from acontrol.networks.compilation import Extent, compile_for_training
 from acontrol.networks.load import BaseModels, load_base, quieten
 from acontrol.train.engine import AdapterEngine
 from benchmarks import naive_asea
@@ -169,13 +170,20 @@ class Bench:
         *,
         features: bool,
         engine: bool = False,
-        compile_with: str | None = None,
+        extent: Extent | None = None,
     ) -> Callable[[], Any]:
-        """A step of this library; ``compile_with`` names a backend of torch.compile."""
+        """A step of this library, its U-Net compiled if ``extent`` says so.
+
+        Raises:
+            RuntimeError: If it does not compile.
+        """
         adapter = copy.deepcopy(self.adapter)
         model = AnomalyControl(self.base, adapter, self.config)
-        if compile_with is not None:
-            model.unet.compile(backend=compile_with)
+        if extent is not None:
+            backend = "inductor" if self.device == "cuda" else "aot_eager"
+            reason = compile_for_training(model, extent, len(self.batch.keys), backend)
+            if reason is not None:
+                raise RuntimeError(reason)
         batch: Batch | FeatureBatch = self.batch
         if features:
             values = {name: getattr(self.features, name) for name in NAMES}

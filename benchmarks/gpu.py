@@ -3,11 +3,12 @@
     python -m benchmarks.gpu [--minutes 8] [--tiny]
 
 Builds Stable Diffusion 1.5 and BLIP-2 at their real shapes with random weights on the device,
-compares bfloat16 with float32, then times, in this order: a training step at batch 64 and 8
-(our variants and the public trainer's, benchmarks/bench_step.py), its memory and profile, ASEA,
-sampling, the loader, and a compiled step. Stages that do not fit into the minutes are left out
-and listed. Ratios are within the same run, cases interleaved. --tiny runs everything on the
-built-in base, on a CPU too: a check of the command, not a measurement.
+checks that activations are like a trained network's, compares bfloat16 with float32, then
+times, in this order: a training step at batch 64 and 8 (our variants and the public trainer's,
+benchmarks/bench_step.py), its memory and profile, ASEA, sampling, the loader, and a compiled
+step. Stages that do not fit into the minutes are left out and listed; what was measured is
+written after each stage. Ratios are within the same run, cases interleaved. --tiny runs
+everything on the built-in base, on a CPU too: a check of the command, not a measurement.
 
 Writes benchmarks/results/DATE_gpu_HARDWARE.{json,md}.
 """
@@ -29,9 +30,6 @@ from benchmarks.bench_step import join_alone
 from benchmarks.full_size import random_sd15
 from benchmarks.report import RESULTS, write_report
 
-# TFLOP/s that large bfloat16 products reach on the card.
-REACHED = {"H100": 790, "H200": 790}
-
 
 @dataclass
 class Bench:
@@ -47,6 +45,8 @@ class Bench:
         rows: The table so far.
         facts: What else goes into the report, by stage.
         times: Seconds of earlier stages' cases, by (batch size, case).
+        reached_tflop_s: What a large product reached on the device in this run.
+        save: Writes the report so far.
     """
 
     base: BaseModels
@@ -58,6 +58,8 @@ class Bench:
     rows: list[dict[str, Any]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     times: dict[tuple[int, str], float] = field(default_factory=dict)
+    reached_tflop_s: float | None = None
+    save: Callable[[], object] = lambda: None
 
     @property
     def left_s(self) -> float:
@@ -65,9 +67,8 @@ class Bench:
         return self.deadline - time.monotonic()
 
     def mfu(self, tflop: float, per_s: float) -> float | None:
-        """Share of the rate of large matrix products; None on other cards and models."""
-        name = torch.cuda.get_device_name() if self.device == "cuda" else ""
-        reached = next((rate for card, rate in REACHED.items() if card in name), None)
+        """Share of the rate of a large product in this run; None without, and if tiny."""
+        reached = self.reached_tflop_s
         return None if reached is None or self.tiny else round(tflop * per_s / reached, 3)
 
     def row(
@@ -103,6 +104,7 @@ def _holds(value: float, goal: str) -> bool:
 
 # Each with the seconds that it needs on a large card, compilation included.
 PLAN: dict[str, tuple[Callable[[Any], None], float]] = {
+    "sanity": (gpu_training.sanity, 5),
     "numerics": (gpu_training.numerics, 10),
     "training, large batch": (lambda bench: gpu_training.training(bench, bench.batches[0]), 60),
     "memory and profile": (gpu_training.profile, 20),
@@ -125,6 +127,7 @@ def run(bench: Bench) -> Iterator[str]:
             stage(bench)
         except torch.OutOfMemoryError as error:
             yield f"{name}: out of memory: {str(error).splitlines()[0]}"
+        bench.save()  # A run that is cut off keeps what it measured.
         gc.collect()
         if bench.device == "cuda":
             torch.cuda.empty_cache()
@@ -156,19 +159,26 @@ def main(arguments: list[str] | None = None) -> Path:
         args.rounds,
         begun + 60 * args.minutes,
     )
-    skipped = list(run(bench))
-    for line in skipped:
+    left_out: list[str] = []
+
+    def save(*, show: bool = False) -> Path:
+        settings = {
+            "minutes": args.minutes,
+            "tiny": args.tiny,
+            "batches": list(args.batch),
+            "precision": str(dtype).removeprefix("torch."),
+            "took_s": round(time.monotonic() - begun),
+            "left_out": left_out,
+            **bench.metadata,
+        }
+        title = __doc__.splitlines()[0]
+        return write_report("gpu", bench.rows, settings, title, args.out, show=show)
+
+    bench.save = save
+    for line in run(bench):
         print(f"left out: {line}")
-    settings = {
-        "minutes": args.minutes,
-        "tiny": args.tiny,
-        "batches": list(args.batch),
-        "precision": str(dtype).removeprefix("torch."),
-        "took_s": round(time.monotonic() - begun),
-        "left_out": skipped,
-        **bench.metadata,
-    }
-    return write_report("gpu", bench.rows, settings, __doc__.splitlines()[0], args.out)
+        left_out.append(line)
+    return save(show=True)
 
 
 if __name__ == "__main__":

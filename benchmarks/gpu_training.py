@@ -23,14 +23,17 @@ from acontrol.method.anomaly_map import region_on_grid
 from acontrol.method.model import AnomalyControl
 from acontrol.method.qformer import QFormerPass
 from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.compilation import Extent
 from acontrol.networks.load import BaseModels
 from benchmarks.bench_step import Bench as StepBench
 from benchmarks.bench_step import random_batch
+from benchmarks.full_size import check_spreads, spreads
 from benchmarks.report import interleaved
 
 # A sample of training on precomputed features, counted layer by layer.
 TRAINING_TFLOP = 1.67
 LOW = torch.bfloat16
+EXTENTS: tuple[Extent, ...] = ("blocks", "whole")
 PER_STAGE = 0.25  # At most, of the time left, for one set of cases.
 
 
@@ -62,8 +65,32 @@ def _steps(bench: Any, batch: int) -> StepBench:
     return StepBench(bench.base, samples, _config(bench, batch), bench.device)
 
 
+def sanity(bench: Any) -> None:
+    """Activations like a trained network's, and the card's rate on a large product of them.
+
+    Raises:
+        ValueError: If activations are zero or not finite: nothing after it would mean much.
+    """
+    found = spreads(bench.base, 8 if bench.tiny else 64)
+    bench.metadata["standard_deviations"] = {
+        name: round(value, 3) for name, value in found.items()
+    }
+    if not bench.tiny:  # The built-in base is trained.
+        check_spreads(found)
+    side = 512 if bench.tiny else 8192
+    dtype = bench.base.unet.dtype
+    one, other = (torch.randn(side, side, device=bench.device, dtype=dtype) for _ in range(2))
+    seconds = medians(bench, {"product": lambda: one @ other})["product"]
+    bench.reached_tflop_s = 2 * side**3 / 1e12 / seconds
+    bench.row("a large product", bench.reached_tflop_s, unit="TFLOP/s")
+
+
 def numerics(bench: Any) -> None:
-    """Low precision against float32, with the same weights: relative errors."""
+    """Low precision against float32, with the same weights: relative errors.
+
+    Raises:
+        ValueError: If one is not finite.
+    """
     batch = 2
     config = _config(bench, batch)
     low = bench.base if bench.base.unet.dtype == LOW else _cast(bench.base, LOW)
@@ -89,6 +116,8 @@ def numerics(bench: Any) -> None:
         }
     for part, exact in values["float32"].items():
         error = (values["low"][part] - exact).norm() / exact.norm()
+        if not error.isfinite():
+            raise ValueError(f"{part} is zero or not finite: its error is {float(error)}")
         bench.row(f"error of {part} against float32", float(error), "<= 0.05")
 
 
@@ -225,31 +254,29 @@ def asea_overhead(bench: Any) -> None:
 
 
 def compiled(bench: Any) -> None:
-    """The step on features once more, channels last and through torch.compile."""
+    """The step on features, channels last and compiled, by blocks and as a whole."""
     for batch in bench.batches:
         if not bench.tiny and bench.left_s < 60:
             return
-        steps = _steps(bench, batch)
-        plain = steps.ours(features=True)
-        steps.base = dataclasses.replace(
-            steps.base,
-            unet=copy.deepcopy(steps.base.unet).to(memory_format=torch.channels_last),
-        )
-        backend = "eager" if bench.tiny else "inductor"
-        fast = steps.ours(features=True, compile_with=backend)
-        begun = time.monotonic()
-        for _ in range(2):
-            fast()
-        bench.metadata[f"compile_s_b{batch}"] = round(time.monotonic() - begun, 1)
-        median_s = medians(bench, {"plain": plain, "compiled": fast})
-        ratio = median_s["compiled"] / median_s["plain"]
-        bench.row(f"compiled, channels last / plain, batch {batch}", ratio)
-        tuned = bench.times.get((batch, "P1t"))
-        if tuned is not None:
-            per_s = batch / median_s["compiled"]
-            bench.row(
-                f"compiled / P1t, batch {batch}",
-                median_s["compiled"] / tuned,
-                images_per_s=round(per_s, 1),
-                mfu=bench.mfu(TRAINING_TFLOP, per_s),
-            )
+        cases = {"plain": _steps(bench, batch).ours(features=True)}
+        for extent in EXTENTS:
+            steps = _steps(bench, batch)  # Its own copy: compiling changes the U-Net.
+            unet = copy.deepcopy(bench.base.unet).to(memory_format=torch.channels_last)
+            steps.base = dataclasses.replace(steps.base, unet=unet)
+            begun = time.monotonic()
+            cases[extent] = steps.ours(features=True, extent=extent)
+            cases[extent]()
+            bench.metadata[f"compile_s_{extent}_b{batch}"] = round(time.monotonic() - begun, 1)
+        median_s = medians(bench, cases)
+        for extent in EXTENTS:
+            ratio = median_s[extent] / median_s["plain"]
+            bench.row(f"compiled {extent}, channels last / plain, batch {batch}", ratio)
+            tuned = bench.times.get((batch, "P1t"))
+            if tuned is not None:
+                per_s = batch / median_s[extent]
+                bench.row(
+                    f"compiled {extent} / P1t, batch {batch}",
+                    median_s[extent] / tuned,
+                    images_per_s=round(per_s, 1),
+                    mfu=bench.mfu(TRAINING_TFLOP, per_s),
+                )

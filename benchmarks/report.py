@@ -59,8 +59,10 @@ def write_report(
     config: Mapping[str, Any],
     title: str,
     folder: Path = RESULTS,
+    *,
+    show: bool = True,
 ) -> Path:
-    """Print a table, and write it with hardware, versions and config as JSON and Markdown."""
+    """Write a table with hardware, versions and config as JSON and Markdown, and print it."""
     import diffusers
     import transformers
 
@@ -91,5 +93,6 @@ def write_report(
     facts = "\n".join(f"- {key}: {value}" for key, value in metadata.items())
     (folder / f"{stem}.md").write_text(f"# {title}\n\n{facts}\n\n{table}\n")
     path = folder / f"{stem}.md"
-    print(f"{table}\n{path}")
+    if show:
+        print(f"{table}\n{path}")
     return path

@@ -44,15 +44,26 @@ def test_the_gpu_benchmark_writes_every_row(tmp_path: Path) -> None:
         "drawing, latency of one",
         "loader's capacity / use, one process",
         "data_wait share, no loader process",
-        "compiled / P1t, batch 2",
+        "a large product",
+        "compiled blocks / P1t, batch 2",
+        "compiled whole / P1t, batch 1",
     ):
         assert metric in found
     # Our way and the public trainer's take the same step; low precision is near the other.
     losses = report["config"]["losses_b2"]
-    assert len(losses) == 8
+    assert len(losses) == 6
     assert max(losses.values()) - min(losses.values()) < 1e-3 * max(losses.values())
     assert report["config"]["profile"][0]["ms"] > 0
     assert (tmp_path / file.with_suffix(".md").name).read_text().count("| error of") == 5
+
+
+@pytest.mark.parametrize("spread", [0.0, float("nan"), 11.0])
+def test_activations_unlike_a_trained_networks_are_refused(spread: float) -> None:
+    from benchmarks.full_size import check_spreads
+
+    check_spreads({"latents": 1.0, "prediction": 0.2})
+    with pytest.raises(ValueError, match="mid_block"):
+        check_spreads({"latents": 1.0, "mid_block": spread})
 
 
 MODULES = [info.name for info in pkgutil.iter_modules(benchmarks.__path__)]
