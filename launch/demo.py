@@ -2,7 +2,7 @@
 
     python -m launch.demo [--out DIR]
 
-Draws a data set, shards it, trains the tiny preset on two Ray workers with DeepSpeed, logs to
+Draws a data set, shards it, trains the tiny preset on Ray workers with DeepSpeed, logs to
 MLflow, draws new defects, and puts reference, mask, normal image and result into one picture.
 
 The few steps of the demo show training at work. The picture comes from an adapter that ships
@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from acontrol.config import RunConfig, Settings
 from acontrol.data.settings import ShardConfig
 from acontrol.errors import UserError, explain
+from acontrol.messages import counted
 from acontrol.presets import preset
 from acontrol.seeding import derive_seed
 from launch.entry import main
@@ -57,7 +58,9 @@ class DemoCommand(Settings):
     adapter: Literal["shipped", "own"] = Field(
         "shipped", description="Which adapter draws: the package's, or the demo's own."
     )
-    num_workers: int = Field(2, ge=1, description="Training processes.")
+    num_workers: int | None = Field(
+        None, ge=1, description="Training processes; by default one per GPU, else two."
+    )
     seed: int = Field(0, ge=0, description="Of the data, the training and the drawing.")
 
 
@@ -85,7 +88,9 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     print("2/4  writing WebDataset shards of the training third", flush=True)
     shard_folder(ShardConfig(root=data, out=shards))
     print(
-        f"3/4  training the adapter: {command.num_workers} Ray workers, DeepSpeed", flush=True
+        f"3/4  training the adapter: {counted(config.cluster.num_workers, 'Ray worker')}, "
+        "DeepSpeed",
+        flush=True,
     )
     train(config)
     print("4/4  drawing new defects", flush=True)
@@ -108,6 +113,18 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     )
 
 
+def _gpus() -> int:
+    """GPUs of this machine."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _workers(gpus: int, batch_size: int) -> int:
+    """One per GPU, as far as they share a batch evenly; two processes without any."""
+    return max(count for count in range(1, (gpus or 2) + 1) if batch_size % count == 0)
+
+
 def _training(command: DemoCommand, shards: Path, output: Path) -> RunConfig:
     """The training run: the tiny preset, shorter."""
     values = {
@@ -118,7 +135,7 @@ def _training(command: DemoCommand, shards: Path, output: Path) -> RunConfig:
         "optim.steps": command.steps,
         "optim.batch_size": command.batch_size,
         "optim.schedule": "cosine",
-        "cluster.num_workers": command.num_workers,
+        "cluster.num_workers": command.num_workers or _workers(_gpus(), command.batch_size),
         "checkpoint.every": max(10, command.steps // 10),
         "samples.every": max(20, command.steps // 5),
     }

@@ -19,6 +19,7 @@ from acontrol.evaluation.settings import (
 from acontrol.generation.settings import GenerationConfig
 from acontrol.presets import preset
 from acontrol.pretrain.settings import PretrainConfig
+from launch import demo
 from launch.demo import DemoCommand
 from launch.export import ExportCommand
 from launch.masks import MasksCommand
@@ -235,3 +236,17 @@ def test_help_shows_options_and_what_is_positional(capsys: pytest.CaptureFixture
     assert "ROOT" in text
     assert "--group.sizes" in text
     assert "--root" not in text
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch_size", "expected"), [(0, 8, 2), (0, 7, 1), (1, 8, 1), (4, 8, 4), (3, 8, 2)]
+)
+def test_the_demo_takes_a_worker_per_gpu(
+    monkeypatch, tmp_path: Path, gpus: int, batch_size: int, expected: int
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    command = DemoCommand(batch_size=batch_size)
+    config = demo._training(command, tmp_path / "shards", tmp_path / "run")
+    assert config.cluster.num_workers == expected
+    asked = demo._training(DemoCommand(num_workers=8), tmp_path / "shards", tmp_path / "run")
+    assert asked.cluster.num_workers == 8
