@@ -57,8 +57,8 @@ class Labelled:
         """Draw an image and its label."""
         source = self.sources[int(rng.integers(len(self.sources)))]
         index = source.index(rng)
-        images = source.images
-        return images.images[index], torch.tensor(self.names.index(images.defects[index]))
+        image = source.images.at(index, rng)[0]
+        return image, torch.tensor(self.names.index(source.images.defects[index]))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.split import in_words, read_split
 from acontrol.errors import UserError, nearest
-from acontrol.evaluation.budget import Schedule
+from acontrol.evaluation.budget import DetectorName, Reading
 from acontrol.evaluation.dataset import CONTROLS, CheckedData, Folders, check
 from acontrol.evaluation.leaks import job_of, refuse_seen_tests
 from acontrol.evaluation.results import Experiment, TrainingJob, is_done
@@ -28,7 +28,7 @@ from acontrol.progress import progress, waiting
 from acontrol.runs.cluster import joined_cluster
 from acontrol.runs.inputs import DataInput
 
-Budget = TypeVar("Budget", bound=Schedule)
+Budget = TypeVar("Budget", bound=Reading)
 
 ASKS_FROM_S = 3600  # A command that takes longer asks first.
 
@@ -127,11 +127,11 @@ class Plan(Generic[Budget]):
         """Folder for results; None for a dry run."""
         return None if self.config.dry_run else self.config.out and self.config.out.resolve()
 
-    def about(self, budget_name: str, network: str = "") -> str:
-        """What a report's readers must know of budget and data."""
+    def about(self, budget_name: str, network: str = "", budget: Reading | None = None) -> str:
+        """What a report's readers must know of budget, by default the plan's, and data."""
         categories = ", ".join(dict.fromkeys(job.category for job in self.jobs))
         return (
-            f"Budget {budget_name}: {self.budget.describe()}{network}. Data "
+            f"Budget {budget_name}: {(budget or self.budget).describe()}{network}. Data "
             f"{self.folders.root.name}, categories: {categories}; seeds: {self.config.seeds}."
             f"{self.split_note}{self.note}"
         )
@@ -156,11 +156,12 @@ def plan_comparison(
     controls: Sequence[str],
     categories: Sequence[str],
     base: Sequence[str],
+    detectors: Sequence[DetectorName] = ("unet",),
 ) -> Plan[Budget]:
     """Plan and print all trainings, and check their images.
 
     ``controls`` are the sources that need no generator, ``base`` the parts of the data that all
-    trainings see, the test images first.
+    trainings see, the test images first. A memory bank has one source, `none`.
 
     Raises:
         UserError: If a setting is wrong, an image is bad, or a test image is trained on.
@@ -172,15 +173,20 @@ def plan_comparison(
     sources = source_names(config.sources, controls, list(synthetic))
     if config.out is None and not config.dry_run:
         raise UserError("--out DIR is needed: where results go")
+    if detectors == ["bank"]:
+        sources = ["none"]
     jobs = tuple(
-        TrainingJob(category, source, seed)
+        TrainingJob(category, source, seed, detector)
         for category in categories
         for seed in range(config.seeds)
-        for source in sources
+        for detector in detectors
+        for source in (["none"] if detector == "bank" else sources)
     )
+    sources = [*dict.fromkeys(job.source for job in jobs)]
     print(f"Budget: {budget.describe()}")
+    of = "" if len(detectors) == 1 else f" of {', '.join(detectors)} (bank: none alone)"
     print(
-        f"{len(jobs)} trainings: {len(categories)} categories x {len(sources)} sources "
+        f"{len(jobs)} trainings{of}: {len(categories)} categories x {len(sources)} sources "
         f"({', '.join(sources)}) x {config.seeds} seeds",
         flush=True,
     )

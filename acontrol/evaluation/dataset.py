@@ -9,19 +9,22 @@ from pathlib import Path
 from PIL import Image
 
 from acontrol.data import builtin
-from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.data.mvtec import LabelledImage, MvtecFolder, open_folder
 from acontrol.errors import UserError, nearest
+from acontrol.evaluation.budget import Drawing
 from acontrol.evaluation.images import ImageSet, load
 from acontrol.evaluation.leaks import refuse_leaks
 from acontrol.evaluation.near_duplicates import other_photographs
 from acontrol.evaluation.sources import (
     CutPaste,
+    Images,
     MaskMaker,
     Mixed,
     Paired,
     PerlinTexture,
     Source,
 )
+from acontrol.evaluation.tiles import WholeImages
 
 CONTROLS = ("none", "real", "perlin", "cutpaste")  # Sources that need no generator.
 DETECTOR = ("test", "normals")  # What detectors of all sources see.
@@ -76,17 +79,27 @@ class CategoryDataset:
             self._parts[name] = self._load(name)
         return self._parts[name]
 
+    def images(self, name: str, drawing: Drawing) -> Images:
+        """The images of a part as a detector sees them, at one size or whole."""
+        if drawing.tile is None:
+            return self.part(name)
+        return WholeImages(*self._rows(name), drawing.tile, drawing.tile_scale)
+
     def _load(self, name: str) -> ImageSet:
-        size, category = self.folders.size, self.category
+        return load(*self._rows(name), self.folders.size)
+
+    def _rows(self, name: str) -> tuple[Sequence[Path], Sequence[LabelledImage]]:
+        """The normal images of a part, and its images of defects."""
+        category = self.category
         if name == "normals":
             normals = self.real.normals(category)
             if not normals:
                 raise self._error("has no images in train/good; put good images there")
-            return load(normals, (), size)
+            return normals, ()
         if name == "real":
-            return load((), self.real.labelled("train", category), size)
+            return (), self.real.labelled("train", category)
         if name in ("test", "defects"):
-            return self._load_test(with_good=name == "test")
+            return self._test_rows(with_good=name == "test")
         folder = open_folder(self.folders.synthetic[name])
         own = category_in(folder, category, len(self.real.folders) == 1)
         if own is None:
@@ -104,9 +117,9 @@ class CategoryDataset:
                 f"{folder.folders[own]}: has no images of defects in test/<defect>; give a "
                 "folder written by launch.generate"
             )
-        return load((), pairs, size)
+        return (), pairs
 
-    def _load_test(self, *, with_good: bool) -> ImageSet:
+    def _test_rows(self, *, with_good: bool) -> tuple[Sequence[Path], Sequence[LabelledImage]]:
         left_out = self.folders.left_out
         labelled = self.real.labelled("test", self.category)
         if not labelled:
@@ -118,31 +131,33 @@ class CategoryDataset:
         good = [path for path in normals if path not in left_out]
         if with_good and not good:
             raise self._error("has no images in test/good; image-level metrics need both")
-        return load(good, defects, self.folders.size)
+        return good, defects
 
     def _error(self, problem: str) -> UserError:
         return UserError(f"{self.real.folders.get(self.category, self.real.root)}: {problem}")
 
-    def source(self, name: str, masks: MaskMaker) -> Source | None:
+    def source(
+        self, name: str, masks: MaskMaker, drawing: Drawing | None = None
+    ) -> Source | None:
         """The source of the defective half of the training images."""
         if name == "none":
             return None
-        parts = [self._source(part, masks) for part in name.split("+")]
-        return parts[0] if len(parts) == 1 else Mixed(parts)
+        drawing = drawing or Drawing()
+        parts = [self._source(part, masks, drawing) for part in name.split("+")]
+        return parts[0] if len(parts) == 1 else Mixed(parts, drawing.ratio)
 
-    def _source(self, name: str, masks: MaskMaker) -> Source:
+    def _source(self, name: str, masks: MaskMaker, drawing: Drawing) -> Source:
         if name == "perlin":
-            return PerlinTexture(self.part("normals"), masks, self._textures())
+            textures = self._textures(drawing.tile or self.folders.size)
+            return PerlinTexture(self.images("normals", drawing), masks, textures)
         if name == "cutpaste":
-            return CutPaste(self.part("normals"))
-        return Paired(self.part(name))
+            return CutPaste(self.images("normals", drawing))
+        return Paired(self.images(name, drawing))
 
-    def _textures(self) -> list[Image.Image]:
+    def _textures(self, side: int) -> list[Image.Image]:
         """Built-in materials other than the category; DRAEM takes photographs (DTD)."""
         return [
-            Image.fromarray(
-                builtin.draw(name, "good", seed=seed, resolution=self.folders.size).image
-            )
+            Image.fromarray(builtin.draw(name, "good", seed=seed, resolution=side).image)
             for name in builtin.CATEGORIES
             if name != self.category
             for seed in range(_TEXTURES)

@@ -2,6 +2,7 @@
 
     OUT/trainings/CATEGORY/SOURCE/seed-0.npz    arrays: resamples, curves, maps
     OUT/trainings/CATEGORY/SOURCE/seed-0.json   metrics; written last: it completes both
+    OUT/trainings/CATEGORY/SOURCE/head-seed-0.* those of another detector than the U-Net
 
 A finished training is not repeated.
 """
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from acontrol.errors import UserError
-from acontrol.evaluation.budget import Schedule
+from acontrol.evaluation.budget import DetectorName, Reading
 from acontrol.runs import storage
 from acontrol.runs.guard import changes, refuse
 
@@ -32,15 +33,20 @@ class TrainingJob:
         source: "none", or parts joined by "+": "real", "perlin", "cutpaste" or the name of a
             synthetic folder.
         seed: Seed of weights and samples.
+        detector: Which detector; classifiers have the default.
     """
 
     category: str
     source: str
     seed: int
+    detector: DetectorName = "unet"
 
     def file(self, out: Path) -> Path:
         """File of its metrics."""
-        return out / "trainings" / self.category / self.source / f"seed-{self.seed}.json"
+        name = f"seed-{self.seed}.json"
+        if self.detector != "unet":
+            name = f"{self.detector}-{name}"
+        return out / "trainings" / self.category / self.source / name
 
     def metrics(self, out: Path) -> dict[str, Any]:
         """Its saved metrics and settings."""
@@ -52,12 +58,17 @@ class TrainingJob:
             return np.asarray(arrays[name])
 
     def metadata(
-        self, budget: Schedule, data: Mapping[str, Mapping[str, str]], **more: Any
+        self, budget: Reading, data: Mapping[str, Mapping[str, str]], **more: Any
     ) -> dict[str, Any]:
-        """What its result depends on: job, budget, the images' digest, and more."""
+        """What its result depends on: job, budget, the images' digest, and more.
+
+        Defaults are left out: they are what results had before there was a choice.
+        """
+        fields = dataclasses.fields(self)
+        own = {field.name: getattr(self, field.name) for field in fields}
         return {
-            **dataclasses.asdict(self),
-            "budget": budget.model_dump(),
+            **{f.name: own[f.name] for f in fields if own[f.name] != f.default},
+            "budget": budget.model_dump(exclude_defaults=True),
             **more,
             "data": data[self.category][self.source],
         }

