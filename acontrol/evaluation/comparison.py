@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import ray
 import torch
@@ -18,8 +18,10 @@ from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.split import in_words, read_split
 from acontrol.errors import UserError, nearest
+from acontrol.evaluation import openings
 from acontrol.evaluation.budget import DetectorName, Reading
 from acontrol.evaluation.dataset import CONTROLS, CheckedData, Folders, check
+from acontrol.evaluation.folds import folds_of
 from acontrol.evaluation.leaks import job_of, refuse_seen_tests
 from acontrol.evaluation.results import Experiment, TrainingJob, is_done
 from acontrol.evaluation.settings import ComparisonConfig
@@ -111,8 +113,9 @@ class Plan(Generic[Budget]):
         budget: Budget of a training, with --pairs.
         folders: Where images are, without those that --new-pieces leaves out.
         jobs: All trainings.
-        data: Digests of the images by category and source.
+        data: Digests of the images by what a training is tested on and source.
         note: Sentences on near duplicates in the test images.
+        folds: Where images of each fold of a cross-validation are, from 1.
     """
 
     config: ComparisonConfig
@@ -121,6 +124,7 @@ class Plan(Generic[Budget]):
     jobs: tuple[TrainingJob, ...]
     data: Mapping[str, Mapping[str, str]]
     note: str
+    folds: Mapping[int, Folders]
 
     @property
     def out(self) -> Path | None:
@@ -133,14 +137,52 @@ class Plan(Generic[Budget]):
         return (
             f"Budget {budget_name}: {(budget or self.budget).describe()}{network}. Data "
             f"{self.folders.root.name}, categories: {categories}; seeds: {self.config.seeds}."
-            f"{self.split_note}{self.note}"
+            f"{self.split_note}{self._opened_note()}{self.note}"
         )
+
+    def open_test(self, command: str) -> None:
+        """Record that the test images are opened, if a training is missing.
+
+        Raises:
+            UserError: If the record cannot be written.
+        """
+        if not self.folds:
+            print(f"The test images have been opened {self._openings(command)}", flush=True)
+
+    def _opened_note(self) -> str:
+        """A sentence on the use of the test images."""
+        if self.folds:
+            return (
+                f" Cross-validated: {len(self.folds)} folds of whole pieces within the "
+                "training part; no test image was read."
+            )
+        return f" The test images have been opened {self._openings()}."
+
+    def _openings(self, command: str | None = None) -> str:
+        """How often the test images have been opened; a command's name records it."""
+        assert self.out is not None
+        digest = open_folder(self.folders.root, split_file=self.folders.split_file)
+        trained_on = digest.trained_on("train")
+        file = openings.file_of(self.folders.split_file, self.out)
+        entry = {
+            "command": command,
+            "out": str(self.out),
+            "categories": [*dict.fromkeys(job.category for job in self.jobs)],
+            "detectors": [*dict.fromkeys(job.detector for job in self.jobs)],
+            "sources": [*dict.fromkeys(job.source for job in self.jobs)],
+            "budget": self.budget.model_dump(exclude_defaults=True),
+        }
+        missing = any(not job.file(self.out).is_file() for job in self.jobs)
+        data = f"{self.folders.root.name} {trained_on.split_digest}"
+        count = openings.opened(file, entry, data, new=command is not None and missing)
+        return f"{count} time{'' if count == 1 else 's'} ({file})"
 
     def data_input(self) -> DataInput:
         """The real test data, for MLflow."""
         real = open_folder(self.folders.root, split_file=self.folders.split_file)
         categories = dict.fromkeys(job.category for job in self.jobs)
-        return DataInput.of_folder(real, "test", "evaluation", [*categories])
+        part: Literal["train", "test"] = "train" if self.folds else "test"
+        return DataInput.of_folder(real, part, "evaluation", [*categories])
 
     @property
     def split_note(self) -> str:
@@ -175,9 +217,11 @@ def plan_comparison(
         raise UserError("--out DIR is needed: where results go")
     if detectors == ["bank"]:
         sources = ["none"]
+    num_folds = config.cross_validate or 0
     jobs = tuple(
-        TrainingJob(category, source, seed, detector)
+        TrainingJob(category, source, seed, detector, fold)
         for category in categories
+        for fold in (range(1, num_folds + 1) if num_folds else (0,))
         for seed in range(config.seeds)
         for detector in detectors
         for source in (["none"] if detector == "bank" else sources)
@@ -187,7 +231,8 @@ def plan_comparison(
     of = "" if len(detectors) == 1 else f" of {', '.join(detectors)} (bank: none alone)"
     print(
         f"{len(jobs)} trainings{of}: {len(categories)} categories x {len(sources)} sources "
-        f"({', '.join(sources)}) x {config.seeds} seeds",
+        f"({', '.join(sources)}) x {config.seeds} seeds"
+        f"{f' x {num_folds} folds' if num_folds else ''}",
         flush=True,
     )
     print_notes(open_folder(config.real), categories)
@@ -203,12 +248,16 @@ def plan_comparison(
     real = open_folder(folders.root, split_file=folders.split_file)
     for name, path in synthetic.items():
         refuse_seen_tests(f"--synthetic {name}", job_of(open_folder(path)), real, categories)
-    checked = {category: check(folders, category, sources, base) for category in categories}
+    folds = _folds(config, folders, real, categories)
+    units = _units(folds or {0: folders}, categories)
+    checked = {job.unit: check(own, job.category, sources, base) for job, own in units}
     note = note_near_duplicates(checked)
     if note and config.new_pieces:
         left_out = frozenset(file for data in checked.values() for file in data.near_duplicates)
-        folders = dataclasses.replace(folders, left_out=left_out)
-        checked = {category: check(folders, category, sources, base) for category in categories}
+        folders, *_ = _without(left_out, [folders])
+        folds = dict(zip(folds, _without(left_out, [*folds.values()]), strict=True))
+        units = _units(folds or {0: folders}, categories)
+        checked = {job.unit: check(own, job.category, sources, base) for job, own in units}
         note = f" {len(left_out)} test images that show a trained piece again are left out."
         print(f"Left out: these, {len(left_out)} in all", flush=True)
     elif config.new_pieces:
@@ -217,8 +266,43 @@ def plan_comparison(
             "piece, or none can be compared (under 64 px, or where all pieces look alike)",
             flush=True,
         )
-    digests = {category: data.digests for category, data in checked.items()}
-    return Plan(config, budget, folders, jobs, digests, note)
+    digests = {unit: data.digests for unit, data in checked.items()}
+    return Plan(config, budget, folders, jobs, digests, note, folds)
+
+
+def _folds(
+    config: ComparisonConfig, folders: Folders, real: MvtecFolder, categories: Sequence[str]
+) -> dict[int, Folders]:
+    """Where images of each fold are, without the test images; empty without folds."""
+    if config.cross_validate is None:
+        if config.groups is not None:
+            raise UserError("--groups: says what folds hold out; give --cross-validate N")
+        return {}
+    tested = [real.normals(category, "test") for category in categories]
+    tested += [
+        tuple(row.image for row in real.labelled("test", category)) for category in categories
+    ]
+    left_out = frozenset(path for paths in tested for path in paths)
+    splits = folds_of(real, categories, config.cross_validate, config.groups)
+    return {
+        number: dataclasses.replace(folders, left_out=left_out, fold=split)
+        for number, split in enumerate(splits, start=1)
+    }
+
+
+def _units(
+    folds: Mapping[int, Folders], categories: Sequence[str]
+) -> list[tuple[TrainingJob, Folders]]:
+    """A training of each category and fold, to name what it is tested on."""
+    return [
+        (TrainingJob(category, "none", 0, fold=fold), own)
+        for fold, own in folds.items()
+        for category in categories
+    ]
+
+
+def _without(left_out: frozenset[Path], parts: Sequence[Folders]) -> list[Folders]:
+    return [dataclasses.replace(own, left_out=own.left_out | left_out) for own in parts]
 
 
 def note_near_duplicates(checked: Mapping[str, CheckedData]) -> str:

@@ -1,5 +1,6 @@
 """The images of one category, for testing and for training."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from PIL import Image
 
 from acontrol.data import builtin
 from acontrol.data.mvtec import LabelledImage, MvtecFolder, open_folder
+from acontrol.data.split import Split
 from acontrol.errors import UserError, nearest
 from acontrol.evaluation.budget import Drawing
 from acontrol.evaluation.images import ImageSet, load
@@ -42,6 +44,7 @@ class Folders:
         pairs: Most synthetic pairs of a defect.
         left_out: Real images to leave out of the test set.
         split_file: Which real images train; by default the first third.
+        fold: Which of these train in a fold of a cross-validation, and which it tests on.
     """
 
     root: Path
@@ -50,6 +53,7 @@ class Folders:
     pairs: int
     left_out: frozenset[Path] = frozenset()
     split_file: Path | None = None
+    fold: Split | None = None
 
 
 class CategoryDataset:
@@ -63,6 +67,8 @@ class CategoryDataset:
         """
         self.folders, self.category = folders, category
         self.real = open_folder(folders.root, split_file=folders.split_file)
+        if folders.fold is not None:
+            self.real = dataclasses.replace(self.real, split=folders.fold)
         self._parts: dict[str, ImageSet] = {}
 
     def part(self, name: str) -> ImageSet:

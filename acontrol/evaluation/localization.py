@@ -68,6 +68,7 @@ class Localization:
         data: Digests of the images by category and source, from `dataset.check`.
         masks: Makes Perlin's blobs, boolean (height, width).
         budgets: Budgets of detectors that have one of their own.
+        folds: Where images of each fold of a cross-validation are.
     """
 
     folders: Folders
@@ -76,6 +77,7 @@ class Localization:
     data: Mapping[str, Mapping[str, str]]
     masks: MaskMaker
     budgets: Mapping[DetectorName, DetectorBudget] = field(default_factory=dict)
+    folds: Mapping[int, Folders] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -93,7 +95,8 @@ class Localization:
 
     def run(self, job: TrainingJob, out: Path) -> TrainingJob:
         """Train a detector, test it, and save the result."""
-        dataset = cached_dataset(self.folders, job.category, self.data[job.category])
+        folders = self.folds.get(job.fold, self.folders)
+        dataset = cached_dataset(folders, job.category, self.data[job.unit])
         budget = self.budget_of(job)
         if budget.tile is not None:
             return self._run_tiles(job, out, dataset, budget)
@@ -118,7 +121,7 @@ class Localization:
             maps = {epoch: maps[epoch] for epoch in best}
         metrics: dict[str, Any] = self.metadata(job) | {"losses": losses}
         arrays: dict[str, Any] = {"shown": np.array(shown(test))}
-        weights = resample_weights(test.anomalous, job.category)
+        weights = resample_weights(test.anomalous, job.unit)
         for protocol, scores in history.items():
             epoch = chosen_epoch(scores, protocol)
             own = maps[epoch]
@@ -128,7 +131,7 @@ class Localization:
                 truth = truths[protocol].subset(images)
                 values = metrics[protocol].setdefault(summary.BY_DEFECT, {})
                 values[defect] = score(own[images], truth)
-                drawn = resample_weights(truth.images, f"{job.category}/{defect}")
+                drawn = resample_weights(truth.images, f"{job.unit}/{defect}")
                 drawn = resampled(own[images], truth, drawn)
                 arrays[f"{protocol}_resamples_{defect}"] = drawn
             (counts,) = count(own.numpy(), truths[protocol].pixels)
@@ -167,7 +170,7 @@ class Localization:
                 maps[index] = resized(logits.sigmoid(), budget.size)
         images = range(len(test))
         scores: dict[str, Any] = {"epoch": budget.epochs, **tally.score(images)}
-        weights = resample_weights(test.anomalous, job.category)
+        weights = resample_weights(test.anomalous, job.unit)
         arrays: dict[str, Any] = {
             "shown": np.array(pictures),
             "strict_resamples": tally.resampled(images, weights),
@@ -176,7 +179,7 @@ class Localization:
         }
         for defect, own in by_defect(test.defects).items():
             scores.setdefault(summary.BY_DEFECT, {})[defect] = tally.score(own)
-            weights = resample_weights(test.anomalous[own], f"{job.category}/{defect}")
+            weights = resample_weights(test.anomalous[own], f"{job.unit}/{defect}")
             arrays[f"strict_resamples_{defect}"] = tally.resampled(own, weights)
         losses = [loss for _, loss in epochs]
         save(job.file(out), self.metadata(job) | {"losses": losses, "strict": scores}, arrays)
@@ -239,7 +242,10 @@ def run_localization(config: LocalizationConfig) -> None:
     """
     categories = chosen_categories(open_folder(config.real.resolve()), config.category)
     detectors = detector_names(config.detector)
-    cautions = caveats.of_budget(config.budget)
+    cautions = [
+        *caveats.of_budget(config.budget),
+        *caveats.of_folds(config.cross_validate, config.synthetic),
+    ]
     caveats.print_caveats(cautions)
     budgets = detector_budgets(config.budget, detectors, _changes(config))
     plan = plan_comparison(
@@ -248,7 +254,7 @@ def run_localization(config: LocalizationConfig) -> None:
     for name in detectors[1:]:
         print(f"Budget of {name}: {budgets[name].describe()}")
     protocols = _protocols(config)
-    test = CategoryDataset(plan.folders, categories[0]).part("test")
+    test = CategoryDataset(plan.folds.get(1, plan.folders), categories[0]).part("test")
     announce(
         plan.jobs,
         plan.out,
@@ -257,8 +263,9 @@ def run_localization(config: LocalizationConfig) -> None:
     )
     if plan.out is None:
         return
+    plan.open_test("localization")
     experiment = Localization(
-        plan.folders, plan.budget, protocols, plan.data, perlin_blobs, budgets
+        plan.folders, plan.budget, protocols, plan.data, perlin_blobs, budgets, plan.folds
     )
     with results_in(plan.out, "localization", config.tracking, plan.data_input()) as tracker:
         train_all(plan.jobs, experiment, plan.out, config.num_workers)
@@ -354,9 +361,10 @@ def _report(
         first = {
             job.source if job.detector == "unet" else f"{job.detector} {job.source}": job
             for job in jobs
-            if job.category == category and job.seed == jobs[0].seed
+            if (job.category, job.seed, job.fold) == (category, jobs[0].seed, jobs[0].fold)
         }
-        test = CategoryDataset(experiment.folders, category).part("test")
+        folders = experiment.folds.get(jobs[0].fold, experiment.folders)
+        test = CategoryDataset(folders, category).part("test")
         file = out / f"maps-{category}.png"
         figures.map_sheet(test, first, out, experiment.protocols[-1]).save(file)
         report.add_picture(f"{category}: anomaly maps of the first seed", file)

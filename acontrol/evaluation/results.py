@@ -34,16 +34,25 @@ class TrainingJob:
             synthetic folder.
         seed: Seed of weights and samples.
         detector: Which detector; classifiers have the default.
+        fold: Which fold of a cross-validation is tested on, from 1; 0 is the test part.
     """
 
     category: str
     source: str
     seed: int
     detector: DetectorName = "unet"
+    fold: int = 0
+
+    @property
+    def unit(self) -> str:
+        """What it is tested on: the category's test part, or a fold of its training part."""
+        return f"{self.category}/fold-{self.fold}" if self.fold else self.category
 
     def file(self, out: Path) -> Path:
         """File of its metrics."""
         name = f"seed-{self.seed}.json"
+        if self.fold:
+            name = f"fold-{self.fold}-{name}"
         if self.detector != "unet":
             name = f"{self.detector}-{name}"
         return out / "trainings" / self.category / self.source / name
@@ -70,7 +79,7 @@ class TrainingJob:
             **{f.name: own[f.name] for f in fields if own[f.name] != f.default},
             "budget": budget.model_dump(exclude_defaults=True),
             **more,
-            "data": data[self.category][self.source],
+            "data": data[self.unit][self.source],
         }
 
 

@@ -69,6 +69,17 @@ class ComparisonConfig(Settings):
     num_workers: int | None = Field(
         None, ge=1, description="Trainings at a time; by default as many as the cluster fits."
     )
+    cross_validate: int | None = Field(
+        None,
+        ge=2,
+        description="Test on so many folds of the training images instead of the test images, "
+        "which stay closed: for choices. Photographs of one piece are held out together.",
+    )
+    groups: Path | None = Field(
+        None,
+        description="CSV of IMAGE,GROUP, images as a split file names them: what "
+        "--cross-validate holds out together, where textures cannot tell pieces apart.",
+    )
     new_pieces: bool = Field(
         False,
         description="Leave out test images that look like another photograph of a training "

@@ -71,9 +71,9 @@ def summarise(
                 saved = job.metrics(out)[part]
                 saved = saved if defect is None else saved[BY_DEFECT][defect]
                 values = np.array([saved[name] for name in metrics])
-                exact.setdefault(job.category, []).append(values)
+                exact.setdefault(job.unit, []).append(values)
                 array = job.array(out, f"{part}_resamples{of_defect}")
-                resamples.setdefault(job.category, []).append(array)
+                resamples.setdefault(job.unit, []).append(array)
         table = np.array(list(exact.values()))  # (category, seed, metric)
         rows[source] = Row(
             nan_mean(table, axis=(0, 1)),
