@@ -103,13 +103,29 @@ def mean_over_trainings(categories: Sequence[Sequence[FloatArray]]) -> FloatArra
     Args:
         categories: Values (..., resample) for each category and seed.
     """
+    return mean_over_adapters([[trainings] for trainings in categories])
+
+
+def mean_over_adapters(categories: Sequence[Sequence[Sequence[FloatArray]]]) -> FloatArray:
+    """The same with the adapters that drew a source's images resampled as well.
+
+    Every drawn adapter has the same draws of seeds.
+
+    Args:
+        categories: Values (..., resample) for each category, adapter and seed.
+    """
     rng = np.random.default_rng(derive_seed("bootstrap-seeds", 0))
+    choice = np.random.default_rng(derive_seed("bootstrap-adapters", 0))
     means = []
-    for trainings in categories:
-        stacked = np.stack(trainings)
-        drawn = rng.integers(0, len(trainings), (len(trainings), stacked.shape[-1]))
-        index = drawn.reshape(len(trainings), *(1,) * (stacked.ndim - 2), -1)
-        means.append(nan_mean(np.take_along_axis(stacked, index, axis=0), axis=0))
+    for adapters in categories:
+        stacked = np.stack([np.stack(trainings) for trainings in adapters])
+        for axis, generator in ((1, rng), (0, choice)):
+            number = stacked.shape[axis]
+            drawn = generator.integers(0, number, (number, stacked.shape[-1]))
+            shape = [1] * stacked.ndim
+            shape[axis], shape[-1] = drawn.shape
+            stacked = np.take_along_axis(stacked, drawn.reshape(shape), axis=axis)
+        means.append(nan_mean(stacked, axis=(0, 1)))
     return nan_mean(np.array(means), axis=0)
 
 

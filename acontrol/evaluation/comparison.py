@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,16 @@ from acontrol.data.split import in_words, read_split
 from acontrol.errors import UserError, nearest
 from acontrol.evaluation import openings
 from acontrol.evaluation.budget import DetectorName, Reading
-from acontrol.evaluation.dataset import CONTROLS, CheckedData, Folders, check
+from acontrol.evaluation.dataset import CLEAN, CONTROLS, CheckedData, Folders, check
 from acontrol.evaluation.folds import folds_of
 from acontrol.evaluation.leaks import job_of, refuse_seen_tests
-from acontrol.evaluation.results import Experiment, TrainingJob, is_done
+from acontrol.evaluation.results import (
+    Experiment,
+    TrainingJob,
+    is_done,
+    method_of,
+    of_adapter,
+)
 from acontrol.evaluation.settings import ComparisonConfig
 from acontrol.networks.load import quieten
 from acontrol.progress import progress, waiting
@@ -38,6 +45,8 @@ ASKS_FROM_S = 3600  # A command that takes longer asks first.
 def named_folders(options: Sequence[str]) -> dict[str, Path]:
     """Folders by name, from NAME=DIR, or DIR with the folder's own name.
 
+    NAME=DIR1,DIR2 are sets of one method from different adapters: NAME and NAME@2.
+
     Raises:
         UserError: If a folder does not exist, or a name is reserved or used twice.
     """
@@ -46,14 +55,16 @@ def named_folders(options: Sequence[str]) -> dict[str, Path]:
         name, divided, rest = text.partition("=")
         if divided and not rest:
             raise UserError(f"--synthetic {text}: names no folder; write {name}=DIR")
-        path = Path(rest if divided else text).expanduser().resolve()
-        name = name if divided else path.name
+        whole = Path(rest if divided else text).expanduser()
+        several = divided and "," in rest and not whole.exists()
+        paths = [Path(part).expanduser() for part in rest.split(",")] if several else [whole]
+        name = name if divided else whole.resolve().name
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
             raise UserError(
                 f"--synthetic {text}: {name!r} is not a name of letters, digits, _ . and -; "
                 "name it, NAME=DIR"
             )
-        if name in CONTROLS:
+        if name in CONTROLS or name in CLEAN:
             raise UserError(
                 f"--synthetic {text}: {name} is a source of its own; choose another name"
             )
@@ -61,8 +72,9 @@ def named_folders(options: Sequence[str]) -> dict[str, Path]:
             raise UserError(
                 f"--synthetic {text}: two sources are named {name}; name them apart, NAME=DIR"
             )
-        open_folder(path)
-        folders[name] = path
+        for number, path in enumerate(paths, start=1):
+            open_folder(path)
+            folders[of_adapter(name, number)] = path.resolve()
     return folders
 
 
@@ -71,14 +83,21 @@ def source_names(
 ) -> list[str]:
     """Comma-separated names, by default all: each synthetic folder alone and with "real".
 
+    A source stands for one of each adapter.
+
     Raises:
         UserError: If a name is unknown or given twice.
     """
+    methods = [*dict.fromkeys(method_of(name) for name in synthetic)]
+    clean = [name for name in CLEAN if name in methods]
+    own = [name for name in methods if name not in clean]
     if option is None:
-        mixtures = [source for name in synthetic for source in (name, f"real+{name}")]
-        return [*controls, *mixtures]
+        mixtures = [source for name in own for source in (name, f"real+{name}")]
+        if clean:
+            mixtures += ["clean-as-defect", *(f"{name}+clean-as-normal" for name in own)]
+        return _each_adapter([*controls, *mixtures], synthetic)
     names = [name.strip() for name in option.split(",")]
-    parts = [*controls, *synthetic]
+    parts = [*controls, *methods]
     for name in names:
         for part in name.split("+"):
             if part not in parts or (part == "none" and name != "none"):
@@ -88,7 +107,26 @@ def source_names(
                 )
         if names.count(name) > 1:
             raise UserError(f"--sources: {name} is named twice")
-    return names
+    return _each_adapter(names, synthetic)
+
+
+def _each_adapter(sources: Sequence[str], synthetic: Sequence[str]) -> list[str]:
+    """Each source once for every adapter of its folders, those of the first as named."""
+    found = []
+    for source in sources:
+        parts = source.split("+")
+        adapters = max(
+            sum(method_of(name) == part for name in synthetic) or 1 for part in parts
+        )
+        for number in range(1, adapters + 1):
+            own = [of_adapter(part, number) for part in parts]
+            found.append(
+                "+".join(
+                    name if name in synthetic else part
+                    for name, part in zip(own, parts, strict=True)
+                )
+            )
+    return found
 
 
 def chosen_categories(folder: MvtecFolder, names: Sequence[str]) -> tuple[str, ...]:
@@ -137,7 +175,7 @@ class Plan(Generic[Budget]):
         return (
             f"Budget {budget_name}: {(budget or self.budget).describe()}{network}. Data "
             f"{self.folders.root.name}, categories: {categories}; seeds: {self.config.seeds}."
-            f"{self.split_note}{self._opened_note()}{self.note}"
+            f"{self._adapters_note()}{self.split_note}{self._opened_note()}{self.note}"
         )
 
     def open_test(self, command: str) -> None:
@@ -148,6 +186,14 @@ class Plan(Generic[Budget]):
         """
         if not self.folds:
             print(f"The test images have been opened {self._openings(command)}", flush=True)
+
+    def _adapters_note(self) -> str:
+        """A sentence on methods with several adapters."""
+        counts = Counter(map(method_of, self.folders.synthetic))
+        several = [f"{name} {number}" for name, number in counts.items() if number > 1]
+        if not several:
+            return ""
+        return f" Adapters, resampled like seeds: {', '.join(several)}."
 
     def _opened_note(self) -> str:
         """A sentence on the use of the test images."""
@@ -209,6 +255,9 @@ def plan_comparison(
         UserError: If a setting is wrong, an image is bad, or a test image is trained on.
     """
     synthetic = named_folders(config.synthetic)
+    if config.clean is not None:
+        open_folder(config.clean)
+        synthetic |= dict.fromkeys(CLEAN, config.clean.resolve())
     refuse_overlap(config.out, "--out", {"--real": config.real, **synthetic})
     if config.pairs is not None:
         budget = budget.model_copy(update={"pairs": config.pairs})

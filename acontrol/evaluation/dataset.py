@@ -29,6 +29,8 @@ from acontrol.evaluation.sources import (
 from acontrol.evaluation.tiles import WholeImages
 
 CONTROLS = ("none", "real", "perlin", "cutpaste")  # Sources that need no generator.
+# Images that were inpainted without a defect: labelled by their masks, or as normal.
+CLEAN = ("clean-as-defect", "clean-as-normal")
 DETECTOR = ("test", "normals")  # What detectors of all sources see.
 _TEXTURES = 12  # Of each built-in material, for Perlin's blobs.
 
@@ -146,11 +148,21 @@ class CategoryDataset:
         self, name: str, masks: MaskMaker, drawing: Drawing | None = None
     ) -> Source | None:
         """The source of the defective half of the training images."""
-        if name == "none":
-            return None
         drawing = drawing or Drawing()
-        parts = [self._source(part, masks, drawing) for part in name.split("+")]
+        parts = [
+            self._source(part, masks, drawing)
+            for part in name.split("+")
+            if part not in ("none", "clean-as-normal")
+        ]
+        if not parts:
+            return None
         return parts[0] if len(parts) == 1 else Mixed(parts, drawing.ratio)
+
+    def clean(self, source: str, drawing: Drawing) -> Images | None:
+        """Inpainted images that a source has half of the normal images be, if it does."""
+        if "clean-as-normal" not in source.split("+"):
+            return None
+        return self.images("clean-as-normal", drawing)
 
     def _source(self, name: str, masks: MaskMaker, drawing: Drawing) -> Source:
         if name == "perlin":

@@ -43,7 +43,7 @@ from acontrol.evaluation.protocol import (
     score,
 )
 from acontrol.evaluation.report import Report
-from acontrol.evaluation.results import TrainingJob, save
+from acontrol.evaluation.results import TrainingJob, method_of, save
 from acontrol.evaluation.settings import LocalizationConfig
 from acontrol.evaluation.sources import Images, MaskMaker
 from acontrol.evaluation.tally import Tally
@@ -108,7 +108,8 @@ class Localization:
         maps: dict[int, torch.Tensor] = {}
         losses = []
         normals = dataset.part("normals")
-        epochs = train_detector(budget, normals, source, job.seed, device, job.detector)
+        clean = dataset.clean(job.source, budget)
+        epochs = train_detector(budget, normals, source, job.seed, device, job.detector, clean)
         for epoch, (detector, loss) in enumerate(epochs, start=1):
             losses.append(loss)
             due = [name for name in truths if name == "paper" or epoch == budget.epochs]
@@ -156,6 +157,7 @@ class Localization:
                 job.seed,
                 device,
                 job.detector,
+                dataset.clean(job.source, budget),
             )
         ]
         detector, _ = epochs[-1]
@@ -361,7 +363,8 @@ def _report(
         first = {
             job.source if job.detector == "unet" else f"{job.detector} {job.source}": job
             for job in jobs
-            if (job.category, job.seed, job.fold) == (category, jobs[0].seed, jobs[0].fold)
+            if job.source == method_of(job.source)  # Of several adapters the first.
+            and (job.category, job.seed, job.fold) == (category, jobs[0].seed, jobs[0].fold)
         }
         folders = experiment.folds.get(jobs[0].fold, experiment.folders)
         test = CategoryDataset(folders, category).part("test")

@@ -9,6 +9,7 @@ A finished training is not repeated.
 
 import dataclasses
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,16 @@ from acontrol.runs import storage
 from acontrol.runs.guard import changes, refuse
 
 
+def method_of(source: str) -> str:
+    """A source without the numbers of its adapters: real+ours of real+ours@2."""
+    return re.sub(r"@\d+", "", source)
+
+
+def of_adapter(name: str, number: int) -> str:
+    """The name of a method's folder from one of its adapters, numbered from 1."""
+    return name if number == 1 else f"{name}@{number}"
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """One network to train.
@@ -31,7 +42,7 @@ class TrainingJob:
     Attributes:
         category: Product.
         source: "none", or parts joined by "+": "real", "perlin", "cutpaste" or the name of a
-            synthetic folder.
+            synthetic folder, with @2 for that of its second adapter.
         seed: Seed of weights and samples.
         detector: Which detector; classifiers have the default.
         fold: Which fold of a cross-validation is tested on, from 1; 0 is the test part.

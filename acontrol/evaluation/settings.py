@@ -52,7 +52,14 @@ class ComparisonConfig(Settings):
         description="Folder for results, needed without --dry-run; the same one continues.",
     )
     synthetic: tuple[str, ...] = Field(
-        (), description="Folders of generated pairs in the same layout: DIR or NAME=DIR."
+        (),
+        description="Folders of generated pairs in the same layout: DIR or NAME=DIR; "
+        "NAME=DIR1,DIR2 are of one method, from different adapters.",
+    )
+    clean: Path | None = Field(
+        None,
+        description="Folder of images that were inpainted without a defect, with masks: the "
+        "controls clean-as-defect and NAME+clean-as-normal.",
     )
     sources: str | None = Field(
         None,

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from acontrol.evaluation.bootstrap import interval, mean_over_trainings, nan_mean
+from acontrol.evaluation.bootstrap import interval, mean_over_adapters, nan_mean
 from acontrol.evaluation.budget import DetectorName
 from acontrol.evaluation.metrics import FloatArray
 from acontrol.evaluation.protocol import METRICS, Protocol
 from acontrol.evaluation.report import Table
-from acontrol.evaluation.results import TrainingJob
+from acontrol.evaluation.results import TrainingJob, method_of
 
 BASELINE = "real"  # The source that synthetic data has to beat.
 BY_DEFECT = "by_defect"  # In a result, the metrics of each defect's images and the good ones.
@@ -63,21 +63,22 @@ def summarise(
     """
     of_defect = "" if defect is None else f"_{defect}"
     rows = {}
-    for source in dict.fromkeys(job.source for job in jobs):
+    for source in dict.fromkeys(method_of(job.source) for job in jobs):
         exact: dict[str, list[FloatArray]] = {}
-        resamples: dict[str, list[FloatArray]] = {}
+        resamples: dict[str, dict[str, list[FloatArray]]] = {}
         for job in jobs:
-            if job.source == source:
+            if method_of(job.source) == source:
                 saved = job.metrics(out)[part]
                 saved = saved if defect is None else saved[BY_DEFECT][defect]
                 values = np.array([saved[name] for name in metrics])
                 exact.setdefault(job.unit, []).append(values)
                 array = job.array(out, f"{part}_resamples{of_defect}")
-                resamples.setdefault(job.unit, []).append(array)
+                adapters = resamples.setdefault(job.unit, {})
+                adapters.setdefault(job.source, []).append(array)
         table = np.array(list(exact.values()))  # (category, seed, metric)
         rows[source] = Row(
             nan_mean(table, axis=(0, 1)),
-            mean_over_trainings(list(resamples.values())),
+            mean_over_adapters([[*adapters.values()] for adapters in resamples.values()]),
             nan_mean(table, axis=0),
             {name: nan_mean(np.array(seeds), axis=0) for name, seeds in exact.items()},
         )

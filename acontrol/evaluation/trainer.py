@@ -84,10 +84,12 @@ def train_detector(
     seed: int,
     device: str,
     name: DetectorName = "unet",
+    clean: Images | None = None,
 ) -> Iterator[tuple[nn.Module, float]]:
     """Train a detector as `fit` does, on batches half normal and half from the source.
 
-    A memory bank takes normal images alone; its loss is the unit of its distances.
+    Half of the normal ones are ``clean``, if given, whatever their masks. A memory bank takes
+    normal images alone; its loss is the unit of its distances.
     """
     if isinstance(budget, BankBudget):
         number = min(len(normals), budget.images)
@@ -99,15 +101,28 @@ def train_detector(
         torch.manual_seed(derive_seed("detector", seed))
         detector = _detector(name, budget, normals, seed, device)
     objective = balanced_loss if name == "head" else focal_loss
-
-    def draw(index: int, rng: np.random.Generator) -> Sample:
-        chosen = normals if source is None or index % 2 == 0 else source
-        sample = chosen.sample(rng)
-        return augmented(sample, rng) if budget.augment else sample
-
+    draw = drawn_from(normals, source, clean, augment=budget.augment)
     yield from fit(
         detector, budget, draw, lambda images, masks: objective(detector(images), masks), seed
     )
+
+
+def drawn_from(
+    normals: Images, source: Source | None, clean: Images | None, *, augment: bool
+) -> Callable[[int, np.random.Generator], Sample]:
+    """What `fit` draws for a detector: normal images and the source's in turn."""
+
+    def draw(index: int, rng: np.random.Generator) -> Sample:
+        if source is not None and index % 2:
+            sample = source.sample(rng)
+        elif clean is not None and rng.random() < 0.5:
+            image, mask = clean.sample(rng)
+            sample = image, torch.zeros_like(mask)
+        else:
+            sample = normals.sample(rng)
+        return augmented(sample, rng) if augment else sample
+
+    return draw
 
 
 def _detector(
