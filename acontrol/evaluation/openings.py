@@ -43,6 +43,7 @@ def opened(file: Path, entry: dict[str, Any], data: str, *, new: bool) -> int:
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         lines.append({**line, "date": date})
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(f"{json.dumps(lines[-1])}\n")
         except OSError as error:

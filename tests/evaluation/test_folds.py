@@ -132,6 +132,7 @@ def test_a_run_on_test_images_is_counted_once(tmp_path: Path) -> None:
     entry = {"command": "localization"}
     assert openings.opened(file, entry, "other third", new=True) == 1
     assert openings.opened(file, entry, "real third", new=False) == 3
+    assert openings.opened(tmp_path / "new" / "lines.jsonl", entry, "real third", new=True) == 1
     file.write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         openings.opened(file, entry, "real third", new=False)
