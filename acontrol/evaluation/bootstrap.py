@@ -15,7 +15,7 @@ from torch import Tensor
 
 from acontrol.evaluation.detector import image_scores
 from acontrol.evaluation.metrics import COARSE_THRESHOLDS, Counts, FloatArray
-from acontrol.evaluation.protocol import METRICS, Truth, metrics_of
+from acontrol.evaluation.protocol import METRICS, Protocol, Truth, metrics_of
 from acontrol.seeding import derive_seed
 
 RESAMPLES = 1000
@@ -51,22 +51,47 @@ def resampled(
             np.bincount(own_bins, weights=weight.ravel(), minlength=len(edges) + 1)
             for own_bins, weight in zip(bins, values, strict=True)
         ]
-        return np.cumsum(weights @ np.stack(rows), axis=1)
+        return np.stack(rows)
 
-    falling = np.append(edges[::-1], -np.inf)
-    positives, negatives = binned(truth.pixels), binned(~truth.pixels)
+    return resampled_rows(
+        np.append(edges[::-1], -np.inf),
+        (binned(truth.pixels), binned(~truth.pixels), binned(truth.regions)),
+        image_scores(maps).numpy(),
+        truth.images,
+        weights,
+        truth.protocol,
+    )
+
+
+def resampled_rows(
+    falling: FloatArray,
+    histograms: tuple[FloatArray, FloatArray, FloatArray],
+    scores: npt.NDArray[np.floating],
+    defective: npt.NDArray[np.bool_],
+    weights: FloatArray,
+    protocol: Protocol,
+) -> FloatArray:
+    """All metrics of all resamples, (metric, resample), in the order of `METRICS`.
+
+    Args:
+        falling: Thresholds of the bins, (bins,).
+        histograms: Defective pixels, normal pixels and region weights, (image, bins) each.
+        scores: Scores of the images.
+        defective: Which images have a defect.
+        weights: How often each image is in each resample, (resample, image).
+        protocol: The protocol.
+    """
+    positives, negatives, regions = (np.cumsum(weights @ rows, axis=1) for rows in histograms)
     by_pixel = Counts(falling, positives, negatives)
-    by_region = Counts(falling, binned(truth.regions), negatives)
-    scores = image_scores(maps).numpy()
+    by_region = Counts(falling, regions, negatives)
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    defective = truth.images
     by_image = Counts(
         scores[order][last].astype(np.float64),
         np.cumsum((weights * defective)[:, order], axis=1)[:, last],
         np.cumsum((weights * ~defective)[:, order], axis=1)[:, last],
     )
-    values = metrics_of(by_pixel, by_region, by_image, truth.protocol)
+    values = metrics_of(by_pixel, by_region, by_image, protocol)
     return np.stack([values[name] for name in METRICS])
 
 
@@ -78,13 +103,29 @@ def mean_over_trainings(categories: Sequence[Sequence[FloatArray]]) -> FloatArra
     Args:
         categories: Values (..., resample) for each category and seed.
     """
+    return mean_over_adapters([[trainings] for trainings in categories])
+
+
+def mean_over_adapters(categories: Sequence[Sequence[Sequence[FloatArray]]]) -> FloatArray:
+    """The same with the adapters that drew a source's images resampled as well.
+
+    Every drawn adapter has the same draws of seeds.
+
+    Args:
+        categories: Values (..., resample) for each category, adapter and seed.
+    """
     rng = np.random.default_rng(derive_seed("bootstrap-seeds", 0))
+    choice = np.random.default_rng(derive_seed("bootstrap-adapters", 0))
     means = []
-    for trainings in categories:
-        stacked = np.stack(trainings)
-        drawn = rng.integers(0, len(trainings), (len(trainings), stacked.shape[-1]))
-        index = drawn.reshape(len(trainings), *(1,) * (stacked.ndim - 2), -1)
-        means.append(nan_mean(np.take_along_axis(stacked, index, axis=0), axis=0))
+    for adapters in categories:
+        stacked = np.stack([np.stack(trainings) for trainings in adapters])
+        for axis, generator in ((1, rng), (0, choice)):
+            number = stacked.shape[axis]
+            drawn = generator.integers(0, number, (number, stacked.shape[-1]))
+            shape = [1] * stacked.ndim
+            shape[axis], shape[-1] = drawn.shape
+            stacked = np.take_along_axis(stacked, drawn.reshape(shape), axis=axis)
+        means.append(nan_mean(stacked, axis=(0, 1)))
     return nan_mean(np.array(means), axis=0)
 
 

@@ -13,6 +13,16 @@ def of_budget(name: str) -> list[str]:
     return ["smallest budget: these figures check the chain and compare nothing"]
 
 
+def of_folds(number: int | None, synthetic: Sequence[str]) -> list[str]:
+    """What cross-validated figures of generated images cannot show."""
+    if number is None or not synthetic:
+        return []
+    return [
+        "cross-validated synthetic sources: a generator trained on the training images has "
+        "seen the defects that each fold holds out, so that its figures are too good"
+    ]
+
+
 def of_vision_tower(config: BaseConfig) -> list[str]:
     """What the figures of a base's vision tower cannot show.
 

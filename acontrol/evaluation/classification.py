@@ -1,7 +1,7 @@
 """Does synthetic data make a classifier of defects better? ResNet-34 on images of defects."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ class Labelled:
         """Draw an image and its label."""
         source = self.sources[int(rng.integers(len(self.sources)))]
         index = source.index(rng)
-        images = source.images
-        return images.images[index], torch.tensor(self.names.index(images.defects[index]))
+        image = source.images.at(index, rng)[0]
+        return image, torch.tensor(self.names.index(source.images.defects[index]))
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Classification:
         network: Folder of initial weights; random ones without.
         weights: Digest of the initial weights, or "random".
         data: Digests of the images by category and source, from `dataset.check`.
+        folds: Where images of each fold of a cross-validation are.
     """
 
     folders: Folders
@@ -79,6 +80,7 @@ class Classification:
     network: Path | None
     weights: str
     data: Mapping[str, Mapping[str, str]]
+    folds: Mapping[int, Folders] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -91,7 +93,8 @@ class Classification:
 
     def run(self, job: TrainingJob, out: Path) -> TrainingJob:
         """Train a classifier, test it, and save the result."""
-        dataset = cached_dataset(self.folders, job.category, self.data[job.category])
+        folders = self.folds.get(job.fold, self.folders)
+        dataset = cached_dataset(folders, job.category, self.data[job.unit])
         test = dataset.part(TESTED)
         names = sorted(set(test.defects))
         source = Labelled([dataset.part(part) for part in job.source.split("+")], names)
@@ -109,7 +112,7 @@ class Classification:
         losses = [loss for _, loss in epochs]
         labels = predict(classifier, test, lambda logits: logits.argmax(dim=1))
         table = confusion(labels, test, names)
-        weights = resample_weights(test.anomalous, job.category)
+        weights = resample_weights(test.anomalous, job.unit)
         metrics = self.metadata(job) | {
             "losses": losses,
             "names": names,
@@ -178,12 +181,15 @@ def run_classification(config: ClassificationConfig) -> None:
     cautions = [
         *caveats.of_budget(config.budget),
         *caveats.of_classifier(pretrained=network is not None),
+        *caveats.of_folds(config.cross_validate, config.synthetic),
     ]
     caveats.print_caveats(cautions)
     plan = plan_comparison(config, budget, CONTROLS, categories, [TESTED])
-    for category in categories:
-        names_of(CategoryDataset(plan.folders, category), [job.source for job in plan.jobs])
-    test = CategoryDataset(plan.folders, categories[0]).part(TESTED)
+    for folders in plan.folds.values() or [plan.folders]:
+        for category in categories:
+            names_of(CategoryDataset(folders, category), [job.source for job in plan.jobs])
+    first = plan.folds.get(1, plan.folders)
+    test = CategoryDataset(first, categories[0]).part(TESTED)
     announce(
         plan.jobs,
         plan.out,
@@ -192,7 +198,10 @@ def run_classification(config: ClassificationConfig) -> None:
     )
     if plan.out is None:
         return
-    experiment = Classification(plan.folders, plan.budget, network, weights, plan.data)
+    plan.open_test("classification")
+    experiment = Classification(
+        plan.folders, plan.budget, network, weights, plan.data, plan.folds
+    )
     start = f"weights {weights[:8]}" if network else "random weights"
     about = plan.about(config.budget, f"; {classifier.architecture} from {start}")
     with results_in(plan.out, "classification", config.tracking, plan.data_input()) as tracker:

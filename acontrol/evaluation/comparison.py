@@ -3,10 +3,11 @@
 import dataclasses
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import ray
 import torch
@@ -18,10 +19,18 @@ from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.split import in_words, read_split
 from acontrol.errors import UserError, nearest
-from acontrol.evaluation.budget import Schedule
-from acontrol.evaluation.dataset import CONTROLS, CheckedData, Folders, check
+from acontrol.evaluation import openings
+from acontrol.evaluation.budget import DetectorName, Reading
+from acontrol.evaluation.dataset import CLEAN, CONTROLS, CheckedData, Folders, check
+from acontrol.evaluation.folds import folds_of
 from acontrol.evaluation.leaks import job_of, refuse_seen_tests
-from acontrol.evaluation.results import Experiment, TrainingJob, is_done
+from acontrol.evaluation.results import (
+    Experiment,
+    TrainingJob,
+    is_done,
+    method_of,
+    of_adapter,
+)
 from acontrol.evaluation.settings import ComparisonConfig
 from acontrol.messages import counted, print_note
 from acontrol.networks.load import quieten
@@ -29,13 +38,15 @@ from acontrol.progress import progress, waiting
 from acontrol.runs.cluster import joined_cluster
 from acontrol.runs.inputs import DataInput
 
-Budget = TypeVar("Budget", bound=Schedule)
+Budget = TypeVar("Budget", bound=Reading)
 
 ASKS_FROM_S = 3600  # A command that takes longer asks first.
 
 
 def named_folders(options: Sequence[str]) -> dict[str, Path]:
     """Folders by name, from NAME=DIR, or DIR with the folder's own name.
+
+    NAME=DIR1,DIR2 are sets of one method from different adapters: NAME and NAME@2.
 
     Raises:
         UserError: If a folder does not exist, or a name is reserved or used twice.
@@ -45,14 +56,16 @@ def named_folders(options: Sequence[str]) -> dict[str, Path]:
         name, divided, rest = text.partition("=")
         if divided and not rest:
             raise UserError(f"--synthetic {text}: names no folder; write {name}=DIR")
-        path = Path(rest if divided else text).expanduser().resolve()
-        name = name if divided else path.name
+        whole = Path(rest if divided else text).expanduser()
+        several = divided and "," in rest and not whole.exists()
+        paths = [Path(part).expanduser() for part in rest.split(",")] if several else [whole]
+        name = name if divided else whole.resolve().name
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
             raise UserError(
                 f"--synthetic {text}: {name!r} is not a name of letters, digits, _ . and -; "
                 "name it, NAME=DIR"
             )
-        if name in CONTROLS:
+        if name in CONTROLS or name in CLEAN:
             raise UserError(
                 f"--synthetic {text}: {name} is a source of its own; choose another name"
             )
@@ -60,8 +73,9 @@ def named_folders(options: Sequence[str]) -> dict[str, Path]:
             raise UserError(
                 f"--synthetic {text}: two sources are named {name}; name them apart, NAME=DIR"
             )
-        open_folder(path)
-        folders[name] = path
+        for number, path in enumerate(paths, start=1):
+            open_folder(path)
+            folders[of_adapter(name, number)] = path.resolve()
     return folders
 
 
@@ -70,14 +84,21 @@ def source_names(
 ) -> list[str]:
     """Comma-separated names, by default all: each synthetic folder alone and with "real".
 
+    A source stands for one of each adapter.
+
     Raises:
         UserError: If a name is unknown or given twice.
     """
+    methods = [*dict.fromkeys(method_of(name) for name in synthetic)]
+    clean = [name for name in CLEAN if name in methods]
+    own = [name for name in methods if name not in clean]
     if option is None:
-        mixtures = [source for name in synthetic for source in (name, f"real+{name}")]
-        return [*controls, *mixtures]
+        mixtures = [source for name in own for source in (name, f"real+{name}")]
+        if clean:
+            mixtures += ["clean-as-defect", *(f"{name}+clean-as-normal" for name in own)]
+        return _each_adapter([*controls, *mixtures], synthetic)
     names = [name.strip() for name in option.split(",")]
-    parts = [*controls, *synthetic]
+    parts = [*controls, *methods]
     for name in names:
         for part in name.split("+"):
             if part not in parts or (part == "none" and name != "none"):
@@ -87,7 +108,26 @@ def source_names(
                 )
         if names.count(name) > 1:
             raise UserError(f"--sources: {name} is named twice")
-    return names
+    return _each_adapter(names, synthetic)
+
+
+def _each_adapter(sources: Sequence[str], synthetic: Sequence[str]) -> list[str]:
+    """Each source once for every adapter of its folders, those of the first as named."""
+    found = []
+    for source in sources:
+        parts = source.split("+")
+        adapters = max(
+            sum(method_of(name) == part for name in synthetic) or 1 for part in parts
+        )
+        for number in range(1, adapters + 1):
+            own = [of_adapter(part, number) for part in parts]
+            found.append(
+                "+".join(
+                    name if name in synthetic else part
+                    for name, part in zip(own, parts, strict=True)
+                )
+            )
+    return found
 
 
 def chosen_categories(folder: MvtecFolder, names: Sequence[str]) -> tuple[str, ...]:
@@ -112,8 +152,9 @@ class Plan(Generic[Budget]):
         budget: Budget of a training, with --pairs.
         folders: Where images are, without those that --new-pieces leaves out.
         jobs: All trainings.
-        data: Digests of the images by category and source.
+        data: Digests of the images by what a training is tested on and source.
         note: Sentences on near duplicates in the test images.
+        folds: Where images of each fold of a cross-validation are, from 1.
     """
 
     config: ComparisonConfig
@@ -122,26 +163,73 @@ class Plan(Generic[Budget]):
     jobs: tuple[TrainingJob, ...]
     data: Mapping[str, Mapping[str, str]]
     note: str
+    folds: Mapping[int, Folders]
 
     @property
     def out(self) -> Path | None:
         """Folder for results; None for a dry run."""
         return None if self.config.dry_run else self.config.out and self.config.out.resolve()
 
-    def about(self, budget_name: str, network: str = "") -> str:
-        """What a report's readers must know of budget and data."""
+    def about(self, budget_name: str, network: str = "", budget: Reading | None = None) -> str:
+        """What a report's readers must know of budget, by default the plan's, and data."""
         categories = ", ".join(dict.fromkeys(job.category for job in self.jobs))
         return (
-            f"Budget {budget_name}: {self.budget.describe()}{network}. Data "
+            f"Budget {budget_name}: {(budget or self.budget).describe()}{network}. Data "
             f"{self.folders.root.name}, categories: {categories}; seeds: {self.config.seeds}."
-            f"{self.split_note}{self.note}"
+            f"{self._adapters_note()}{self.split_note}{self._opened_note()}{self.note}"
         )
+
+    def open_test(self, command: str) -> None:
+        """Record that the test images are opened, if a training is missing.
+
+        Raises:
+            UserError: If the record cannot be written.
+        """
+        if not self.folds:
+            print(f"The test images have been opened {self._openings(command)}", flush=True)
+
+    def _adapters_note(self) -> str:
+        """A sentence on methods with several adapters."""
+        counts = Counter(map(method_of, self.folders.synthetic))
+        several = [f"{name} {number}" for name, number in counts.items() if number > 1]
+        if not several:
+            return ""
+        return f" Adapters, resampled like seeds: {', '.join(several)}."
+
+    def _opened_note(self) -> str:
+        """A sentence on the use of the test images."""
+        if self.folds:
+            return (
+                f" Cross-validated: {len(self.folds)} folds of whole pieces within the "
+                "training part; no test image was read."
+            )
+        return f" The test images have been opened {self._openings()}."
+
+    def _openings(self, command: str | None = None) -> str:
+        """How often the test images have been opened; a command's name records it."""
+        assert self.out is not None
+        digest = open_folder(self.folders.root, split_file=self.folders.split_file)
+        trained_on = digest.trained_on("train")
+        file = openings.file_of(self.folders.split_file, self.out)
+        entry = {
+            "command": command,
+            "out": str(self.out),
+            "categories": [*dict.fromkeys(job.category for job in self.jobs)],
+            "detectors": [*dict.fromkeys(job.detector for job in self.jobs)],
+            "sources": [*dict.fromkeys(job.source for job in self.jobs)],
+            "budget": self.budget.model_dump(exclude_defaults=True),
+        }
+        missing = any(not job.file(self.out).is_file() for job in self.jobs)
+        data = f"{self.folders.root.name} {trained_on.split_digest}"
+        count = openings.opened(file, entry, data, new=command is not None and missing)
+        return f"{count} time{'' if count == 1 else 's'} ({file})"
 
     def data_input(self) -> DataInput:
         """The real test data, for MLflow."""
         real = open_folder(self.folders.root, split_file=self.folders.split_file)
         categories = dict.fromkeys(job.category for job in self.jobs)
-        return DataInput.of_folder(real, "test", "evaluation", [*categories])
+        part: Literal["train", "test"] = "train" if self.folds else "test"
+        return DataInput.of_folder(real, part, "evaluation", [*categories])
 
     @property
     def split_note(self) -> str:
@@ -157,34 +245,45 @@ def plan_comparison(
     controls: Sequence[str],
     categories: Sequence[str],
     base: Sequence[str],
+    detectors: Sequence[DetectorName] = ("unet",),
 ) -> Plan[Budget]:
     """Plan and print all trainings, and check their images.
 
     ``controls`` are the sources that need no generator, ``base`` the parts of the data that all
-    trainings see, the test images first.
+    trainings see, the test images first. A memory bank has one source, `none`.
 
     Raises:
         UserError: If a setting is wrong, an image is bad, or a test image is trained on.
     """
     synthetic = named_folders(config.synthetic)
+    if config.clean is not None:
+        open_folder(config.clean)
+        synthetic |= dict.fromkeys(CLEAN, config.clean.resolve())
     refuse_overlap(config.out, "--out", {"--real": config.real, **synthetic})
     if config.pairs is not None:
         budget = budget.model_copy(update={"pairs": config.pairs})
     sources = source_names(config.sources, controls, list(synthetic))
     if config.out is None and not config.dry_run:
         raise UserError("--out DIR is needed: where results go")
+    if detectors == ["bank"]:
+        sources = ["none"]
+    num_folds = config.cross_validate or 0
     jobs = tuple(
-        TrainingJob(category, source, seed)
+        TrainingJob(category, source, seed, detector, fold)
         for category in categories
+        for fold in (range(1, num_folds + 1) if num_folds else (0,))
         for seed in range(config.seeds)
-        for source in sources
+        for detector in detectors
+        for source in (["none"] if detector == "bank" else sources)
     )
+    sources = [*dict.fromkeys(job.source for job in jobs)]
     print(f"Budget: {budget.describe()}")
+    of = "" if len(detectors) == 1 else f" of {', '.join(detectors)} (bank: none alone)"
     print(
-        f"{counted(len(jobs), 'training')}: "
+        f"{counted(len(jobs), 'training')}{of}: "
         f"{counted(len(categories), 'category', 'categories')} x "
         f"{counted(len(sources), 'source')} ({', '.join(sources)}) x "
-        f"{counted(config.seeds, 'seed')}",
+        f"{counted(config.seeds, 'seed')}{f' x {num_folds} folds' if num_folds else ''}",
         flush=True,
     )
     print_notes(open_folder(config.real), categories)
@@ -200,12 +299,16 @@ def plan_comparison(
     real = open_folder(folders.root, split_file=folders.split_file)
     for name, path in synthetic.items():
         refuse_seen_tests(f"--synthetic {name}", job_of(open_folder(path)), real, categories)
-    checked = {category: check(folders, category, sources, base) for category in categories}
+    folds = _folds(config, folders, real, categories)
+    units = _units(folds or {0: folders}, categories)
+    checked = {job.unit: check(own, job.category, sources, base) for job, own in units}
     note = note_near_duplicates(checked)
     if note and config.new_pieces:
         left_out = frozenset(file for data in checked.values() for file in data.near_duplicates)
-        folders = dataclasses.replace(folders, left_out=left_out)
-        checked = {category: check(folders, category, sources, base) for category in categories}
+        folders, *_ = _without(left_out, [folders])
+        folds = dict(zip(folds, _without(left_out, [*folds.values()]), strict=True))
+        units = _units(folds or {0: folders}, categories)
+        checked = {job.unit: check(own, job.category, sources, base) for job, own in units}
         shown = counted(
             len(left_out),
             "test image that shows a trained piece again is",
@@ -219,8 +322,43 @@ def plan_comparison(
             "piece, or none can be compared (under 64 px, or where all pieces look alike)",
             flush=True,
         )
-    digests = {category: data.digests for category, data in checked.items()}
-    return Plan(config, budget, folders, jobs, digests, note)
+    digests = {unit: data.digests for unit, data in checked.items()}
+    return Plan(config, budget, folders, jobs, digests, note, folds)
+
+
+def _folds(
+    config: ComparisonConfig, folders: Folders, real: MvtecFolder, categories: Sequence[str]
+) -> dict[int, Folders]:
+    """Where images of each fold are, without the test images; empty without folds."""
+    if config.cross_validate is None:
+        if config.groups is not None:
+            raise UserError("--groups: says what folds hold out; give --cross-validate N")
+        return {}
+    tested = [real.normals(category, "test") for category in categories]
+    tested += [
+        tuple(row.image for row in real.labelled("test", category)) for category in categories
+    ]
+    left_out = frozenset(path for paths in tested for path in paths)
+    splits = folds_of(real, categories, config.cross_validate, config.groups)
+    return {
+        number: dataclasses.replace(folders, left_out=left_out, fold=split)
+        for number, split in enumerate(splits, start=1)
+    }
+
+
+def _units(
+    folds: Mapping[int, Folders], categories: Sequence[str]
+) -> list[tuple[TrainingJob, Folders]]:
+    """A training of each category and fold, to name what it is tested on."""
+    return [
+        (TrainingJob(category, "none", 0, fold=fold), own)
+        for fold, own in folds.items()
+        for category in categories
+    ]
+
+
+def _without(left_out: frozenset[Path], parts: Sequence[Folders]) -> list[Folders]:
+    return [dataclasses.replace(own, left_out=own.left_out | left_out) for own in parts]
 
 
 def note_near_duplicates(checked: Mapping[str, CheckedData]) -> str:

@@ -1,5 +1,6 @@
 """The images of one category, for testing and for training."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -9,21 +10,27 @@ from pathlib import Path
 from PIL import Image
 
 from acontrol.data import builtin
-from acontrol.data.mvtec import MvtecFolder, open_folder
+from acontrol.data.mvtec import LabelledImage, MvtecFolder, open_folder
+from acontrol.data.split import Split
 from acontrol.errors import UserError, nearest
+from acontrol.evaluation.budget import Drawing
 from acontrol.evaluation.images import ImageSet, load
 from acontrol.evaluation.leaks import refuse_leaks
 from acontrol.evaluation.near_duplicates import other_photographs
 from acontrol.evaluation.sources import (
     CutPaste,
+    Images,
     MaskMaker,
     Mixed,
     Paired,
     PerlinTexture,
     Source,
 )
+from acontrol.evaluation.tiles import WholeImages
 
 CONTROLS = ("none", "real", "perlin", "cutpaste")  # Sources that need no generator.
+# Images that were inpainted without a defect: labelled by their masks, or as normal.
+CLEAN = ("clean-as-defect", "clean-as-normal")
 DETECTOR = ("test", "normals")  # What detectors of all sources see.
 _TEXTURES = 12  # Of each built-in material, for Perlin's blobs.
 
@@ -39,6 +46,7 @@ class Folders:
         pairs: Most synthetic pairs of a defect.
         left_out: Real images to leave out of the test set.
         split_file: Which real images train; by default the first third.
+        fold: Which of these train in a fold of a cross-validation, and which it tests on.
     """
 
     root: Path
@@ -47,6 +55,7 @@ class Folders:
     pairs: int
     left_out: frozenset[Path] = frozenset()
     split_file: Path | None = None
+    fold: Split | None = None
 
 
 class CategoryDataset:
@@ -60,6 +69,8 @@ class CategoryDataset:
         """
         self.folders, self.category = folders, category
         self.real = open_folder(folders.root, split_file=folders.split_file)
+        if folders.fold is not None:
+            self.real = dataclasses.replace(self.real, split=folders.fold)
         self._parts: dict[str, ImageSet] = {}
 
     def part(self, name: str) -> ImageSet:
@@ -76,17 +87,27 @@ class CategoryDataset:
             self._parts[name] = self._load(name)
         return self._parts[name]
 
+    def images(self, name: str, drawing: Drawing) -> Images:
+        """The images of a part as a detector sees them, at one size or whole."""
+        if drawing.tile is None:
+            return self.part(name)
+        return WholeImages(*self._rows(name), drawing.tile, drawing.tile_scale)
+
     def _load(self, name: str) -> ImageSet:
-        size, category = self.folders.size, self.category
+        return load(*self._rows(name), self.folders.size)
+
+    def _rows(self, name: str) -> tuple[Sequence[Path], Sequence[LabelledImage]]:
+        """The normal images of a part, and its images of defects."""
+        category = self.category
         if name == "normals":
             normals = self.real.normals(category)
             if not normals:
                 raise self._error("has no images in train/good; put good images there")
-            return load(normals, (), size)
+            return normals, ()
         if name == "real":
-            return load((), self.real.labelled("train", category), size)
+            return (), self.real.labelled("train", category)
         if name in ("test", "defects"):
-            return self._load_test(with_good=name == "test")
+            return self._test_rows(with_good=name == "test")
         folder = open_folder(self.folders.synthetic[name])
         own = category_in(folder, category, len(self.real.folders) == 1)
         if own is None:
@@ -104,9 +125,9 @@ class CategoryDataset:
                 f"{folder.folders[own]}: has no images of defects in test/<defect>; give a "
                 "folder written by acontrol generate"
             )
-        return load((), pairs, size)
+        return (), pairs
 
-    def _load_test(self, *, with_good: bool) -> ImageSet:
+    def _test_rows(self, *, with_good: bool) -> tuple[Sequence[Path], Sequence[LabelledImage]]:
         left_out = self.folders.left_out
         labelled = self.real.labelled("test", self.category)
         if not labelled:
@@ -118,31 +139,43 @@ class CategoryDataset:
         good = [path for path in normals if path not in left_out]
         if with_good and not good:
             raise self._error("has no images in test/good; image-level metrics need both")
-        return load(good, defects, self.folders.size)
+        return good, defects
 
     def _error(self, problem: str) -> UserError:
         return UserError(f"{self.real.folders.get(self.category, self.real.root)}: {problem}")
 
-    def source(self, name: str, masks: MaskMaker) -> Source | None:
+    def source(
+        self, name: str, masks: MaskMaker, drawing: Drawing | None = None
+    ) -> Source | None:
         """The source of the defective half of the training images."""
-        if name == "none":
+        drawing = drawing or Drawing()
+        parts = [
+            self._source(part, masks, drawing)
+            for part in name.split("+")
+            if part not in ("none", "clean-as-normal")
+        ]
+        if not parts:
             return None
-        parts = [self._source(part, masks) for part in name.split("+")]
-        return parts[0] if len(parts) == 1 else Mixed(parts)
+        return parts[0] if len(parts) == 1 else Mixed(parts, drawing.ratio)
 
-    def _source(self, name: str, masks: MaskMaker) -> Source:
+    def clean(self, source: str, drawing: Drawing) -> Images | None:
+        """Inpainted images that a source has half of the normal images be, if it does."""
+        if "clean-as-normal" not in source.split("+"):
+            return None
+        return self.images("clean-as-normal", drawing)
+
+    def _source(self, name: str, masks: MaskMaker, drawing: Drawing) -> Source:
         if name == "perlin":
-            return PerlinTexture(self.part("normals"), masks, self._textures())
+            textures = self._textures(drawing.tile or self.folders.size)
+            return PerlinTexture(self.images("normals", drawing), masks, textures)
         if name == "cutpaste":
-            return CutPaste(self.part("normals"))
-        return Paired(self.part(name))
+            return CutPaste(self.images("normals", drawing))
+        return Paired(self.images(name, drawing))
 
-    def _textures(self) -> list[Image.Image]:
+    def _textures(self, side: int) -> list[Image.Image]:
         """Built-in materials other than the category; DRAEM takes photographs (DTD)."""
         return [
-            Image.fromarray(
-                builtin.draw(name, "good", seed=seed, resolution=self.folders.size).image
-            )
+            Image.fromarray(builtin.draw(name, "good", seed=seed, resolution=side).image)
             for name in builtin.CATEGORIES
             if name != self.category
             for seed in range(_TEXTURES)

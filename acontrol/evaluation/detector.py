@@ -65,9 +65,14 @@ def focal_loss(
     return -((1 - log_p.exp()) ** FOCUS * log_p).mean()
 
 
-def image_scores(maps: Float[Tensor, "image height width"]) -> Float[Tensor, " image"]:
-    """The largest window mean of each anomaly map, padded with 0."""
-    side = round(_POOL_SHARE * maps.shape[-1]) // 2 * 2 + 1
+def image_scores(
+    maps: Float[Tensor, "image height width"], whole: int | None = None
+) -> Float[Tensor, " image"]:
+    """The largest window mean of each anomaly map, padded with 0.
+
+    The window is a share of ``whole``, by default the map's side.
+    """
+    side = round(_POOL_SHARE * (whole or maps.shape[-1])) // 2 * 2 + 1
     pooled = F.avg_pool2d(maps[:, None], side, stride=1, padding=side // 2)
     return pooled.flatten(1).amax(dim=1)
 

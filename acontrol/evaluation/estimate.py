@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acontrol.evaluation.budget import Budget, Schedule
+from acontrol.evaluation.budget import BankBudget, Budget, DetectorBudget, Schedule
 from acontrol.evaluation.classifier import Classifier
 from acontrol.evaluation.detector import DetectorUNet, focal_loss
+from acontrol.evaluation.lite0 import Lite0
 from acontrol.evaluation.trainer import channels_last
 
 _REPEATS = 3  # The first one warms up.
+_COMPARING = 2  # A head's step or a bank's search takes about as long as the features.
 _IMAGES = 2  # In the timed batch: full batches are heavy at the paper's size.
 
 
@@ -25,6 +28,27 @@ def seconds_a_detector(budget: Budget, test_images: int, rounds: int) -> float:
         lambda images: focal_loss(detector(images), images[:, 0] > 0.9),
         rounds * test_images,
     )
+
+
+def seconds_on_features(budget: DetectorBudget, test_images: int) -> float:
+    """Seconds at most of a detector on frozen features, whose cache saves some of them."""
+    features = Lite0(_device())
+    image = torch.randint(0, 256, (3, budget.size, budget.size), dtype=torch.uint8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        each = min(_timed(features.forward, image) for _ in range(_REPEATS))
+    finally:
+        torch.set_num_threads(threads)
+    if isinstance(budget, BankBudget):
+        return _COMPARING * each * (budget.images + test_images)
+    return _COMPARING * each * (budget.steps * budget.batch_size + test_images)
+
+
+def _timed(network: Callable[[Tensor], Any], image: Tensor) -> float:
+    started = time.perf_counter()
+    network(image)
+    return time.perf_counter() - started
 
 
 def seconds_a_classifier(schedule: Schedule, classifier: Classifier, test_images: int) -> float:

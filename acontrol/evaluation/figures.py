@@ -11,7 +11,7 @@ from acontrol.data.mvtec import MvtecFolder
 from acontrol.evaluation.images import ImageSet
 from acontrol.evaluation.protocol import METRICS, Protocol
 from acontrol.evaluation.quality import DefectType, generated_images
-from acontrol.evaluation.results import TrainingJob
+from acontrol.evaluation.results import TrainingJob, method_of
 from acontrol.evaluation.summary import NAMES, Row
 from acontrol.reporting import contact_sheet, tinted
 
@@ -22,8 +22,8 @@ def precision_recall_plot(
     """Pixel precision over recall by source, mean over categories and seeds."""
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    for source in dict.fromkeys(job.source for job in jobs):
-        own = [job for job in jobs if job.source == source]
+    for source in dict.fromkeys(method_of(job.source) for job in jobs):
+        own = [job for job in jobs if method_of(job.source) == source]
         curves = [job.array(out, f"{protocol}_curve") for job in own]
         recall, precision = np.mean(curves, axis=0)
         axes.plot(recall, precision, label=source)

@@ -66,6 +66,14 @@ class ImageSet:
             self.digests + other.digests,
         )
 
+    def at(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """An image and its mask; nothing about them is random."""
+        return self.images[index], self.masks[index]
+
+    def sample(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Draw an image and its mask."""
+        return self.at(int(rng.integers(len(self))), rng)
+
     @property
     def anomalous(self) -> npt.NDArray[np.bool_]:
         """Which images have a defect."""

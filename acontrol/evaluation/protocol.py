@@ -5,7 +5,7 @@ paper   truncated ground truth; pixel F1-max over 21 thresholds; the best epoch 
 strict  binary ground truth; F1-max over all thresholds; the last epoch
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,6 +64,12 @@ class Truth:
         """The ground truth of images."""
         pixels = (images.truncated if protocol == "paper" else images.masks).numpy()
         return cls(protocol, pixels, np.stack(region_weights(pixels)), images.anomalous)
+
+    def subset(self, indices: Sequence[int]) -> "Truth":
+        """That of some of the images."""
+        index = np.asarray(indices, dtype=np.int64)
+        own = (self.pixels[index], self.regions[index], self.images[index])
+        return Truth(self.protocol, *own)
 
 
 def score(maps: Float[Tensor, "n side side"], truth: Truth) -> dict[str, float]:

@@ -2,12 +2,14 @@
 
     OUT/trainings/CATEGORY/SOURCE/seed-0.npz    arrays: resamples, curves, maps
     OUT/trainings/CATEGORY/SOURCE/seed-0.json   metrics; written last: it completes both
+    OUT/trainings/CATEGORY/SOURCE/head-seed-0.* those of another detector than the U-Net
 
 A finished training is not repeated.
 """
 
 import dataclasses
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +20,19 @@ import numpy as np
 import numpy.typing as npt
 
 from acontrol.errors import UserError
-from acontrol.evaluation.budget import Schedule
+from acontrol.evaluation.budget import DetectorName, Reading
 from acontrol.runs import storage
 from acontrol.runs.guard import changes, refuse
+
+
+def method_of(source: str) -> str:
+    """A source without the numbers of its adapters: real+ours of real+ours@2."""
+    return re.sub(r"@\d+", "", source)
+
+
+def of_adapter(name: str, number: int) -> str:
+    """The name of a method's folder from one of its adapters, numbered from 1."""
+    return name if number == 1 else f"{name}@{number}"
 
 
 @dataclass(frozen=True)
@@ -30,17 +42,31 @@ class TrainingJob:
     Attributes:
         category: Product.
         source: "none", or parts joined by "+": "real", "perlin", "cutpaste" or the name of a
-            synthetic folder.
+            synthetic folder, with @2 for that of its second adapter.
         seed: Seed of weights and samples.
+        detector: Which detector; classifiers have the default.
+        fold: Which fold of a cross-validation is tested on, from 1; 0 is the test part.
     """
 
     category: str
     source: str
     seed: int
+    detector: DetectorName = "unet"
+    fold: int = 0
+
+    @property
+    def unit(self) -> str:
+        """What it is tested on: the category's test part, or a fold of its training part."""
+        return f"{self.category}/fold-{self.fold}" if self.fold else self.category
 
     def file(self, out: Path) -> Path:
         """File of its metrics."""
-        return out / "trainings" / self.category / self.source / f"seed-{self.seed}.json"
+        name = f"seed-{self.seed}.json"
+        if self.fold:
+            name = f"fold-{self.fold}-{name}"
+        if self.detector != "unet":
+            name = f"{self.detector}-{name}"
+        return out / "trainings" / self.category / self.source / name
 
     def metrics(self, out: Path) -> dict[str, Any]:
         """Its saved metrics and settings."""
@@ -52,14 +78,19 @@ class TrainingJob:
             return np.asarray(arrays[name])
 
     def metadata(
-        self, budget: Schedule, data: Mapping[str, Mapping[str, str]], **more: Any
+        self, budget: Reading, data: Mapping[str, Mapping[str, str]], **more: Any
     ) -> dict[str, Any]:
-        """What its result depends on: job, budget, the images' digest, and more."""
+        """What its result depends on: job, budget, the images' digest, and more.
+
+        Defaults are left out: they are what results had before there was a choice.
+        """
+        fields = dataclasses.fields(self)
+        own = {field.name: getattr(self, field.name) for field in fields}
         return {
-            **dataclasses.asdict(self),
-            "budget": budget.model_dump(),
+            **{f.name: own[f.name] for f in fields if own[f.name] != f.default},
+            "budget": budget.model_dump(exclude_defaults=True),
             **more,
-            "data": data[self.category][self.source],
+            "data": data[self.unit][self.source],
         }
 
 

