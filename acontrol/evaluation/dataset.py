@@ -22,10 +22,10 @@ from acontrol.evaluation.sources import (
     PerlinTexture,
     Source,
 )
+from acontrol.rivals.perlin import TEXTURES
 
 CONTROLS = ("none", "real", "perlin", "cutpaste")  # Sources that need no generator.
 DETECTOR = ("test", "normals")  # What detectors of all sources see.
-_TEXTURES = 12  # Of each built-in material, for Perlin's blobs.
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class CategoryDataset:
             )
             for name in builtin.CATEGORIES
             if name != self.category
-            for seed in range(_TEXTURES)
+            for seed in range(TEXTURES)
         ]
 
 
