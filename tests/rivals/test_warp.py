@@ -1,0 +1,61 @@
+"""A reference's defect is put where it fits, and exactly where it is the mask's own."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from acontrol.rivals.copy_paste import pasted
+from acontrol.rivals.warp import fits
+
+
+def photograph(height: int, width: int, seed: int) -> np.ndarray:
+    """Smooth colours, none of them at the ends of the range."""
+    grain = np.random.default_rng(seed).uniform(0, 1, (height, width, 3))
+    smooth = ndimage.gaussian_filter(grain, (2, 2, 0))
+    return (80 + 300 * np.abs(smooth - 0.5)).astype(np.uint8)
+
+
+def wedge(height: int, width: int, top: int, left: int) -> np.ndarray:
+    """No rotation of itself."""
+    mask = np.zeros((height, width), bool)
+    mask[top : top + 14, left : left + 6] = True
+    mask[top : top + 5, left : left + 19] = True
+    return mask
+
+
+def test_a_mask_of_the_references_own_shape_takes_its_pixels_exactly() -> None:
+    reference, image = photograph(50, 70, 1), photograph(60, 64, 2)
+    source, mask = wedge(50, 70, 9, 20), wedge(60, 64, 31, 3)
+    drawing = pasted(image, mask, reference, source)
+    assert drawing.pasted is not None
+    assert np.array_equal(drawing.pasted, mask)
+    assert np.array_equal(drawing.pixels[~mask], image[~mask])
+    added = drawing.pixels[mask].astype(int) - reference[source]
+    assert (added == added[0]).all()  # The surround's colour, and nothing else.
+    assert added.any()
+    same = pasted(reference, source, reference, source)
+    assert np.array_equal(same.pixels, reference)
+
+
+@pytest.mark.parametrize(("angle", "scale"), [(0, 1.0), (30, 1.0), (-75, 1.6), (15, 0.6)])
+def test_a_turned_and_scaled_defect_is_found(angle: float, scale: float) -> None:
+    source = wedge(64, 64, 20, 20)
+    large = ndimage.zoom(source.astype(float), scale, order=1)
+    turned = ndimage.rotate(np.pad(large, 24), angle, reshape=False, order=1) > 0.5
+    (fit,) = fits(source, turned)
+    assert fit.overlap > 0.85
+    # scipy turns the other way round: its rows point down.
+    assert abs(fit.similarity.angle + angle) <= 8 or abs(fit.similarity.angle - angle) <= 8
+    assert fit.similarity.scale == pytest.approx(scale, rel=0.12)
+
+
+def test_parts_far_apart_are_fitted_one_by_one() -> None:
+    source = wedge(64, 64, 20, 20)
+    mask = wedge(64, 160, 5, 5) | wedge(64, 160, 40, 130)
+    parts = fits(source, mask)
+    assert [int(part.mask.sum()) for part in parts] == [int(source.sum())] * 2
+    drawing = pasted(photograph(64, 160, 3), mask, photograph(64, 64, 4), source)
+    assert drawing.pasted is not None
+    assert drawing.pasted.sum() > 0.9 * mask.sum()
+    # As wholes, the defect would lie in the gap.
+    assert not (drawing.pasted & ~mask).any()
