@@ -1,5 +1,6 @@
 """Load a method by its name, with all that planning, gate and record need of its networks."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -95,6 +96,11 @@ def load_method(
     card = None
     if model is None:
         base = BaseConfig() if base_path is None else BaseConfig(path=base_path)
+        if os.path.isdir(base.path) and not os.path.isdir(os.path.join(base.path, "vlm")):
+            raise UserError(
+                f"--base-path {base_path} has no folder vlm, whose vision tower scores: put a "
+                "BLIP-2 there, or give the --model of an adapter that was trained on that base"
+            )
         base_digest = locate.digest(base)
     else:
         _, card, _ = load_adapter(model)

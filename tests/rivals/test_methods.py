@@ -12,7 +12,7 @@ import pytest
 
 from acontrol.errors import UserError
 from acontrol.generation.settings import MethodName
-from acontrol.networks.locate import built_in_adapter
+from acontrol.networks.locate import built_in_adapter, built_in_base
 from acontrol.rivals.copy_paste import CopyPaste
 from launch import generate
 from tests.launch import commands
@@ -172,6 +172,12 @@ def test_a_method_that_cannot_draw_is_told_in_one_line(
         generate.run(options("ip-adapter", built_in_data, out))
     with pytest.raises(UserError, match="how an adapter's drawing begins"):
         generate.run(options("perlin", built_in_data, out, "--start", "clean"))
+    base = tmp_path / "base"
+    shutil.copytree(built_in_base(), base)
+    shutil.rmtree(base / "vlm")
+    args = ["--method", "perlin", "--data", built_in_data, "--out", out, "--base-path", base]
+    with pytest.raises(UserError, match="has no folder vlm, whose vision tower scores"):
+        generate.run([str(arg) for arg in args])
     assert not out.exists()
 
 
