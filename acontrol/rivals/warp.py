@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from acontrol.data.crops import bounds, grown, label_components
-from acontrol.masks.shape import Mask, cut_out
+from acontrol.masks.shape import Mask
 from acontrol.pipelines.compositing import Pixels
 
 _TURN = 0.1  # Overlap that half a turn must be worth.
@@ -78,13 +78,9 @@ def fits(reference: Mask, mask: Mask) -> list[Fit]:
         reference: (h, w), not empty.
         mask: (H, W), not empty.
     """
-    own, other = cut_out(reference), cut_out(mask)
-    if np.array_equal(own.pixels, other.pixels):
-        assert own.at is not None and other.at is not None
-        return [Fit(mask, reference, Similarity(1.0, 0.0, own.at, other.at), 1.0)]
     whole = _fit(reference, mask)
     sources, targets = _components(reference), _components(mask)
-    if len(sources) == len(targets) == 1:
+    if whole.overlap == 1 or len(sources) == len(targets) == 1:
         return [whole]
     sources = sources[:_COMPONENTS]
     parts = [
@@ -117,8 +113,9 @@ def _fit(reference: Mask, mask: Mask, *, search: bool = True) -> Fit:
             (float(source[0]), float(source[1])),
             (float(target[0]), float(target[1])),
         )
-        both = float(_inside(reference, similarity.sources(points)).mean())
         area = (scale / ratio) ** 2  # Of the warped defect, in areas of the mask.
+        covered = float(_inside(reference, similarity.sources(points)).mean())
+        both = min(covered, area)  # Of a thin defect more pixels are nearest than it has.
         return Fit(mask, reference, similarity, both / (1 + area - both))
 
     if not search:

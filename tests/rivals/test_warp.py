@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from acontrol.masks.perlin import perlin_blobs
 from acontrol.rivals.copy_paste import pasted
 from acontrol.rivals.warp import fits
 
@@ -35,6 +36,16 @@ def test_a_mask_of_the_references_own_shape_takes_its_pixels_exactly() -> None:
     assert added.any()
     same = pasted(reference, source, reference, source)
     assert np.array_equal(same.pixels, reference)
+
+
+@pytest.mark.parametrize("seed", [3, 35, 36])
+def test_blobs_and_specks_are_exact_too(seed: int) -> None:
+    """A smaller copy of something thin may cover as many pixels."""
+    shape = perlin_blobs((40, 50), np.random.default_rng(seed))
+    source, mask = np.zeros((100, 120), bool), np.zeros((90, 140), bool)
+    source[10:50, 20:70] = mask[37:77, 61:111] = shape
+    (fit,) = fits(source, mask)
+    assert (fit.overlap, fit.similarity.scale, fit.similarity.angle) == (1, 1, 0)
 
 
 @pytest.mark.parametrize(("angle", "scale"), [(0, 1.0), (30, 1.0), (-75, 1.6), (15, 0.6)])
