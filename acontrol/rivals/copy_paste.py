@@ -17,6 +17,7 @@ from acontrol.pipelines.compositing import Pixels
 from acontrol.rivals.task import Drawing, PixelMethod, Task
 from acontrol.rivals.warp import fits, warped
 
+_GAIN = 2.0  # Most that a channel is scaled by.
 _RING = 0.25  # Width of the surround that is compared, in square roots of the mask's area.
 
 
@@ -38,7 +39,8 @@ class CopyPaste(PixelMethod):
 def pasted(image: Pixels, mask: Mask, reference: Pixels, reference_mask: Mask) -> Drawing:
     """Put a reference's defect into a mask.
 
-    Its colours are shifted by what the surroundings of the two masks differ.
+    Each channel is scaled as the surroundings of the two masks differ: black stays black, where
+    a shift would tint it.
 
     Args:
         image: (H, W, 3), the normal image.
@@ -50,10 +52,11 @@ def pasted(image: Pixels, mask: Mask, reference: Pixels, reference_mask: Mask) -
     on_defect = np.zeros_like(mask)
     for fit in fits(reference_mask, mask):
         colours, own = warped(reference, fit)
-        shift = _surround(image, fit.mask, mask)
-        shift -= _surround(reference, fit.reference, reference_mask)
-        shifted = np.clip(np.rint(colours + shift), 0, 255).astype(np.uint8)
-        pixels[own] = shifted[own[fit.mask]]
+        here = _surround(image, fit.mask, mask)
+        there = _surround(reference, fit.reference, reference_mask)
+        gain = np.clip((here + 1) / (there + 1), 1 / _GAIN, _GAIN)
+        lit = np.clip(np.rint(colours * gain), 0, 255).astype(np.uint8)
+        pixels[own] = lit[own[fit.mask]]
         on_defect |= own
     return Drawing(pixels, on_defect)
 
