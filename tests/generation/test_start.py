@@ -42,7 +42,7 @@ def test_a_low_strength_keeps_the_paste_and_a_high_one_does_not(files: dict[str,
         return float(np.abs(pixels[mask].astype(int) - target[mask]).mean())
 
     kept = [gap(paste, start="reference", strength=strength) for strength in (0, 0.2, 1)]
-    assert kept == sorted(kept)
+    assert max(kept[:2]) < kept[2] / 2
     assert kept[0] < 0.7 * gap(normal, start="reference", strength=0)  # No normal image.
     assert kept[0] < 0.7 * gap(paste)  # Nor what noise alone gives.
     clean = {"start": "clean", "strength": 0}
