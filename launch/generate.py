@@ -4,12 +4,13 @@
     python -m launch.generate --model MODEL --data ROOT --out DIR --paper [...]
     python -m launch.generate --model MODEL --data ROOT --out DIR --requests FILE.jsonl
     python -m launch.generate --model MODEL --data ROOT --out DIR --replay OLD [--batch N]
+    python -m launch.generate --method copy-paste --data ROOT --out DIR [--model MODEL] [...]
 
 MODEL is a run's output folder, an adapter folder or models:/NAME@ALIAS. References and masks
 come from the part of ROOT that was trained on (--split-file as in training), normal images from
 its train/good or from --normal ROOT. The same command resumes after a kill. DIR/manifest.jsonl
 records how each image was made and how it scored, DIR/report/index.html shows it; --replay
-reproduces it.
+reproduces it. --method draws the same plan in another way, with the same gate and report.
 """
 
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from acontrol.errors import UserError
-from acontrol.generation.settings import GenerationConfig
+from acontrol.generation.settings import WITH_ADAPTER, GenerationConfig
 from acontrol.runs.paths import full_path, in_ray_job
 from acontrol.runs.storage import storage_path
 from launch.entry import loading, main
@@ -40,7 +41,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     with loading():
         from acontrol.generation.run import generate
 
-    if not command.model.startswith("models:"):
+    if command.model is None or not command.model.startswith("models:"):
         generate(command)
         return
     from acontrol.registry.pull import pull
@@ -76,8 +77,15 @@ def _absolute(command: GenerationConfig) -> GenerationConfig:
 
 def _check(command: GenerationConfig) -> None:
     """Refuse settings that are wrong whatever the model is."""
-    if not command.model.startswith("models:") and not storage_path(command.model).is_dir():
-        raise UserError(f"--model {command.model}: no such folder")
+    model = command.model
+    if model is None:
+        if command.method in WITH_ADAPTER:
+            raise UserError(
+                f"--model MODEL is needed: --method {command.method} draws with a trained "
+                "adapter"
+            )
+    elif not model.startswith("models:") and not storage_path(model).is_dir():
+        raise UserError(f"--model {model}: no such folder")
     needs_path = command.masks in ("file", "learned")
     if needs_path != (command.masks_path is not None):
         option = f"--masks {command.masks}" if needs_path else "--masks file (or learned)"

@@ -12,6 +12,7 @@ from ray.tune.search import BasicVariantGenerator, create_searcher
 
 import tune
 from acontrol.config import ClusterConfig
+from acontrol.data.lock import only_launch
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError, one_line
 from acontrol.messages import counted
@@ -20,7 +21,6 @@ from acontrol.networks.load import quieten
 from acontrol.runs.cluster import joined_cluster, uses_gpus, worker_resources
 from acontrol.runs.guard import refuse
 from acontrol.runs.inputs import DataInput
-from acontrol.runs.lock import only_launch
 from acontrol.runs.mlflow_client import describe
 from acontrol.runs.paths import absolute
 from acontrol.runs.server import tracking_store

@@ -13,8 +13,8 @@ import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from acontrol.config import RunConfig
+from acontrol.data.lock import waiting
 from acontrol.errors import UserError, one_line
-from acontrol.runs.lock import waiting
 from acontrol.runs.mlflow_client import last_values
 from acontrol.runs.record import RunRecord
 from acontrol.train.driver import TrainingStoppedError, run_training

@@ -98,6 +98,16 @@ def crops(mask: Mask, crop: float, resolution: int) -> list[Crop]:
     return [Crop(box, component) for box, component in zip(boxes, components, strict=True)]
 
 
+def around(mask: Mask, crop: float) -> Crop:
+    """One crop for a whole mask: a square so many times as large as it.
+
+    Args:
+        mask: (height, width), not empty.
+        crop: Side of the square in longest sides of the mask.
+    """
+    return Crop(_square(mask, crop, 0), mask)
+
+
 def target_view(
     image: Image.Image, mask: Image.Image, crop: float, resolution: int
 ) -> tuple[Image.Image, Image.Image]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from acontrol.config import THIRD
 from acontrol.data.left_out import print_notes, unused_captions
+from acontrol.data.lock import only_writer
 from acontrol.data.mvtec import LabelledImage, MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.prompts import wording_note
@@ -18,7 +19,6 @@ from acontrol.data.validation import check, empty_defects
 from acontrol.errors import UserError
 from acontrol.messages import counted, print_note
 from acontrol.progress import tracked
-from acontrol.runs.lock import only_writer
 
 
 def shard_folder(config: ShardConfig) -> None:

@@ -27,12 +27,12 @@ from acontrol.evaluation.sources import (
     Source,
 )
 from acontrol.evaluation.tiles import WholeImages
+from acontrol.rivals.perlin import TEXTURES
 
 CONTROLS = ("none", "real", "perlin", "cutpaste")  # Sources that need no generator.
 # Images that were inpainted without a defect: labelled by their masks, or as normal.
 CLEAN = ("clean-as-defect", "clean-as-normal")
 DETECTOR = ("test", "normals")  # What detectors of all sources see.
-_TEXTURES = 12  # Of each built-in material, for Perlin's blobs.
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class CategoryDataset:
             Image.fromarray(builtin.draw(name, "good", seed=seed, resolution=side).image)
             for name in builtin.CATEGORIES
             if name != self.category
-            for seed in range(_TEXTURES)
+            for seed in range(TEXTURES)
         ]
 
 

@@ -14,6 +14,7 @@ from acontrol.data.mvtec import MvtecFolder
 from acontrol.data.pieces import GOOD, Labels, find_pieces, training_images
 from acontrol.data.split import Split
 from acontrol.errors import UserError
+from acontrol.messages import print_note
 from acontrol.seeding import derive_seed
 
 
@@ -43,10 +44,9 @@ def folds_of(
         if named is None:
             found = find_pieces([file for file, _ in files], defects.count(GOOD))
             if not found.apart:
-                print(
-                    f"Note: textures of {category}'s good images look alike, so only equal "
-                    "images are held out together; --groups CSV says which belong together",
-                    flush=True,
+                print_note(
+                    f"textures of {category}'s good images look alike, so only equal images "
+                    "are held out together; --groups CSV says which belong together"
                 )
             labels = found.labels
         else:

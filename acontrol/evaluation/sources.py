@@ -11,18 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from acontrol.rivals.cutpaste import cropped, jittered
+from acontrol.rivals.perlin import textured
 
 Sample = tuple[UInt8[Tensor, "3 side side"], Bool[Tensor, "side side"]]
 MaskMaker = Callable[[tuple[int, int], np.random.Generator], npt.NDArray[np.bool_]]
 
-_OPACITY = (0.2, 1.0)  # Of Perlin's texture: one minus DRAEM's beta in [0, 0.8].
 _PATCH_AREA = (0.02, 0.15)  # Of CutPaste's patch, as a share of the image.
 _PATCH_ASPECT = (0.3, 1 / 0.3)
 _SCAR_WIDTH = (2 / 256, 16 / 256)  # As a share of the image's side, like its length.
 _SCAR_LENGTH = (10 / 256, 25 / 256)
-_JITTER = 0.1
 _BRIGHTNESS = 0.2
 
 
@@ -113,11 +114,8 @@ class PerlinTexture:
         mask = self.masks((side, side), rng)
         while not mask.any():
             mask = self.masks((side, side), rng)
-        texture = _augmented(self.textures[int(rng.integers(len(self.textures)))], rng)
-        opacity = rng.uniform(*_OPACITY)
-        before = image.permute(1, 2, 0).numpy().astype(np.float64)
-        after = opacity * np.asarray(texture, np.float64) + (1 - opacity) * before
-        pixels = np.where(mask[..., None], after, before).round().astype(np.uint8)
+        texture = self.textures[int(rng.integers(len(self.textures)))]
+        pixels = textured(image.permute(1, 2, 0).numpy(), mask, texture, rng)
         return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(mask)
 
 
@@ -142,7 +140,7 @@ class CutPaste:
             aspect = np.exp(rng.uniform(*np.log(_PATCH_ASPECT)))
             width, height = np.sqrt(area * aspect), np.sqrt(area / aspect)
         box = (min(side, max(2, round(width))), min(side, max(2, round(height))))
-        patch = _jittered(_crop(image, box, rng), rng)
+        patch = jittered(cropped(image, box, rng), rng)
         cover = Image.new("L", box, 255)
         if scar:
             angle = rng.uniform(-45, 45)
@@ -154,36 +152,3 @@ class CutPaste:
         image.paste(patch, (left, top), cover)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return pixels, torch.from_numpy(np.array(mask) > 0)
-
-
-def _crop(image: Image.Image, box: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    left, top = (
-        int(rng.integers(0, whole - part + 1))
-        for whole, part in zip(image.size, box, strict=True)
-    )
-    return image.crop((left, top, left + box[0], top + box[1]))
-
-
-def _jittered(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = enhancer(image).enhance(rng.uniform(1 - _JITTER, 1 + _JITTER))
-    return image
-
-
-def _augmented(texture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Three random augmentations of DRAEM's, as Pillow has them."""
-    augmentations: list[Callable[[Image.Image], Image.Image]] = [
-        lambda image: ImageEnhance.Brightness(image).enhance(rng.uniform(0.7, 1.3)),
-        lambda image: ImageEnhance.Contrast(image).enhance(rng.uniform(0.5, 2.0)),
-        lambda image: ImageEnhance.Color(image).enhance(rng.uniform(0.0, 2.0)),
-        lambda image: ImageEnhance.Sharpness(image).enhance(rng.uniform(0.0, 3.0)),
-        lambda image: ImageOps.solarize(image, int(rng.integers(32, 129))),
-        lambda image: ImageOps.posterize(image, int(rng.integers(3, 7))),
-        ImageOps.invert,
-        ImageOps.autocontrast,
-        ImageOps.equalize,
-        lambda image: ImageOps.mirror(image.rotate(90 * int(rng.integers(4)))),
-    ]
-    for index in rng.choice(len(augmentations), 3, replace=False):
-        texture = augmentations[int(index)](texture)
-    return texture

@@ -10,6 +10,7 @@ from PIL import Image
 from acontrol.data.images import encode_png, image_size, read_mask
 from acontrol.data.pixels import image_pixels, mask_pixels
 from acontrol.data.prompts import target_text
+from acontrol.generation.adapter import AdapterMethod
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.plan import PlannedImage, Reference
 from acontrol.generation.sampler import Generator
@@ -35,6 +36,8 @@ def draw_defect(
     guidance_scale: float = 7.5,
     scale: float | None = None,
     crop: float | None = None,
+    start: Literal["noise", "reference", "clean"] = "noise",
+    strength: float = 1.0,
     blend: Literal["feather", "poisson", "hard"] = "feather",
 ) -> Image.Image:
     """Draw a defect inside a mask; every pixel outside it stays as it is.
@@ -57,6 +60,10 @@ def draw_defect(
         scale: Gamma of Eq. (5); by default the one trained with.
         crop: Side of the square that is drawn, in sizes of the defect; 0 is the whole image.
             By default as trained.
+        start: What lies under the noise: nothing, the reference's defect warped into the
+            mask, or the normal image.
+        strength: With ``start``, the share of the steps that are done: below 1 its structure
+            stays.
         blend: The mask's edge.
 
     Returns:
@@ -69,6 +76,15 @@ def draw_defect(
     """
     if (product is None) == (prompt is None):
         raise ValueError("give either product or prompt")
+    sampling = Sampling(
+        steps=steps,
+        guidance_scale=guidance_scale,
+        scale=scale,
+        crop=crop,
+        start=start,
+        strength=strength,
+    )
+    sampling.check()
     pipeline.semantics.read([reference_phrase])
     with tempfile.TemporaryDirectory(prefix="acontrol-draw-") as scratch:
         # Through files, as everything else: one reader, the same refusals.
@@ -91,12 +107,11 @@ def draw_defect(
             mask=PlacedMask.of("file", None, pixels),
             prompt=prompt or target_text(product or "", reference_phrase),
             seed=seed,
-            sampling=Sampling(
-                steps=steps, guidance_scale=guidance_scale, scale=scale, crop=crop
-            ),
+            sampling=sampling,
         )
-        scorer = DefectScorer(pipeline, lambda defect_type: ())
-        generator = Generator(pipeline, scorer, Gate(gate="off"), OutputSettings(blend=blend))
+        scorer = DefectScorer(pipeline.vlm, lambda defect_type: ())
+        output = OutputSettings(blend=blend)
+        generator = Generator(AdapterMethod(pipeline), scorer, Gate(gate="off"), output)
         (drawn,) = generator.generate_batch([planned])
     return Image.fromarray(drawn.image)
 

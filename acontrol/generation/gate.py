@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from transformers import Blip2ForImageTextRetrieval
 
 from acontrol.data.images import read_image
 from acontrol.data.mvtec import LabelledImage
@@ -15,7 +16,6 @@ from acontrol.generation.plan import PlannedImage
 from acontrol.generation.settings import Gate
 from acontrol.masks.sampler import DefectType
 from acontrol.networks.defect_features import defect_features
-from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
 BATCH = 8
 
@@ -62,11 +62,11 @@ class DefectScorer:
 
     def __init__(
         self,
-        pipeline: AnomalyControlPipeline,
+        vlm: Blip2ForImageTextRetrieval,
         training: Callable[[DefectType], Sequence[LabelledImage]],
     ):
-        """Use the pipeline's vision tower; ``training`` lists a type's training images."""
-        self.vlm = pipeline.vlm
+        """Use the vision tower of ``vlm``; ``training`` lists a type's training images."""
+        self.vlm = vlm
         self.training = training
         self._types: dict[DefectType, TypeFeatures | None] = {}
 

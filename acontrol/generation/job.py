@@ -31,10 +31,10 @@ from acontrol.generation.manifest import (
     result_metadata,
     within,
 )
+from acontrol.generation.methods import LoadedMethod
 from acontrol.generation.plan import PlannedImage
 from acontrol.generation.sampler import GeneratedImage, Generator
 from acontrol.method.encoder import warn_of_cut
-from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.runs import guard, storage
 
 MANIFEST_NAME = "manifest.jsonl"
@@ -88,7 +88,7 @@ def generate_batch(
     ranges = [(0, len(batch))]
     while ranges:
         first, end = ranges.pop(0)
-        where = {"batch": number, "part": [first, end]}
+        where = {"method": generator.method.name, "batch": number, "part": [first, end]}
         try:
             images = generator.generate_batch(batch[first:end])
         except (UserError, MemoryError, RuntimeError, OSError) as error:
@@ -250,7 +250,7 @@ def read_job(folder: Path) -> tuple[dict[str, Any], list[Line]]:
 
 
 def check_inputs(
-    pipeline: AnomalyControlPipeline, images: Sequence[PlannedImage], roots: Roots
+    loaded: LoadedMethod, images: Sequence[PlannedImage], roots: Roots
 ) -> dict[str, dict[str, str]]:
     """Read every file and phrase of a plan once, before the first image is drawn.
 
@@ -274,10 +274,13 @@ def check_inputs(
         read_mask(mask, (width, height))
         add("data", file)
         add("data", mask)
-    warn_of_cut(pipeline.tokenizer, sorted({image.prompt for image in images}))
+    if loaded.tokenizer is not None:
+        warn_of_cut(loaded.tokenizer, sorted({image.prompt for image in images}))
+    if loaded.read_phrase is None:
+        return digests
     for phrase in sorted({image.reference.phrase for image in images}):
         try:
-            pipeline.semantics.read([phrase])
+            loaded.read_phrase([phrase])
         except ValueError as error:
             raise UserError(str(error)) from error
     return digests

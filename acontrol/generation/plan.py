@@ -218,6 +218,11 @@ class Planner:
         label = (request.category, request.defect)
         line = where.rpartition(":")[2]  # Only the line number: the file may move.
         seed = derive_seed(self.seed, line) if request.seed is None else request.seed
+        sampling = request.sampling(self.sampling)
+        try:
+            sampling.check()
+        except ValueError as error:
+            raise UserError(str(error)) from error
         defect_type = (request.reference_category or request.category, request.defect)
         own_mask = None
         normals: Sequence[Path]
@@ -264,7 +269,7 @@ class Planner:
                     or target_text(request.category, reference.phrase),
                     # A seed that worked once can be requested by itself.
                     seed=derive_seed(seed, "noise", number) if number else seed,
-                    sampling=request.sampling(self.sampling),
+                    sampling=sampling,
                 )
             )
         return images, left_out

@@ -12,19 +12,20 @@ from acontrol.config import THIRD
 from acontrol.errors import UserError
 from acontrol.generation.job import FORMAT, INPUTS, read_job
 from acontrol.generation.manifest import Roots, planned_of
+from acontrol.generation.methods import LoadedMethod
 from acontrol.generation.plan import PlannedImage
 from acontrol.messages import print_note
-from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 
 
-def machine_metadata(pipeline: AnomalyControlPipeline, threads: int) -> dict[str, Any]:
+def machine_metadata(loaded: LoadedMethod, device: str, threads: int) -> dict[str, Any]:
     """What pixels can depend on besides plan, model and settings."""
+    versions = {lib.__name__: lib.__version__ for lib in (torch, diffusers, transformers)}
     return {
-        "resolution": pipeline.card.resolution,
-        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
-        "device": pipeline.device.type,
+        "resolution": loaded.resolution,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": device,
         "threads": threads,
-        "versions": {lib.__name__: lib.__version__ for lib in (torch, diffusers, transformers)},
+        "versions": versions | loaded.versions,
     }
 
 
@@ -47,8 +48,13 @@ def replayed(
         UserError: If it is not a job's folder, is another model's, or has no such batch.
     """
     metadata, lines = read_job(folder)
+    method = metadata.get("method", "acontrol")  # A job from before.
+    if method != current["method"]:
+        raise UserError(
+            f"--replay {folder}: was drawn by --method {method}, not {current['method']}"
+        )
     if metadata["model"] != current["model"]:
-        raise UserError(f"--replay {folder}: was drawn with another model than --model")
+        raise UserError(f"--replay {folder}: was drawn with another model or version of it")
     for name in ("dtype", "device", "threads", "versions"):
         if metadata[name] != current[name]:
             print_note(f"{name} was {metadata[name]}, now {current[name]}: pixels may differ")

@@ -10,11 +10,13 @@ import torch
 
 from acontrol.config import AdapterCard
 from acontrol.data.left_out import print_notes
+from acontrol.data.lock import only_launch, refuse_if_locked
 from acontrol.data.mvtec import open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.prompts import wording_note
 from acontrol.data.publish import check_new, work_folder
 from acontrol.data.split import refuse_mix
+from acontrol.errors import UserError
 from acontrol.generation.exports import write_as_coco, write_as_yolo
 from acontrol.generation.gate import DefectScorer, missed_limits
 from acontrol.generation.job import (
@@ -26,19 +28,23 @@ from acontrol.generation.job import (
     draw_locally,
     refuse_changed,
 )
+from acontrol.generation.methods import LoadedMethod, load_method
 from acontrol.generation.plan import PlannedImage, Planner, requests_for_all
 from acontrol.generation.replay import machine_metadata, replayed
 from acontrol.generation.report import write_as_shards, write_report
 from acontrol.generation.request import read_requests
 from acontrol.generation.sampler import Generator
-from acontrol.generation.settings import Gate, GenerationConfig, OutputSettings, Sampling
+from acontrol.generation.settings import (
+    WITH_ADAPTER,
+    Gate,
+    GenerationConfig,
+    OutputSettings,
+    Sampling,
+)
 from acontrol.messages import counted, print_note
 from acontrol.networks import locate
 from acontrol.networks.load import quieten
-from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
-from acontrol.pipelines.loading import load_with_digest
 from acontrol.progress import progress
-from acontrol.runs.lock import only_launch, refuse_if_locked
 
 
 def generate(config: GenerationConfig, model: str | None = None) -> None:
@@ -60,18 +66,18 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
         check_new(config.out)
     refuse_if_locked(work_folder(config.out))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline, digest = load_with_digest(model, config.base_path, device, config.precision)
-    pipeline.set_progress_bar_config(disable=True)
-    planner = _planner(config, pipeline)
+    loaded = load_method(config.method, model, config.base_path, device, config.precision)
+    planner = _planner(config, loaded)
     roots = {"data": planner.folder.root, "normal": planner.normal_folder.root}
     threads = max(1, torch.get_num_threads() // config.num_workers)
     metadata = {
-        "model": digest,
+        "method": config.method,
+        "model": loaded.digest,
         "split": planner.split,
-        "trained_on": _trained_on(config, planner, pipeline),
+        "trained_on": _trained_on(config, planner, loaded),
         "gate": config.model_dump(include=set(Gate.model_fields)),
         "finish": config.model_dump(include=set(OutputSettings.model_fields)),
-        **machine_metadata(pipeline, threads),
+        **machine_metadata(loaded, device, threads),
     }
     left_out: list[str] = []
     earlier_inputs = None
@@ -86,17 +92,21 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
         images, left_out = _plan_images(config, planner)
         batches = batches_of(images, config.batch_size)
     planned = [image for batch in batches for image in batch]
-    metadata[INPUTS] = check_inputs(pipeline, planned, roots)
+    _check_start(config, planned)
+    metadata[INPUTS] = check_inputs(loaded, planned, roots)
     if config.replay is not None and earlier_inputs is not None:
         refuse_changed(earlier_inputs, metadata, config.replay)
-    unseen = _unseen_note(config, planner, pipeline.card, planned)
-    trained = {name for part in pipeline.card.seen for name in part.categories or ()}
+    unseen = _unseen_note(loaded, planner, planned)
+    seen = loaded.card.seen if loaded.card else ()
+    trained = {name for part in seen for name in part.categories or ()}
     words = wording_note(
         (image.name[1], image.reference.phrase, image.prompt)
         for image in planned
         if image.name[0] not in trained  # Else the shards were made with this note.
     )
-    views = view_notes(pipeline.card, [image.sampling for image in planned])
+    views = (
+        view_notes(loaded.card, [image.sampling for image in planned]) if loaded.card else []
+    )
     for note in [*([words] if words else []), *unseen, *views]:
         print_note(note)
     job = Job(config.out, metadata, batches, roots)
@@ -107,14 +117,15 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
         gate = Gate.model_validate(metadata["gate"])
         output = OutputSettings.model_validate(metadata["finish"])
         if config.num_workers == 1:
-            scorer = DefectScorer(pipeline, planner.training)
-            _draw(job, draw_locally(job, Generator(pipeline, scorer, gate, output)))
+            scorer = DefectScorer(loaded.vlm, planner.training)
+            _draw(job, draw_locally(job, Generator(loaded.method, scorer, gate, output)))
         else:
             from acontrol.generation.workers import GeneratorSpec, draw_on_ray
 
             split = planner.split
-            del pipeline, planner  # Their memory is the workers'.
+            del loaded, planner  # Their memory is the workers'.
             spec = GeneratorSpec(
+                config.method,
                 model,
                 config.base_path,
                 config.precision,
@@ -128,7 +139,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
             _draw(job, draw_on_ray(job, spec, config.num_workers))
 
         def report(folder: Path, lines: list[dict[str, Any]]) -> None:
-            write_report(folder, lines, roots, gate, unseen)
+            write_report(folder, lines, roots, gate, [*unseen, *_how(config)])
             kept = [line for line in lines if line["image"] is not None]
             if not kept:
                 return
@@ -142,9 +153,24 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
         _print_summary(config, job.finish(report), left_out)
 
 
+def _how(config: GenerationConfig) -> list[str]:
+    """A note for the report if another method than ours drew."""
+    return [] if config.method == "acontrol" else [f"drawn by --method {config.method}"]
+
+
 def ignored_by_replay(config: GenerationConfig) -> list[str]:
     """The settings that were given, but that a replay takes from the earlier job."""
-    used = {"model", "data", "normal", "out", "replay", "batch", "num_workers", "format"}
+    used = {
+        "method",
+        "model",
+        "data",
+        "normal",
+        "out",
+        "replay",
+        "batch",
+        "num_workers",
+        "format",
+    }
     return sorted(config.model_fields_set - used - {"base_path"})
 
 
@@ -165,23 +191,30 @@ def view_notes(card: AdapterCard, sampling: Iterable[Sampling]) -> list[str]:
     ]
 
 
+def _check_start(config: GenerationConfig, planned: Sequence[PlannedImage]) -> None:
+    if config.method in WITH_ADAPTER:
+        return
+    for image in planned:
+        if image.sampling.start != "noise":
+            raise UserError(
+                f"start {image.sampling.start} is how an adapter's drawing begins; --method "
+                f"{config.method} has no such choice"
+            )
+
+
 def _unseen_note(
-    config: GenerationConfig,
-    planner: Planner,
-    card: AdapterCard,
-    planned: Sequence[PlannedImage],
+    loaded: LoadedMethod, planner: Planner, planned: Sequence[PlannedImage]
 ) -> list[str]:
-    """The note on products that the base has not learnt, if any."""
-    base = card.base
-    if config.base_path is not None:
-        base = base.model_copy(update={"path": config.base_path})
+    """The note on products that the base has not learnt, if any, and if it draws."""
+    if loaded.tokenizer is None:
+        return []
     categories = {image.name[0] for image in planned}
     defect_types = {image.name[:2] for image in planned} | {
         (category, defect)
         for category in categories & {*planner.folder.categories}
         for defect in planner.folder.defect_types(category)
     }
-    note = locate.unseen_note(base, defect_types)
+    note = locate.unseen_note(loaded.base, defect_types)
     return [] if note is None else [note]
 
 
@@ -189,7 +222,7 @@ def _view(crop: float) -> str:
     return f"squares of {crop:g} times the defect" if crop else "whole images"
 
 
-def _planner(config: GenerationConfig, pipeline: AnomalyControlPipeline) -> Planner:
+def _planner(config: GenerationConfig, loaded: LoadedMethod) -> Planner:
     folder = open_folder(config.data, config.captions, split_file=config.split_file)
     elsewhere = config.normal is not None and config.normal.resolve() != config.data.resolve()
     normal_folder = open_folder(config.normal or config.data) if elsewhere else folder
@@ -197,20 +230,20 @@ def _planner(config: GenerationConfig, pipeline: AnomalyControlPipeline) -> Plan
         print_notes(source)
     return Planner(
         folder,
-        split=config.split or pipeline.card.split,
-        cells=pipeline.latent_side,
+        split=config.split or loaded.split,
+        cells=loaded.latent_side,
         masks_path=config.masks_path,
         normal_folder=normal_folder,
         masks=config.masks,
         sampling=Sampling(**config.model_dump(include=set(Sampling.model_fields))),
         seed=config.seed,
-        read_phrase=pipeline.semantics.read,
-        base_digest=pipeline.card.base_digest,
+        read_phrase=loaded.read_phrase,
+        base_digest=loaded.base_digest,
     )
 
 
 def _trained_on(
-    config: GenerationConfig, planner: Planner, pipeline: AnomalyControlPipeline
+    config: GenerationConfig, planner: Planner, loaded: LoadedMethod
 ) -> list[dict[str, Any]]:
     """Records of the images behind the generated ones: of base and adapter, last of the data.
 
@@ -218,11 +251,9 @@ def _trained_on(
         UserError: If model and data come from different splits.
     """
     data = planner.folder.trained_on(planner.split)
-    base = pipeline.card.base
-    if config.base_path is not None:
-        base = base.model_copy(update={"path": config.base_path})
-    seen = dict.fromkeys((*locate.trained_on(base), *pipeline.card.seen))
-    refuse_mix(f"the model {config.model}", seen, f"the data {config.data}", data)
+    seen = dict.fromkeys(loaded.seen)
+    source = f"the model {config.model}" if config.model else f"the base {loaded.base.path}"
+    refuse_mix(source, seen, f"the data {config.data}", data)
     parts = [*(part for part in seen if part != data), data]
     return [part.model_dump(mode="json") for part in parts]
 

@@ -4,77 +4,23 @@ A batch's result is a pure function of the batch, the model and the settings; ne
 batches nor an interruption change it.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from acontrol.data.crops import Box, Crop, crops
-from acontrol.data.images import read_image, read_mask
+from acontrol.data.crops import Box, Crop
+from acontrol.data.images import read_image
 from acontrol.generation.colour import ColourLimits
 from acontrol.generation.gate import DefectScorer
-from acontrol.generation.plan import PlannedImage, Reference
+from acontrol.generation.plan import PlannedImage
 from acontrol.generation.scoring import changed, psnr, refined, ssim
-from acontrol.generation.settings import Gate, OutputSettings, Sampling
+from acontrol.generation.settings import Gate, OutputSettings
 from acontrol.masks.shape import Mask
-from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, Conditions
-from acontrol.pipelines.compositing import Pixels, feather_px, limit_saturation, paste
+from acontrol.pipelines.compositing import Pixels, limit_saturation, paste
+from acontrol.rivals.task import Drawing, Method, Task
 from acontrol.seeding import derive_seed
-
-_CACHED = 512  # Conditions, each 1.6 MB at full size in half precision.
-
-
-class ConditionCache:
-    """Keeps the conditions of the most recent references and texts.
-
-    Each is computed in a batch of its own: in a larger one its neighbours could change the
-    last bit, and a continued job would differ from an uninterrupted one.
-    """
-
-    def __init__(self, pipeline: AnomalyControlPipeline):
-        """Start empty, with the pipeline that computes the conditions."""
-        self.pipeline = pipeline
-        self.computed = 0
-        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
-        self._empty: Conditions | None = None
-
-    def of(self, batch: Sequence[PlannedImage], sampling: Sampling) -> Conditions:
-        """The conditions of a batch."""
-        text = [self._text(image.prompt) for image in batch]
-        semantic = [self._semantic(image.reference, sampling) for image in batch]
-        if self._empty is None:
-            self._empty = self.pipeline.conditions(text[0], semantic[0])
-        return replace(self._empty, text=torch.cat(text), semantic=torch.cat(semantic))
-
-    def _text(self, prompt: str) -> Tensor:
-        return self._cached(prompt, lambda: self.pipeline.encode_text([prompt]))
-
-    def _semantic(self, reference: Reference, sampling: Sampling) -> Tensor:
-        asea = self.pipeline.card.asea
-        if sampling.asea_steps is not None:
-            asea = asea.model_copy(update={"steps": sampling.asea_steps})
-        if sampling.asea_step_size is not None:
-            asea = asea.model_copy(update={"step_size": sampling.asea_step_size})
-
-        def compute() -> Tensor:
-            image = Image.fromarray(read_image(reference.image))
-            mask = Image.fromarray(read_mask(reference.mask, image.size))
-            return self.pipeline.encode_reference([image], [mask], [reference.phrase], asea)
-
-        return self._cached((reference, asea.steps, asea.step_size), compute)
-
-    def _cached(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        if key not in self._kept:
-            self._kept[key] = compute()
-            self.computed += 1
-            if len(self._kept) > _CACHED:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
 
 
 @dataclass(frozen=True)
@@ -82,7 +28,8 @@ class Scores:
     """How well one image shows what its label says.
 
     Attributes:
-        mask_fill: Share of the mask that changed by more than the autoencoder's own error.
+        mask_fill: Share of the mask that changed by more than the autoencoder's own error; by a
+            method that pastes, what was pasted.
         distance: Cosine distance to the nearest training defect of its type, in the vision
             tower's features; None without training defects.
         limit: The largest distance that passes; None for any.
@@ -139,24 +86,24 @@ class _Canvas:
     crops: list[Crop]
     change: Mask
     leaks: list[float] = field(default_factory=list)
+    exact: bool = True  # Whether ``change`` is known, not measured.
 
 
 class Generator:
-    """Draws batches with one pipeline."""
+    """Draws batches with one method."""
 
     def __init__(
         self,
-        pipeline: AnomalyControlPipeline,
+        method: Method,
         scorer: DefectScorer,
         gate: Gate | None = None,
         output: OutputSettings | None = None,
     ):
-        """Combine a pipeline with a scorer."""
-        self.pipeline = pipeline
+        """Combine a method with a scorer."""
+        self.method = method
         self.scorer = scorer
         self.gate = gate or Gate()
         self.output = output or OutputSettings()
-        self.conditions = ConditionCache(pipeline)
         self.colours = ColourLimits(scorer.training)
 
     def generate_batch(self, planned: Sequence[PlannedImage]) -> list[GeneratedImage]:
@@ -186,16 +133,10 @@ class Generator:
 
     def _attempt(self, planned: Sequence[PlannedImage], attempt: int) -> list[GeneratedImage]:
         """Draw every image once and score it."""
-        conditions = self.conditions.of(planned, planned[0].sampling)
         canvases = [self._canvas(image, attempt) for image in planned]
         for number in range(max(len(canvas.crops) for canvas in canvases)):
-            rows = [row for row, canvas in enumerate(canvases) if number < len(canvas.crops)]
             self._draw_crops(
-                [canvases[row] for row in rows],
-                number,
-                replace(
-                    conditions, text=conditions.text[rows], semantic=conditions.semantic[rows]
-                ),
+                [canvas for canvas in canvases if number < len(canvas.crops)], number
             )
         distances = self.scorer.distances(
             planned, (Image.fromarray(canvas.pixels) for canvas in canvases)
@@ -209,49 +150,37 @@ class Generator:
         seed = derive_seed(planned.seed, "attempt", attempt) if attempt else planned.seed
         normal = read_image(planned.normal)
         mask = np.asarray(planned.mask.image())
-        card, crop = self.pipeline.card, planned.sampling.crop
-        parts = crops(mask, card.target_crop or 0 if crop is None else crop, card.resolution)
+        parts = self.method.crops(mask, planned.sampling.crop)
         return _Canvas(planned, seed, normal, normal, mask, parts, np.zeros_like(mask))
 
-    def _draw_crops(
-        self, canvases: Sequence[_Canvas], number: int, conditions: Conditions
-    ) -> None:
+    def _draw_crops(self, canvases: Sequence[_Canvas], number: int) -> None:
         """Draw the crop of that number into each canvas."""
-        views, masks = [], []
-        for canvas in canvases:
+        tasks = [_task(canvas, number) for canvas in canvases]
+        drawings = self.method.draw(tasks)
+        for canvas, task, drawing in zip(canvases, tasks, drawings, strict=True):
             left, top, right, bottom = canvas.crops[number].box
-            views.append(canvas.pixels[top:bottom, left:right])
-            masks.append(canvas.crops[number].mask[top:bottom, left:right])
-        seeds = [
-            derive_seed(canvas.seed, "stroke", number) if number else canvas.seed
-            for canvas in canvases
-        ]
-        sampling = canvases[0].planned.sampling
-        drawn = self.pipeline.sample(
-            conditions,
-            [Image.fromarray(view) for view in views],
-            [Image.fromarray(mask) for mask in masks],
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance_scale,
-            semantic_scale=sampling.scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            composite=False,
-        ).images
-        for canvas, view, mask, image in zip(canvases, views, masks, drawn, strict=True):
-            left, top, right, bottom = canvas.crops[number].box
-            pixels = np.asarray(image)
+            pixels = drawing.pixels
             if self.output.match_colour == "auto":
                 limit = self.colours.of(canvas.planned.reference, canvas.normal)
                 pixels = limit_saturation(pixels, limit)
-            canvas.change[top:bottom, left:right] |= changed(view, pixels, mask)
-            leak = psnr(view, pixels, mask)
+            change = _change(task, drawing, pixels)
+            canvas.change[top:bottom, left:right] |= change
+            canvas.exact &= drawing.pasted is not None
+            leak = psnr(task.image, pixels, task.mask)
             if leak is not None:
                 canvas.leaks.append(leak)
             if self.output.composite:
-                width = feather_px(max(mask.shape), self.pipeline.card.resolution)
-                pixels = paste(view, pixels, mask, self.output.blend, width)
+                pixels = self._composited(task, drawing, pixels)
             canvas.pixels = canvas.pixels.copy()
             canvas.pixels[top:bottom, left:right] = pixels
+
+    def _composited(self, task: Task, drawing: Drawing, pixels: Pixels) -> Pixels:
+        """The drawing's defect on the normal image."""
+        mask = task.mask if drawing.pasted is None else drawing.pasted
+        if not mask.any():
+            return task.image
+        width = self.method.fade_px(max(mask.shape))
+        return paste(task.image, pixels, mask, self.output.blend, width)
 
     def _result(
         self, canvas: _Canvas, attempt: int, distance: float | None, limit: float | None
@@ -272,7 +201,7 @@ class Generator:
             and near
             and (background is None or background >= self.gate.min_background),
         )
-        tight = refined(canvas.change, canvas.mask)
+        tight = canvas.change if canvas.exact else refined(canvas.change, canvas.mask)
         return GeneratedImage(
             canvas.planned,
             canvas.pixels,
@@ -283,3 +212,28 @@ class Generator:
             scores,
             tuple(crop.box for crop in canvas.crops),
         )
+
+
+def _task(canvas: _Canvas, number: int) -> Task:
+    """The crop of that number."""
+    planned = canvas.planned
+    left, top, right, bottom = canvas.crops[number].box
+    return Task(
+        image=canvas.pixels[top:bottom, left:right],
+        mask=canvas.crops[number].mask[top:bottom, left:right],
+        category=planned.name[0],
+        defect=planned.name[1],
+        reference_image=planned.reference.image,
+        reference_mask=planned.reference.mask,
+        phrase=planned.reference.phrase,
+        prompt=planned.prompt,
+        seed=derive_seed(canvas.seed, "stroke", number) if number else canvas.seed,
+        sampling=planned.sampling,
+    )
+
+
+def _change(task: Task, drawing: Drawing, pixels: Pixels) -> Mask:
+    """What a drawing changed: what it says itself, or what a comparison shows."""
+    if drawing.pasted is not None:
+        return drawing.pasted
+    return changed(task.image, pixels, task.mask)

@@ -6,35 +6,21 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from acontrol.config import Precision, Settings
+from acontrol.config.sampling import Sampling as Sampling
 from acontrol.data.settings import SPLIT_FILE
 from acontrol.masks.settings import SourceName
 
+MethodName = Literal[
+    "acontrol",
+    "copy-paste",
+    "perlin",
+    "cutpaste",
+    "procedural",
+    "reference-only",
+    "ip-adapter",
+]
+WITH_ADAPTER = ("acontrol", "ip-adapter")  # Methods that --model draws.
 MOST = 1_000_000  # Images of one request.
-
-
-class Sampling(Settings):
-    """How one image is drawn. A request may set each of these itself."""
-
-    steps: int = Field(30, ge=1, le=1000, description="DDIM steps (Sec. 4.1).")
-    guidance_scale: float = Field(
-        7.5, ge=1, le=100, description="Classifier-free guidance (Sec. 4.1)."
-    )
-    scale: float | None = Field(
-        None, ge=0, le=10, description="Gamma of Eq. 5; by default the one trained with."
-    )
-    asea_steps: int | None = Field(
-        None, ge=0, le=50, description="T_g of Eq. 4; by default as trained with."
-    )
-    asea_step_size: float | None = Field(
-        None, gt=0, description="Alpha of Eq. 4; by default as trained with."
-    )
-    crop: float | None = Field(
-        None,
-        ge=0,
-        le=100,
-        description="Draw in a square so many times as large as the defect, and paste it back; "
-        "0: the whole image. By default as the adapter was trained (data.target_view).",
-    )
 
 
 class Gate(Settings):
@@ -101,9 +87,18 @@ class OutputSettings(Settings):
 class Selection(Settings):
     """Model, data and output."""
 
-    model: str = Field(
+    model: str | None = Field(
+        None,
         description="A run's or adapter's folder or its URI, or models:/NAME@ALIAS of the "
-        "server in MLFLOW_TRACKING_URI."
+        "server in MLFLOW_TRACKING_URI. Other methods draw without it; with it, they plan and "
+        "score as it does.",
+    )
+    method: MethodName = Field(
+        "acontrol",
+        description="What draws (docs/rivals.md). acontrol: the adapter; copy-paste: the "
+        "reference's defect, cut out and blended; perlin and cutpaste: controls that know no "
+        "defect; procedural: painted ones; reference-only: the base, attending to the "
+        "reference; ip-adapter: an adapter of the image alone.",
     )
     data: Path = Field(description="Folder of the defects, in MVTec AD's layout.")
     out: Path = Field(description="Folder to create.")
@@ -154,7 +149,11 @@ class Selection(Settings):
         description="Also write the set as WebDataset shards, in DIR/shards, as COCO instance "
         "segmentation, in DIR/coco, or for YOLO segmentation, in DIR/yolo.",
     )
-    base_path: str | None = Field(None, description="Where the base is now, if it moved.")
+    base_path: str | None = Field(
+        None,
+        description="Where the base is now, if it moved; without --model the base itself, by "
+        "default the built-in one.",
+    )
 
 
 # Sec. 4.1, as far as it says; what it does not mention is off.

@@ -1,4 +1,4 @@
-"""Draw a job on Ray: each worker has a pipeline and takes one batch at a time.
+"""Draw a job on Ray: each worker has the method and takes one batch at a time.
 
 Workers read the plan's files, so every node must see data and model. Results go back to the
 driver, which alone writes.
@@ -18,11 +18,11 @@ from acontrol.data.mvtec import open_folder
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import BatchResult, Job, generate_batch
 from acontrol.generation.manifest import Roots
+from acontrol.generation.methods import load_method
 from acontrol.generation.plan import PlannedImage, Planner
 from acontrol.generation.sampler import Generator
-from acontrol.generation.settings import Gate, OutputSettings
+from acontrol.generation.settings import Gate, MethodName, OutputSettings
 from acontrol.networks.load import quieten
-from acontrol.pipelines.loading import load_pipeline
 from acontrol.runs.cluster import joined_cluster, uses_gpus
 
 _RESTARTS = 3  # Of a worker that died, for instance out of memory; then the job fails.
@@ -33,6 +33,7 @@ class GeneratorSpec:
     """What a worker needs to build its generator.
 
     Attributes:
+        method: What draws.
         model: Adapter folder.
         base_path: Where the base is now, if it moved.
         precision: Of the networks.
@@ -44,7 +45,8 @@ class GeneratorSpec:
         threads: Torch threads of each worker.
     """
 
-    model: str
+    method: MethodName
+    model: str | None
     base_path: str | None
     precision: Precision
     split: Literal["train", "test", "all"]
@@ -55,13 +57,12 @@ class GeneratorSpec:
     threads: int
 
     def build(self, device: str) -> Generator:
-        """Load the pipeline and the scorer."""
-        pipeline = load_pipeline(self.model, self.base_path, device, self.precision)
-        pipeline.set_progress_bar_config(disable=True)
+        """Load the method and the scorer."""
+        loaded = load_method(self.method, self.model, self.base_path, device, self.precision)
         folder = open_folder(self.roots["data"], split_file=self.split_file)
         planner = Planner(folder, split=self.split)
-        scorer = DefectScorer(pipeline, planner.training)
-        return Generator(pipeline, scorer, self.gate, self.output)
+        scorer = DefectScorer(loaded.vlm, planner.training)
+        return Generator(loaded.method, scorer, self.gate, self.output)
 
 
 class _Worker:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from acontrol._version import __version__
 from acontrol.config import THIRD
+from acontrol.data.lock import only_launch, refuse_if_locked
 from acontrol.data.mvtec import LabelledImage, open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.split import refuse_mix
@@ -37,7 +38,6 @@ from acontrol.progress import progress
 from acontrol.reporting import contact_sheet
 from acontrol.runs import guard, storage
 from acontrol.runs.inputs import DataInput
-from acontrol.runs.lock import only_launch, refuse_if_locked
 from acontrol.runs.server import tracking_store
 from acontrol.runs.stage import StageContext, run_stage
 from acontrol.runs.tracking import Tracker

@@ -30,6 +30,7 @@ from acontrol.networks.inpainting import check_inpainting
 from acontrol.networks.load import BaseModels
 from acontrol.pipelines import blending
 from acontrol.pipelines.compositing import feather_px, limit_saturation, paste, saturation
+from acontrol.pipelines.denoising import ddim, denoise, guided
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
 
@@ -178,9 +179,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @classmethod
     def from_base(cls, base: BaseModels, adapter: SemanticAdapter) -> "AnomalyControlPipeline":
         """Assemble from loaded base models, with a DDIM sampler on the base's schedule."""
-        scheduler = DDIMScheduler.from_config(
-            base.scheduler.config, clip_sample=False, set_alpha_to_one=False
-        )
+        scheduler = ddim(base.scheduler.config)
         return cls(
             base.vae,
             base.text_encoder,
@@ -337,19 +336,23 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         semantic_scale: float | None = None,
         generator: Sequence[torch.Generator] | None = None,
         composite: bool = True,
+        start_image: Sequence[Image.Image] | None = None,
+        strength: float = 1.0,
     ) -> AnomalyControlOutput:
         """Draw a batch from its conditions; the arguments are those of ``__call__``.
 
-        Masks must be 1-bit and of their images' sizes.
+        Masks must be 1-bit and of their images' sizes. ``start_image`` are images in RGB that
+        lie under the noise, and ``strength`` in [0, 1] is the share of the steps that are done
+        on them.
         """
         check_processors(self.unet)
         if image is not None:
             image = [one if one.mode == "RGB" else as_rgb(one) for one in image]
         count, device = len(conditions.text), self._execution_device
         scale = self.card.sga.scale if semantic_scale is None else semantic_scale
-        guided = guidance_scale > 1
+        is_guided = guidance_scale > 1
         text, fused = conditions.text, conditions.semantic
-        if guided:
+        if is_guided:
             text = torch.cat([conditions.empty_text.expand_as(text), text])
             fused = torch.cat([conditions.empty_semantic.expand_as(fused), fused])
         semantic = self.adapter.split(fused)
@@ -359,12 +362,10 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         canvas = blending.encode_canvas(
             self.vae, image, mask_image, count, size, device, self.card.inpainting
         )
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        latents = noise * self.scheduler.init_noise_sigma
-        for timestep in self.progress_bar(self.scheduler.timesteps):
-            latents = canvas.blend(latents, noise, self.scheduler, timestep)
-            doubled = torch.cat([latents] * 2) if guided else latents
-            noise_pred = self.unet(
+
+        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+            doubled = torch.cat([latents] * 2) if is_guided else latents
+            noise_pred: Tensor = self.unet(
                 canvas.unet_input(self.scheduler.scale_model_input(doubled, timestep)).to(
                     self.unet.dtype
                 ),
@@ -372,11 +373,21 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 text,
                 cross_attention_kwargs={"semantic": semantic, "semantic_scale": scale},
             ).sample.float()  # Latents stay in float32 whatever the networks' precision.
-            if guided:
-                without, with_conditions = noise_pred.chunk(2)
-                noise_pred = without + guidance_scale * (with_conditions - without)
-            latents = self.scheduler.step(noise_pred, timestep, latents).prev_sample
-        latents = canvas.blend(latents, noise, self.scheduler)
+            return guided(noise_pred, guidance_scale) if is_guided else noise_pred
+
+        start = None
+        if start_image is not None:
+            start = blending.encode_start(self.vae, start_image, size, device)
+        latents = denoise(
+            predict,
+            self.scheduler,
+            canvas,
+            noise,
+            num_inference_steps,
+            start=start,
+            strength=strength,
+            progress=self.progress_bar,
+        )
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         drawn = pictures(self.vae.decode(latents).sample)
         self.maybe_free_model_hooks()

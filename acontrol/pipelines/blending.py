@@ -79,20 +79,29 @@ def encode_canvas(
     pairs = [fit(normal, region, size) for normal, region in zip(image, mask, strict=True)]
     pixels = torch.stack([pair[0] for pair in pairs]).to(device, vae.dtype)
     masks = torch.stack([pair[1] for pair in pairs]).to(device)
-    latents = _latents(vae, pixels)
+    latents = latents_of(vae, pixels)
     # Any touched latent may change; the pixels outside are restored afterwards.
     inside = F.adaptive_max_pool2d(masks, latents.shape[-1])
-    masked = _latents(vae, mask_out(pixels, masks)) if inpainting else None
+    masked = latents_of(vae, mask_out(pixels, masks)) if inpainting else None
     return Canvas(latents, inside, masked)
 
 
 def _blank(vae: AutoencoderKL, count: int, size: int, device: torch.device) -> Canvas:
     grey = torch.zeros(count, vae.config.in_channels, size, size, device=device)
-    masked = _latents(vae, grey.to(vae.dtype))
+    masked = latents_of(vae, grey.to(vae.dtype))
     return Canvas(mask=torch.ones_like(masked[:, :1]), masked=masked)
 
 
-def _latents(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+def encode_start(
+    vae: AutoencoderKL, image: Sequence[Image.Image], size: int, device: torch.device
+) -> Tensor:
+    """Encode images to start from, in RGB and of any sizes: (batch, channel, side, side)."""
+    blank = Image.new("1", (size, size))
+    pixels = torch.stack([fit(one, blank, size)[0] for one in image])
+    return latents_of(vae, pixels.to(device, vae.dtype))
+
+
+def latents_of(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """The VAE's posterior mean for images in [-1, 1], scaled, in float32."""
     mean: Tensor = vae.encode(pixels).latent_dist.mean
     return mean.float() * vae.config.scaling_factor

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from acontrol.config import AdapterCard, Precision
+from acontrol.config import AdapterCard, BaseConfig, Precision
 from acontrol.errors import UserError, explain, one_line
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks import locate
@@ -47,6 +47,19 @@ def load_with_digest(
 ) -> tuple[AnomalyControlPipeline, str]:
     """``load_pipeline``, with a sha256 that names adapter and base together."""
     adapter, card, weights = load_adapter(model)
+    base, base_digest = base_of(card, model, base_path)
+    dtype = getattr(torch, precision)
+    models = load_base(base, device, dtype)
+    pipeline = AnomalyControlPipeline.from_base(models, adapter.eval().to(device, dtype))
+    return pipeline, hashlib.sha256(weights + base_digest.encode()).hexdigest()
+
+
+def base_of(card: AdapterCard, model: str, base_path: str | None) -> tuple[BaseConfig, str]:
+    """The base that an adapter was trained on, where it is now, and its digest.
+
+    Raises:
+        UserError: If another base is there.
+    """
     base = card.base
     if base_path is not None:
         base = base.model_copy(update={"path": base_path})
@@ -56,10 +69,7 @@ def load_with_digest(
             f"the base at {base.path} is not the one that {model} was trained on "
             "(other checksum): name the right one with --base-path"
         )
-    dtype = getattr(torch, precision)
-    models = load_base(base, device, dtype)
-    pipeline = AnomalyControlPipeline.from_base(models, adapter.eval().to(device, dtype))
-    return pipeline, hashlib.sha256(weights + base_digest.encode()).hexdigest()
+    return base, base_digest
 
 
 def load_adapter(model: str) -> tuple[SemanticAdapter, AdapterCard, bytes]:

@@ -14,6 +14,7 @@ import torch
 
 from acontrol._version import __version__
 from acontrol.config import BaseConfig, TrainedOn
+from acontrol.data.lock import only_launch
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.publish import WORK, check_new, put_in_place, work_folder
@@ -29,7 +30,6 @@ from acontrol.pretrain.vlm import retrieval, train_vlm
 from acontrol.runs import storage
 from acontrol.runs.guard import claim
 from acontrol.runs.inputs import DataInput
-from acontrol.runs.lock import only_launch
 from acontrol.runs.server import tracking_store
 from acontrol.runs.stage import StageContext
 from acontrol.runs.storage import sha256

@@ -14,6 +14,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from acontrol.data.lock import only_writer
 from acontrol.data.publish import put_in_place, work_folder
 from acontrol.errors import UserError
 from acontrol.registry.card import (
@@ -28,7 +29,6 @@ from acontrol.registry.card import (
     check_model_name,
 )
 from acontrol.registry.model_files import check_model, check_names
-from acontrol.runs.lock import only_writer
 from acontrol.runs.mlflow_client import (
     MANIFEST_TAG,
     client_of,

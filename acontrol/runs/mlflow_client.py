@@ -25,9 +25,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_I
 from sqlalchemy.exc import SQLAlchemyError
 
 from acontrol._version import __version__
+from acontrol.data.lock import waiting
 from acontrol.errors import UserError, nearest
 from acontrol.runs.inputs import DataInput
-from acontrol.runs.lock import waiting
 from acontrol.runs.origin import origin_tags
 from acontrol.runs.server import TrackingStore, database_file, without_password
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from acontrol.config import TrackingConfig
 from acontrol.data.listing import entries
+from acontrol.data.lock import only_launch
 from acontrol.errors import UserError
 from acontrol.runs import storage
 from acontrol.runs.inputs import DataInput
-from acontrol.runs.lock import only_launch
 from acontrol.runs.mlflow_client import describe
 from acontrol.runs.server import tracking_store
 from acontrol.runs.tracking import Tracker

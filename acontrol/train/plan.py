@@ -8,12 +8,12 @@ from pathlib import Path
 
 from acontrol.config import AdapterCard, RunConfig, TrainedOn
 from acontrol.data.features import FeatureFolder, feature_folder
+from acontrol.data.lock import only_launch
 from acontrol.data.reader import ShardReader
 from acontrol.data.split import refuse_mix
 from acontrol.data.stream import check_view
 from acontrol.errors import UserError, one_line
 from acontrol.networks import hub, locate
-from acontrol.runs.lock import only_launch
 from acontrol.runs.paths import absolute
 from acontrol.runs.storage import StoragePath, storage_path
 from acontrol.train.checkpoint import Checkpoint, newest_checkpoint

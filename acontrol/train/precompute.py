@@ -9,6 +9,7 @@ import torch
 
 from acontrol.config import RunConfig
 from acontrol.data.features import CHUNK, FeatureFolder, feature_folder, joined
+from acontrol.data.lock import only_launch
 from acontrol.data.reader import ShardReader
 from acontrol.data.stream import Batch, TrainingStream, collate
 from acontrol.errors import UserError
@@ -21,7 +22,6 @@ from acontrol.runs.cluster import (
     worker_environment,
     worker_resources,
 )
-from acontrol.runs.lock import only_launch
 from acontrol.train.plan import RunInputs
 
 

@@ -167,9 +167,9 @@ def test_masks_of_good_images_and_other_folders_of_a_category_are_noted(root: Pa
     save(root / "nut/ground_truth/good/0_mask.png", MASK)
     save(root / "nut/validation/bent/0.png")
     assert notes(open_folder(root)) == [
-        "1 masks of good images are not read (the first: "
+        "1 mask of good images is not read (the first: "
         f"{root}/nut/ground_truth/good/0_mask.png)",
-        "1 images in other folders of a category are not read (the first: "
+        "1 image in other folders of a category is not read (the first: "
         f"{root}/nut/validation/bent/0.png)",
     ]
 

@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from acontrol.data.images import image_size, read_image
 from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
+from acontrol.generation.adapter import AdapterMethod
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import (
     INPUTS,
@@ -23,12 +25,12 @@ from acontrol.generation.job import (
     generate_batch,
 )
 from acontrol.generation.manifest import planned_of
+from acontrol.generation.methods import load_method
 from acontrol.generation.plan import PlannedImage, Planner, Reference, requests_for_all
 from acontrol.generation.sampler import Generator
 from acontrol.generation.settings import Gate, OutputSettings, Sampling
 from acontrol.masks.sampler import PlacedMask
 from acontrol.networks.locate import built_in_adapter
-from acontrol.pipelines.loading import load_pipeline
 
 
 class Setup:
@@ -36,14 +38,15 @@ class Setup:
 
     def __init__(self, data: Path, gate: Gate, count: int = 3):
         self.folder = open_folder(data)
-        self.pipeline = load_pipeline(str(built_in_adapter()))
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.loaded = load_method("acontrol", str(built_in_adapter()))
+        self.method = cast(AdapterMethod, self.loaded.method)
+        self.pipeline = self.method.pipeline
         self.planner = Planner(self.folder, split="all", sampling=Sampling(steps=2), cells=16)
         requests = requests_for_all(self.folder, split="all", count=count, defect="spots")
         self.planned, _ = self.planner.plan_images(requests)
         self.roots = {"data": self.folder.root, "normal": self.folder.root}
-        scorer = DefectScorer(self.pipeline, self.planner.training)
-        self.generator = Generator(self.pipeline, scorer, gate, OutputSettings())
+        scorer = DefectScorer(self.loaded.vlm, self.planner.training)
+        self.generator = Generator(self.method, scorer, gate, OutputSettings())
 
 
 def test_an_image_that_never_passes_is_dropped_or_its_best_try_kept(built_in_data) -> None:
@@ -112,7 +115,7 @@ def test_each_condition_is_computed_once(built_in_data) -> None:
     prompts = {image.prompt for image in setup.planned}
     references = {image.reference for image in setup.planned}
     assert len(calls) == len(prompts) + 1  # And the empty text.
-    assert setup.generator.conditions.computed == len(prompts) + len(references)
+    assert setup.method.conditions.computed == len(prompts) + len(references)
 
 
 def test_a_batch_too_large_for_memory_is_halved_and_recorded(built_in_data) -> None:
@@ -165,11 +168,11 @@ def test_an_image_that_changed_is_named(built_in_data, tmp_path) -> None:
     data = tmp_path / "data"
     shutil.copytree(built_in_data, data)
     setup = Setup(data, Gate(gate="off"))
-    before = {INPUTS: check_inputs(setup.pipeline, setup.planned, setup.roots)}
+    before = {INPUTS: check_inputs(setup.loaded, setup.planned, setup.roots)}
     job = Job(tmp_path / "out", before, [setup.planned[:1]], setup.roots)
     file = setup.planned[0].normal
     Image.fromarray(255 - read_image(file)).save(file)
-    after = {INPUTS: check_inputs(setup.pipeline, setup.planned, setup.roots)}
+    after = {INPUTS: check_inputs(setup.loaded, setup.planned, setup.roots)}
     name = file.relative_to(data).as_posix()
     with pytest.raises(UserError, match=f"{name} has changed since"):
         Job(tmp_path / "out", after, [setup.planned[:1]], setup.roots)

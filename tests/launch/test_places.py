@@ -9,6 +9,7 @@ import pytest
 from acontrol.config import BUILT_IN, DataConfig, RunConfig
 from acontrol.data.builtin import write_dataset
 from acontrol.data.features import feature_folder
+from acontrol.data.lock import only_launch, only_writer
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.reader import ShardReader
 from acontrol.data.settings import ShardConfig
@@ -16,7 +17,6 @@ from acontrol.errors import UserError
 from acontrol.evaluation.comparison import named_folders
 from acontrol.evaluation.settings import QualityConfig
 from acontrol.networks.locate import digest
-from acontrol.runs.lock import only_launch, only_writer
 from acontrol.runs.paths import absolute
 from acontrol.runs.storage import storage_path
 from launch import (

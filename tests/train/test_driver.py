@@ -9,10 +9,10 @@ from ray.train import ControllerError, FailureConfig, WorkerGroupError
 from sqlalchemy import create_engine
 
 from acontrol.config import ClusterConfig, CsmConfig, OptimConfig, RunConfig, TrainedOn
+from acontrol.data.lock import only_launch
 from acontrol.errors import UserError
 from acontrol.networks.load import BaseModels
 from acontrol.runs.cluster import scaling
-from acontrol.runs.lock import only_launch
 from acontrol.runs.mlflow_client import reaching
 from acontrol.runs.paths import absolute
 from acontrol.runs.record import Launch, RunRecord

@@ -83,6 +83,29 @@ def render(
     return image, normal, mask
 
 
+def paint(
+    normal: npt.NDArray[np.uint8], defect: str, attribute: str, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Paint a defect on a photograph of a surface.
+
+    Args:
+        normal: (n, n, 3).
+        defect: A key of `DEFECTS`.
+        attribute: The defect's attribute; "" if it has none.
+        rng: All of its randomness.
+
+    Returns:
+        The picture (n, n, 3), and the defect's mask (n, n).
+    """
+    rgb = normal.astype(np.float32) / np.float32(255)
+    rgb = rgb.repeat(SUPERSAMPLING, axis=0).repeat(SUPERSAMPLING, axis=1)
+    core = normal.reshape(-1, 3).mean(axis=0) / 2  # Below the surface it is darker.
+    surface = Surface(rgb, (int(core[0]), int(core[1]), int(core[2])))
+    painted, cover = DEFECTS[defect](rng, surface, attribute)
+    mask = _shrink(cover) > ALPHA_THRESHOLD
+    return np.where(mask[..., None], _to_bytes(np.clip(painted, 0, 1)), normal), mask
+
+
 def _shrink(field: FloatArray) -> FloatArray:
     """Average blocks of pixels down to the final size."""
     block = SUPERSAMPLING

@@ -1,4 +1,4 @@
-"""The lock on a run's folder: one launch at a time."""
+"""Locks on folders that are written: one launch, or one writer, at a time."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,13 +8,12 @@ from filelock import FileLock, Timeout
 
 from acontrol.data.publish import work_folder
 from acontrol.errors import UserError
-from acontrol.runs.storage import StoragePath
 
 LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def only_launch(run: StoragePath) -> Iterator[None]:
+def only_launch(run: object) -> Iterator[None]:
     """Lock a run's folder, creating it.
 
     An object store has no locks: there the later launch takes over, and the earlier one ends

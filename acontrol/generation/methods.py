@@ -1,0 +1,187 @@
+"""Load a method by its name, with all that planning, gate and record need of its networks."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import PIL
+import scipy
+import torch
+from transformers import Blip2ForImageTextRetrieval, CLIPTokenizer
+
+from acontrol.config import AdapterCard, BaseConfig, Precision, TrainedOn
+from acontrol.errors import UserError
+from acontrol.generation.adapter import AdapterMethod
+from acontrol.generation.settings import WITH_ADAPTER, MethodName
+from acontrol.networks import locate
+from acontrol.networks.load import BaseModels, load_base
+from acontrol.pipelines.loading import base_of, load_adapter, load_with_digest
+from acontrol.rivals.task import Method, digest
+
+REGION = 4.0  # What a base without an adapter draws, in longest sides of the defect.
+
+
+@dataclass(frozen=True)
+class LoadedMethod:
+    """A method, ready to draw.
+
+    Attributes:
+        name: Its name.
+        method: What draws.
+        digest: Sha256 of all that decides its pixels besides plan and machine.
+        vlm: Whose vision tower scores its drawings.
+        base: The base that draws, or only scores.
+        base_digest: Of that base.
+        seen: The images that base and adapter come from.
+        split: Part of the data for references and masks.
+        latent_side: Side of the grid of attention cells, whose area a mask covers at least.
+        resolution: Side of the square that networks see, in pixels.
+        dtype: Of the networks.
+        card: The adapter's, of a method that draws with it.
+        tokenizer: Of the target texts, of a method that reads them.
+        read_phrase: Refuses anomaly words that the method cannot read.
+    """
+
+    name: MethodName
+    method: Method
+    digest: str
+    vlm: Blip2ForImageTextRetrieval
+    base: BaseConfig
+    base_digest: str
+    seen: tuple[TrainedOn, ...]
+    split: Literal["train", "test", "all"]
+    latent_side: int
+    resolution: int
+    dtype: torch.dtype
+    card: AdapterCard | None = None
+    tokenizer: CLIPTokenizer | None = None
+    read_phrase: Callable[[Sequence[str]], object] | None = None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Libraries that draw besides the networks'."""
+        if self.name in (*WITH_ADAPTER, "reference-only"):
+            return {}
+        return {lib.__name__: lib.__version__ for lib in (np, PIL, scipy)}
+
+
+def load_method(
+    name: MethodName,
+    model: str | None,
+    base_path: str | None = None,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+) -> LoadedMethod:
+    """Load a method.
+
+    Args:
+        name: Its name.
+        model: A run's output folder or an adapter folder, as a path or URI. Methods that do not
+            draw with it take from it the base, the split, the scale of drawing, and the vision
+            tower that scores; without it these are the base's own.
+        base_path: Where the base is now; without a model the base itself, by default the
+            built-in one.
+        device: Device of the networks.
+        precision: Of the networks.
+
+    Raises:
+        UserError: If there is no adapter or base, or it is not one of that method.
+    """
+    if name in WITH_ADAPTER:
+        if model is None:
+            raise UserError(f"--method {name} draws with a trained adapter: name its --model")
+        return _with_adapter(name, model, base_path, device, precision)
+    card = None
+    if model is None:
+        base = BaseConfig() if base_path is None else BaseConfig(path=base_path)
+        if os.path.isdir(base.path) and not os.path.isdir(os.path.join(base.path, "vlm")):
+            raise UserError(
+                f"--base-path {base_path} has no folder vlm, whose vision tower scores: put a "
+                "BLIP-2 there, or give the --model of an adapter that was trained on that base"
+            )
+        base_digest = locate.digest(base)
+    else:
+        _, card, _ = load_adapter(model)
+        base, base_digest = base_of(card, model, base_path)
+    models = load_base(base, device, getattr(torch, precision))
+    factor = models.latent_shape[1]
+    side = card.resolution // factor if card else int(models.unet.config.sample_size)
+    method = _rival(name, models, side * factor, card)
+    return LoadedMethod(
+        name,
+        method,
+        digest(name, method.state, base_digest),
+        models.vlm,
+        base,
+        base_digest,
+        (*locate.trained_on(base), *(card.seen if card else ())),
+        card.split if card else "train",
+        side,
+        side * factor,
+        models.unet.dtype,
+        tokenizer=models.tokenizer if name == "reference-only" else None,
+    )
+
+
+def _with_adapter(
+    name: MethodName,
+    model: str,
+    base_path: str | None,
+    device: str | torch.device,
+    precision: Precision,
+) -> LoadedMethod:
+    pipeline, model_digest = load_with_digest(model, base_path, device, precision)
+    pipeline.set_progress_bar_config(disable=True)
+    card = pipeline.card
+    if name == "ip-adapter" and (card.csm.text or card.asea.steps):
+        raise UserError(
+            f"--method ip-adapter: {model} reads the reference's words too; train one of the "
+            "image alone: --csm.no-text --asea.steps 0"
+        )
+    base, base_digest = base_of(card, model, base_path)
+    return LoadedMethod(
+        name,
+        AdapterMethod(pipeline, name),
+        model_digest,
+        pipeline.vlm,
+        base,
+        base_digest,
+        (*locate.trained_on(base), *card.seen),
+        card.split,
+        pipeline.latent_side,
+        card.resolution,
+        pipeline.unet.dtype,
+        card,
+        pipeline.tokenizer,
+        pipeline.semantics.read,
+    )
+
+
+def _rival(
+    name: MethodName, models: BaseModels, resolution: int, card: AdapterCard | None
+) -> Method:
+    """Imported only where used."""
+    match name:
+        case "copy-paste":
+            from acontrol.rivals.copy_paste import CopyPaste
+
+            return CopyPaste()
+        case "perlin":
+            from acontrol.rivals.perlin import Perlin
+
+            return Perlin()
+        case "cutpaste":
+            from acontrol.rivals.cutpaste import CutPaste
+
+            return CutPaste()
+        case "procedural":
+            from acontrol.rivals.procedural import Procedural
+
+            return Procedural()
+        case _:
+            from acontrol.rivals.reference_only import ReferenceOnly
+
+            crop = REGION if card is None else card.target_crop or 0.0
+            return ReferenceOnly(models, resolution, crop)

@@ -1,0 +1,65 @@
+"""The denoising loop that every method on a diffusion base shares."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from acontrol.pipelines.blending import Canvas
+
+# Latents, as many as asked for, and a timestep; gives the noise in them.
+NoisePredictor = Callable[[Tensor, Tensor], Tensor]
+
+
+def denoise(
+    predict: NoisePredictor,
+    scheduler: DDIMScheduler,
+    canvas: Canvas,
+    noise: Tensor,
+    steps: int,
+    *,
+    start: Tensor | None = None,
+    strength: float = 1.0,
+    progress: Callable[[Iterable[Tensor]], Any] = iter,
+) -> Tensor:
+    """Denoise latents on a canvas.
+
+    Args:
+        predict: Predicts noise in float32, guided.
+        scheduler: The sampler.
+        canvas: What stays outside the masks.
+        noise: (batch, channel, side, side).
+        steps: Steps of the whole schedule.
+        start: Latents that lie under the noise, of the noise's shape; None for noise alone.
+        strength: Share of the steps that are done on ``start``.
+        progress: Shows the steps.
+
+    Returns:
+        Clean latents, of the noise's shape.
+    """
+    scheduler.set_timesteps(steps, device=noise.device)
+    timesteps = scheduler.timesteps
+    if start is None:
+        latents = noise * scheduler.init_noise_sigma
+    else:  # As in diffusers' inpainting pipeline.
+        timesteps = timesteps[steps - min(int(steps * strength), steps) :]
+        latents = start
+        if len(timesteps):
+            latents = scheduler.add_noise(start, noise, timesteps[:1])
+    for timestep in progress(timesteps):
+        latents = canvas.blend(latents, noise, scheduler, timestep)
+        noise_pred = predict(latents, timestep)
+        latents = scheduler.step(noise_pred, timestep, latents).prev_sample
+    return canvas.blend(latents, noise, scheduler)
+
+
+def guided(noise_pred: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance, of predictions without conditions and then with them."""
+    without, with_conditions = noise_pred.chunk(2)
+    return without + scale * (with_conditions - without)
+
+
+def ddim(config: Any) -> DDIMScheduler:
+    """A DDIM sampler on a base's noise schedule."""
+    return DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)

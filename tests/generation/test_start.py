@@ -1,0 +1,79 @@
+"""What lies under the noise when a drawing starts."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import acontrol
+from acontrol.data.images import image_size, read_image, read_mask
+from acontrol.errors import UserError
+from acontrol.networks.locate import built_in_adapter
+from acontrol.rivals.copy_paste import pasted
+from launch import generate
+
+
+@pytest.fixture(scope="module")
+def files(built_in_data: Path) -> dict[str, Path]:
+    wood = built_in_data / "wood"
+    return {
+        "image": wood / "train/good/000.png",
+        "mask": wood / "ground_truth/crack/001_mask.png",
+        "reference_image": wood / "test/crack/000.png",
+        "reference_mask": wood / "ground_truth/crack/000_mask.png",
+    }
+
+
+def test_a_low_strength_keeps_the_paste_and_a_high_one_does_not(files: dict[str, Path]) -> None:
+    pipe = acontrol.load_pipeline(str(built_in_adapter()))
+    pipe.set_progress_bar_config(disable=True)
+    size = image_size(files["image"])
+    normal, mask = read_image(files["image"]), np.asarray(read_mask(files["mask"], size))
+    reference = read_image(files["reference_image"])
+    reference_mask = np.asarray(read_mask(files["reference_mask"], size))
+    paste = pasted(normal, mask, reference, reference_mask).pixels
+
+    def gap(target: np.ndarray, **settings: object) -> float:
+        words = {"reference_phrase": "a crack", "product": "wood", "steps": 5}
+        drawn = acontrol.draw_defect(pipe, **files, **words, blend="hard", **settings)
+        pixels = np.asarray(drawn)
+        assert np.array_equal(pixels[~mask], normal[~mask])
+        return float(np.abs(pixels[mask].astype(int) - target[mask]).mean())
+
+    kept = [gap(paste, start="reference", strength=strength) for strength in (0, 0.2, 1)]
+    assert max(kept[:2]) < kept[2] / 2
+    assert kept[0] < 0.7 * gap(normal, start="reference", strength=0)  # No normal image.
+    assert kept[0] < 0.7 * gap(paste)  # Nor what noise alone gives.
+    clean = {"start": "clean", "strength": 0}
+    assert gap(normal, **clean) < 0.7 * gap(paste, **clean)
+    with pytest.raises(ValueError, match="give start reference or clean"):
+        gap(paste, strength=0.5)
+
+
+def test_a_request_sets_its_own_start_and_the_manifest_records_it(
+    files: dict[str, Path], built_in_data: Path, tmp_path: Path
+) -> None:
+    request = {"category": "wood", "defect": "crack", "seed": 3}
+    lines = [request, request | {"start": "reference"}, request | {"start": "clean"}]
+    (tmp_path / "r.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    args = ["--model", built_in_adapter(), "--data", built_in_data, "--split", "all"]
+    args += ["--out", tmp_path / "out", "--steps", 4, "--gate", "off"]
+    args += ["--requests", tmp_path / "r.jsonl"]
+    with pytest.raises(UserError, match=r"r\.jsonl:1: strength 0.5 keeps"):
+        generate.run([str(arg) for arg in [*args, "--strength", 0.5]])
+    lines[0] = request | {"strength": 1.0}
+    (tmp_path / "r.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    generate.run([str(arg) for arg in [*args, "--strength", 0.5]])
+    text = (tmp_path / "out" / "manifest.jsonl").read_text()
+    settings = [json.loads(line)["sampling"] for line in text.splitlines()]
+    assert [(row["start"], row["strength"]) for row in settings] == [
+        ("noise", 1.0),
+        ("reference", 0.5),
+        ("clean", 0.5),
+    ]
+    images = {
+        (tmp_path / "out" / json.loads(line)["image"]).read_bytes()
+        for line in text.splitlines()
+    }
+    assert len(images) == 3
