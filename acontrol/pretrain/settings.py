@@ -72,6 +72,12 @@ class VaeStage(Settings):
         description="Side of the random squares of the images that it trains on, in pixels; by "
         "default whole images. It is convolutional.",
     )
+    critic_weight: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of a patch critic in the decoder's own steps, such as .05, which "
+        "keeps more grain; by default there is none.",
+    )
 
 
 class DenoiserStage(Settings):

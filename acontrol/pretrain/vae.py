@@ -3,13 +3,15 @@
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from acontrol.data.images import pictures
+from acontrol.pretrain.critic import Critic
 from acontrol.pretrain.pool import Pool
 from acontrol.pretrain.settings import VaeStage
 from acontrol.reporting import contact_sheet
 from acontrol.runs.stage import StageContext, run_stage
+from acontrol.seeding import derive_seed
 
 KL_WEIGHT = 1e-4
 NUM_SAMPLES = 6
@@ -28,7 +30,7 @@ def train_vae(
     """Train encoder and decoder, then the decoder alone; set the scaling factor.
 
     With the encoder frozen the latents no longer change, and the decoder has all the steps
-    that fine details of defects need.
+    that fine details of defects need. There a patch critic may ask for grain.
     """
 
     def train(name: str, steps: int, learning_rate: float, *, encoder_frozen: bool) -> None:
@@ -54,14 +56,18 @@ def train_vae(
                 "kl": posterior.kl().float().mean() / noise[0].numel(),
             }
             total = terms["l1"] + 2 * terms["mse"]
+            if encoder_frozen and stage.critic_weight:
+                terms["fooling"], terms["judging"] = critic.terms(image, decoded)
+                total = total + stage.critic_weight * terms["fooling"] + terms["judging"]
             return {
                 "loss": total if encoder_frozen else total + KL_WEIGHT * terms["kl"],
                 **terms,
             }
 
+        judged = encoder_frozen and stage.critic_weight
         run_stage(
             name,
-            vae,
+            nn.ModuleDict({"vae": vae, "critic": critic}) if judged else vae,
             loss,
             context,
             steps=steps,
@@ -69,6 +75,9 @@ def train_vae(
             sample=lambda: reconstructions(vae, test, context.device),
         )
 
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(context.seed, "critic"))
+        critic = Critic().to(context.device)
     vae.train()
     train("autoencoder", stage.steps, stage.learning_rate, encoder_frozen=False)
     vae.encoder.requires_grad_(False)

@@ -79,6 +79,7 @@ def test_a_base_starts_from_another_and_resumes(
     write_dataset(tile, num_good=3, num_good_test=1, num_defects=0, categories=("tile",))
     options = without(SMALL, "sizes")
     options += ["--view", "32", "--scale", "0.5", "1", "--vae.crop", "32", "--also", str(tile)]
+    options += ["--vae.critic-weight", "0.05"]
     args = [str(built_in_data), "--init", "tiny", *options]
     bases = [tmp_path / "whole", tmp_path / "resumed"]
     pretrain.run([*args, "--output", str(bases[0])])

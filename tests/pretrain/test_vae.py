@@ -1,5 +1,6 @@
 import torch
 
+from acontrol.pretrain.critic import Critic
 from acontrol.pretrain.vae import cropped, gradient_energies
 
 
@@ -36,3 +37,38 @@ def test_crops_are_of_the_images_own_pixels_with_their_masks() -> None:
     holding = own.flatten(1).any(dim=1)
     assert 30 < int(holding[:100].sum()) < 70, "half of the defective ones"
     assert not holding[100:].any()
+
+
+def test_decoder_and_critic_each_have_their_own_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    critic = Critic(width=8)
+    image = torch.randn(2, 3, 16, 16, generator=generator)
+    decoded = torch.randn(2, 3, 16, 16, generator=generator, requires_grad=True)
+    fooling, judging = critic.terms(image, decoded)
+    fooling.backward(retain_graph=True)
+    assert decoded.grad is not None and bool(decoded.grad.any())
+    assert all(value.grad is None for value in critic.parameters())
+    decoded.grad = None
+    judging.backward()
+    assert decoded.grad is None
+    assert all(value.grad is not None for value in critic.parameters())
+
+
+def test_a_critic_learns_grain_from_blur() -> None:
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    critic = Critic(width=8)
+    optimizer = torch.optim.AdamW(critic.parameters(), lr=5e-3)
+
+    def pair() -> tuple[torch.Tensor, torch.Tensor]:
+        grain = torch.randn(8, 3, 16, 16, generator=generator)
+        return grain, torch.nn.functional.avg_pool2d(grain, 3, stride=1, padding=1)
+
+    for _ in range(60):
+        _, judging = critic.terms(*pair())
+        optimizer.zero_grad()
+        judging.backward()
+        optimizer.step()
+    with torch.no_grad():
+        real, drawn = (float(critic(image).mean()) for image in pair())
+    assert real > 0.5 > -0.5 > drawn
