@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "promote": ("launch.promote", "make the candidate the champion, if it is better"),
     "pull": ("launch.pull", "fetch a registered adapter"),
     "export": ("launch.export", "write an IP-Adapter file for stock diffusers"),
-    "pretrain": ("launch.pretrain", "train a small base model from scratch"),
+    "pretrain": ("launch.pretrain", "train a small base model, from scratch or another"),
 }
 
 

@@ -1,12 +1,14 @@
-"""Train a small base from scratch: autoencoder, text-to-image U-Net and BLIP-2.
+"""Train a small base: autoencoder, text-to-image U-Net and BLIP-2.
 
     python -m launch.pretrain [ROOT] --output BASE
+    python -m launch.pretrain ROOT --output BASE --init tiny --view 64 --scale 0.5
 
 ROOT is a folder in MVTec AD's layout, of which only the training images are read (--split-file,
 or the first third of each defect); without it, the built-in data. BASE then serves as
---base.path. A substitute for Stable Diffusion's weights: about an hour on two cores at 64 px;
-on a GPU try --sizes.resolution 128 or 256. The same command resumes. Sample grids and MLflow's
-database are in BASE-training.
+--base.path. For photographs give --init, to start from a base's weights, and --view with
+--scale, to learn squares of their own pixels instead of squashed whole photographs
+(docs/recipes.md). The same command resumes. Sample grids and MLflow's database are in
+BASE-training.
 """
 
 import shlex
@@ -26,8 +28,11 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     rest = list(args)
     root = Path(rest.pop(0)).expanduser() if rest and not rest[0].startswith("-") else None
     config = parse(PretrainConfig, rest, prog=prog, description=__doc__)
-    if root is None and config.split_file is not None:
-        raise UserError("--split-file is for a folder: name ROOT")
+    if root is None:
+        for name in ("split_file", "view", "also"):
+            if getattr(config, name) is not None:
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} is for a folder: name ROOT")
     if root is not None and not root.is_dir():
         raise UserError(f"{root}: no such folder; name one in MVTec AD's layout, or none")
     with loading():

@@ -16,18 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from acontrol.data import builtin
-from acontrol.data.images import fit, read_image, region
+from acontrol.data.images import read_image, region
 from acontrol.data.mvtec import LabelledImage, MvtecFolder
 from acontrol.data.pieces import balanced, find_pieces, training_images
 from acontrol.data.prompts import phrase as plain_phrase
 from acontrol.data.prompts import target_text
 from acontrol.data.validation import check
 from acontrol.errors import UserError
+from acontrol.pretrain.views import Photograph, augmented, resized
 from acontrol.progress import progress
 from acontrol.seeding import derive_seed
 
 GOOD = builtin.GOOD
-_Source = tuple[Image.Image, Image.Image, "DefectType"]  # With its mask.
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,49 @@ class Pool:
             if masks[index].any():
                 image = Image.fromarray(images[index].permute(1, 2, 0).numpy())
                 crop = region(image, Image.fromarray(masks[index, 0].numpy()))
-                images[index], masks[index] = _resized(*crop, images.shape[-1])
+                images[index], masks[index] = resized(*crop, images.shape[-1])
         return Pool(images, masks, self.labels, self.vocabulary)
+
+    def joined(self, other: "Pool") -> "Pool":
+        """The images of both."""
+        return Pool(
+            torch.cat([self.images, other.images]),
+            torch.cat([self.masks, other.masks]),
+            torch.cat([self.labels, len(self.vocabulary) + other.labels]),
+            (*self.vocabulary, *other.vocabulary),
+        )
 
     def without(self, names: Sequence[str]) -> "Pool":
         """The images of defect types that are not held out."""
         seen = torch.tensor([not entry.held_out(names) for entry in self.vocabulary])
         kept = seen[self.labels]
         return Pool(self.images[kept], self.masks[kept], self.labels[kept], self.vocabulary)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A training image on disk, read when its views are taken; good ones have no row."""
+
+    file: Path
+    row: LabelledImage | None
+    entry: DefectType
+
+    @classmethod
+    def labelled(cls, row: LabelledImage) -> "_Source":
+        plain = plain_phrase(row.defect)
+        plain_caption = target_text(row.category, plain)
+        words = (row.phrase, plain, row.caption, plain_caption)
+        return cls(row.image, row, DefectType(row.category, row.defect, *words))
+
+    @classmethod
+    def good(cls, category: str, file: Path) -> "_Source":
+        return cls(file, None, _defect_type(category, GOOD, "", ""))
+
+    def read(self) -> Photograph:
+        image = Image.fromarray(read_image(self.file))
+        if self.row is None:
+            return Photograph(image, Image.new("1", image.size))
+        return Photograph(image, Image.fromarray(self.row.read_mask()))
 
 
 def built_in_vocabulary() -> tuple[DefectType, ...]:
@@ -131,7 +166,12 @@ def draw_pool(count: int, seed: int, resolution: int) -> Pool:
 
 
 def folder_pools(
-    folder: MvtecFolder, count: int, test_count: int, seed: int, resolution: int
+    folder: MvtecFolder,
+    count: int,
+    test_count: int,
+    seed: int,
+    resolution: int,
+    scale: Sequence[float] | None = None,
 ) -> tuple[Pool, Pool]:
     """Random views of a folder's training images, half of them good if it has any.
 
@@ -146,19 +186,18 @@ def folder_pools(
         test_count: Views in the second.
         seed: Of the views, and of what is held out.
         resolution: Side of the views.
+        scale: Views are squares of original pixels at this scale, or between these two; turned,
+            mirrored, darker and brighter in the first pool. None: squashed photographs.
 
     Raises:
         UserError: If the folder has no training images, a bad one, or none to hold out.
     """
     parts: dict[bool, list[_Source]] = {True: [], False: []}
     for category in folder.categories:
-        normals = folder.normals(category)
         labelled = check(training_images(folder, category), skip_bad=False).good
-        sources = [_good_source(category, path) for path in normals]
-        sources += [_source(row) for row in labelled]
-        files = [*normals, *(row.image for row in labelled)]
-        kept = _kept(files, [source[2].defect for source in sources], seed)
-        for source, stays in zip(sources, kept, strict=True):
+        sources = [_Source.good(category, file) for file in folder.normals(category)]
+        sources += [_Source.labelled(row) for row in labelled]
+        for source, stays in zip(sources, _kept(sources, seed), strict=True):
             parts[stays].append(source)
     if not parts[True] or not parts[False]:
         raise UserError(
@@ -166,33 +205,49 @@ def folder_pools(
             "good ones into train/good, or six of a defect into test/<defect>"
         )
     sources = [*parts[True], *parts[False]]
-    vocabulary = tuple(dict.fromkeys(source[2] for source in sources))
+    vocabulary = tuple(dict.fromkeys(source.entry for source in sources))
+    test_seed = derive_seed(seed, "test")
     return (
-        _views(parts[True], count, seed, resolution, vocabulary),
-        _views(parts[False], test_count, derive_seed(seed, "test"), resolution, vocabulary),
+        _views(parts[True], count, seed, resolution, vocabulary, scale),
+        _views(parts[False], test_count, test_seed, resolution, vocabulary, scale, plain=True),
     )
 
 
-def _kept(files: Sequence[Path], defects: Sequence[str], seed: int) -> list[bool]:
+def good_pool(
+    folders: Sequence[MvtecFolder],
+    count: int,
+    seed: int,
+    resolution: int,
+    scale: Sequence[float] | None = None,
+) -> Pool:
+    """Views, as of `folder_pools`, of the good training images of other products.
+
+    Raises:
+        UserError: If a folder has none, or a bad one.
+    """
+    sources = []
+    for folder in folders:
+        own = [
+            _Source.good(category, file)
+            for category in folder.categories
+            for file in folder.normals(category)
+        ]
+        if not own:
+            raise UserError(f"--also {folder.root}: has no good training images")
+        sources += own
+    vocabulary = tuple(dict.fromkeys(source.entry for source in sources))
+    seed = derive_seed(seed, "other products")
+    return _views(sources, count, seed, resolution, vocabulary, scale)
+
+
+def _kept(sources: Sequence[_Source], seed: int) -> list[bool]:
     """Which of a category's images, good ones first, are not held out."""
+    defects = [source.entry.defect for source in sources]
     counts = Counter(defects)
     targets = {name: n - (max(1, n // 10) if n > 1 else 0) for name, n in counts.items()}
-    pieces = find_pieces(files, counts[GOOD])
+    pieces = find_pieces([source.file for source in sources], counts[GOOD])
     seed = derive_seed(seed, "held out")
     return balanced(pieces.labels, defects, targets, seed).tolist()
-
-
-def _source(row: LabelledImage) -> _Source:
-    plain = plain_phrase(row.defect)
-    plain_caption = target_text(row.category, plain)
-    entry = DefectType(row.category, row.defect, row.phrase, plain, row.caption, plain_caption)
-    mask = Image.fromarray(row.read_mask())
-    return Image.fromarray(read_image(row.image)), mask, entry
-
-
-def _good_source(category: str, path: Path) -> _Source:
-    image = Image.fromarray(read_image(path))
-    return image, Image.new("1", image.size), _defect_type(category, GOOD, "", "")
 
 
 def _views(
@@ -201,38 +256,37 @@ def _views(
     seed: int,
     resolution: int,
     vocabulary: tuple[DefectType, ...],
+    scale: Sequence[float] | None,
+    *,
+    plain: bool = False,
 ) -> Pool:
-    labels = {entry: label for label, entry in enumerate(vocabulary)}
-    good = [source for source in sources if source[2].defect == GOOD]
-    defective = [source for source in sources if source[2].defect != GOOD]
-
-    def views() -> Iterable[tuple[Tensor, Tensor, int]]:
-        for number in itertools.count():
-            rng = np.random.default_rng(derive_seed(seed, "pool", number))
-            chosen = defective or good
-            if defective and good:
-                chosen = defective if rng.random() < 0.5 else good
-            image, mask, entry = chosen[rng.integers(len(chosen))]
-            yield *_view(image, mask, rng, resolution), labels[entry]
-
-    return _collect(views(), count, vocabulary)
-
-
-def _view(
-    image: Image.Image, mask: Image.Image, rng: np.random.Generator, resolution: int
-) -> tuple[Tensor, Tensor]:
-    """A random crop that keeps the whole defect, flipped half of the time."""
-    width, height = image.size
-    left, top, right, bottom = mask.getbbox() or (width, height, 0, 0)
-    low = rng.random(2) * 0.25 * (width, height)
-    x, y = min(int(low[0]), left), min(int(low[1]), top)
-    far = rng.uniform(0.75, 1, 2) * (width, height)
-    box = (x, y, max(x + 8, int(far[0]), right), max(y + 8, int(far[1]), bottom))
-    image, mask = image.crop(box), mask.crop(box)
-    if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return _resized(image, mask, resolution)
+    """View ``i`` depends on the seed and ``i``; each source is read once, for all its views."""
+    numbers = {entry: label for label, entry in enumerate(vocabulary)}
+    good = [source for source in sources if source.entry.defect == GOOD]
+    defective = [source for source in sources if source.entry.defect != GOOD]
+    views: dict[_Source, list[tuple[int, np.random.Generator]]] = {}
+    for number in range(count):
+        rng = np.random.default_rng(derive_seed(seed, "pool", number))
+        chosen = defective or good
+        if defective and good:
+            chosen = defective if rng.random() < 0.5 else good
+        views.setdefault(chosen[rng.integers(len(chosen))], []).append((number, rng))
+    images = torch.zeros((count, 3, resolution, resolution), dtype=torch.uint8)
+    masks = torch.zeros((count, 1, resolution, resolution), dtype=torch.bool)
+    labels = torch.zeros(count, dtype=torch.long)
+    with progress("images", count, "image", leave=False) as bar:
+        for source, own in views.items():
+            photograph = source.read()
+            for number, rng in own:
+                if scale is None:
+                    view = photograph.whole(rng, resolution)
+                else:
+                    view = photograph.square(rng, resolution, scale)
+                    view = view if plain else augmented(*view, rng)
+                images[number], masks[number] = view
+                labels[number] = numbers[source.entry]
+                bar.update()
+    return Pool(images, masks, labels, vocabulary)
 
 
 def _collect(
@@ -253,12 +307,3 @@ def _defect_type(category: str, defect: str, phrase: str, plain: str) -> DefectT
         return DefectType(category, GOOD, "no defect", "no defect", caption, caption)
     captions = target_text(category, phrase), target_text(category, plain)
     return DefectType(category, defect, phrase, plain, *captions)
-
-
-def _resized(image: Image.Image, mask: Image.Image, size: int) -> tuple[Tensor, Tensor]:
-    """(3, size, size) uint8 and (1, size, size) bool."""
-    empty = mask.getbbox() is None
-    # `fit` keeps a defect of any size, and would invent one in an empty mask.
-    pixels, covered = fit(image, Image.new("1", image.size, 1) if empty else mask, size)
-    levels = ((pixels + 1) * 127.5).round().to(torch.uint8)
-    return levels, torch.zeros_like(covered, dtype=torch.bool) if empty else covered.bool()

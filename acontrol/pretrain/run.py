@@ -6,7 +6,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,14 +18,18 @@ from acontrol.data.lock import only_launch
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.publish import WORK, check_new, put_in_place, work_folder
+from acontrol.data.split import refuse_mix
+from acontrol.errors import UserError
+from acontrol.networks import locate
 from acontrol.networks.load import load_base, quieten
 from acontrol.networks.locate import BUILT_IN_DATA, CARD
 from acontrol.pretrain import networks as net
 from acontrol.pretrain.denoiser import generate_images, train_denoiser
-from acontrol.pretrain.pool import Pool, draw_pool, folder_pools
+from acontrol.pretrain.initial import sizes_of, start_from
+from acontrol.pretrain.pool import Pool, draw_pool, folder_pools, good_pool
 from acontrol.pretrain.probe import Probe, as_tensor, train_probe
 from acontrol.pretrain.settings import HELD_OUT, PretrainConfig
-from acontrol.pretrain.vae import psnr, train_vae
+from acontrol.pretrain.vae import edges, psnr, train_vae
 from acontrol.pretrain.vlm import retrieval, train_vlm
 from acontrol.runs import storage
 from acontrol.runs.guard import claim
@@ -37,6 +41,7 @@ from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
 
 SAMPLES_PER_DEFECT_TYPE = 6
+OTHERS_SHARE = 3  # Of the pool's size, its fraction that is added of other products.
 REGION_SHARE = 0.3  # Of the vision-language model's images, cropped to their defect.
 
 
@@ -61,35 +66,47 @@ def pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
             is being trained, or the data is bad.
     """
     quieten()
-    refuse_overlap(config.output, "--output", {"ROOT": root})
+    also = {f"--also {other}": other for other in config.also or ()}
+    refuse_overlap(config.output, "--output", {"ROOT": root, **also})
     check_new(config.output, "--output")
+    config = _with_sizes(config)
     with only_launch(_training_folder(config)):
         return _pretrain(config, root, command)
 
 
 def _pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
     folder = None if root is None else open_folder(root, split_file=config.split_file)
-    trained_on = [] if folder is None else [folder.trained_on("train")]
-    context, times = _context(config, root, folder, trained_on)
+    others = [open_folder(other) for other in config.also or ()]
+    data = {} if folder is None else {"ROOT": folder.trained_on("train")}
+    data |= {f"--also {other.root}": other.trained_on("train") for other in others}
+    trained_on = _seen(config, data)
+    context, times = _context(config, root, folder, data.get("ROOT"))
     hold_out = config.hold_out
     if hold_out is None:
         hold_out = HELD_OUT if root is None else ()
-    side = config.sizes.resolution
+    side, scale = config.sizes.resolution, config.squares_scale
     if folder is None:
         pool = draw_pool(config.pool, config.seed, side)
         test = draw_pool(config.test, derive_seed(config.seed, "test"), side)
     else:
-        pool, test = folder_pools(folder, config.pool, config.test, config.seed, side)
+        pool, test = folder_pools(folder, config.pool, config.test, config.seed, side, scale)
+    all_views = pool
+    if others:
+        all_views = pool.joined(
+            good_pool(others, config.pool // OTHERS_SHARE, config.seed, side, scale)
+        )
     words = {word for entry in pool.vocabulary for word in entry.caption.lower().split()}
     parts = net.build(
         config.sizes, config.seed, [word for word in sorted(words) if word.isalpha()]
     )
+    if config.init is not None:
+        print(start_from(parts, config.init), flush=True)
     for network in (parts.vae, parts.text_encoder, parts.unet, parts.vlm):
         network.to(context.device)
     on_gpu = context.device.type == "cuda"
 
     with times("autoencoder"):
-        train_vae(parts.vae, pool, test, config.vae, context, bfloat16=config.bfloat16)
+        train_vae(parts.vae, all_views, test, config.vae, context, bfloat16=config.bfloat16)
     with times("denoiser"):
         seen = pool.without(hold_out)
         train_denoiser(
@@ -114,6 +131,9 @@ def _pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
         "config": json.loads(config.model_dump_json(exclude={"output"})),
         "data": BUILT_IN_DATA if root is None else root.resolve().name,
         "trained_on": [part.model_dump(mode="json") for part in trained_on],
+        "init": None
+        if config.init is None
+        else {"base": config.init, "digest": locate.digest(BaseConfig(path=config.init))},
         "held_out_from_denoiser": list(hold_out),
         "metrics": {name: round(value, 4) for name, value in metrics.items()},
         "minutes": times.minutes(),
@@ -146,7 +166,7 @@ def measure(
     models = load_base(BaseConfig(path=str(base)), device)
     names = [field.name for field in dataclasses.fields(net.Networks)]
     parts = net.Networks(**{name: getattr(models, name) for name in names})
-    metrics = psnr(parts.vae, test, device)
+    metrics = psnr(parts.vae, test, device) | edges(parts.vae, test, device)
     metrics |= retrieval(parts.vlm, parts.vlm_tokenizer, test, device)
     real = test.pixels(torch.arange(len(test)))
     scores = {"judge_on_real": probe.score(real, test.defect_types)}
@@ -188,11 +208,41 @@ def _training_folder(config: PretrainConfig) -> Path:
     return output.with_name(f"{output.name}-training")
 
 
+def _with_sizes(config: PretrainConfig) -> PretrainConfig:
+    """The settings with all sizes in place, some of them the init's.
+
+    Raises:
+        UserError: If the init is no small base, or the sizes do not fit together.
+    """
+    if config.init is None:
+        return config.resolved({})
+    resolved = config.resolved(sizes_of(config.init))
+    try:
+        resolved.check()
+    except ValueError as error:
+        raise UserError(f"--init {config.init}: {error}") from error
+    return resolved
+
+
+def _seen(config: PretrainConfig, data: Mapping[str, TrainedOn]) -> list[TrainedOn]:
+    """What the base will have seen: the init's images, and the data by their options.
+
+    Raises:
+        UserError: If they come from different splits of a product.
+    """
+    before = () if config.init is None else locate.trained_on(BaseConfig(path=config.init))
+    owners = {f"--init {config.init}": before, **{name: (own,) for name, own in data.items()}}
+    for owner, records in owners.items():
+        for name, part in data.items():
+            refuse_mix(owner, records, name, part)
+    return [*dict.fromkeys((*before, *data.values()))]
+
+
 def _context(
     config: PretrainConfig,
     root: Path | None,
     data: MvtecFolder | None,
-    trained_on: Sequence[TrainedOn],
+    trained_on: TrainedOn | None,
 ) -> tuple[StageContext, _Times]:
     """The working folder, with the same config as before if it is not new."""
     folder = _training_folder(config)
@@ -201,7 +251,9 @@ def _context(
         exclude={"output", "save_every", "samples_every", "tracking", "split_file"},
     )
     # A run from before splits has seen the test images: this is not the same command.
-    record = {"split_digest": trained_on[0].split_digest} if trained_on else {}
+    record = {} if trained_on is None else {"split_digest": trained_on.split_digest}
+    if config.init is not None:
+        record["init_digest"] = locate.digest(BaseConfig(path=config.init))
     claim(folder / "config.json", {"root": str(root), **settings, **record})
     run_file = folder / "mlflow_run"
     known = run_file.read_text().split("\n") if run_file.exists() else []

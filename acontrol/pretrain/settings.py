@@ -1,20 +1,22 @@
 """Settings of launch.pretrain."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from acontrol.config import Settings
+from acontrol.config import BUILT_IN, Settings
 from acontrol.data.settings import SPLIT_FILE
 
 # Not shown to the denoiser of the built-in base, so that an adapter has something to teach: one
 # defect everywhere, and three on one product each.
 HELD_OUT = ("spots", "leather/crack", "metal/stain", "wood/hole")
+MAX_SCALE = 4  # Beyond, a square is only blur.
 
 
 class Sizes(Settings):
-    """Sizes of the networks."""
+    """Sizes of the networks; with --init those that are not given are the init's."""
 
     resolution: int = Field(
         64, ge=32, multiple_of=32, description="Side of the images, in pixels: 64, 128, 256."
@@ -38,6 +40,20 @@ class Sizes(Settings):
     )
     queries: int = Field(8, ge=1, description="Query tokens: the length of C'.")
 
+    def check(self) -> None:
+        """Check that the networks' grids divide the image.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        factor = 2 ** (len(self.vae_channels) - 1)
+        deepest = factor * 2 ** (len(self.unet_channels) - 1)
+        if self.resolution % deepest or self.resolution % self.patch:
+            raise ValueError(
+                f"sizes.resolution {self.resolution} must be a multiple of {deepest} "
+                f"(the U-Net's deepest level) and of sizes.patch {self.patch}"
+            )
+
 
 class VaeStage(Settings):
     """The autoencoder: L1 + 2 MSE + 1e-4 KL, weighted inside the defects."""
@@ -48,6 +64,19 @@ class VaeStage(Settings):
     learning_rate: float = Field(2e-3, gt=0, description="AdamW's peak rate; cosine decay.")
     mask_weight: float = Field(
         4.0, ge=0, description="Extra weight of defective pixels, or small defects vanish."
+    )
+    crop: int | None = Field(
+        None,
+        ge=32,
+        multiple_of=32,
+        description="Side of the random squares of the images that it trains on, in pixels; by "
+        "default whole images. It is convolutional.",
+    )
+    critic_weight: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of a patch critic in the decoder's own steps, such as .05, which "
+        "keeps more grain; by default there is none.",
     )
 
 
@@ -97,6 +126,31 @@ class PretrainConfig(Settings):
     output: Path = Field(description="Folder of the finished base; the same one resumes.")
     seed: int = Field(0, ge=0, lt=2**63, description="Random seed.")
     split_file: Path | None = Field(None, description=SPLIT_FILE)
+    init: str | None = Field(
+        None,
+        description=f"Base whose weights every network starts from: {BUILT_IN}, or a folder of "
+        "launch.pretrain; by default fresh weights.",
+    )
+    view: int | None = Field(
+        None,
+        ge=32,
+        multiple_of=32,
+        description="Side of the images, in pixels, as squares cut from the photographs' own "
+        "pixels: of good products anywhere, and around defects. By default whole photographs "
+        "(at least three quarters of each), squashed to sizes.resolution.",
+    )
+    scale: tuple[float, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=2,
+        description="Pixels of a view per pixel of the photograph, or the smallest and the "
+        "largest: at .5, --view 64 shows squares of 128 pixels. By default 1.",
+    )
+    also: tuple[Path, ...] | None = Field(
+        None,
+        description="Folders of other products, whose good training images the autoencoder "
+        "learns too.",
+    )
     pool: int = Field(
         16_000, ge=8, description="Training images, drawn or cropped before training."
     )
@@ -122,12 +176,46 @@ class PretrainConfig(Settings):
     tracking: PretrainTracking = PretrainTracking()
 
     @model_validator(mode="after")
-    def _grid_divides(self) -> "PretrainConfig":
-        factor = 2 ** (len(self.sizes.vae_channels) - 1)
-        deepest = factor * 2 ** (len(self.sizes.unet_channels) - 1)
-        if self.sizes.resolution % deepest or self.sizes.resolution % self.sizes.patch:
+    def _fits_together(self) -> Self:
+        if self.view is None and self.scale is not None:
+            raise ValueError("--scale is of the squares of --view: give --view too")
+        if self.scale is not None and not 0 < min(self.scale) <= max(self.scale) <= MAX_SCALE:
+            raise ValueError(f"scale must be over 0 and at most {MAX_SCALE}, got {self.scale}")
+        own = self.sizes.resolution
+        if self.view not in (None, own) and "resolution" in self.sizes.model_fields_set:
             raise ValueError(
-                f"sizes.resolution {self.sizes.resolution} must be a multiple of {deepest} "
-                f"(the U-Net's deepest level) and of sizes.patch {self.sizes.patch}"
+                f"--view {self.view} is the side of the networks' images, and "
+                f"--sizes.resolution {own} another: give --view alone"
             )
+        if self.init is None:
+            self.resolved({}).check()
         return self
+
+    def check(self) -> None:
+        """Check resolved sizes: the networks' grids, and the autoencoder's crop.
+
+        Raises:
+            ValueError: If they do not fit together.
+        """
+        self.sizes.check()
+        if self.vae.crop is not None and self.vae.crop > self.sizes.resolution:
+            raise ValueError(
+                f"vae.crop {self.vae.crop} is larger than the images "
+                f"({self.sizes.resolution} pixels)"
+            )
+
+    @property
+    def squares_scale(self) -> tuple[float, ...] | None:
+        """The scale of squares of original pixels; None for whole photographs."""
+        return None if self.view is None else self.scale or (1.0,)
+
+    def resolved(self, init: Mapping[str, Any]) -> Self:
+        """These settings with every size in place: given, else the view's, else the init's.
+
+        Args:
+            init: Sizes of the base to start from, by name.
+        """
+        given = {name: getattr(self.sizes, name) for name in self.sizes.model_fields_set}
+        view = {} if self.view is None else {"resolution": self.view}
+        sizes = Sizes.model_validate({**init, **view, **given})
+        return self.model_copy(update={"sizes": sizes})

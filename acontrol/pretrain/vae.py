@@ -3,13 +3,15 @@
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from acontrol.data.images import pictures
+from acontrol.pretrain.critic import Critic
 from acontrol.pretrain.pool import Pool
 from acontrol.pretrain.settings import VaeStage
 from acontrol.reporting import contact_sheet
 from acontrol.runs.stage import StageContext, run_stage
+from acontrol.seeding import derive_seed
 
 KL_WEIGHT = 1e-4
 NUM_SAMPLES = 6
@@ -28,14 +30,18 @@ def train_vae(
     """Train encoder and decoder, then the decoder alone; set the scaling factor.
 
     With the encoder frozen the latents no longer change, and the decoder has all the steps
-    that fine details of defects need.
+    that fine details of defects need. There a patch critic may ask for grain.
     """
 
     def train(name: str, steps: int, learning_rate: float, *, encoder_frozen: bool) -> None:
         def loss(step: int) -> dict[str, Tensor]:
             chosen = context.chosen(name, step, stage.batch_size, len(pool))
-            image = pool.pixels(chosen).to(context.device)
-            weight = 1 + stage.mask_weight * pool.masks[chosen].to(context.device)
+            pixels, masks = pool.pixels(chosen), pool.masks[chosen]
+            if stage.crop and stage.crop < pixels.shape[-1]:
+                corners = context.generator(f"{name} crops", step)
+                pixels, masks = cropped(pixels, masks, stage.crop, corners)
+            image = pixels.to(context.device)
+            weight = 1 + stage.mask_weight * masks.to(context.device)
             generator = context.generator(f"{name} noise", step)
             with torch.autocast(context.device.type, torch.bfloat16, enabled=bfloat16):
                 with torch.set_grad_enabled(not encoder_frozen):
@@ -50,14 +56,18 @@ def train_vae(
                 "kl": posterior.kl().float().mean() / noise[0].numel(),
             }
             total = terms["l1"] + 2 * terms["mse"]
+            if encoder_frozen and stage.critic_weight:
+                terms["fooling"], terms["judging"] = critic.terms(image, decoded)
+                total = total + stage.critic_weight * terms["fooling"] + terms["judging"]
             return {
                 "loss": total if encoder_frozen else total + KL_WEIGHT * terms["kl"],
                 **terms,
             }
 
+        judged = encoder_frozen and stage.critic_weight
         run_stage(
             name,
-            vae,
+            nn.ModuleDict({"vae": vae, "critic": critic}) if judged else vae,
             loss,
             context,
             steps=steps,
@@ -65,6 +75,9 @@ def train_vae(
             sample=lambda: reconstructions(vae, test, context.device),
         )
 
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(context.seed, "critic"))
+        critic = Critic().to(context.device)
     vae.train()
     train("autoencoder", stage.steps, stage.learning_rate, encoder_frozen=False)
     vae.encoder.requires_grad_(False)
@@ -76,6 +89,32 @@ def train_vae(
     vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
 
 
+def cropped(
+    pixels: Tensor, masks: Tensor, side: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A random square of each image and of its mask; of a defective one half hold a part."""
+    last = pixels.shape[-1] - side
+    corners = torch.randint(last + 1, (len(pixels), 2), generator=generator)
+    on_defect = torch.rand(len(pixels), generator=generator) < 0.5
+    parts = []
+    for index, (corner, aimed) in enumerate(zip(corners, on_defect.tolist(), strict=True)):
+        if aimed and bool(masks[index].any()):
+            inside = torch.nonzero(masks[index, 0])
+            pixel = inside[torch.randint(len(inside), (), generator=generator)]
+            offset = torch.randint(side, (2,), generator=generator)
+            corner = (pixel - offset).clamp(0, last)
+        y, x = corner.tolist()
+        window = (index, slice(None), slice(y, y + side), slice(x, x + side))
+        parts.append((pixels[window], masks[window]))
+    images, own_masks = zip(*parts, strict=True)
+    return torch.stack(images), torch.stack(own_masks)
+
+
+def differences(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Steps from each pixel to its right and its lower neighbour."""
+    return image[..., :, 1:] - image[..., :, :-1], image[..., 1:, :] - image[..., :-1, :]
+
+
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pool: Pool, device: torch.device) -> Tensor:
     """Mean and standard deviation of all latents, (N, 8, h, w), unscaled."""
@@ -84,6 +123,37 @@ def encode(vae: AutoencoderKL, pool: Pool, device: torch.device) -> Tensor:
         posterior = vae.encode(pool.pixels(indices).to(device)).latent_dist
         moments.append(torch.cat([posterior.mean, posterior.std], dim=1).cpu())
     return torch.cat(moments)
+
+
+def gradient_energies(image: Tensor, decoded: Tensor, mask: Tensor) -> Tensor:
+    """Sums of squared gradients in the mask: the image's, the decoded one's, the error's."""
+    sums = torch.zeros(3)
+    for own, drawn in zip(differences(image), differences(decoded), strict=True):
+        inside = mask[..., : own.shape[-2], : own.shape[-1]]
+        parts = (own, drawn, drawn - own)
+        sums += torch.stack([(inside * part.square()).sum() for part in parts])
+    return sums
+
+
+@torch.no_grad()
+def edges(vae: AutoencoderKL, pool: Pool, device: torch.device) -> dict[str, float]:
+    """What reconstructions keep of edges and grain inside the masks, over all images at once.
+
+    Returns:
+        ``gradients_kept_in_masks``: energy of the gradients in the reconstruction as a share
+        of the image's; 1.0 is all, less is blur. ``gradient_error_in_masks``: energy of the
+        gradients' error as a share of the image's; 0 is none, and a flat grey gives 1. Empty
+        if no image has a defect.
+    """
+    sums = torch.zeros(3)
+    for indices in torch.arange(len(pool)).split(BATCH):
+        image = pool.pixels(indices)
+        decoded = vae.decode(vae.encode(image.to(device)).latent_dist.mean).sample.cpu()
+        sums += gradient_energies(image, decoded.clamp(-1, 1), pool.masks[indices])
+    real, drawn, wrong = sums.tolist()
+    if not real:
+        return {}
+    return {"gradients_kept_in_masks": drawn / real, "gradient_error_in_masks": wrong / real}
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from acontrol.data.builtin import write_dataset
 from acontrol.data.mvtec import image_names, open_folder
 from acontrol.data.split import Split
 from acontrol.errors import UserError
-from acontrol.pretrain.pool import built_in_vocabulary, draw_pool, folder_pools
+from acontrol.pretrain.pool import built_in_vocabulary, draw_pool, folder_pools, good_pool
 
 
 def test_the_built_in_vocabulary_names_every_drawing() -> None:
@@ -97,7 +97,10 @@ def marked(root: Path, colours: dict[Path, int]) -> None:
         Image.fromarray(pixels).save(file)
 
 
-def test_the_test_part_is_never_read(wood: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [None, (0.5, 1.0)])
+def test_the_test_part_is_never_read(
+    wood: Path, tmp_path: Path, scale: tuple[float, ...] | None
+) -> None:
     """Nor its masks and words: neither the first third's rest, nor a split file's."""
     root = Path(shutil.copytree(wood, tmp_path / "data"))
     names = image_names(open_folder(root))
@@ -115,10 +118,39 @@ def test_the_test_part_is_never_read(wood: Path, tmp_path: Path) -> None:
             (words / f"{row.id}.txt").write_text("a secret")
     for path in folder.normals("wood", "test"):
         path.write_bytes(b"nothing that can be read")
-    pool, _ = folder_pools(folder, 30, 10, 0, 32)
+    pool, _ = folder_pools(folder, 30, 10, 0, 32, scale)
     assert not any("secret" in entry.caption for entry in pool.vocabulary)
+    assert len(good_pool([folder], 10, 0, 32, scale)) == 10
     with pytest.raises(UserError, match="is not a PNG"):
-        folder_pools(open_folder(root), 30, 10, 0, 32)
+        folder_pools(open_folder(root), 30, 10, 0, 32, scale)
+
+
+def test_squares_show_original_pixels_good_and_bad(wood: Path) -> None:
+    """Squares of 32 of the drawing's 64 px; half of them have a defect."""
+    pool, test = folder_pools(open_folder(wood), 60, 12, 0, 32, (1.0,))
+    whole, _ = folder_pools(open_folder(wood), 60, 12, 0, 32)
+    good = torch.tensor([entry.defect == "good" for entry in pool.defect_types])
+    assert torch.equal(pool.masks.flatten(1).any(dim=1), ~good), "a defect is in its squares"
+    assert 0.2 < float(good.float().mean()) < 0.8
+    areas = [float(views.masks.float().mean()) for views in (pool, whole)]
+    assert areas[0] > 1.5 * areas[1], "magnified"
+    again = folder_pools(open_folder(wood), 60, 12, 0, 32, (1.0,))
+    assert torch.equal(pool.images, again[0].images)
+    assert torch.equal(test.images, again[1].images)
+    longer, _ = folder_pools(open_folder(wood), 70, 12, 0, 32, (1.0,))
+    assert torch.equal(longer.images[:60], pool.images), "a view depends on its number alone"
+
+
+def test_other_products_are_good_ones_alone(wood: Path, tmp_path: Path) -> None:
+    others = good_pool([open_folder(wood)], 12, 0, 32, (0.5,))
+    assert {entry.caption for entry in others.vocabulary} == {"a photo of wood"}
+    pool = draw_pool(5, 0, 32)
+    both = pool.joined(others)
+    assert len(both) == 17 and torch.equal(both.images[5:], others.images)
+    assert both.defect_types == [*pool.defect_types, *others.defect_types]
+    (tmp_path / "tile" / "train").mkdir(parents=True)
+    with pytest.raises(UserError, match="has no good training images"):
+        good_pool([open_folder(wood), open_folder(tmp_path)], 12, 0, 32)
 
 
 def test_what_is_measured_on_is_not_trained_on(wood: Path, tmp_path: Path) -> None:

@@ -4,17 +4,22 @@ from pathlib import Path
 import pytest
 
 from acontrol.config import BaseConfig, TrainedOn
+from acontrol.data.builtin import write_dataset
+from acontrol.data.mvtec import image_names, open_folder
+from acontrol.data.split import Split
 from acontrol.errors import UserError
 from acontrol.evaluation.caveats import of_vision_tower
 from acontrol.networks.load import load_base
 from acontrol.networks.locate import (
     PARTS,
     built_in_base,
+    digest,
     has_small_vlm,
     trained_on,
     unseen_note,
 )
-from acontrol.pretrain.settings import PretrainConfig
+from acontrol.pretrain import run
+from acontrol.pretrain.settings import PretrainConfig, Sizes
 from launch import pretrain
 from launch.options import parse
 
@@ -49,6 +54,70 @@ def test_a_folder_becomes_a_base(
     assert not list(training.glob("*.safetensors")), "states are cleared away"
     with pytest.raises(UserError, match="exists and is not empty"):
         pretrain.run([str(built_in_data), "--output", str(base), *SMALL])
+
+
+def without(args: list[str], group: str) -> list[str]:
+    """Options without those of a group, and their values."""
+    kept: list[str] = []
+    for arg in args:
+        if arg.startswith("--"):
+            keep = not arg.startswith(f"--{group}")
+        if keep:
+            kept.append(arg)
+    return kept
+
+
+@pytest.mark.slow
+def test_a_base_starts_from_another_and_resumes(
+    built_in_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the built-in one, on squares, with another product's good images; then from that."""
+    tile = tmp_path / "tile"
+    write_dataset(tile, num_good=3, num_good_test=1, num_defects=0, categories=("tile",))
+    options = without(SMALL, "sizes")
+    options += ["--view", "32", "--scale", "0.5", "1", "--vae.crop", "32", "--also", str(tile)]
+    options += ["--vae.critic-weight", "0.05"]
+    args = [str(built_in_data), "--init", "tiny", *options]
+    bases = [tmp_path / "whole", tmp_path / "resumed"]
+    pretrain.run([*args, "--output", str(bases[0])])
+    with monkeypatch.context() as stopping:
+        stopping.setattr(run, "train_denoiser", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.run([*args, "--output", str(bases[1])])
+    assert not bases[1].exists()
+    pretrain.run([*args, "--output", str(bases[1])])
+    assert "Init tiny: 615 of 615 weights taken" in capsys.readouterr().out
+    cards = [json.loads((base / "card.json").read_text()) for base in bases]
+    assert cards[0]["sha256"] == cards[1]["sha256"], "the same bytes"
+    assert cards[0]["init"] == {"base": "tiny", "digest": digest(BaseConfig())}
+    sizes = Sizes(resolution=32).model_dump(mode="json")
+    assert cards[0]["config"]["sizes"] == sizes, "the init's and the view's"
+    assert cards[0]["metrics"]["psnr_db"] > 0
+    models = load_base(BaseConfig(path=str(bases[0])))
+    assert "</w>" in " ".join(models.tokenizer.get_vocab())
+    first = [
+        TrainedOn(categories=("button", "wood"), split="train"),
+        TrainedOn(categories=("tile",), split="train"),
+    ]
+    assert [*trained_on(BaseConfig(path=str(bases[0])))] == first
+
+    split = tmp_path / "split.json"
+    names = image_names(open_folder(built_in_data))
+    split.write_text(Split(train=tuple(names[::2]), test=tuple(names[1::2])).model_dump_json())
+    mixed = [str(built_in_data), "--init", str(bases[0]), "--split-file", str(split)]
+    with pytest.raises(UserError, match="comes from the first third"):
+        pretrain.run([*mixed, *options, "--output", str(tmp_path / "mixed")])
+    own = PretrainConfig(output=tmp_path / "next", init=str(bases[0]))
+    data = {"ROOT": TrainedOn(categories=("nut",), split="train")}
+    assert run._seen(own, data) == [*first, data["ROOT"]], "what the init has seen too"
+
+
+def interrupt(*_: object, **__: object) -> None:
+    """As Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def test_a_run_that_began_with_all_images_is_not_continued(
@@ -136,10 +205,31 @@ def test_other_settings_do_not_continue_a_run(tmp_path: Path) -> None:
         (["--output", "b", "--sizes.resolution", "50"], "multiple of 32"),
         (["--output", "b", "--sizes.patch", "12"], "multiple of"),
         (["--output", "b", "--vae.stepz", "3"], "--vae.stepz"),
+        (["--output", "b", "--view", "64"], "--view is for a folder: name ROOT"),
+        (["--output", "b", "--also", "c"], "--also is for a folder: name ROOT"),
+        ([".", "--output", "b", "--view", "50"], "--view: Input should be a multiple of 32"),
+        ([".", "--output", "b", "--scale", "0.5"], "--scale is of the squares of --view"),
+        ([".", "--output", "b", "--view", "64", "--scale", "0"], "scale must be over 0"),
+        ([".", "--output", "b", "--view", "64", "--scale", "1", "9"], "at most 4"),
+        (
+            [".", "--output", "b", "--view", "64", "--sizes.resolution", "128"],
+            "--view 64 is the side of the networks' images",
+        ),
+        ([".", "--output", "b", "--view", "32", "--sizes.patch", "12"], "multiple of"),
+        (["--output", "b", "--vae.crop", "96"], "vae.crop 96 is larger than the images"),
+        (["--output", "b", "--init", "/nowhere"], "/nowhere: no such folder"),
+        (
+            ["--output", "b", "--init", "tiny", "--sizes.patch", "12"],
+            "--init tiny: sizes.resolution 64 must be a multiple of 8",
+        ),
     ],
 )
-def test_bad_arguments_are_one_line(args: list[str], message: str) -> None:
+def test_bad_arguments_are_one_line(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
         pretrain.run(args)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir()), "nothing is written"
