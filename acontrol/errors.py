@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pydantic import BaseModel, ValidationError
 
-SHOWN = 80  # Characters of a bad value.
+SHOWN = 80  # Characters of a bad value, of which a path may have more.
 
 
 class UserError(Exception):
@@ -52,7 +52,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _cut(value: object) -> str:
     """A value as its author wrote it, without the rest of a whole file."""
     text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    most = 5 * SHOWN if isinstance(value, str) else SHOWN
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def explain(error: ValidationError, name_of: Callable[[Sequence[str]], str] = ".".join) -> str:

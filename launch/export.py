@@ -34,11 +34,13 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     )
     if command.out is None:
         raise UserError("--out FILE.safetensors is needed: the file to write")
-    from acontrol.data.overlap import refuse_overlap
     from acontrol.interop.ip_adapter import export
     from acontrol.pipelines.loading import load_adapter
 
-    refuse_overlap(command.out, "--out", {"MODEL": command.model})
+    if (command.out.parent / "config.json").is_file():
+        raise UserError(
+            f"--out {command.out}: lies beside a model; name a place outside of its folder"
+        )
     adapter, _, _ = load_adapter(command.model)
     command.out.parent.mkdir(parents=True, exist_ok=True)
     export(adapter, command.out)

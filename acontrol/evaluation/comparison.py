@@ -445,7 +445,8 @@ def train_missing(
     missing = [job for job in jobs if not is_done(job, experiment, out)]
     done = len(jobs) - len(missing)
     if done:
-        print(f"Continuing: {done} of {counted(len(jobs), 'training')} done", flush=True)
+        trainings = counted(len(jobs), "training is", "trainings are")
+        print(f"Continuing: {done} of {trainings} done", flush=True)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     task = ray.remote(_train).options(num_cpus=1, num_gpus=gpus, max_retries=2)
     running: list[Any] = []

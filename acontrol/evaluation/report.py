@@ -13,7 +13,7 @@ from PIL import Image
 from acontrol import reporting
 from acontrol.evaluation.caveats import print_caveats
 from acontrol.runs.mlflow_client import CAVEATS
-from acontrol.runs.results import log
+from acontrol.runs.results import WRITTEN, log
 from acontrol.runs.tracking import Tracker
 
 
@@ -66,7 +66,7 @@ class Report:
 
     def write(self) -> list[Path]:
         """Write the report; returns its files, pictures included."""
-        files = [self.out / name for name in ("report.md", "results.csv", "index.html")]
+        files = [self.out / name for name in WRITTEN]
         files[0].write_text(
             "\n".join(
                 [

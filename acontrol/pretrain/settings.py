@@ -129,7 +129,7 @@ class PretrainConfig(Settings):
     init: str | None = Field(
         None,
         description=f"Base whose weights every network starts from: {BUILT_IN}, or a folder of "
-        "launch.pretrain; by default fresh weights.",
+        "acontrol pretrain; by default fresh weights.",
     )
     view: int | None = Field(
         None,

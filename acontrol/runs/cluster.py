@@ -74,7 +74,7 @@ def joined_cluster(
             folders = [Path(acontrol.__file__).parent, *packages]
             environment = {
                 "py_modules": [str(folder) for folder in folders],
-                "env_vars": worker_environment(on_gpus=True) | _own(address),
+                "env_vars": worker_environment(on_gpus=True),
             }
         with waiting(f"Joining the Ray cluster at {address}"):
             ray.init(address=address, runtime_env=environment, **quiet)
@@ -87,7 +87,11 @@ def joined_cluster(
         with waiting("Starting Ray (about 40 s the first time)"), _port_of_local() as port:
             ray.init(
                 address="local",
-                runtime_env={"env_vars": _own(f"127.0.0.1:{port}")},
+                # Ray Train's watch over a run's resources asks the dashboard of the one cluster
+                # of its machine, and fails in the middle of the run if there are two. Joined
+                # clusters are left alone: one may have no dashboard, and then the watch would
+                # ask another cluster's, which knows no such run, and end it.
+                runtime_env={"env_vars": {"RAY_ADDRESS": f"127.0.0.1:{port}"}},
                 num_cpus=max(os.cpu_count() or 1, cpus),
                 # Custom resources tell nodes apart; a single node has them all.
                 resources={
@@ -102,15 +106,6 @@ def joined_cluster(
         yield
     finally:
         ray.shutdown()
-
-
-def _own(address: str) -> dict[str, str]:
-    """The variable that tells a cluster's processes which cluster they are in.
-
-    Ray Train's watch over a run's resources looks for the one cluster of its machine otherwise:
-    it fails, with a traceback in the middle of the run, if there are two.
-    """
-    return {} if "//" in address or ":" not in address else {"RAY_ADDRESS": address}
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from acontrol.config import TrackingConfig
-from acontrol.data.listing import entries
 from acontrol.data.lock import only_launch
 from acontrol.errors import UserError
 from acontrol.runs import storage
@@ -17,6 +16,7 @@ from acontrol.runs.tracking import Tracker
 
 RUN_NAME = "mlflow_run.txt"
 COMMAND_NAME = "command.txt"
+WRITTEN = ("report.md", "results.csv", "index.html")  # What every evaluation writes.
 
 
 @contextlib.contextmanager
@@ -32,8 +32,8 @@ def results_in(
         data: What is measured on.
 
     Raises:
-        UserError: If it is not a folder, holds other things, belongs to another command or is
-            in use, or if the tracking server cannot be reached.
+        UserError: If it is not a folder, holds such files of others, belongs to another command
+            or is in use, or if the tracking server cannot be reached.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: not a folder")
@@ -42,8 +42,8 @@ def results_in(
         raise UserError(
             f"--out {out}: holds the results of acontrol evaluate {other}; name another folder"
         )
-    if not mark.is_file() and entries(out):
-        raise UserError(f"--out {out}: exists and is not empty; name another folder")
+    if not mark.is_file() and (others := [name for name in WRITTEN if (out / name).exists()]):
+        raise UserError(f"--out {out}: {others[0]} is there already; name another folder")
     with only_launch(out):
         storage.write(mark, f"{command}\n".encode())
         yield open_run(out, tracking, command, data)

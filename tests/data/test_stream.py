@@ -277,7 +277,7 @@ def test_remote_shards_are_read_through_the_cache(shards, tmp_path) -> None:
 
 
 def test_a_folder_without_index_says_how_to_make_one(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"launch\.shard"):
+    with pytest.raises(UserError, match="acontrol shard ROOT"):
         ShardReader(str(tmp_path))
 
 

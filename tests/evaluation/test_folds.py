@@ -99,7 +99,7 @@ def test_a_cross_validation_reads_no_test_image(
     plan.open_test("localization")
     assert not (tmp_path / "test-openings.jsonl").exists()
     assert "3 folds of whole pieces" in plan.about("smallest")
-    assert "x 1 seeds x 3 folds" in capsys.readouterr().out
+    assert "x 1 seed x 3 folds" in capsys.readouterr().out
 
 
 def test_a_run_on_test_images_is_counted_once(tmp_path: Path) -> None:

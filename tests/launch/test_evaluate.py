@@ -173,7 +173,7 @@ def test_detectors_have_tables_of_their_own(
     args = ["localization", "--real", str(wood), "--detector", "head,bank", "--augment"]
     evaluate.run([*args, *SMALLEST, "--sources", "real", "--size", "64", "--out", str(out)])
     said = capsys.readouterr().out
-    assert "2 trainings of head, bank (bank: none alone): 1 categories x 2 sources" in said
+    assert "2 trainings of head, bank (bank: none alone): 1 category x 2 sources" in said
     assert "Budget of bank: 64 px, 100 random patches of at most 10 good images; flips" in said
     assert f"opened 1 time ({out.parent / 'test-openings.jsonl'})" in said
     rows = table_of(out)

@@ -173,8 +173,8 @@ def test_other_photographs_are_said_and_left_out(wood: Path, tmp_path: Path, cap
     Image.fromarray(brighter).save(root / "wood" / "test" / "crack" / "000.png")
     args = ["localization", "--real", str(root), "--budget", "small", "--sources", "real"]
     evaluate.run([*args, "--dry-run"])
-    said = capsys.readouterr().out
-    assert "Of wood's 11 test images 1 look like other photographs of pieces" in said
+    said = capsys.readouterr().err
+    assert "Of wood's 11 test images 1 looks like other photographs of pieces" in said
     assert "crack/003.png and" in said and "crack/000.png" in said
     evaluate.run([*args, "--dry-run", "--new-pieces"])
     assert "Left out: these, 1 in all" in capsys.readouterr().out

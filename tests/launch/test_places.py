@@ -230,7 +230,7 @@ def test_no_single_file_is_written_over_an_input(data: Path, tmp_path: Path) -> 
     for _ in range(2):  # An earlier page is replaced.
         inspect.run([str(data), "--out", str(tmp_path / "page.html")])
     weights = MODEL / "weights.safetensors"
-    assert "inside MODEL" in refusal(lambda: export.run([str(MODEL), "--out", str(weights)]))
+    assert "beside a model" in refusal(lambda: export.run([str(MODEL), "--out", str(weights)]))
     assert not weights.exists()
 
 
@@ -238,7 +238,7 @@ def test_measurements_replace_nothing_else(data: Path, tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text("mine")
     args = ["quality", "--real", str(data), "--synthetic", str(data), "--out", str(tmp_path)]
     message = refusal(lambda: evaluate.run(args))
-    assert message == f"--out {tmp_path}: exists and is not empty; name another folder"
+    assert message == f"--out {tmp_path}: report.md is there already; name another folder"
     assert listing(tmp_path) == [tmp_path / "report.md"]
 
 

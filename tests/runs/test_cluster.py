@@ -21,18 +21,8 @@ def test_joining_a_cluster_is_said_before_it_takes_its_time(
     assert printed.splitlines()[0] == f"Joining the Ray cluster at {ray_address}"
 
 
-def test_a_clusters_processes_know_it_from_another_on_their_machine(
-    ray_address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray Train's watch over a run looks for its cluster by the variable, else by processes."""
-    monkeypatch.setenv("RAY_ADDRESS", ray_address)
-    named = ray.remote(lambda: os.environ.get("RAY_ADDRESS"))
-    with joined_cluster(ClusterConfig(), show_output=False):
-        assert ray.get(named.remote()) == ray_address
-
-
 @pytest.mark.slow
-def test_so_do_a_local_clusters(
+def test_a_local_clusters_processes_know_it_from_another_on_their_machine(
     ray_address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
