@@ -70,7 +70,8 @@ class Lite0:
         from efficientnet_lite_pytorch import EfficientNet
 
         network = EfficientNet.from_name("efficientnet-lite0")
-        network.load_state_dict(torch.load(_file(), weights_only=True))
+        weights = torch.load(_file(), weights_only=True)
+        network.load_state_dict(weights)
         self.device = device
         self._network = network.eval().requires_grad_(False).to(device)
         self._cache: OrderedDict[bytes, Stages] = OrderedDict()

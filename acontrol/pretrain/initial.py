@@ -27,8 +27,8 @@ def sizes_of(init: str) -> dict[str, Any]:
     config = BaseConfig(path=init)
     if not Path(resolve(config)[0]).is_dir() or not has_small_vlm(config):
         raise UserError(
-            f"--init {init}: is no base of acontrol pretrain (it has no card.json of one); name "
-            "one, or tiny"
+            f"--init {init}: is no base of acontrol pretrain (it has no card.json of one); "
+            "name one, or tiny"
         )
     folder = Path(resolve(config)[0])
     try:

@@ -195,8 +195,8 @@ def test_nor_with_any_other_setting(rest, name, kind) -> None:
 def test_every_rank_gets_the_samples_to_blame(short) -> None:
     for kind in ("inf loss", "nan gradient"):
         assert short[f"stage 1: {kind}"]["words"] == (
-            f"step {PLANTED} skipped by all ranks: the {kind.split()[1]} of rank 1 is not "
-            "finite (samples s2, s3, s6, s7; positions [2, 3, 6, 7]); seed 0"
+            f"step {PLANTED} skipped by all ranks: the {kind.split()[1]} of rank 1 is "
+            "non-finite (samples s2, s3, s6, s7; positions [2, 3, 6, 7]); seed 0"
         )
 
 
