@@ -217,7 +217,7 @@ def test_classification_tells_defects_apart(
     assert {one["metric"] for one in rows} == {"accuracy", "balanced_accuracy"}
     assert all(0 <= float(one["value"]) <= 1 for one in rows)
     text = (out / "report.md").read_text()
-    assert "Budget smallest: 32 px, 1 epochs of 8 samples" in text
+    assert "Budget smallest: 32 px, 1 epoch of 8 samples" in text
     assert "Against real alone" in text
     page_is_whole(out)
 
