@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,9 +43,16 @@ class Trial:
 
 
 def config_of(
-    run: Path, shards: Path, *, stage: int, steps: int, every: int, uri: str | None = None
+    run: Path,
+    shards: Path,
+    *,
+    stage: int,
+    steps: int,
+    every: int,
+    uri: str | None = None,
+    more: Sequence[object] = (),
 ) -> RunConfig:
-    """Two workers on the built-in base, restarted without end."""
+    """Two workers on the built-in base, restarted without end; ``more`` options win."""
     options: list[object] = [
         *("tiny", "--output", run, "--data.shards", shards, "--zero.stage", stage),
         *("--optim.steps", steps, "--optim.batch-size", 4, "--checkpoint.every", every),
@@ -52,6 +60,7 @@ def config_of(
         *("--samples.every", 0, "--samples.count", 1, "--samples.steps", 1),
     ]
     options += ["--tracking.uri", uri] if uri else []
+    options += more
     return read_config([str(option) for option in options])
 
 

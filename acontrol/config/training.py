@@ -115,6 +115,11 @@ class RuntimeConfig(Settings):
         description="Convolutions' weights with the channels last, which suits GPUs; by "
         "default where the U-Net is compiled on one.",
     )
+    deterministic: bool = Field(
+        False,
+        description="Kernels that repeat their bits on a GPU, as a resume then does; slower. "
+        "On a CPU it always does.",
+    )
     skip_dropped: bool = Field(
         False,
         description="Leave out samples whose C' is dropped, whose gradient is zero (not in "

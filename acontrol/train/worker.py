@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import tempfile
 import time
 import warnings
@@ -48,6 +49,9 @@ def train_rank(launch: Launch) -> None:
     config = launch.config
     _quieten()
     device = ray.train.torch.get_device()
+    if config.runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Which cuBLAS asks for.
+        torch.use_deterministic_algorithms(True)
     precision = getattr(torch, config.runtime.precision)
     base = load_base(config.base, device, precision)
     checkpoint = _agreed_checkpoint(launch.run)
