@@ -289,3 +289,12 @@ def test_the_magnetic_tiles_have_442_pieces(
     folder = open_folder(MAGNETIC_TILE, split_file=file)
     for defect, third in (("blowhole", 23), ("break", 17), ("crack", 11), ("uneven", 19)):
         assert abs(len(folder.labelled("train", defect=defect)) - third) <= 1
+
+
+def test_a_file_that_is_no_json_is_not_printed(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n" + bytes(range(256)))
+    with pytest.raises(UserError) as caught:
+        read_split(tmp_path / "photo.png")
+    message = str(caught.value)
+    assert "photo.png: not a split of acontrol split: Invalid JSON" in message
+    assert message.isascii() and "b'" not in message

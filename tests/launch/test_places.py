@@ -223,7 +223,8 @@ def test_no_single_file_is_written_over_an_input(data: Path, tmp_path: Path) -> 
     before = picture.read_bytes()
     message = refusal(lambda: inspect.run([str(data), "--out", str(picture)]))
     assert "exists and is no page of ours" in message
-    refusal(lambda: split.run([str(data), "--by", "third", "--out", str(picture)]))
+    message = refusal(lambda: split.run([str(data), "--by", "third", "--out", str(picture)]))
+    assert message == f"--out {picture}: exists and is no split file; name another file"
     assert picture.read_bytes() == before
     message = refusal(lambda: split.run([str(data), "--by", "third", "--out", str(tmp_path)]))
     assert message == f"--out {tmp_path}: is a folder; name the file to write"
