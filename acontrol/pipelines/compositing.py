@@ -118,14 +118,16 @@ def _poisson(normal: Pixels, drawn: Pixels, mask: npt.NDArray[np.bool_]) -> Pixe
     correction = normal.astype(np.int16) - drawn
     result = normal.copy()
     if np.count_nonzero(mask) <= _DIRECT:
-        shifted = drawn[mask] + _solved(correction, mask)
-        result[mask] = np.clip(np.rint(shifted), 0, 255).astype(np.uint8)
+        result[mask] = _levels(drawn[mask] + _solved(correction, mask))
         return result
     for channel in range(3):
         added = _filled(correction[..., channel].astype(np.float32), mask)[mask]
-        shifted = drawn[..., channel][mask] + added
-        result[..., channel][mask] = np.clip(np.rint(shifted), 0, 255).astype(np.uint8)
+        result[..., channel][mask] = _levels(drawn[..., channel][mask] + added)
     return result
+
+
+def _levels(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 def _filled(
@@ -146,7 +148,7 @@ def _filled(
         return values
     known = _even(~mask)
     count = _block_sums(known.astype(np.float32))
-    mean = _block_sums(_even(values) * known) / np.maximum(count, 1)
+    mean = np.asarray(_block_sums(_even(values) * known) / np.maximum(count, 1), np.float32)
     values = np.where(mask, _enlarged(_filled(mean, count == 0), mask), values)
     for _ in range(_CYCLES):
         _cycle(values, np.zeros_like(values), mask)

@@ -200,7 +200,7 @@ def test_a_split_replaces_nothing_but_a_split(built_in_data: Path, tmp_path: Pat
     made(built_in_data, made(built_in_data, tmp_path / "split.json", "pieces"))
     (tmp_path / "notes.json").write_text("mine")
     message = error_of(lambda: made(built_in_data, tmp_path / "notes.json"))
-    assert "notes.json: not a split" in message
+    assert "notes.json: exists and is no split file" in message
     assert (tmp_path / "notes.json").read_text() == "mine"
     assert "does not exist" in error_of(lambda: made(tmp_path / "no", tmp_path / "a.json"))
     assert not (tmp_path / "a.json").exists()

@@ -243,7 +243,16 @@ def test_measurements_replace_nothing_else(data: Path, tmp_path: Path) -> None:
     assert listing(tmp_path) == [tmp_path / "report.md"]
 
 
-def test_no_folder_is_locked_where_a_file_is(tmp_path: Path) -> None:
+def test_no_folder_is_locked_where_a_file_is(data: Path, tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(UserError, match="run: is a file"), only_launch(tmp_path / "run"):
         pass
+    args = [str(data), "--output", str(tmp_path / "run")]
+    assert "run: is a file, and a folder is written there" in refusal(lambda: masks.run(args))
+
+
+def test_a_model_that_is_a_file_is_named_as_such(data: Path, tmp_path: Path) -> None:
+    file = MODEL / "config.json"
+    args = ["--model", str(file), "--data", str(data), "--out", str(tmp_path / "o")]
+    message = refusal(lambda: generate.run(args))
+    assert message == f"--model {file}: is a file; give the adapter's folder"
