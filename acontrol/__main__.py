@@ -18,7 +18,11 @@ def main() -> NoReturn:
     """Run the command that the first argument names, and exit."""
     for name in OWN:
         _take_own(name)
-    importlib.import_module("launch.cli").main()
+    try:
+        importlib.import_module("launch.cli").main()
+    except KeyboardInterrupt:  # While it is imported; later ones are caught there.
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     raise AssertionError("launch.cli.main returned")
 
 

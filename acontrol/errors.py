@@ -68,6 +68,6 @@ def explain(error: ValidationError, name_of: Callable[[Sequence[str]], str] = ".
         name = name_of([str(part) for part in item["loc"]])
         message = re.sub(r"^(Value error|Assertion failed), ", "", item["msg"])
         value = item["input"]
-        got = "" if isinstance(value, dict | BaseModel) else f", got {_cut(value)}"
+        got = "" if isinstance(value, bytes | dict | BaseModel) else f", got {_cut(value)}"
         parts.append(f"{name}: {message}{got}" if name else f"{message}{got}")
     return "; ".join(parts)

@@ -85,6 +85,8 @@ def _check(command: GenerationConfig) -> None:
                 "adapter"
             )
     elif not model.startswith("models:") and not storage_path(model).is_dir():
+        if Path(model).is_file():
+            raise UserError(f"--model {model}: is a file; give the adapter's folder")
         raise UserError(f"--model {model}: no such folder")
     needs_path = command.masks in ("file", "learned")
     if needs_path != (command.masks_path is not None):

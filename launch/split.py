@@ -36,7 +36,12 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     if config.out.is_dir():
         raise UserError(f"--out {config.out}: is a folder; name the file to write")
     if config.out.exists():
-        read_split(config.out)  # Nothing else is replaced.
+        try:
+            read_split(config.out)
+        except UserError as error:
+            raise UserError(
+                f"--out {config.out}: exists and is no split file; name another file"
+            ) from error
     if config.by == "third":
         splits = pieces.split_by_third(folder)
     else:

@@ -5,7 +5,7 @@ leaving one out in silence would move others from test to train.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from acontrol.errors import UserError
@@ -74,6 +74,24 @@ def subfolders(folder: Path) -> list[Path]:
             _check_name(path)
             folders.append(path)
     return folders
+
+
+def distinct(folders: Iterable[Path]) -> list[Path]:
+    """These folders, after a check that none is there twice by a link.
+
+    Raises:
+        UserError: For two names of one folder: its images would be read twice.
+    """
+    names: dict[Path, Path] = {}
+    for path in folders:
+        other = names.setdefault(path.resolve(), path)
+        if other != path:
+            link, kept = (path, other) if path.is_symlink() else (other, path)
+            raise UserError(
+                f"{link}: is {kept} by another name, and its images would be read twice; "
+                "remove the link"
+            )
+    return [*names.values()]
 
 
 def is_picture(path: Path) -> bool:

@@ -25,8 +25,7 @@ def only_launch(run: object) -> Iterator[None]:
     if not isinstance(run, Path):
         yield
         return
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run}: is a file, and a folder is written there; name another")
+    refuse_file(run)
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / LOCK)
     try:
@@ -37,6 +36,16 @@ def only_launch(run: object) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def refuse_file(run: Path) -> None:
+    """Refuse a file where a folder is to be written.
+
+    Raises:
+        UserError: If it is one.
+    """
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: is a file, and a folder is written there; name another")
 
 
 def refuse_if_locked(run: Path) -> None:

@@ -25,6 +25,7 @@ from acontrol.data import near_misses, prompts
 from acontrol.data.images import image_size, read_mask
 from acontrol.data.listing import (
     by_id,
+    distinct,
     image_files,
     mask_beside,
     masks_beside,
@@ -122,10 +123,11 @@ class MvtecFolder:
         """The names of a category's defect folders, sorted, including empty ones.
 
         Raises:
-            UserError: If the category is unknown, or its images are in no defect's folder.
+            UserError: If the category is unknown, its images are in no defect's folder, or a
+            folder is there twice by a link.
         """
         test = self._folder(category) / "test"
-        folders = subfolders(test)
+        folders = distinct(subfolders(test))
         if not folders and (problem := near_misses.unlabelled(test.parent)):
             raise UserError(problem)
         return tuple(folder.name for folder in folders if not _is_good(folder))
@@ -139,7 +141,9 @@ class MvtecFolder:
             UserError: If the category is unknown, or for an image as in `by_id`.
         """
         parts = (part,) if self.split is None else ("train", "test")
-        folders = [f for name in parts for f in subfolders(self._folder(category) / name)]
+        folders = distinct(
+            f for name in parts for f in subfolders(self._folder(category) / name)
+        )
         good = [path for f in folders if _is_good(f) for _, path in sorted(by_id(f).items())]
         if self.split is None:
             return tuple(good)
@@ -319,7 +323,8 @@ def open_folder(
 
     Raises:
         UserError: If the folder is missing or has another layout, the captions are malformed
-            or cover none of its categories, or the split file is malformed or of other images.
+            or cover none of its categories, the split file is malformed or of other images, or
+            a category is there twice by a link.
     """
     path = Path(root).expanduser()
     if not path.is_dir():
@@ -328,7 +333,8 @@ def open_folder(
     if is_category(path):
         folders = {path.resolve().name: path}
     else:
-        folders = {folder.name: folder for folder in subfolders(path) if is_category(folder)}
+        categories = distinct(filter(is_category, subfolders(path)))
+        folders = {folder.name: folder for folder in categories}
     if not folders:
         near = near_misses.of_root(path, is_category)
         raise UserError(f"{path}: holds no category{near}; give a folder that holds {_LAYOUT}")

@@ -34,13 +34,23 @@ def of_root(root: Path, is_category: Callable[[Path], bool]) -> str:
     for folder in (root, *folders):
         for near, right in _misnamed(folder, PARTS):
             return f"; it has {near}, which must be called {right}"
-    for folder in folders:
-        if any(is_category(inner) for inner in subfolders(folder)):
-            return f"; {folder} holds some: give that"
+    if above := _above_categories(folders, is_category):
+        return f"; {above} holds some: give that"
     for folder in (root, *folders):
         if pictures(folder):
             return f"; it has images straight in {folder}"
     return ""
+
+
+def _above_categories(
+    folders: Sequence[Path], is_category: Callable[[Path], bool], levels: int = 3
+) -> Path | None:
+    """The first folder that holds a category, of these and of some levels below."""
+    for folder in folders:
+        if any(is_category(inner) for inner in subfolders(folder)):
+            return folder
+    below = [inner for folder in folders if levels > 1 for inner in subfolders(folder)]
+    return _above_categories(below, is_category, levels - 1) if below else None
 
 
 def of_shards(root: Path, is_category: Callable[[Path], bool]) -> str | None:

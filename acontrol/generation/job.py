@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,19 +235,52 @@ def read_job(folder: Path) -> tuple[dict[str, Any], list[Line]]:
     """Metadata of a finished job, and its lines, kept or not, in the plan's order.
 
     Raises:
-        UserError: If the folder is not that of a finished job.
+        UserError: If the folder is not that of a finished job, or its manifest is damaged.
     """
     try:
         metadata = json.loads((folder / JOB_NAME).read_text())
-        lines = [
-            line
-            for name in (MANIFEST_NAME, REJECTED_NAME, NOT_KEPT_NAME)
-            if (folder / name).exists()
-            for line in _read_jsonl(folder / name)
-        ]
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: not a folder that acontrol generate wrote") from error
-    return metadata, sorted(lines, key=lambda line: (line["batch"], line["place"]))
+    files = [folder / name for name in (MANIFEST_NAME, REJECTED_NAME, NOT_KEPT_NAME)]
+    lines = [line for file in files if file.exists() for line in _checked_lines(file)]
+    lines.sort(key=lambda line: (line["batch"], line["place"]))
+    _require_all(folder, lines)
+    return metadata, lines
+
+
+def _checked_lines(file: Path) -> Iterator[Line]:
+    """The lines of a manifest.
+
+    Raises:
+        UserError: If one is damaged, as the last of a file that was cut.
+    """
+    for number, text in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            numbers = [line["batch"], line["place"], *line["part"]]
+            if not all(isinstance(number, int) for number in numbers) or len(numbers) != 4:
+                raise ValueError("batch, place and part are no numbers")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}: line {number} is damaged ({one_line(error)}); restore the file"
+            ) from error
+        yield line
+
+
+def _require_all(folder: Path, lines: Sequence[Line]) -> None:
+    """Refuse a manifest that lacks lines; batches at its end leave no gap, and are not missed.
+
+    Raises:
+        UserError: Naming the first batch that is not whole.
+    """
+    counts = Counter(line["batch"] for line in lines)
+    sizes = {line["batch"]: line["part"][1] for line in lines}  # Sorted: of each the last.
+    for place, (number, size) in enumerate(sizes.items()):
+        if number != place or counts[number] < size:
+            raise UserError(
+                f"{folder}: {MANIFEST_NAME} or {REJECTED_NAME} lacks lines of batch {place}; "
+                "restore the file"
+            )
 
 
 def check_inputs(

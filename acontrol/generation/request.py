@@ -73,7 +73,7 @@ def read_requests(file: Path) -> list[tuple[str, Request]]:
         UserError: With file and line number, at the first bad request; or if there are none.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # With a byte-order mark or without.
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: is not UTF-8 text ({error.reason})") from error
     except OSError as error:

@@ -8,13 +8,15 @@ from safetensors import SafetensorError
 from acontrol.errors import UserError, one_line
 from acontrol.interop import ip_adapter
 from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.checksum import refuse_damaged
 
 
 def check_init(init: str) -> None:
     """Check initial weights before any worker starts.
 
     Raises:
-        UserError: If ``init`` is neither an adapter's folder nor a readable IP-Adapter file.
+        UserError: If ``init`` is neither an adapter's folder nor a readable IP-Adapter file, or
+            its weights are damaged.
     """
     path = Path(init)
     if path.suffix in ip_adapter.SUFFIXES and path.is_file():
@@ -24,6 +26,8 @@ def check_init(init: str) -> None:
             f"init {init}: neither an adapter folder (with config.json) nor an IP-Adapter file "
             f"({', '.join(ip_adapter.SUFFIXES)})"
         )
+    else:
+        refuse_damaged(path, f"init {init}")
 
 
 def load_init(adapter: SemanticAdapter, init: str) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from acontrol._version import __version__
 from acontrol.config import THIRD
-from acontrol.data.lock import only_launch, refuse_if_locked
+from acontrol.data.lock import only_launch, refuse_file, refuse_if_locked
 from acontrol.data.mvtec import LabelledImage, open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.split import refuse_mix
@@ -62,6 +62,7 @@ def claim(
     settings = config.model_dump(mode="json", exclude=free | {"base", "vlm_path", "split_file"})
     settings |= {"data": str(root.resolve()), "base_digest": digest}
     settings |= {"split_digest": split_digest}
+    refuse_file(config.output)
     file = config.output / RUN
     begun = (config.output / TRAINING).exists() or bool(finished(config.output))
     if not (file.exists() and begun):  # A run without any result does not bind the next.

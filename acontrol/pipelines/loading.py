@@ -10,13 +10,14 @@ from acontrol.config import AdapterCard, BaseConfig, Precision
 from acontrol.errors import UserError, explain, one_line
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks import locate
+from acontrol.networks.checksum import CARD, WEIGHTS, refuse_damaged
 from acontrol.networks.load import load_base
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.runs import storage
 from acontrol.runs.record import runs_in
 
 # Files of a run's output folder or of an adapter folder that loading needs.
-ADAPTER_FILES = ("adapter", "run.json", "config.json", "diffusion_pytorch_model.safetensors")
+ADAPTER_FILES = ("adapter", "run.json", "config.json", WEIGHTS, CARD)
 
 
 def load_pipeline(
@@ -76,7 +77,7 @@ def load_adapter(model: str) -> tuple[SemanticAdapter, AdapterCard, bytes]:
     """The adapter of a run or an adapter folder, its card, and the bytes of its weights file.
 
     Raises:
-        UserError: If there is no adapter or its config is invalid.
+        UserError: If there is no adapter, its config is invalid or its weights are damaged.
     """
     with storage.local_copy(storage.storage_path(model), ADAPTER_FILES) as folder:
         return _load_adapter(model, folder)
@@ -92,6 +93,7 @@ def _load_adapter(model: str, folder: Path) -> tuple[SemanticAdapter, AdapterCar
             f"--model {model}: neither a run's output folder (adapter/config.json) nor an "
             f"adapter folder (config.json){runs_in(folder)}"
         )
+    refuse_damaged(folder, f"--model {model}")
     try:
         adapter = SemanticAdapter.from_pretrained(folder, use_safetensors=True)
         card = AdapterCard.model_validate(adapter.config.card)
@@ -100,4 +102,4 @@ def _load_adapter(model: str, folder: Path) -> tuple[SemanticAdapter, AdapterCar
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = one_line(error, 300)
         raise UserError(f"{model} is not an adapter of this version: {reason}") from error
-    return adapter, card, (folder / "diffusion_pytorch_model.safetensors").read_bytes()
+    return adapter, card, (folder / WEIGHTS).read_bytes()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from acontrol.config import RunConfig, Settings
 from acontrol.errors import UserError, explain
+from acontrol.networks.checksum import save_with_checksum
 from acontrol.runs import storage
 from acontrol.runs.storage import StoragePath
 
@@ -156,9 +157,9 @@ def _contents(
     if state.averages is not None:  # The exported adapter is then the average.
         moments |= {f"{WEIGHT}{name}": weight for name, weight in state.weights.items()}
     return {
-        # As save_pretrained writes it, without a detour over a disk that may be full.
+        # As from_pretrained reads them, without a detour over a disk that may be full.
         CONFIG_NAME: adapter.to_json_string().encode(),
-        WEIGHTS_NAME: save(adapter.state_dict(), metadata={"format": "pt"}),
+        WEIGHTS_NAME: save_with_checksum(adapter.state_dict()),
         MOMENTS_NAME: save(moments),
         STATE_NAME: train_state.model_dump_json(indent=1).encode(),
     }

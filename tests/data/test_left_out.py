@@ -303,6 +303,7 @@ def test_a_mask_that_is_nearly_in_its_place_is_named(root: Path, kind: str) -> N
     [
         ("set/nut/test", "that is a category's test/: give"),
         ("", "set holds some: give that"),
+        ("deep", "deep/a/b holds some: give that"),
         ("other", "other/nut/Test, which must be called test"),
         ("flat", "it has images straight in"),
     ],
@@ -312,6 +313,8 @@ def test_a_root_that_is_nearly_a_data_set_is_named(
 ) -> None:
     if place == "other":
         save(tmp_path / "other/nut/Test/bent/000.png")
+    if place == "deep":
+        save(tmp_path / "deep/a/b/nut/test/bent/000.png")
     if place == "flat":
         save(tmp_path / "flat/000.png")
     message = refusal(lambda: open_folder(tmp_path / place))

@@ -360,3 +360,22 @@ def test_real_few_shot_images_are_read() -> None:
     assert "and 53 more" in refusal(lambda: folder.labelled("train"))
     checked = check(folder.labelled("all")[::10], skip_bad=True)
     assert (len(checked.good), checked.bad) == (13, [])
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("nut/test/a", "nut/test/bent"),
+        ("nut/test/z", "nut/test/bent"),
+        ("jar", "nut"),
+    ],
+)
+def test_a_folder_that_is_there_twice_by_a_link_is_refused(
+    root: Path, link: str, target: str
+) -> None:
+    (root / link).symlink_to(root / target)
+    message = refusal(lambda: keys(open_folder(root), "all"))
+    assert message == (
+        f"{root / link}: is {root / target} by another name, and its images would be read "
+        "twice; remove the link"
+    )

@@ -200,7 +200,7 @@ def test_a_split_replaces_nothing_but_a_split(built_in_data: Path, tmp_path: Pat
     made(built_in_data, made(built_in_data, tmp_path / "split.json", "pieces"))
     (tmp_path / "notes.json").write_text("mine")
     message = error_of(lambda: made(built_in_data, tmp_path / "notes.json"))
-    assert "notes.json: not a split" in message
+    assert "notes.json: exists and is no split file" in message
     assert (tmp_path / "notes.json").read_text() == "mine"
     assert "does not exist" in error_of(lambda: made(tmp_path / "no", tmp_path / "a.json"))
     assert not (tmp_path / "a.json").exists()
@@ -289,3 +289,12 @@ def test_the_magnetic_tiles_have_442_pieces(
     folder = open_folder(MAGNETIC_TILE, split_file=file)
     for defect, third in (("blowhole", 23), ("break", 17), ("crack", 11), ("uneven", 19)):
         assert abs(len(folder.labelled("train", defect=defect)) - third) <= 1
+
+
+def test_a_file_that_is_no_json_is_not_printed(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n" + bytes(range(256)))
+    with pytest.raises(UserError) as caught:
+        read_split(tmp_path / "photo.png")
+    message = str(caught.value)
+    assert "photo.png: not a split of acontrol split: Invalid JSON" in message
+    assert message.isascii() and "b'" not in message

@@ -1,6 +1,7 @@
 """A batch: scored, tried again, halved, with nothing computed twice."""
 
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -23,6 +24,7 @@ from acontrol.generation.job import (
     batches_of,
     check_inputs,
     generate_batch,
+    read_job,
 )
 from acontrol.generation.manifest import planned_of
 from acontrol.generation.methods import load_method
@@ -220,3 +222,24 @@ def test_a_finished_job_is_put_in_place_without_drawing_again(
     assert Job(Path(), {}, [[]], {}).done
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
     assert names == {"a/test/b/000.png", "job.json", "manifest.jsonl"}
+
+
+def test_a_manifest_that_was_cut_is_named_as_such(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"batch": batch, "place": place, "part": [0, 3]})
+        for batch in range(2)
+        for place in range(3)
+    ]
+    file = tmp_path / "manifest.jsonl"
+    with pytest.raises(UserError, match=f"{tmp_path}: not a folder that acontrol generate"):
+        read_job(tmp_path)
+    (tmp_path / "job.json").write_text("{}")
+    file.write_text("\n".join(lines))
+    assert len(read_job(tmp_path)[1]) == 6
+    file.write_text("\n".join(lines)[:-5])
+    with pytest.raises(UserError, match=f"{file}: line 6 is damaged .*; restore the file"):
+        read_job(tmp_path)
+    for kept, batch in ((lines[:-1], 1), (lines[3:], 0), (lines[:2] + lines[3:], 0)):
+        file.write_text("\n".join(kept))
+        with pytest.raises(UserError, match=f"lacks lines of batch {batch}; restore"):
+            read_job(tmp_path)

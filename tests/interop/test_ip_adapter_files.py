@@ -181,12 +181,13 @@ def test_a_folder_of_another_mode_is_refused(
 def test_the_command_exports(
     make_adapter: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_adapter("pooled").save_pretrained(tmp_path / "adapter")
+    make_adapter("pooled").save_pretrained(tmp_path / "run" / "adapter")
+    run = str(tmp_path / "run")
     out = tmp_path / "new" / "ours.safetensors"
-    command.run([str(tmp_path), "--out", str(out)])
+    command.run([run, "--out", str(out)])
     assert capsys.readouterr().out == f"IP-Adapter file: {out}\n"
     assert len(load_file(out)) == 12
     with pytest.raises(UserError, match=r"ends in \.safetensors"):
-        command.run([str(tmp_path), "--out", str(tmp_path / "ours.bin")])
+        command.run([run, "--out", str(tmp_path / "ours.bin")])
     with pytest.raises(UserError, match="--out FILE"):
-        command.run([str(tmp_path)])
+        command.run([run])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from acontrol import __main__ as script
 from launch import entry
 
 # As Ray 2.60 prints it at every start of a training.
@@ -21,6 +22,20 @@ def test_ctrl_c_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]) -
 
     with pytest.raises(SystemExit) as stop:
         entry.main(interrupted)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_ctrl_c_while_the_commands_are_imported_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "OWN", ())
+    monkeypatch.setattr(script.importlib, "import_module", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        script.main()
     assert stop.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
 

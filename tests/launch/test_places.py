@@ -223,7 +223,8 @@ def test_no_single_file_is_written_over_an_input(data: Path, tmp_path: Path) -> 
     before = picture.read_bytes()
     message = refusal(lambda: inspect.run([str(data), "--out", str(picture)]))
     assert "exists and is no page of ours" in message
-    refusal(lambda: split.run([str(data), "--by", "third", "--out", str(picture)]))
+    message = refusal(lambda: split.run([str(data), "--by", "third", "--out", str(picture)]))
+    assert message == f"--out {picture}: exists and is no split file; name another file"
     assert picture.read_bytes() == before
     message = refusal(lambda: split.run([str(data), "--by", "third", "--out", str(tmp_path)]))
     assert message == f"--out {tmp_path}: is a folder; name the file to write"
@@ -242,7 +243,16 @@ def test_measurements_replace_nothing_else(data: Path, tmp_path: Path) -> None:
     assert listing(tmp_path) == [tmp_path / "report.md"]
 
 
-def test_no_folder_is_locked_where_a_file_is(tmp_path: Path) -> None:
+def test_no_folder_is_locked_where_a_file_is(data: Path, tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(UserError, match="run: is a file"), only_launch(tmp_path / "run"):
         pass
+    args = [str(data), "--output", str(tmp_path / "run")]
+    assert "run: is a file, and a folder is written there" in refusal(lambda: masks.run(args))
+
+
+def test_a_model_that_is_a_file_is_named_as_such(data: Path, tmp_path: Path) -> None:
+    file = MODEL / "config.json"
+    args = ["--model", str(file), "--data", str(data), "--out", str(tmp_path / "o")]
+    message = refusal(lambda: generate.run(args))
+    assert message == f"--model {file}: is a file; give the adapter's folder"

@@ -9,6 +9,7 @@ from PIL import Image
 
 from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
+from acontrol.generation.request import read_requests
 from tests.launch.test_generate import generate_into, lines_of
 
 GOOD = {"category": "wood", "defect": "crack"}
@@ -127,3 +128,10 @@ def test_a_seed_draws_the_same_wherever_its_line_is(built_in_data, tmp_path) -> 
         for run, line in (("a", one), ("b", other))
     ]
     assert same[0] == same[1]
+
+
+def test_a_file_of_a_windows_editor_is_read(tmp_path: Path) -> None:
+    """With a byte-order mark and carriage returns."""
+    file = tmp_path / "requests.jsonl"
+    file.write_bytes(f"\ufeff{json.dumps(GOOD)}\r\n{json.dumps(GOOD)}\r\n".encode())
+    assert [where for where, _ in read_requests(file)] == [f"{file}:1", f"{file}:2"]

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from acontrol.pipelines import compositing
 from acontrol.pipelines.compositing import feather_px, limit_saturation, paste, saturation
 
 
@@ -104,3 +105,42 @@ def test_poisson_solves_its_equation() -> None:
 
 def test_the_fade_follows_the_enlargement() -> None:
     assert [feather_px(side, 64) for side in (16, 64, 640)] == [1, 2, 20]
+
+
+def large() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rough images of odd sides, and a mask with holes, islands and a part at the border."""
+    rng = np.random.default_rng(4)
+    noise = ndimage.gaussian_filter(rng.normal(size=(2, 141, 203, 3)), (0, 9, 9, 0))
+    noise = 30 * noise / noise.std() + rng.normal(scale=8, size=noise.shape) + 120
+    normal, drawn = np.clip(noise, 0, 255).astype(np.uint8)
+    y, x = np.ogrid[:141, :203]
+    radius = np.hypot(y - 70, x - 100)
+    mask = (radius < 65) & (radius > 12) | (radius < 5) | (x + 0 * y < 20)
+    return normal, drawn, mask
+
+
+def test_poisson_of_a_large_mask_solves_only_small_systems_directly(monkeypatch) -> None:
+    normal, drawn, mask = large()
+    direct = paste(normal, drawn, mask, "poisson", 2).astype(int)
+    sizes = []
+
+    def solve(matrix, right, own=compositing.spsolve):
+        sizes.append(len(right))
+        return own(matrix, right)
+
+    monkeypatch.setattr(compositing, "spsolve", solve)
+    monkeypatch.setattr(compositing, "_DIRECT", 500)
+    monkeypatch.setattr(compositing, "_COARSEST", 500)
+    result = paste(normal, drawn, mask, "poisson", 2)
+    assert max(sizes) <= 500 < mask.sum()
+    assert (result[~mask] == normal[~mask]).all()
+    gap = np.abs(result - direct)[mask]
+    assert gap.max() <= 2 and gap.mean() < 0.05
+    assert np.abs(result.astype(int) - drawn)[mask].mean() > 10
+
+
+def test_the_fade_does_not_depend_on_how_many_rows_are_faded_at_once(monkeypatch) -> None:
+    normal, drawn, mask = large()
+    whole = paste(normal, drawn, mask, "feather", 4)
+    monkeypatch.setattr(compositing, "_STRIP", 1)
+    assert (paste(normal, drawn, mask, "feather", 4) == whole).all()

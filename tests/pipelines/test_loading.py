@@ -2,15 +2,21 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load
 
 import acontrol
+from acontrol.errors import UserError
+from acontrol.interop.begin import check_init
 from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.checksum import WEIGHTS, save_with_checksum
 from acontrol.networks.locate import built_in_adapter
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
-from acontrol.pipelines.loading import load_with_digest
+from acontrol.pipelines.loading import load_adapter, load_with_digest
 
 
 def test_the_public_name_returns_the_pipeline_alone() -> None:
@@ -42,3 +48,33 @@ def test_a_pipeline_saved_before_the_adapter_moved_loads(tmp_path: Path) -> None
     loaded.save_pretrained(tmp_path / "again")
     again = json.loads((tmp_path / "again" / "model_index.json").read_text())
     assert again["adapter"] == index["adapter"]
+
+
+@pytest.mark.parametrize("place", ["weights", "card"])
+def test_weights_with_another_checksum_than_recorded_are_refused(
+    tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(built_in_adapter(), folder)  # From before: without a checksum.
+    file = folder / WEIGHTS
+    before = file.read_bytes()
+    tensors = load(before)
+    if place == "weights":
+        file.write_bytes(save_with_checksum(tensors))
+        assert file.read_bytes() == save_with_checksum(tensors) != before
+    else:
+        card = {"weights_sha256": hashlib.sha256(before).hexdigest()}
+        (folder / "card.json").write_text(json.dumps(card))
+    loaded = load_adapter(str(folder))[0].state_dict()
+    torch.testing.assert_close(loaded, tensors, rtol=0, atol=0)
+    check_init(str(folder))
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(content)
+    for read, name in ((load_adapter, "--model"), (check_init, "init")):
+        with pytest.raises(UserError) as caught:
+            read(str(folder))
+        assert str(caught.value).startswith(f"{name} {folder}: its weights are damaged")
+    file.write_bytes(before)
+    (folder / "card.json").unlink(missing_ok=True)
+    load_adapter(str(folder))
