@@ -99,7 +99,7 @@ def test_positions_of_patches_are_interpolated() -> None:
 
 def test_another_base_is_refused(tmp_path: Path) -> None:
     shutil.copytree(built_in_base(), tmp_path / "base", ignore=shutil.ignore_patterns("card*"))
-    with pytest.raises(UserError, match=r"is no base of launch\.pretrain"):
+    with pytest.raises(UserError, match=r"is no base of acontrol pretrain"):
         sizes_of(str(tmp_path / "base"))
     shutil.copy(built_in_base() / "card.json", tmp_path / "base")
     (tmp_path / "base" / "unet" / "config.json").write_text("{}")
