@@ -21,6 +21,7 @@ from acontrol.evaluation.classifier import Classifier, weights_digest
 from acontrol.evaluation.comparison import (
     announce,
     chosen_categories,
+    named_folders,
     plan_comparison,
     train_all,
 )
@@ -182,6 +183,7 @@ def run_classification(config: ClassificationConfig) -> None:
         *caveats.of_budget(config.budget),
         *caveats.of_classifier(pretrained=network is not None),
         *caveats.of_folds(config.cross_validate, config.synthetic),
+        *caveats.of_files(named_folders(config.synthetic)),
     ]
     caveats.print_caveats(cautions)
     plan = plan_comparison(config, budget, CONTROLS, categories, [TESTED])

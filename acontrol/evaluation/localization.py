@@ -23,6 +23,7 @@ from acontrol.evaluation.comparison import (
     Plan,
     announce,
     chosen_categories,
+    named_folders,
     plan_comparison,
     train_all,
 )
@@ -247,6 +248,7 @@ def run_localization(config: LocalizationConfig) -> None:
     cautions = [
         *caveats.of_budget(config.budget),
         *caveats.of_folds(config.cross_validate, config.synthetic),
+        *caveats.of_files(named_folders(config.synthetic)),
     ]
     caveats.print_caveats(cautions)
     budgets = detector_budgets(config.budget, detectors, _changes(config))

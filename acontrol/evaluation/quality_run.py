@@ -11,7 +11,7 @@ from acontrol.data.split import in_words
 from acontrol.errors import UserError
 from acontrol.evaluation import figures, published, quality
 from acontrol.evaluation.backends import load_backend
-from acontrol.evaluation.caveats import print_caveats
+from acontrol.evaluation.caveats import of_files, print_caveats
 from acontrol.evaluation.comparison import chosen_categories, named_folders
 from acontrol.evaluation.dataset import category_in
 from acontrol.evaluation.leaks import job_of, refuse_seen_tests
@@ -45,6 +45,7 @@ def run_quality(config: QualityConfig) -> None:
         for name in dict.fromkeys(config.features)
     ]
     cautions = [caveat for backend in backends for caveat in backend.caveats]
+    cautions += of_files(synthetic)
     print_caveats(cautions)
     categories = chosen_categories(real, config.category)
     for name, folder in folders.items():

@@ -24,6 +24,7 @@ from acontrol.data.images import encode_png, read_image, read_mask
 from acontrol.data.publish import check_new, put_in_place, work_folder
 from acontrol.errors import UserError, is_out_of_memory, one_line
 from acontrol.generation.manifest import (
+    DIGESTED,
     Line,
     Roots,
     drawn_file,
@@ -35,12 +36,14 @@ from acontrol.generation.manifest import (
 from acontrol.generation.methods import LoadedMethod
 from acontrol.generation.plan import PlannedImage
 from acontrol.generation.sampler import GeneratedImage, Generator
+from acontrol.messages import counted
 from acontrol.method.encoder import warn_of_cut
 from acontrol.runs import guard, storage
 
 MANIFEST_NAME = "manifest.jsonl"
 JOB_NAME = "job.json"
 INPUTS = "inputs"  # In it: the digests of the files that were read.
+IMAGES = "images"  # In it: how many the plan has.
 PLACED = ".lines.jsonl"  # Every line, while the finished folder is put in its place.
 FORMAT = "acontrol-generation-2"  # 1: other edges, colours and squares.
 BATCH_PIXELS = 48 * 2**20
@@ -114,7 +117,12 @@ def generate_batch(
             line = request_metadata(image.planned, roots)
             line |= result_metadata(image, kept, generator.output)
             files |= _encode(image, line)
-            lines.append(line | where | {"place": place})
+            digests = {
+                name: hashlib.sha256(files[line[name]]).hexdigest()
+                for name in DIGESTED
+                if line.get(name) is not None
+            }
+            lines.append(line | where | {"place": place, "sha256": digests})
     return BatchResult(files, lines)
 
 
@@ -157,7 +165,12 @@ class Job:
                 plan.update(json.dumps(request_metadata(image, roots)).encode())
                 plan.update(image.mask.packed.bits())
             plan.update(b"\n")
-        settings = {"format": FORMAT, "plan": plan.hexdigest(), **metadata}
+        settings = {
+            "format": FORMAT,
+            "plan": plan.hexdigest(),
+            IMAGES: sum(map(len, batches)),
+            **metadata,
+        }
         self.out = out
         self.batches = batches
         self.roots = roots
@@ -167,6 +180,7 @@ class Job:
             begun = finished
         if begun is not None:
             refuse_changed(begun.setdefault(INPUTS, settings.get(INPUTS)), settings, out)
+            begun.setdefault(IMAGES, settings[IMAGES])
         self.done = finished is not None
         if finished is not None:
             guard.refuse(out, guard.changes(finished, settings), "--out")
@@ -244,7 +258,7 @@ def read_job(folder: Path) -> tuple[dict[str, Any], list[Line]]:
     files = [folder / name for name in (MANIFEST_NAME, REJECTED_NAME, NOT_KEPT_NAME)]
     lines = [line for file in files if file.exists() for line in _checked_lines(file)]
     lines.sort(key=lambda line: (line["batch"], line["place"]))
-    _require_all(folder, lines)
+    _require_all(folder, lines, metadata.get(IMAGES))
     return metadata, lines
 
 
@@ -267,8 +281,14 @@ def _checked_lines(file: Path) -> Iterator[Line]:
         yield line
 
 
-def _require_all(folder: Path, lines: Sequence[Line]) -> None:
-    """Refuse a manifest that lacks lines; batches at its end leave no gap, and are not missed.
+def _require_all(folder: Path, lines: Sequence[Line], planned: int | None) -> None:
+    """Refuse a manifest that lacks lines.
+
+    Args:
+        folder: Of the job.
+        lines: Of all its batches, sorted.
+        planned: How many there were; None in a job from before, where lost batches at the end
+            leave no gap and are not missed.
 
     Raises:
         UserError: Naming the first batch that is not whole.
@@ -281,6 +301,11 @@ def _require_all(folder: Path, lines: Sequence[Line]) -> None:
                 f"{folder}: {MANIFEST_NAME} or {REJECTED_NAME} lacks lines of batch {place}; "
                 "restore the file"
             )
+    if planned is not None and len(lines) != planned:
+        raise UserError(
+            f"{folder}: {MANIFEST_NAME} and {REJECTED_NAME} hold {len(lines)} of "
+            f"{counted(planned, 'image')}; restore the files"
+        )
 
 
 def check_inputs(

@@ -17,6 +17,8 @@ from acontrol.masks.sampler import PlacedMask
 Roots = Mapping[str, Path]  # "data" and "normal": the folders that paths are relative to.
 Line = dict[str, Any]
 
+DIGESTED = ("image", "mask")  # Files of a line whose checksum it has.
+
 
 def output_paths(name: tuple[str, str, str]) -> dict[str, str]:
     """An image's files, in MVTec AD's layout."""

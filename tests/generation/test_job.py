@@ -243,3 +243,8 @@ def test_a_manifest_that_was_cut_is_named_as_such(tmp_path: Path) -> None:
         file.write_text("\n".join(kept))
         with pytest.raises(UserError, match=f"lacks lines of batch {batch}; restore"):
             read_job(tmp_path)
+    file.write_text("\n".join(lines[:3]))  # Whole batches at the end leave no gap.
+    assert len(read_job(tmp_path)[1]) == 3
+    (tmp_path / "job.json").write_text('{"images": 6}')
+    with pytest.raises(UserError, match="hold 3 of 6 images; restore the files"):
+        read_job(tmp_path)

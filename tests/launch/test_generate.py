@@ -14,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from acontrol.data.images import read_image
 from acontrol.data.mvtec import open_folder
 from acontrol.data.reader import ShardReader
 from acontrol.errors import UserError
+from acontrol.evaluation import caveats
 from acontrol.generation.settings import GenerationConfig
 from acontrol.networks.locate import built_in_adapter
 from launch import generate
@@ -100,6 +102,25 @@ def undisturbed(built_in_data, tmp_path_factory) -> Path:
     done = commands.run("launch.generate", *options(out, built_in_data, *WATCHED))
     assert done.returncode == 0, done.stderr
     return out
+
+
+def test_files_changed_after_they_were_drawn_are_told(undisturbed, tmp_path) -> None:
+    out = tmp_path / "changed"
+    shutil.copytree(undisturbed, out)
+    category = next(place for place in out.iterdir() if (place / "test").is_dir())
+    assert caveats.of_files({"ours": out, "one": category}) == []
+    first, second, third = sorted(category.glob("test/*/*.png"))[:3]
+    Image.fromarray(read_image(first)[::-1].copy()).save(first)
+    second.unlink()
+    mask = category / "ground_truth" / third.parent.name / f"{third.stem}_mask.png"
+    Image.new("L", (64, 64), 255).save(mask)
+    files = 2 * len((out / "manifest.jsonl").read_text().splitlines())
+    changed, gone = caveats.of_files({"ours": out})
+    told = f"--synthetic ours: 2 of {files} files are not as they were drawn (first {mask}); "
+    assert changed.startswith(told)
+    told = f"--synthetic ours: 1 of {files} files are no longer there (first {second}); "
+    assert gone.startswith(told)
+    assert len(caveats.of_files({"one": category})) == 2
 
 
 @pytest.mark.parametrize("kills", [(3,), pytest.param((1, 3, 5), marks=pytest.mark.slow)])
