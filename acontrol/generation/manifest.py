@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from acontrol.data.images import image_size, read_mask
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 from acontrol.generation.plan import PlannedImage, Reference
 from acontrol.generation.sampler import GeneratedImage
 from acontrol.generation.settings import OutputSettings, Sampling
@@ -112,8 +112,9 @@ def planned_of(line: Mapping[str, Any], folder: Path, roots: Roots) -> PlannedIm
             seed=line["first_seed"],
             sampling=Sampling.model_validate(line["sampling"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder}: its manifest is not of this version: {error}") from error
+    except (LookupError, TypeError, ValueError) as error:
+        reason = one_line(error) or type(error).__name__
+        raise UserError(f"{folder}: its manifest is not of this version: {reason}") from error
 
 
 def within(file: Path, root: Path) -> str:

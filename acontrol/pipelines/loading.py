@@ -1,6 +1,7 @@
 """Load a trained adapter as a pipeline, with the base it was trained on."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -95,6 +96,8 @@ def _load_adapter(model: str, folder: Path) -> tuple[SemanticAdapter, AdapterCar
         )
     refuse_damaged(folder, f"--model {model}")
     try:
+        if not isinstance(json.loads((folder / "config.json").read_bytes()), dict):
+            raise TypeError("config.json holds no settings")
         adapter = SemanticAdapter.from_pretrained(folder, use_safetensors=True)
         card = AdapterCard.model_validate(adapter.config.card)
     except ValidationError as error:

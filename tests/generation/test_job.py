@@ -87,6 +87,10 @@ def test_labels_are_what_changed_if_asked_for_and_can_be_replayed(
         (tmp_path / name).write_bytes(content)
     again = planned_of(line, tmp_path, setup.roots)
     assert again.mask.packed == planned.mask.packed
+    for name, value in (("sampling", None), ("reference_kind", ["b"]), ("normal", 1)):
+        with pytest.raises(UserError, match=r"its manifest is not of this version: .") as told:
+            planned_of(line | {name: value}, tmp_path, setup.roots)
+        assert "\n" not in str(told.value)
 
 
 def test_a_background_that_went_through_the_autoencoder_may_not_pass(built_in_data) -> None:

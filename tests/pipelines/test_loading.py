@@ -78,3 +78,13 @@ def test_weights_with_another_checksum_than_recorded_are_refused(
     file.write_bytes(before)
     (folder / "card.json").unlink(missing_ok=True)
     load_adapter(str(folder))
+
+
+@pytest.mark.parametrize("content", ['""', "[]", "null", "{", "3"])
+def test_a_config_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(
+        UserError, match=f"{tmp_path} is not an adapter of this version: ."
+    ) as e:
+        load_adapter(str(tmp_path))
+    assert "\n" not in str(e.value)
