@@ -9,6 +9,7 @@ from acontrol.errors import UserError, one_line
 from acontrol.interop import ip_adapter
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.checksum import refuse_damaged
+from acontrol.runs.record import runs_in
 
 
 def check_init(init: str) -> None:
@@ -22,9 +23,11 @@ def check_init(init: str) -> None:
     if path.suffix in ip_adapter.SUFFIXES and path.is_file():
         ip_adapter.read(path)
     elif not (path / "config.json").is_file():
+        own = path / "adapter"
+        of_run = f"; it is a run: give {own}" if (own / "config.json").is_file() else ""
         raise UserError(
             f"init {init}: neither an adapter folder (with config.json) nor an IP-Adapter file "
-            f"({', '.join(ip_adapter.SUFFIXES)})"
+            f"({', '.join(ip_adapter.SUFFIXES)}){of_run or runs_in(path)}"
         )
     else:
         refuse_damaged(path, f"init {init}")

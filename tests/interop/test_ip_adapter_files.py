@@ -165,6 +165,16 @@ def test_a_missing_path_is_one_line(tmp_path: Path, name: str) -> None:
         check_init(str(tmp_path / name))
 
 
+def test_a_run_or_a_folder_of_runs_as_init_is_told_where_its_adapter_is(tmp_path) -> None:
+    adapter = tmp_path / "runs" / "a" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"it is a run: give {adapter}$"):
+        check_init(str(adapter.parent))
+    with pytest.raises(UserError, match=f"give one of them: {adapter.parent}$"):
+        check_init(str(tmp_path / "runs"))
+
+
 def test_a_folder_of_another_mode_is_refused(
     make_adapter: Callable[..., Any], tmp_path: Path
 ) -> None:
