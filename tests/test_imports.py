@@ -32,8 +32,8 @@ HOMES = {
 }
 # Libraries stand on one floor: what one needs of another belongs below both.
 FLOOR = ("train", "generation", "evaluation", "registry", "pretrain")
-# Across it only an ablation goes: each of its rows is trained, drawn and measured.
-ACROSS = ("acontrol.evaluation.ablation",)
+# Across it goes what draws before it measures: an ablation, which also trains, and --methods.
+ACROSS = ("acontrol.evaluation.ablation", "acontrol.evaluation.drawing")
 
 
 def name_of(file: Path, root: Path = ROOT) -> str:

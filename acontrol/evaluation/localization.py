@@ -11,7 +11,7 @@ import torch
 
 from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError, nearest
-from acontrol.evaluation import caveats, figures, lite0, published, summary
+from acontrol.evaluation import caveats, drawing, figures, lite0, published, summary
 from acontrol.evaluation.bootstrap import resample_weights, resampled
 from acontrol.evaluation.budget import (
     Budget,
@@ -245,15 +245,21 @@ def run_localization(config: LocalizationConfig) -> None:
     """
     categories = chosen_categories(open_folder(config.real.resolve()), config.category)
     detectors = detector_names(config.detector)
+    budgets = detector_budgets(config.budget, detectors, _changes(config))
+    sets = drawing.planned_sets(config, budgets[detectors[0]].pairs)
     cautions = [
         *caveats.of_budget(config.budget),
-        *caveats.of_folds(config.cross_validate, config.synthetic),
+        *caveats.of_folds(config.cross_validate, [*config.synthetic, *sets]),
         *caveats.of_files(named_folders(config.synthetic)),
     ]
     caveats.print_caveats(cautions)
-    budgets = detector_budgets(config.budget, detectors, _changes(config))
+    if sets:
+        drawing.print_estimate(sets, ask=not (config.dry_run or config.yes))
+    if sets and not config.dry_run:
+        drawing.draw_sets(sets)
+    drawn = {name: own.out for name, own in sets.items()}
     plan = plan_comparison(
-        config, budgets[detectors[0]], CONTROLS, categories, DETECTOR, detectors
+        config, budgets[detectors[0]], CONTROLS, categories, DETECTOR, detectors, drawn
     )
     for name in detectors[1:]:
         print(f"Budget of {name}: {budgets[name].describe()}")
@@ -274,6 +280,10 @@ def run_localization(config: LocalizationConfig) -> None:
     with results_in(plan.out, "localization", config.tracking, plan.data_input()) as tracker:
         train_all(plan.jobs, experiment, plan.out, config.num_workers)
         report = Report(plan.out, "Does synthetic data help?", cautions)
+        for category in categories if sets else ():
+            file = plan.out / f"methods-{category}.png"
+            drawing.grid(sets, category).save(file)
+            report.add_picture(f"{category}: what each method drew", file)
         _report(plan, experiment, report, config.budget, tracker)
 
 

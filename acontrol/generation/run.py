@@ -67,7 +67,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     refuse_if_locked(work_folder(config.out))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_method(config.method, model, config.base_path, device, config.precision)
-    planner = _planner(config, loaded)
+    planner = planner_of(config, loaded)
     roots = {"data": planner.folder.root, "normal": planner.normal_folder.root}
     threads = max(1, torch.get_num_threads() // config.num_workers)
     metadata = {
@@ -89,7 +89,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
         planner.split = metadata["split"]
         earlier_inputs = metadata.pop(INPUTS, None)
     else:
-        images, left_out = _plan_images(config, planner)
+        images, left_out = plan_images(config, planner)
         batches = batches_of(images, config.batch_size)
     planned = [image for batch in batches for image in batch]
     _check_start(config, planned)
@@ -222,7 +222,12 @@ def _view(crop: float) -> str:
     return f"squares of {crop:g} times the defect" if crop else "whole images"
 
 
-def _planner(config: GenerationConfig, loaded: LoadedMethod) -> Planner:
+def planner_of(config: GenerationConfig, loaded: LoadedMethod) -> Planner:
+    """The planner of a call of `generate`.
+
+    Raises:
+        UserError: If a folder is bad.
+    """
     folder = open_folder(config.data, config.captions, split_file=config.split_file)
     elsewhere = config.normal is not None and config.normal.resolve() != config.data.resolve()
     normal_folder = open_folder(config.normal or config.data) if elsewhere else folder
@@ -258,9 +263,14 @@ def _trained_on(
     return [part.model_dump(mode="json") for part in parts]
 
 
-def _plan_images(
+def plan_images(
     config: GenerationConfig, planner: Planner
 ) -> tuple[list[PlannedImage], list[str]]:
+    """All images of a call of `generate`, and a line for each that found no place.
+
+    Raises:
+        UserError: If a request is bad.
+    """
     if config.requests is not None:
         return planner.plan_images(read_requests(config.requests), config.requests.parent)
     requests = requests_for_all(

@@ -1,22 +1,26 @@
 """Several adapters of a method, and images inpainted without a defect as controls."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from acontrol.data import builtin
 from acontrol.data.builtin import write_dataset
 from acontrol.errors import UserError
 from acontrol.evaluation.bootstrap import RESAMPLES, mean_over_adapters, mean_over_trainings
 from acontrol.evaluation.budget import BUDGETS, Drawing
 from acontrol.evaluation.comparison import named_folders, plan_comparison, source_names
-from acontrol.evaluation.dataset import CONTROLS, DETECTOR, CategoryDataset
+from acontrol.evaluation.dataset import CLEAN, CONTROLS, DETECTOR, CategoryDataset, Folders
 from acontrol.evaluation.localization import Localization
+from acontrol.evaluation.protocol import Truth, score
 from acontrol.evaluation.results import method_of
 from acontrol.evaluation.settings import LocalizationConfig
 from acontrol.evaluation.summary import summarise
-from acontrol.evaluation.trainer import drawn_from
+from acontrol.evaluation.trainer import anomaly_maps, drawn_from, train_detector
 from acontrol.masks.perlin import perlin_blobs
 
 SMALLEST = BUDGETS["smallest"].model_copy(update={"samples": 80, "epochs": 1})
@@ -123,3 +127,48 @@ def test_half_of_the_normal_images_are_the_clean_ones(folders: dict[str, Path]) 
 def test_the_controls_names_are_reserved(folders: dict[str, Path], name: str) -> None:
     with pytest.raises(UserError, match="is a source of its own"):
         named_folders([f"{name}={folders['first']}"])
+
+
+def test_a_detector_of_clean_images_is_at_chance(tmp_path: Path, tiny_base) -> None:
+    """The trace of the base's autoencoder, labelled as a defect, teaches no real defect."""
+    defects = ("crack", "stain")
+    write_dataset(
+        tmp_path / "real",
+        num_good=24,
+        num_good_test=12,
+        num_defects=18,
+        categories=("wood",),
+        defects=defects,
+    )
+    for defect, seed in itertools.product(defects, range(12)):
+        drawn = builtin.draw("wood", defect, seed=1000 + seed)
+        pixels = torch.from_numpy(drawn.normal.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.no_grad():
+            latents = tiny_base.vae.encode(pixels).latent_dist.mode()
+            decoded = tiny_base.vae.decode(latents).sample[0]
+        levels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).byte().numpy()
+        inpainted = np.where(drawn.mask[..., None], levels, drawn.normal)
+        for part, image, end in (
+            ("test", inpainted, ""),
+            ("ground_truth", drawn.mask, "_mask"),
+        ):
+            file = tmp_path / "clean" / "wood" / part / defect / f"{seed:03d}{end}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file)
+    clean = dict.fromkeys(CLEAN, tmp_path / "clean")
+    dataset = CategoryDataset(Folders(tmp_path / "real", clean, 32, 100), "wood")
+    budget = SMALLEST.model_copy(
+        update={"width": 8, "samples": 560, "batch_size": 8, "learning_rate": 3e-3}
+    )
+    test = dataset.part("test")
+    truth = Truth.of(test, "strict")
+    found = {}
+    for source in ("real", "clean-as-defect"):
+        own = dataset.source(source, perlin_blobs, budget)
+        ((detector, _),) = train_detector(budget, dataset.part("normals"), own, 0, "cpu")
+        found[source] = score(anomaly_maps(detector, test), truth)
+    real, control = found["real"], found["clean-as-defect"]
+    assert real["pixel_auroc"] > 0.9 and real["image_auroc"] > 0.8
+    assert control["pixel_auroc"] < 0.7 and control["image_auroc"] < 0.7
+    chance = float(truth.pixels.mean())
+    assert real["pixel_ap"] > 8 * chance and control["pixel_ap"] < 4 * chance

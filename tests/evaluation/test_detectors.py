@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from acontrol.data.builtin import write_dataset
 from acontrol.errors import UserError
 from acontrol.evaluation import lite0
+from acontrol.evaluation.backends import load_backend
 from acontrol.evaluation.bank import NEIGHBOURS, MemoryBank, memory_bank, patch_features
 from acontrol.evaluation.budget import (
     BANK_BUDGETS,
@@ -20,9 +22,12 @@ from acontrol.evaluation.budget import (
     detector_budgets,
 )
 from acontrol.evaluation.dataset import DETECTOR, CategoryDataset, Folders, check
+from acontrol.evaluation.features import distances, in_batches
+from acontrol.evaluation.generation_metrics import kernel_distance
 from acontrol.evaluation.head import balanced_loss
 from acontrol.evaluation.localization import Localization, by_defect, detector_names
 from acontrol.evaluation.protocol import METRICS
+from acontrol.evaluation.quality import column_names
 from acontrol.evaluation.results import TrainingJob
 from acontrol.evaluation.sources import Mixed, Paired, augmented
 from acontrol.evaluation.trainer import anomaly_maps, train_detector
@@ -75,6 +80,45 @@ def test_the_features_are_those_of_the_published_network() -> None:
         features.stages(image), lite0.STRIDES, lite0.CHANNELS, strict=True
     ):
         assert stage.shape == (1, channels, 224 // stride, 224 // stride)
+
+
+@needs_weights
+def test_kid_and_diversity_are_of_what_its_own_forward_pass_computes(tmp_path: Path) -> None:
+    """Vectors are what the classifier reads, distances 2 - 2 cos between stages."""
+    backend = load_backend("lite0", tmp_path, None)
+    assert backend.embed and backend.layers and backend.logits is None and backend.caveats
+    assert column_names([backend])[:3] == [
+        f"{name} (lite0 57934424)" for name in ("KID x 1000", "IC", "IC in mask")
+    ]
+    network = lite0.Lite0("cpu")._network
+    seen: dict[str, torch.Tensor] = {}
+    network._fc.register_forward_pre_hook(lambda _, read: seen.update(pooled=read[0]))
+    for number in (2, 4, 10):
+        network._blocks[number].register_forward_hook(
+            lambda _, __, out, number=number: seen.update({f"stage {number}": out})
+        )
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (8, 3, 224, 224), generator=generator, dtype=torch.uint8)
+    images[:4] //= 2
+    with torch.no_grad():
+        network((images.float() - 127) / 128)
+    vectors = in_batches(backend.embed, images)
+    torch.testing.assert_close(vectors.float(), seen["pooled"], rtol=1e-3, atol=1e-4)
+    with pytest.warns(UserWarning, match="save all"):
+        metric = KernelInceptionDistance(torch.nn.Identity(), subsets=1, subset_size=4)
+    metric.update(seen["pooled"][:4].double(), real=True)
+    metric.update(seen["pooled"][4:].double(), real=False)
+    kid = kernel_distance(vectors[:4], vectors[4:])
+    assert kid == pytest.approx(float(metric.compute()[0]), rel=1e-3)
+    assert kid > 0.01
+    expected = sum(
+        (2 - 2 * F.cosine_similarity(stage[:3, None], stage[None, 3:], dim=2)).mean((2, 3))
+        for name, stage in seen.items()
+        if name != "pooled"
+    )
+    assert isinstance(expected, torch.Tensor)
+    own = distances(backend.layers, images[:3], images[3:])
+    torch.testing.assert_close(own.float(), expected, rtol=1e-3, atol=1e-4)
 
 
 @needs_weights

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from acontrol.errors import UserError
@@ -164,6 +165,50 @@ def test_localization_compares_sources_and_continues(
     # Another budget is another comparison.
     changed = [*args, "--pairs", "2"]
     assert "other settings (budget.pairs: 10 -> 2)" in error_of(evaluate.run, *changed)
+
+
+def test_methods_are_drawn_and_compared(
+    cluster: None, wood: Path, out: Path, tmp_path: Path, capsys
+) -> None:
+    args = ["localization", "--real", str(wood), *SMALLEST, "--pairs", "2"]
+    args += ["--methods", "copy-paste,perlin", "--sources", "copy-paste,real+drawn-perlin"]
+    evaluate.run([*args, "--out", str(tmp_path / "new"), "--dry-run"])
+    said = capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
+    words = r"To draw by 2 methods, [\d.]+ min in all:\n  copy-paste: 4 images, "
+    assert re.search(words, said)
+    plan = "2 trainings: 1 category x 2 sources (copy-paste, real+drawn-perlin) x 1 seed"
+    assert plan in said and "min for all 2, one" in said
+    evaluate.run([*args, "--out", str(out)])
+    assert plan in capsys.readouterr().out
+    sets = [out / "drawn" / name for name in ("copy-paste", "drawn-perlin")]
+    first, second = (
+        [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+        for folder in sets
+    )
+    assert len(first) == 4 and {line["method"] for line in second} == {"perlin"}
+    for line, other in zip(first, second, strict=True):
+        for name in ("normal", "reference", "requested_px", "first_seed"):
+            assert line[name] == other[name]
+        masks = [(folder / line["requested_mask"]).read_bytes() for folder in sets]
+        assert masks[0] == masks[1]
+        images = [(folder / line["image"]).read_bytes() for folder in sets]
+        assert images[0] != images[1]
+    with Image.open(out / "methods-wood.png") as grid:
+        assert grid.size == (8 + 4 * 168, 28 + 3 * 188), "3 rows of 4 columns"
+    assert "wood: what each method drew" in (out / "report.md").read_text()
+    assert {one["source"] for one in table_of(out)} == {"copy-paste", "real+drawn-perlin"}
+    page_is_whole(out)
+    # Again: nothing is drawn or trained. Then another mask in one of the sets.
+    written = [(folder / first[0]["image"]).stat().st_mtime_ns for folder in sets]
+    evaluate.run([*args, "--out", str(out)])
+    said = capsys.readouterr().out
+    assert said.count("0 images; it is drawn already") == said.count("Nothing to do: ") == 2
+    assert "Continuing: 2 of 2 trainings are done" in said
+    assert written == [(folder / first[0]["image"]).stat().st_mtime_ns for folder in sets]
+    shutil.copy(sets[1] / first[1]["requested_mask"], sets[1] / first[0]["requested_mask"])
+    message = error_of(evaluate.run, *args, "--out", out)
+    assert "drawn-perlin: wood/crack/000 has another mask, normal image, reference" in message
 
 
 @needs_weights

@@ -64,6 +64,24 @@ def test_the_training_third_is_no_leak(wood: Path, tmp_path: Path) -> None:
         (["localization", "--real", "ROOT", "--sources", "none+real"], "no source 'none+real'"),
         (["localization", "--real", "ROOT", "--sources", "real,real"], "real is named twice"),
         (["localization", "--real", "ROOT", "--budget", "huge"], "'huge'"),
+        (["localization", "--real", "ROOT", "--methods", "perlin"], "--out DIR is needed"),
+        (
+            ["localization", "--real", "ROOT", "--dry-run", "--methods", "perln"],
+            "--methods: no method 'perln'; did you mean perlin?",
+        ),
+        (
+            ["localization", "--real", "ROOT", "--dry-run", "--methods", "ours"],
+            "--methods ours: draws with a trained adapter; give --model MODEL, or ours=MODEL",
+        ),
+        (
+            ["localization", "--real", "ROOT", "--dry-run", "--methods", "perlin,perlin"],
+            "--methods: two sources are named drawn-perlin",
+        ),
+        (
+            ["localization", "--real", "ROOT", "--dry-run", "--methods", "ours=/nowhere"],
+            "--methods ours: no folder /nowhere of a run or an adapter",
+        ),
+        (["localization", "--real", "ROOT", "--dry-run", "--model", "x"], "--model: is whose"),
         (["localization", "--real", "ROOT", "--category", "tin"], "has no category 'tin'"),
         (["localization", "--real", "ROOT"], "--out DIR is needed"),
         (
