@@ -1,11 +1,12 @@
-"""Fit a rival method to the training defects: a LoRA, to draw with as acontrol generate does.
+"""Fit a rival method to the training defects, to draw with by acontrol generate.
 
     python -m launch.fit ROOT --method lora --output LORA [--base BASE] [--split-file S]
     python -m launch.generate --method lora --fitted LORA --data ROOT --out DIR
 
-The U-Net's attention learns ROOT's training part from its captions, one LoRA for all products
-and defects; the base stays as it is. Killed, the same command continues. The weights are a file
-that diffusers' pipelines load, too. Docs: docs/rivals.md.
+lora: the U-Net's attention learns ROOT's training part from its captions, one LoRA for all
+products and defects, in a file that diffusers' pipelines load, too. anodiff: a few vectors for
+each defect and an encoder of masks, as AnomalyDiffusion's. The base stays as it is. Killed, the
+same command continues. More in docs/rivals.md.
 """
 
 import os

@@ -142,10 +142,10 @@ def _fitted(
 ) -> LoadedMethod:
     """A method that was fitted to training defects."""
     from acontrol.rivals.fitting import read_fitted
-    from acontrol.rivals.lora import Lora, require
 
-    require(f"--method {name}")
     fitted, weights = read_fitted(folder)
+    if fitted.fit.method != name:
+        raise UserError(f"--fitted {folder} is of --method {fitted.fit.method}, not {name}")
     base, base_digest = _base_of(fitted, folder, base_path)
     if model is not None:
         _, card, _ = load_adapter(model)
@@ -155,7 +155,19 @@ def _fitted(
                 f"{model}: give acontrol fit that one's --base"
             )
     models = load_base(base, device, getattr(torch, precision))
-    method = Lora(models, fitted.resolution, fitted.fit.crop, weights)
+    view = fitted.resolution, fitted.fit.crop
+    method: Method
+    versions = {}
+    if name == "lora":
+        from acontrol.rivals.lora import Lora, require
+
+        require("--method lora")
+        method = Lora(models, *view, weights)
+        versions["peft"] = importlib.metadata.version("peft")
+    else:
+        from acontrol.rivals.anodiff import AnoDiff
+
+        method = AnoDiff(models, *view, weights, fitted.types)
     return LoadedMethod(
         name,
         method,
@@ -169,7 +181,7 @@ def _fitted(
         fitted.resolution,
         models.unet.dtype,
         tokenizer=models.tokenizer,
-        versions={"peft": importlib.metadata.version("peft")},
+        versions=versions,
     )
 
 

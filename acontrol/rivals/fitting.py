@@ -3,7 +3,7 @@
     OUT/run.json      the settings, which a rerun must share
     OUT/training/     the newest state
     OUT/events/       events for MLflow, sent or queued
-    OUT/pytorch_lora_weights.safetensors
+    OUT/pytorch_lora_weights.safetensors, or OUT/anodiff.safetensors
     OUT/fitted.json   `FittedCard`, written last
 
 A rerun of a finished one does nothing.
@@ -18,7 +18,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from acontrol._version import __version__
 from acontrol.data.lock import only_launch, refuse_file, refuse_if_locked
@@ -28,9 +28,9 @@ from acontrol.data.split import refuse_mix
 from acontrol.errors import UserError, explain
 from acontrol.networks import locate
 from acontrol.networks.load import load_base
-from acontrol.rivals import lora
+from acontrol.rivals import anodiff, lora
 from acontrol.rivals.objective import DefectObjective, TrainingImages
-from acontrol.rivals.settings import Fit, FitConfig, FittedCard
+from acontrol.rivals.settings import Fit, FitConfig, FitMethod, FittedCard
 from acontrol.runs import guard, storage
 from acontrol.runs.inputs import DataInput
 from acontrol.runs.server import tracking_store
@@ -39,6 +39,7 @@ from acontrol.runs.tracking import Tracker
 from acontrol.seeding import derive_seed
 
 RUN, TRAINING, CARD = "run.json", "training", "fitted.json"
+WEIGHTS: dict[FitMethod, str] = {"lora": lora.WEIGHTS, "anodiff": anodiff.WEIGHTS}
 
 
 def fit(config: FitConfig, root: Path) -> FittedCard:
@@ -52,7 +53,8 @@ def fit(config: FitConfig, root: Path) -> FittedCard:
         UserError: If the data is bad; or if the output holds anything else, or weights of
             other settings or another base.
     """
-    lora.require(f"--method {config.method}")
+    if config.method == "lora":
+        lora.require("--method lora")
     refuse_overlap(config.output, "--output", {"ROOT": root})
     refuse_if_locked(config.output)
     folder = open_folder(root, config.captions, split_file=config.split_file)
@@ -111,21 +113,40 @@ def _fit(
         training, tracker, settings.seed, torch.device(device), config.save_every, 0
     )
     size = settings.batch_size
+    seed = derive_seed(settings.seed, settings.method)
+    types = anodiff.types_of(images) if settings.method == "anodiff" else {}
+    learned: nn.Module = base.unet
+    conditions = None
+    if settings.method == "lora":
+        lora.add_matrices(base.unet, settings.rank, seed)
+    else:
+        embedding = anodiff.AnomalyEmbedding.of_captions(
+            base, list(types.values()), settings.vectors, seed
+        ).to(device)
+        learned = embedding
+        order = {name: number for number, name in enumerate(types)}
+        kinds = [order[f"{image.category}/{image.defect}"] for image in images]
+
+        def conditions(numbers: list[int]) -> Tensor:
+            masks = objective.images.masks[numbers].to(device)
+            return embedding.conditions(base, [kinds[number] for number in numbers], masks)
 
     def loss(step: int) -> dict[str, Tensor]:
-        return {"loss": objective(range(step * size, (step + 1) * size))}
+        positions = range(step * size, (step + 1) * size)
+        return {"loss": objective(positions, conditions)}
 
-    lora.add_matrices(base.unet, settings.rank, derive_seed(settings.seed, "lora"))
     run_stage(
         settings.method,
-        base.unet,
+        learned,
         loss,
         context,
         steps=settings.steps,
         learning_rate=settings.learning_rate,
     )
-    content = save(lora.matrices(base.unet), metadata={"format": "pt"})
-    storage.write(config.output / lora.WEIGHTS, content)
+    tensors = learned.state_dict() if types else lora.matrices(base.unet)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    weights = config.output / WEIGHTS[settings.method]
+    storage.write(weights, save(tensors, metadata={"format": "pt"}))
     card = FittedCard(
         acontrol_version=__version__,
         base=config.base_config,
@@ -134,7 +155,8 @@ def _fit(
         training=tuple(image.key for image in images),
         resolution=resolution,
         fit=settings,
-        weights_sha256=storage.sha256(config.output / lora.WEIGHTS),
+        types=tuple(types),
+        weights_sha256=storage.sha256(weights),
     )
     storage.write(config.output / CARD, f"{card.model_dump_json(indent=1)}\n".encode())
     tracker.finish("FINISHED")
@@ -150,17 +172,17 @@ def read_fitted(folder: Path) -> tuple[FittedCard, dict[str, Tensor]]:
     """
     try:
         card = FittedCard.model_validate_json((folder / CARD).read_bytes())
-        content = (folder / lora.WEIGHTS).read_bytes()
-        weights = load(content)
+        file = folder / WEIGHTS[card.fit.method]
+        weights = load(file.read_bytes())
     except ValidationError as error:
         raise UserError(f"{folder / CARD}: {explain(error)}") from error
     except (OSError, SafetensorError) as error:
         unfinished = (folder / RUN).is_file() and not (folder / CARD).exists()
         reason = "is not finished: give acontrol fit the same command again"
         if not unfinished:
-            reason = f"holds no fitted method ({CARD}, {lora.WEIGHTS}); acontrol fit writes one"
+            reason = f"holds no fitted method ({CARD} and its weights); acontrol fit writes one"
         raise UserError(f"{folder}: {reason}") from error
-    if storage.sha256(folder / lora.WEIGHTS) != card.weights_sha256:
+    if storage.sha256(file) != card.weights_sha256:
         raise UserError(
             f"{folder}: its weights are damaged (another checksum than was recorded); copy "
             "the folder again"

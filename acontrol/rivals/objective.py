@@ -27,6 +27,7 @@ class TrainingImages:
     Attributes:
         moments: (image, 2, channel, side, side), the latents' mean and deviation, with the
             masked-out images' channels behind for an inpainting base.
+        masks: (image, 1, resolution, resolution).
         region: (image, 1, side, side), 1 on latents that a mask touches.
         text: (image, token, dim), of the captions; and of no text, (1, token, dim).
     """
@@ -51,6 +52,7 @@ class TrainingImages:
             self.moments = torch.cat(parts)
             self.text = torch.cat([self._text(image.caption) for image in images])
             self.empty = self._text("")
+        self.masks = masks
         self.region = F.adaptive_max_pool2d(masks, self.moments.shape[-1])
 
     def _chunks(self, pixels: Tensor, masks: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
@@ -118,7 +120,10 @@ class DefectObjective:
         noise_pred = base.unet(
             noisy.to(device, base.unet.dtype), drawn.timesteps.to(device), text.to(device)
         ).sample
-        errors = denoising_loss(
-            noise_pred, drawn.noise.to(device), region.to(device), settings.mask_weight
-        )
+        noise, region = drawn.noise.to(device), region.to(device)
+        if settings.method == "anodiff":
+            error = region * (noise_pred.float() - noise).square()
+            errors = error.sum(dim=(1, 2, 3)) / (channels * region.sum(dim=(1, 2, 3)))
+        else:
+            errors = denoising_loss(noise_pred, noise, region, settings.mask_weight)
         return (self.weights[drawn.timesteps].to(device) * errors).mean()

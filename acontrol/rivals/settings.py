@@ -15,21 +15,25 @@ from acontrol.config import (
 )
 from acontrol.data.settings import SPLIT_FILE
 
-FitMethod = Literal["lora"]
+FitMethod = Literal["lora", "anodiff"]
 
 
 class Fit(Settings):
     """How a method is fitted to the training defects; all of it decides the weights."""
 
     method: FitMethod = Field(
-        description="lora: low-rank matrices beside the U-Net's attention, with captions."
+        description="lora: low-rank matrices beside the U-Net's attention, with captions; "
+        "anodiff: vectors in place of words for each defect, and tokens of the mask."
     )
     steps: int = Field(400, ge=1, description="Optimizer steps.")
     batch_size: int = Field(8, ge=1, description="Images per step.")
     learning_rate: float = Field(
         2e-3, gt=0, description="Of AdamW; warms up and falls as a cosine. SD1.5: 1e-4."
     )
-    rank: int = Field(8, ge=1, description="Rank of each pair of matrices; alpha is the same.")
+    rank: int = Field(
+        8, ge=1, description="Of lora: rank of each pair of matrices; alpha is the same."
+    )
+    vectors: int = Field(8, ge=1, description="Of anodiff: vectors of each defect.")
     dropped_text: float = unit_interval(
         0.1, "Share of samples that lose their text, for classifier-free guidance."
     )
@@ -37,7 +41,10 @@ class Fit(Settings):
         "late", description="As optim.loss_weighting of acontrol train; 'none' is usual."
     )
     mask_weight: float = Field(
-        8.0, ge=0, description="As optim.mask_weight of acontrol train; 0 is usual."
+        8.0,
+        ge=0,
+        description="As optim.mask_weight of acontrol train; 0 is usual. anodiff learns the "
+        "mask's inside alone.",
     )
     crop: float = Field(
         4.0,
@@ -97,4 +104,5 @@ class FittedCard(Settings):
     training: tuple[str, ...] = Field(description="Keys of the training images.")
     resolution: int = Field(ge=8, description="Side of what was learnt, in pixels.")
     fit: Fit
+    types: tuple[str, ...] = Field((), description="Of anodiff: its category/defect in order.")
     weights_sha256: str
