@@ -89,9 +89,15 @@ def _check(command: GenerationConfig) -> None:
         if Path(model).is_file():
             raise UserError(f"--model {model}: is a file; give the adapter's folder")
         raise UserError(f"--model {model}: no such folder")
-    if (command.method in FITTED) != (command.fitted is not None):
-        names = " or ".join(FITTED)
-        raise UserError(f"--method {names} and --fitted DIR, of acontrol fit, need each other")
+    if command.method in FITTED and command.fitted is None:
+        raise UserError(
+            f"--method {command.method} needs --fitted DIR, which acontrol fit wrote"
+        )
+    if command.method not in FITTED and command.fitted is not None:
+        raise UserError(
+            f"--fitted is of --method {' and '.join(FITTED)}; --method {command.method} draws "
+            "without it"
+        )
     needs_path = command.masks in ("file", "learned")
     if needs_path != (command.masks_path is not None):
         option = f"--masks {command.masks}" if needs_path else "--masks file (or learned)"

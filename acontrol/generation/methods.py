@@ -97,7 +97,7 @@ def load_method(
         return _with_adapter(name, model, base_path, device, precision)
     if name in FITTED:
         if fitted is None:
-            raise UserError(f"--method {name} draws what acontrol fit wrote: name it, --fitted")
+            raise UserError(f"--method {name} draws with what acontrol fit wrote: name it")
         return _fitted(name, fitted, model, base_path, device, precision)
     card = None
     if model is None:

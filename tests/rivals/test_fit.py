@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,11 +87,11 @@ def test_a_killed_fit_goes_on_to_the_same_bytes(
     steps: list[int] = []
 
     class Stopped(DefectObjective):
-        def __call__(self, positions: range) -> torch.Tensor:  # type: ignore[override]
+        def __call__(self, positions: Any, conditions: Any = None) -> torch.Tensor:
             steps.append(positions.start // len(positions))
             if steps == [0, 1, 2]:
                 raise KeyboardInterrupt
-            return super().__call__(positions)
+            return super().__call__(positions, conditions)
 
     monkeypatch.setattr(fitting, "DefectObjective", Stopped)
     same = ("--learning-rate", 0.5)
@@ -135,9 +136,9 @@ def test_what_cannot_be_drawn_or_fitted_is_told_in_a_line(
     fitted: Path, built_in_data: Path, database: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="--method lora and --fitted DIR"):
+    with pytest.raises(UserError, match="--method lora needs --fitted DIR"):
         generate.run(options("lora", built_in_data, out))
-    with pytest.raises(UserError, match="--method lora and --fitted DIR"):
+    with pytest.raises(UserError, match="is of --method lora and anodiff; --method perlin"):
         generate.run(options("perlin", built_in_data, out, "--fitted", fitted))
     with pytest.raises(UserError, match="holds no fitted method"):
         load_method("lora", None, fitted=built_in_data)
