@@ -104,11 +104,11 @@ def test_attention_is_raised_where_the_drawing_is_still_normal(base: BaseModels)
 
 
 def test_it_is_fitted_and_draws_the_plan_of_every_method(
-    drawn: dict[MethodName, Path], built_in_data: Path, tmp_path: Path
+    drawn: dict[MethodName, Path], built_in_data: Path, database: str, tmp_path: Path
 ) -> None:
     folder, out = tmp_path / "embeddings", tmp_path / "out"
     args = [built_in_data, "--method", "anodiff", "--output", folder, "--steps", 2]
-    args += ["--batch-size", 2, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    args += ["--batch-size", 2, "--tracking-uri", database]
     fit.run([str(one) for one in args])
     weights = load_file(folder / "anodiff.safetensors")
     assert weights["start"].shape == (6, 8, 64)

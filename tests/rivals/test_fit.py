@@ -27,11 +27,6 @@ from tests.rivals.conftest import lines_of, options, pixels
 FEW = ("--steps", 3, "--batch-size", 2, "--save-every", 1, "--rank", 2)
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-
-
 def learn(data: Path, out: Path, database: str, *more: object) -> None:
     args = [data, "--method", "lora", "--output", out, "--tracking-uri", database, *FEW]
     fit.run([str(one) for one in [*args, *more]])

@@ -17,12 +17,12 @@ from tests.rivals.conftest import pixels
 
 @pytest.mark.parametrize("name", ["reference-only", "lora", "anodiff"])
 def test_the_mask_and_the_masked_image_are_seen(
-    name: MethodName, built_in_data: Path, tmp_path: Path
+    name: MethodName, built_in_data: Path, database: str, tmp_path: Path
 ) -> None:
     base, folder = write_inpainting_base(tmp_path / "base"), tmp_path / "fitted"
     if name != "reference-only":
         args = [built_in_data, "--method", name, "--base", base, "--output", folder]
-        args += ["--steps", 1, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+        args += ["--steps", 1, "--tracking-uri", database]
         fit.run([str(one) for one in args])
     fitted = folder if folder.exists() else None
     method = load_method(name, None, None if fitted else str(base), fitted=fitted).method
