@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "precompute": ("launch.precompute", "run the frozen networks once, ahead of training"),
     "train": ("launch.train", "train an adapter on Ray; the same command resumes"),
     "search": ("tune.search", "search settings with Ray Tune"),
+    "fit": ("launch.fit", "fit a rival method to the training defects: a LoRA, anodiff"),
     "masks": ("launch.masks", "learn masks for where defects go"),
     "generate": ("launch.generate", "generate labelled defect images"),
     "evaluate": ("launch.evaluate", "measure generated images, and whether they help"),

@@ -5,6 +5,7 @@
     python -m launch.generate --model MODEL --data ROOT --out DIR --requests FILE.jsonl
     python -m launch.generate --model MODEL --data ROOT --out DIR --replay OLD [--batch N]
     python -m launch.generate --method copy-paste --data ROOT --out DIR [--model MODEL] [...]
+    python -m launch.generate --method lora --fitted LORA --data ROOT --out DIR [...]
 
 MODEL is a run's output folder, an adapter folder or models:/NAME@ALIAS. References and masks
 come from the part of ROOT that was trained on (--split-file as in training), normal images from
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from acontrol.errors import UserError
-from acontrol.generation.settings import WITH_ADAPTER, GenerationConfig
+from acontrol.generation.settings import FITTED, WITH_ADAPTER, GenerationConfig
 from acontrol.runs.paths import full_path, in_ray_job
 from acontrol.runs.storage import storage_path
 from launch.entry import loading, main
@@ -63,7 +64,7 @@ def _absolute(command: GenerationConfig) -> GenerationConfig:
         return command
     names = (
         *("model", "data", "out", "captions", "normal", "requests", "replay", "masks_path"),
-        "split_file",
+        *("split_file", "fitted"),
     )
     changed: dict[str, Any] = {}
     for name in (*names, "base_path"):
@@ -88,6 +89,15 @@ def _check(command: GenerationConfig) -> None:
         if Path(model).is_file():
             raise UserError(f"--model {model}: is a file; give the adapter's folder")
         raise UserError(f"--model {model}: no such folder")
+    if command.method in FITTED and command.fitted is None:
+        raise UserError(
+            f"--method {command.method} needs --fitted DIR, which acontrol fit wrote"
+        )
+    if command.method not in FITTED and command.fitted is not None:
+        raise UserError(
+            f"--fitted is of --method {' and '.join(FITTED)}; --method {command.method} draws "
+            "without it"
+        )
     needs_path = command.masks in ("file", "learned")
     if needs_path != (command.masks_path is not None):
         option = f"--masks {command.masks}" if needs_path else "--masks file (or learned)"

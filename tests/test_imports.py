@@ -29,6 +29,7 @@ HOMES = {
     ),
     "webdataset": ("acontrol.data",),
     "tyro": ("launch",),
+    "peft": ("acontrol.rivals.lora",),
 }
 # Libraries stand on one floor: what one needs of another belongs below both.
 FLOOR = ("train", "generation", "evaluation", "registry", "pretrain")
@@ -172,7 +173,10 @@ def test_public_names_exist() -> None:
     [
         "import acontrol.train.driver",
         "import launch.shard",
-        *(f"import launch.{name}" for name in ("train", "evaluate", "generate", "masks")),
+        *(
+            f"import launch.{name}"
+            for name in ("train", "evaluate", "generate", "fit", "masks")
+        ),
         "import tune.search",
     ],
 )

@@ -1,8 +1,10 @@
 """Load a method by its name, with all that planning, gate and record need of its networks."""
 
+import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,12 +16,14 @@ from transformers import Blip2ForImageTextRetrieval, CLIPTokenizer
 from acontrol.config import AdapterCard, BaseConfig, Precision, TrainedOn
 from acontrol.errors import UserError
 from acontrol.generation.adapter import AdapterMethod
-from acontrol.generation.settings import WITH_ADAPTER, MethodName
+from acontrol.generation.settings import FITTED, WITH_ADAPTER, MethodName
 from acontrol.networks import locate
 from acontrol.networks.load import BaseModels, load_base
 from acontrol.pipelines.loading import base_of, load_adapter, load_with_digest
+from acontrol.rivals.settings import FittedCard
 from acontrol.rivals.task import Method, digest
 
+_VERSIONS = {lib.__name__: lib.__version__ for lib in (np, PIL, scipy)}
 REGION = 4.0  # What a base without an adapter draws, in longest sides of the defect.
 
 
@@ -42,6 +46,7 @@ class LoadedMethod:
         card: The adapter's, of a method that draws with it.
         tokenizer: Of the target texts, of a method that reads them.
         read_phrase: Refuses anomaly words that the method cannot read.
+        versions: Libraries that draw besides the networks'.
     """
 
     name: MethodName
@@ -58,13 +63,7 @@ class LoadedMethod:
     card: AdapterCard | None = None
     tokenizer: CLIPTokenizer | None = None
     read_phrase: Callable[[Sequence[str]], object] | None = None
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Libraries that draw besides the networks'."""
-        if self.name in (*WITH_ADAPTER, "reference-only"):
-            return {}
-        return {lib.__name__: lib.__version__ for lib in (np, PIL, scipy)}
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def load_method(
@@ -73,6 +72,7 @@ def load_method(
     base_path: str | None = None,
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
+    fitted: Path | None = None,
 ) -> LoadedMethod:
     """Load a method.
 
@@ -85,6 +85,8 @@ def load_method(
             built-in one.
         device: Device of the networks.
         precision: Of the networks.
+        fitted: What ``launch.fit`` wrote, of methods that draw with it; the split, the scale of
+            drawing and, without a model, the base are then its own.
 
     Raises:
         UserError: If there is no adapter or base, or it is not one of that method.
@@ -93,6 +95,10 @@ def load_method(
         if model is None:
             raise UserError(f"--method {name} draws with a trained adapter: name its --model")
         return _with_adapter(name, model, base_path, device, precision)
+    if name in FITTED:
+        if fitted is None:
+            raise UserError(f"--method {name} draws with what acontrol fit wrote: name it")
+        return _fitted(name, fitted, model, base_path, device, precision)
     card = None
     if model is None:
         base = BaseConfig() if base_path is None else BaseConfig(path=base_path)
@@ -122,7 +128,75 @@ def load_method(
         side * factor,
         models.unet.dtype,
         tokenizer=models.tokenizer if name == "reference-only" else None,
+        versions=_VERSIONS if name != "reference-only" else {},
     )
+
+
+def _fitted(
+    name: MethodName,
+    folder: Path,
+    model: str | None,
+    base_path: str | None,
+    device: str | torch.device,
+    precision: Precision,
+) -> LoadedMethod:
+    """A method that was fitted to training defects."""
+    from acontrol.rivals.fitting import read_fitted
+
+    fitted, weights = read_fitted(folder)
+    if fitted.fit.method != name:
+        raise UserError(f"--fitted {folder} is of --method {fitted.fit.method}, not {name}")
+    base, base_digest = _base_of(fitted, folder, base_path)
+    if model is not None:
+        _, card, _ = load_adapter(model)
+        if card.base_digest != base_digest:
+            raise UserError(
+                f"--fitted {folder} is on another base ({fitted.base.path}) than --model "
+                f"{model}: give acontrol fit that one's --base"
+            )
+    models = load_base(base, device, getattr(torch, precision))
+    view = fitted.resolution, fitted.fit.crop
+    method: Method
+    versions = {}
+    if name == "lora":
+        from acontrol.rivals.lora import Lora, require
+
+        require("--method lora")
+        method = Lora(models, *view, weights)
+        versions["peft"] = importlib.metadata.version("peft")
+    else:
+        from acontrol.rivals.anodiff import AnoDiff
+
+        method = AnoDiff(models, *view, weights, fitted.types)
+    return LoadedMethod(
+        name,
+        method,
+        digest(name, method.state, base_digest, fitted.weights_sha256),
+        models.vlm,
+        base,
+        base_digest,
+        (*locate.trained_on(base), fitted.seen),
+        fitted.fit.split,
+        fitted.resolution // models.latent_shape[1],
+        fitted.resolution,
+        models.unet.dtype,
+        tokenizer=models.tokenizer,
+        versions=versions,
+    )
+
+
+def _base_of(fitted: FittedCard, folder: Path, base_path: str | None) -> tuple[BaseConfig, str]:
+    """The base that a method was fitted on, where it is now, and its digest."""
+    base = fitted.base
+    if base_path is not None:
+        base = base.model_copy(update={"path": base_path})
+    base_digest = locate.digest(base)
+    if base_digest != fitted.base_digest:
+        raise UserError(
+            f"the base at {base.path} is not the one that {folder} was fitted on (other "
+            "checksum): name the right one with --base-path"
+        )
+    return base, base_digest
 
 
 def _with_adapter(

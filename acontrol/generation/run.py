@@ -60,13 +60,16 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     model = config.model if model is None else model
     quieten()
     read = {"data": config.data, "normal": config.normal, "masks-path": config.masks_path}
+    read |= {"fitted": config.fitted}
     folders = {f"--{name}": folder for name, folder in read.items()}
     refuse_overlap(config.out, "--out", folders | {"--replay": config.replay})
     if not (config.out / JOB_NAME).exists():
         check_new(config.out)
     refuse_if_locked(work_folder(config.out))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_method(config.method, model, config.base_path, device, config.precision)
+    loaded = load_method(
+        config.method, model, config.base_path, device, config.precision, config.fitted
+    )
     planner = planner_of(config, loaded)
     roots = {"data": planner.folder.root, "normal": planner.normal_folder.root}
     threads = max(1, torch.get_num_threads() // config.num_workers)
@@ -135,6 +138,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
                 config.split_file,
                 roots,
                 threads,
+                config.fitted,
             )
             _draw(job, draw_on_ray(job, spec, config.num_workers))
 
@@ -163,6 +167,7 @@ def ignored_by_replay(config: GenerationConfig) -> list[str]:
     used = {
         "method",
         "model",
+        "fitted",
         "data",
         "normal",
         "out",
@@ -257,7 +262,9 @@ def _trained_on(
     """
     data = planner.folder.trained_on(planner.split)
     seen = dict.fromkeys(loaded.seen)
-    source = f"the model {config.model}" if config.model else f"the base {loaded.base.path}"
+    source = f"the base {loaded.base.path}"
+    if chosen := config.fitted or config.model:
+        source = f"the model {chosen}"
     refuse_mix(source, seen, f"the data {config.data}", data)
     parts = [*(part for part in seen if part != data), data]
     return [part.model_dump(mode="json") for part in parts]

@@ -18,8 +18,11 @@ MethodName = Literal[
     "procedural",
     "reference-only",
     "ip-adapter",
+    "lora",
+    "anodiff",
 ]
 WITH_ADAPTER = ("acontrol", "ip-adapter")  # Methods that --model draws.
+FITTED = ("lora", "anodiff")  # Methods that --fitted draws.
 MOST = 1_000_000  # Images of one request.
 
 
@@ -98,7 +101,11 @@ class Selection(Settings):
         description="What draws (docs/rivals.md). acontrol: the adapter; copy-paste: the "
         "reference's defect, cut out and blended; perlin and cutpaste: controls that know no "
         "defect; procedural: painted ones; reference-only: the base, attending to the "
-        "reference; ip-adapter: an adapter of the image alone.",
+        "reference; ip-adapter: an adapter of the image alone; lora: the base with a LoRA; "
+        "anodiff: AnomalyDiffusion's embeddings on the base.",
+    )
+    fitted: Path | None = Field(
+        None, description="Of --method lora and anodiff: the folder that acontrol fit wrote."
     )
     data: Path = Field(description="Folder of the defects, in MVTec AD's layout.")
     out: Path = Field(description="Folder to create.")

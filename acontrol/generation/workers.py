@@ -43,6 +43,7 @@ class GeneratorSpec:
         split_file: Which images are that part.
         roots: Folders of the data and of the normal images.
         threads: Torch threads of each worker.
+        fitted: What a fitted method draws with.
     """
 
     method: MethodName
@@ -55,10 +56,13 @@ class GeneratorSpec:
     split_file: Path | None
     roots: Roots
     threads: int
+    fitted: Path | None = None
 
     def build(self, device: str) -> Generator:
         """Load the method and the scorer."""
-        loaded = load_method(self.method, self.model, self.base_path, device, self.precision)
+        loaded = load_method(
+            self.method, self.model, self.base_path, device, self.precision, self.fitted
+        )
         folder = open_folder(self.roots["data"], split_file=self.split_file)
         planner = Planner(folder, split=self.split)
         scorer = DefectScorer(loaded.vlm, planner.training)

@@ -6,26 +6,23 @@ diffusers' examples/community/stable_diffusion_reference.py, without its AdaIN).
 unconditional half of guidance does not see the reference.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from acontrol.data.crops import Crop, crops
-from acontrol.data.images import pictures, region
-from acontrol.masks.shape import Mask
-from acontrol.method.encoder import embed_text
-from acontrol.networks.inpainting import concat_inpainting_inputs, is_inpainting
+from acontrol.data.images import region
+from acontrol.networks.inpainting import concat_inpainting_inputs
 from acontrol.networks.load import BaseModels
 from acontrol.pipelines import blending
-from acontrol.pipelines.compositing import feather_px
-from acontrol.pipelines.denoising import ddim, denoise, guided
-from acontrol.rivals.task import Drawing, Task
+from acontrol.pipelines.blending import Canvas
+from acontrol.pipelines.denoising import NoisePredictor
+from acontrol.rivals.diffusion import DiffusionMethod
+from acontrol.rivals.task import Task
 
 _MARGIN = 1.5  # Around the reference's mask: a square of four times the defect.
 
@@ -67,21 +64,14 @@ class _SharedAttention:
         return torch.cat(parts)
 
 
-class ReferenceOnly:
+class ReferenceOnly(DiffusionMethod):
     """Draws with a base's U-Net alone."""
 
     name = "reference-only"
 
     def __init__(self, base: BaseModels, resolution: int, crop: float):
-        """Take a loaded base, whose U-Net is no longer of use to anything else.
-
-        Args:
-            base: The networks.
-            resolution: Side of the square to draw, in pixels.
-            crop: Side of what is drawn in longest sides of the defect; 0 is the whole image.
-        """
-        self.base, self.resolution, self.crop = base, resolution, crop
-        self.scheduler = ddim(base.scheduler.config)
+        """Replace the U-Net's self-attention; arguments as ``DiffusionMethod``."""
+        super().__init__(base, resolution, crop)
         self.bank = _Bank()
         names = list(base.unet.attn_processors)
         base.unet.set_attn_processor(
@@ -93,42 +83,17 @@ class ReferenceOnly:
             }
         )
 
-    @property
-    def state(self) -> Mapping[str, Any]:
-        """What it was built with; the base's digest names the weights."""
-        return {"version": 1, "resolution": self.resolution, "crop": self.crop}
-
-    def crops(self, mask: Mask, crop: float | None) -> list[Crop]:
-        """Squares around the components, or the whole image."""
-        return crops(mask, self.crop if crop is None else crop, self.resolution)
-
-    def fade_px(self, side: int) -> int:
-        """Two of the model's pixels."""
-        return feather_px(side, self.resolution)
-
-    @torch.no_grad()
-    def draw(self, tasks: Sequence[Task]) -> list[Drawing]:
-        """Sample each task's latents from its own seed, and decode them."""
-        base, sampling = self.base, tasks[0].sampling
-        device, vae = base.unet.device, base.vae
+    def predictor(
+        self, tasks: Sequence[Task], canvas: Canvas, seeds: list[torch.Generator]
+    ) -> NoisePredictor:
+        """The U-Net, after it has read the reference at the same noise."""
+        base, scale = self.base, tasks[0].sampling.guidance_scale
         references = blending.encode_start(
-            vae, [_near(task) for task in tasks], self.resolution, device
+            base.vae, [_near(task) for task in tasks], self.resolution, base.unet.device
         )
-        canvas = blending.encode_canvas(
-            vae,
-            [Image.fromarray(task.image) for task in tasks],
-            [Image.fromarray(task.mask) for task in tasks],
-            len(tasks),
-            self.resolution,
-            device,
-            is_inpainting(base.unet),
-        )
-        seeds = [torch.Generator().manual_seed(task.seed) for task in tasks]
-        noise, own = (randn_tensor(references.shape, seeds, device) for _ in range(2))
-        # One by one: its neighbours in a batch must not change a text's last bit.
-        text = torch.cat([self._text(task.prompt) for task in tasks])
-        empty = self._text("").expand_as(text)
-        is_guided = sampling.guidance_scale > 1
+        own = randn_tensor(references.shape, seeds, base.unet.device)
+        text = self.texts([task.prompt for task in tasks])
+        empty = self.texts([""]).expand_as(text)
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
             noised = self.scheduler.add_noise(references, own, timestep[None])
@@ -136,32 +101,13 @@ class ReferenceOnly:
                 nowhere = torch.zeros_like(noised[:, :1])
                 noised = concat_inpainting_inputs(noised, nowhere, references)
             self.bank.reading = True
-            self._unet(noised, timestep, text)
+            self.unet(noised, timestep, text)
             self.bank.reading = False
-            doubled = torch.cat([latents] * 2) if is_guided else latents
-            conditions = torch.cat([empty, text]) if is_guided else text
-            noise_pred = self._unet(canvas.unet_input(doubled), timestep, conditions)
-            if not is_guided:
-                return noise_pred
-            return guided(noise_pred, sampling.guidance_scale)
+            noise_pred = self.noise_in(latents, timestep, canvas, text, empty, scale)
+            self.bank.features.clear()
+            return noise_pred
 
-        latents = denoise(predict, self.scheduler, canvas, noise, sampling.steps)
-        self.bank.features.clear()
-        decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
-        drawn = []
-        for image, task in zip(pictures(decoded), tasks, strict=True):
-            size = (task.image.shape[1], task.image.shape[0])
-            drawn.append(np.asarray(image.resize(size, Image.Resampling.BICUBIC)))
-        return [Drawing(pixels) for pixels in drawn]
-
-    def _unet(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        unet = self.base.unet
-        noise_pred: Tensor = unet(latents.to(unet.dtype), timestep, text).sample
-        return noise_pred.float()
-
-    def _text(self, prompt: str) -> Tensor:
-        base = self.base
-        return embed_text(base.text_encoder, base.tokenizer, [prompt], base.unet.device)
+        return predict
 
 
 def _near(task: Task) -> Image.Image:

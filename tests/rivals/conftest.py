@@ -29,6 +29,12 @@ def pixels(file: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """MLflow's, for all: to make one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="session")
 def drawn(
     built_in_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[MethodName, Path]:
