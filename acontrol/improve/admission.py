@@ -1,10 +1,11 @@
-"""Which drawings a round keeps: those that detectors find neither trivially nor not at all.
+"""Which drawings a round keeps: those that can be found, and are not found trivially.
 
     trivial    at least 90 % of the label is already found: nothing is to be learnt from it
-    invisible  the label looks no more defective than the rest of the image, as where a drawing
-               is nearly the good image: it would teach that good surfaces are defects
+    invisible  less than 25 % of the label differs from the good image: no detector could find
+               it, and it would teach that good surfaces are defects
 
-The detector is the one of the fold that holds the drawing's reference out.
+The detector is the one of the fold that holds the drawing's reference out. That it finds
+nothing of a drawing is no reason to drop it: such drawings are what was asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Bool, Float
 
-TRIVIAL = 0.9
+TRIVIAL, INVISIBLE = 0.9, 0.25
 
 Verdict = Literal["kept", "trivial", "invisible"]
 
@@ -40,14 +41,15 @@ def judged(
     scores: Float[npt.NDArray[np.float32], "height width"],
     mask: Bool[npt.NDArray[np.bool_], "height width"],
     threshold: float,
+    changed: float,
 ) -> Judged:
-    """Judge a drawing by its anomaly map."""
+    """Judge a drawing by its anomaly map, and by the share of its label that changed."""
     covered = float((scores[mask] >= threshold).mean())
     verdict: Verdict = "kept"
-    if covered >= TRIVIAL:
-        verdict = "trivial"
-    elif not scores[mask].mean() > scores[~mask].mean():
+    if changed < INVISIBLE:
         verdict = "invisible"
+    elif covered >= TRIVIAL:
+        verdict = "trivial"
     return Judged(image, round(covered, 4), verdict)
 
 

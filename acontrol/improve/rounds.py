@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from acontrol.data.images import image_size, read_mask
 from acontrol.data.mvtec import MvtecFolder
 from acontrol.data.pieces import training_images
@@ -201,8 +199,12 @@ class Rounds:
         _write(file, admitted)
         return admitted
 
-    def make_sets(self, number: int) -> None:
-        """Put what was kept so far where detectors read it: for each fold, and whole."""
+    def make_sets(self, number: int) -> str | None:
+        """Put what was kept so far where detectors read it: for each fold, and whole.
+
+        Returns:
+            A set and category of which nothing was kept, if there are such.
+        """
         parts = [*(self.folds.folders if self.folds else ())]
         for name in self.names:
             place = self.folder(number) / "sets" / name
@@ -219,19 +221,13 @@ class Rounds:
                         if part != one["fold"]:
                             _link(drawn, one, partial / f"fold-{part}", round_)
                     _link(drawn, one, partial / "all", round_)
-            have = (
-                {path.name for path in (partial / "all").iterdir()}
-                if partial.exists()
-                else set()
-            )
+            whole = partial / "all"
+            have = {path.name for path in whole.iterdir()} if whole.exists() else set()
             if lacking := sorted({*self.categories} - have):
                 shutil.rmtree(partial, ignore_errors=True)
-                raise UserError(
-                    f"round {number}: no drawing of {lacking[0]} was kept for {name} (see "
-                    f"{self.folder(number) / 'admitted.json'}); give another --model, or more "
-                    "--images"
-                )
+                return f"{name} of {lacking[0]}"
             os.replace(partial, place)
+        return None
 
     def result(self, number: int) -> dict[str, Any]:
         """Figures of a round's sources, and the gain of the set that goes on."""
@@ -278,7 +274,11 @@ class Rounds:
             scores = self.folds.score(loaded[key], drawn / line["image"])
             mask = read_mask(drawn / line["mask"], (scores.shape[1], scores.shape[0]))
             one = admission.judged(
-                line["image"], scores, np.asarray(mask, bool), thresholds[line["category"]]
+                line["image"],
+                scores,
+                mask,
+                thresholds[line["category"]],
+                line["changed_px"] / line["requested_px"],
             )
             entries.append(self._entry(line, one.covered, one.verdict))
         return [{**entry, "fold": wanted[entry["seed"]].region.fold} for entry in entries]
@@ -328,7 +328,7 @@ class Rounds:
 
     def _mask(self, name: str) -> Any:
         file = self._masked(name.split("/")[0])[name]
-        return np.asarray(read_mask(file, image_size(self.image_file(name))), bool)
+        return read_mask(file, image_size(self.image_file(name)))
 
 
 def gain(own: Row, other: Row) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def improve(config: ImproveConfig) -> None:
     with results_in(config.out, "improve", config.tracking, data) as tracker:
         claim(config.out / SETTINGS, settings, "--out")
         if folds is None:
-            _round_of_predictions(rounds)
+            if _drawn(rounds, 1):
+                _keep(rounds, 1)
             log(tracker, settings, {}, [write_page(rounds, [])])
             return
         results = []
@@ -76,7 +77,6 @@ def improve(config: ImproveConfig) -> None:
             for number in range(1, config.rounds + 1):
                 result = _round(rounds, number)
                 if result is None:
-                    print(f"Round {number}: nothing was missed", flush=True)
                     break
                 results.append(result)
                 page = write_page(rounds, results)
@@ -125,26 +125,27 @@ def _folds(config: ImproveConfig, real: Any, categories: Any) -> Folds:
 
 
 def _round(rounds: Rounds, number: int) -> dict[str, Any] | None:
-    """All phases of a round; None if nothing was missed."""
+    """All phases of a round; None if there is nothing to train on."""
     before = rounds.before(number)
     rounds.train(number - 1, ["real"] if number == 1 else ["real", before])
-    if not rounds.plan(number, rounds.names[0]):
+    if not _drawn(rounds, number):
         return None
-    rounds.draw(number)
-    rounds.admit(number)
-    rounds.make_sets(number)
     rounds.train(number, [rounds.source(name, number) for name in rounds.names])
     return rounds.result(number)
 
 
-def _round_of_predictions(rounds: Rounds) -> None:
-    if not rounds.plan(1, rounds.names[0]):
-        print("Nothing was missed")
-        return
-    rounds.draw(1)
-    rounds.admit(1)
-    rounds.make_sets(1)
-    _keep(rounds, 1)
+def _drawn(rounds: Rounds, number: int) -> bool:
+    """Plan, draw and admit; whether there is something to train on."""
+    if not rounds.plan(number, rounds.names[0]):
+        print(f"Round {number}: nothing was missed", flush=True)
+        return False
+    rounds.draw(number)
+    rounds.admit(number)
+    lacking = rounds.make_sets(number)
+    if lacking is not None:
+        file = rounds.folder(number) / "admitted.json"
+        print(f"Round {number}: no drawing was kept for {lacking}; see {file}", flush=True)
+    return lacking is None
 
 
 def _keep(rounds: Rounds, number: int) -> None:

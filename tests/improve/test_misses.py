@@ -18,7 +18,7 @@ from acontrol.seeding import derive_seed
 def held(
     name: str, defect: str, boxes: dict[tuple[int, int, int, int], float], mask=()
 ) -> Held:
-    """A grey image of 40 x 60 whose map has these levels in boxes of left, top, right, bottom."""
+    """A grey image of 40 x 60 with a map of these levels in boxes of left, top, right, bottom."""
     scores = np.full((40, 60), 0.1, np.float32)
     truth = np.zeros((40, 60), bool)
     image = np.full((40, 60, 3), 100, np.uint8)
@@ -158,16 +158,16 @@ def test_drawings_are_judged_by_what_is_found_of_them() -> None:
     mask[2:6, 2:7] = True
     scores = np.full((10, 10), 0.2, np.float32)
 
-    def verdict(inside: float, share: float = 1.0) -> str:
+    def verdict(inside: float, share: float = 1.0, changed: float = 0.8) -> str:
         own = scores.copy()
         places = np.argwhere(mask)[: round(share * mask.sum())]
         own[tuple(places.T)] = inside
-        return admission.judged("x", own, mask, 0.5).verdict
+        return admission.judged("x", own, mask, 0.5, changed).verdict
 
     assert verdict(0.9) == "trivial"
     assert verdict(0.9, 0.85) == "kept"
-    assert verdict(0.3) == "kept"
-    assert verdict(0.2) == verdict(0.1) == "invisible"
+    assert verdict(0.1) == "kept"
+    assert verdict(0.1, changed=0.2) == verdict(0.9, changed=0.2) == "invisible"
 
 
 def test_controls_have_as_many_of_each_defect() -> None:
