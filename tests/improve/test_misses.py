@@ -18,7 +18,7 @@ from acontrol.seeding import derive_seed
 def held(
     name: str, defect: str, boxes: dict[tuple[int, int, int, int], float], mask=()
 ) -> Held:
-    """A grey image of 40 x 60 with a map of these levels in boxes of left, top, right, bottom."""
+    """A grey image of 40 x 60, its map at these levels in boxes (left, top, right, bottom)."""
     scores = np.full((40, 60), 0.1, np.float32)
     truth = np.zeros((40, 60), bool)
     image = np.full((40, 60, 3), 100, np.uint8)
