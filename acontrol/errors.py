@@ -13,8 +13,13 @@ SHOWN = 80  # Characters of a bad value, of which a path may have more.
 class UserError(Exception):
     """An error that the user can fix: one line with what, where and what to do.
 
-    Commands print only the message and exit with status 2.
+    Commands print only the message and exit with status 2. Line breaks in it, as in the name
+    of a file, are shown escaped.
     """
+
+    def __str__(self) -> str:
+        """The message."""
+        return "\\n".join(super().__str__().splitlines())
 
 
 @contextlib.contextmanager

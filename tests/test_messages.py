@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from acontrol.errors import explain
+from acontrol.errors import UserError, explain
 from acontrol.messages import counted, print_note
 from acontrol.presets import preset
 from launch.cli import COMMANDS
@@ -94,3 +94,8 @@ def test_a_bad_value_is_shortened() -> None:
     with pytest.raises(ValidationError) as caught:
         preset("tiny").model_validate({"output": ["name"] * 500})
     assert len(explain(caught.value)) < 160
+
+
+def test_a_line_break_within_a_message_is_shown_escaped() -> None:
+    assert str(UserError("a\nb.png: is no image")) == "a\\nb.png: is no image"
+    assert str(UserError("a: is none")) == "a: is none"

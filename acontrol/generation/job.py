@@ -252,8 +252,8 @@ def read_job(folder: Path) -> tuple[dict[str, Any], list[Line]]:
         UserError: If the folder is not that of a finished job, or its manifest is damaged.
     """
     try:
-        metadata = json.loads((folder / JOB_NAME).read_text())
-    except (OSError, ValueError) as error:
+        metadata = dict(json.loads((folder / JOB_NAME).read_text()))
+    except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: not a folder that acontrol generate wrote") from error
     files = [folder / name for name in (MANIFEST_NAME, REJECTED_NAME, NOT_KEPT_NAME)]
     lines = [line for file in files if file.exists() for line in _checked_lines(file)]

@@ -237,6 +237,9 @@ def test_a_manifest_that_was_cut_is_named_as_such(tmp_path: Path) -> None:
     file = tmp_path / "manifest.jsonl"
     with pytest.raises(UserError, match=f"{tmp_path}: not a folder that acontrol generate"):
         read_job(tmp_path)
+    (tmp_path / "job.json").write_text("9")
+    with pytest.raises(UserError, match=f"{tmp_path}: not a folder that acontrol generate"):
+        read_job(tmp_path)
     (tmp_path / "job.json").write_text("{}")
     file.write_text("\n".join(lines))
     assert len(read_job(tmp_path)[1]) == 6
