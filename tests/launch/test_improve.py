@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from acontrol.data.builtin import write_dataset
 from acontrol.data.images import image_size, read_mask
 from acontrol.data.mvtec import open_folder
 from acontrol.networks.locate import built_in_adapter
@@ -107,12 +108,16 @@ def tree(out: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_run_killed_in_every_phase_ends_with_the_same_tree(
-    wood: Path, ray_address: str, tmp_path: Path
+    ray_address: str, tmp_path: Path
 ) -> None:
+    data = tmp_path / "data"
+    kinds = {"categories": ("wood",), "defects": ("stain", "crack")}
+    write_dataset(data, num_good=8, num_good_test=2, num_defects=9, **kinds)
+
     def args(out: Path) -> list[object]:
         small = ["--detector", "unet", "--budget", "smallest", "--tile", 32, "--seeds", 1]
         small += ["--images", 4, "--folds", 2, "--rounds", 1, "--num-workers", 1]
-        return [wood, "--model", MODEL, "--out", out, *small]
+        return [data, "--model", MODEL, "--out", out, *small]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = commands.run("launch.improve", *args(whole), cluster=ray_address)
