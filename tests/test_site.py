@@ -26,3 +26,8 @@ def test_the_site_builds_strictly_and_stands_alone(tmp_path: Path) -> None:
     assert [
         file.name for file in tmp_path.glob("*.html") if loaded.search(file.read_text())
     ] == []
+
+
+def test_every_page_is_in_the_site_s_contents() -> None:
+    contents = (ROOT / "docs" / "index.rst").read_text().split()
+    assert {page.stem for page in (ROOT / "docs").glob("*.md")} - {*contents} == set()
