@@ -192,8 +192,11 @@ class Rounds:
         for name in controls:
             lines = self._lines(number, name)
             chosen = {*admission.as_many(lines, kept)}
+            folds = self._folds_of(number, "misses" if name == COPIES else name)
             admitted[name] = [
-                self._entry(line, 0.0, "kept" if line["image"] in chosen else "not needed")
+                self._entry(
+                    line, folds, 0.0, "kept" if line["image"] in chosen else "not needed"
+                )
                 for line in lines
             ]
         _write(file, admitted)
@@ -259,16 +262,16 @@ class Rounds:
         return result
 
     def _judge(self, number: int, name: str) -> list[dict[str, Any]]:
-        wanted = {one.seed: one for one in self.plan(number, name)}
+        folds = self._folds_of(number, name)
         thresholds = {c: threshold for c, (threshold, _) in self.misses(number).items()}
         drawn = self.folder(number) / "drawn" / name
         entries = []
         loaded: dict[tuple[str, int], Any] = {}
         for line in self._lines(number, name):
             if self.folds is None:
-                entries.append(self._entry(line, 0.0, "kept"))
+                entries.append(self._entry(line, folds, 0.0, "kept"))
                 continue
-            key = line["category"], wanted[line["first_seed"]].region.fold
+            key = line["category"], folds[line["first_seed"]]
             if key not in loaded:
                 loaded[key] = self.folds.detectors(self.before(number), *key)
             scores = self.folds.score(loaded[key], drawn / line["image"])
@@ -280,21 +283,31 @@ class Rounds:
                 thresholds[line["category"]],
                 line["changed_px"] / line["requested_px"],
             )
-            entries.append(self._entry(line, one.covered, one.verdict))
-        return [{**entry, "fold": wanted[entry["seed"]].region.fold} for entry in entries]
+            entries.append(self._entry(line, folds, one.covered, one.verdict))
+        return entries
 
-    def _entry(self, line: Mapping[str, Any], covered: float, verdict: str) -> dict[str, Any]:
+    def _folds_of(self, number: int, planned: str) -> dict[int, int]:
+        """The fold that holds the reference of each drawing of a plan out, by seed."""
+        return {one.seed: one.region.fold for one in self.plan(number, planned)}
+
+    @staticmethod
+    def _entry(
+        line: Mapping[str, Any], folds: Mapping[int, int], covered: float, verdict: str
+    ) -> dict[str, Any]:
         return {
             "image": line["image"],
             "mask": line["mask"],
             "kind": f"{line['category']}/{line['defect']}",
             "seed": line["first_seed"],
+            "fold": folds[line["first_seed"]],
             "covered": covered,
             "verdict": verdict,
         }
 
     def _lines(self, number: int, name: str) -> list[dict[str, Any]]:
         file = self.folder(number) / "drawn" / name / MANIFEST_NAME
+        if not file.exists():  # Nothing was planned.
+            return []
         return [json.loads(line) for line in file.read_text().splitlines()]
 
     def _good(self, category: str, regions: Sequence[Region]) -> dict[int, list[str]]:
