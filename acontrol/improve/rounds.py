@@ -206,7 +206,7 @@ class Rounds:
         """Put what was kept so far where detectors read it: for each fold, and whole.
 
         Returns:
-            A set and category of which nothing was kept, if there are such.
+            A set, category and fold of which nothing was kept, if there are such.
         """
         parts = [*(self.folds.folders if self.folds else ())]
         for name in self.names:
@@ -224,11 +224,16 @@ class Rounds:
                         if part != one["fold"]:
                             _link(drawn, one, partial / f"fold-{part}", round_)
                     _link(drawn, one, partial / "all", round_)
-            whole = partial / "all"
-            have = {path.name for path in whole.iterdir()} if whole.exists() else set()
-            if lacking := sorted({*self.categories} - have):
+            needed = [*(f"fold-{part}" for part in parts), "all"]
+            lacking = [
+                f"{name} of {category} ({part})"
+                for category in self.categories
+                for part in needed
+                if not (partial / part / category).exists()
+            ]
+            if lacking:
                 shutil.rmtree(partial, ignore_errors=True)
-                return f"{name} of {lacking[0]}"
+                return lacking[0]
             os.replace(partial, place)
         return None
 

@@ -116,7 +116,7 @@ def test_a_run_killed_in_every_phase_ends_with_the_same_tree(
 
     def args(out: Path) -> list[object]:
         small = ["--detector", "unet", "--budget", "smallest", "--tile", 32, "--seeds", 1]
-        small += ["--images", 4, "--folds", 2, "--rounds", 1, "--num-workers", 1]
+        small += ["--images", 12, "--folds", 2, "--rounds", 1, "--num-workers", 1]
         return [data, "--model", MODEL, "--out", out, *small]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
