@@ -5,6 +5,7 @@ on a good image. Both are held out by the same fold, so that detectors of this f
 tested on them, never train on the drawing.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,14 +51,26 @@ def of_misses(
 ) -> list[Wanted]:
     """Draw what was missed, the least covered first, on what was falsely found.
 
+    Folds take turns, so that each one's detectors have drawings of the others' defects; one
+    that missed nothing draws the third of its defects that is covered least.
+
     Args:
         regions: All of a category.
         good: Names of the good images of each fold.
         count: How many to draw; none if nothing was missed.
         seed: The same seed gives the same plan.
     """
-    missed = [region for region in regions if region.kind == "missed"]
-    missed.sort(key=lambda region: (region.covered, region.response, region.name))
+    if all(region.kind != "missed" for region in regions):
+        return []
+    queues = []
+    for fold in good:
+        own = [r for r in regions if r.fold == fold and r.kind in ("missed", "found")]
+        own.sort(key=lambda region: (region.covered, region.response, region.name))
+        missed = [region for region in own if region.kind == "missed"]
+        queues.append(missed or own[: -(-len(own) // 3)])
+    queues = [queue for queue in queues if queue]
+    cycles = [itertools.cycle(queue) for queue in queues]
+    defects = [next(cycles[number % len(cycles)]) for number in range(count)]
     alarms = {
         fold: [
             *dict.fromkeys(
@@ -66,7 +79,7 @@ def of_misses(
         ]
         for fold in good
     }
-    return _wanted(missed, good, alarms, count, seed)
+    return _wanted(defects, good, alarms, count, seed)
 
 
 def uniform(

@@ -118,6 +118,12 @@ def test_misses_are_drawn_on_images_of_their_own_fold_false_alarms_first() -> No
     assert len({*own}) == 4
     assert plan.of_misses(all_regions, GOOD, 8, seed=3) == wanted
     assert plan.of_misses(regions(1, "ff"), GOOD, 8, seed=3) == []
+    # A fold that missed nothing draws what it hardly found.
+    wanted = plan.of_misses([*regions(1, "mm"), *regions(2, "ffff")], GOOD, 8, seed=3)
+    assert Counter(one.region.name for one in wanted) == {
+        **{"a/test/crack/10.png": 2, "a/test/crack/11.png": 2},
+        **{"a/test/crack/20.png": 2, "a/test/crack/21.png": 2},
+    }
 
 
 def test_the_uniform_plan_draws_found_and_missed_alike() -> None:
