@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "masks": ("launch.masks", "learn masks for where defects go"),
     "generate": ("launch.generate", "generate labelled defect images"),
     "evaluate": ("launch.evaluate", "measure generated images, and whether they help"),
+    "improve": ("launch.improve", "draw what a detector misses, in rounds"),
     "register": ("launch.register", "register an adapter in MLflow"),
     "promote": ("launch.promote", "make the candidate the champion, if it is better"),
     "pull": ("launch.pull", "fetch a registered adapter"),

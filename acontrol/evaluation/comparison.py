@@ -337,20 +337,35 @@ def plan_comparison(
 def _folds(
     config: ComparisonConfig, folders: Folders, real: MvtecFolder, categories: Sequence[str]
 ) -> dict[int, Folders]:
-    """Where images of each fold are, without the test images; empty without folds."""
+    """Where images of each fold are; empty without folds."""
     if config.cross_validate is None:
         if config.groups is not None:
             raise UserError("--groups: says what folds hold out; give --cross-validate N")
         return {}
+    return folds_in(folders, real, categories, config.cross_validate, config.groups)
+
+
+def folds_in(
+    folders: Folders,
+    real: MvtecFolder,
+    categories: Sequence[str],
+    number: int,
+    groups: Path | None = None,
+) -> dict[int, Folders]:
+    """Where images of each fold are, from 1, without the test images.
+
+    Raises:
+        UserError: As `folds_of` does.
+    """
     tested = [real.normals(category, "test") for category in categories]
     tested += [
         tuple(row.image for row in real.labelled("test", category)) for category in categories
     ]
     left_out = frozenset(path for paths in tested for path in paths)
-    splits = folds_of(real, categories, config.cross_validate, config.groups)
+    splits = folds_of(real, categories, number, groups)
     return {
-        number: dataclasses.replace(folders, left_out=left_out, fold=split)
-        for number, split in enumerate(splits, start=1)
+        fold: dataclasses.replace(folders, left_out=left_out, fold=split)
+        for fold, split in enumerate(splits, start=1)
     }
 
 

@@ -128,6 +128,6 @@ def _check(category: str, defects: Sequence[str], chosen: Labels, number: int) -
                 problem = f"all {total[defect]} training images of {defect}"
         if problem:
             raise UserError(
-                f"--cross-validate {number}: a fold of {category} would hold out {problem}; "
-                "ask for other folds, or give more training images"
+                f"with {number} folds one of {category} would hold out {problem}; ask for "
+                "other folds, or give more training images"
             )

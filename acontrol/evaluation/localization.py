@@ -55,6 +55,7 @@ from acontrol.runs.results import results_in
 from acontrol.runs.tracking import Tracker
 
 SHOWN = 4  # Test images whose maps are saved for the report.
+KEPT_MAP, KEPT_WEIGHT = "logits/", "weight/"  # Prefixes of saved arrays: by image, by name.
 _CURVE = 200  # Points of a saved curve.
 
 
@@ -70,6 +71,7 @@ class Localization:
         masks: Makes Perlin's blobs, boolean (height, width).
         budgets: Budgets of detectors that have one of their own.
         folds: Where images of each fold of a cross-validation are.
+        keep: Save each detector and its map of every test image too, of tiles alone.
     """
 
     folders: Folders
@@ -79,6 +81,7 @@ class Localization:
     masks: MaskMaker
     budgets: Mapping[DetectorName, DetectorBudget] = field(default_factory=dict)
     folds: Mapping[int, Folders] = field(default_factory=dict)
+    keep: bool = False
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -163,12 +166,14 @@ class Localization:
         ]
         detector, _ = epochs[-1]
         pictures = shown(test)
-        maps = {}
+        maps, kept = {}, {}
         tally = Tally(budget.tile)
         for index, defect in enumerate(test.defects):
             image, mask = test.read(index)
             logits = logit_map(detector, image, budget.tile)
             tally.add(logits, mask, defect)
+            if self.keep:
+                kept[f"{KEPT_MAP}{index}"] = logits.half().numpy()
             if index in pictures:
                 maps[index] = resized(logits.sigmoid(), budget.size)
         images = range(len(test))
@@ -179,7 +184,13 @@ class Localization:
             "strict_resamples": tally.resampled(images, weights),
             "strict_curve": _curve(tally.pixels([*dict.fromkeys(test.defects)])[0]),
             "strict_maps": np.stack([maps[index].numpy() for index in pictures]),
+            **kept,
         }
+        if self.keep:
+            weights_of = detector.state_dict().items()
+            arrays |= {
+                f"{KEPT_WEIGHT}{name}": value.cpu().numpy() for name, value in weights_of
+            }
         for defect, own in by_defect(test.defects).items():
             scores.setdefault(summary.BY_DEFECT, {})[defect] = tally.score(own)
             weights = resample_weights(test.anomalous[own], f"{job.unit}/{defect}")

@@ -56,6 +56,11 @@ class WholeImages:
         return len(self._rows)
 
     @property
+    def files(self) -> list[Path]:
+        """The image files."""
+        return [path for path, _ in self._rows]
+
+    @property
     def defects(self) -> tuple[str, ...]:
         """Defect type of each, or "good"."""
         return self._defects

@@ -1,6 +1,6 @@
 """Training and inference of the detectors and classifiers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -134,6 +134,19 @@ def _detector(
     number = min(len(normals), _STANDARDISED_BY)
     seen = [*_normals(normals, number, "standardised", seed, augment=budget.augment)]
     return head_detector(budget.width, torch.stack(seen), device)
+
+
+def restored(
+    name: DetectorName, budget: Budget, weights: Mapping[str, Tensor], device: str
+) -> nn.Module:
+    """A trained detector from its ``state_dict``; not a memory bank."""
+    if name == "unet":
+        detector: nn.Module = channels_last(DetectorUNet(budget.width).to(device))
+    else:
+        blank = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        detector = head_detector(budget.width, blank, device)
+    detector.load_state_dict(dict(weights))
+    return detector.eval()
 
 
 def _normals(

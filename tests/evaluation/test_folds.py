@@ -140,7 +140,7 @@ def test_a_run_on_test_images_is_counted_once(tmp_path: Path) -> None:
 
 def test_what_folds_lack_is_said(root: Path, groups: Path, tmp_path: Path) -> None:
     real = open_folder(root)
-    with pytest.raises(UserError, match=r"--cross-validate 7: a fold of wood would hold out"):
+    with pytest.raises(UserError, match=r"with 7 folds one of wood would hold out"):
         folds_of(real, ["wood"], 7, groups)
     short = tmp_path / "short.csv"
     short.write_text("\n".join(groups.read_text().splitlines()[1:]))

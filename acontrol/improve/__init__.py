@@ -1,0 +1,1 @@
+"""Draw what a detector misses, and see whether it then finds more."""

@@ -1,0 +1,138 @@
+"""The page: figures of each round, and what was missed beside what was drawn for it."""
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from acontrol import reporting
+from acontrol.data.images import read_image
+from acontrol.evaluation.report import Table
+from acontrol.improve.misses import Region
+from acontrol.improve.rounds import Rounds
+from acontrol.runs import storage
+
+_SHOWN = 12  # Misses of a round.
+_DRAWN = 3  # Drawings of a miss.
+_AROUND = 2.0  # Sides of a square around a defect, in longer sides of the defect.
+
+
+def write_page(rounds: Rounds, results: Sequence[Mapping[str, Any]]) -> Path:
+    """Write OUT/index.html."""
+    body = (
+        "<p>Detectors are tested on training images that their fold holds out. Round by round "
+        "the test images stay closed.</p>"
+    )
+    for number, result in enumerate(results, start=1):
+        body += _figures(number, result).html() + _gains(number, result).html()
+    for number in range(1, max(1, len(results)) + 1):
+        if (rounds.folder(number) / "admitted.json").exists():
+            body += _drawings(rounds, number, results)
+    file = rounds.config.out / "index.html"
+    storage.write(file, reporting.page("What was missed, and drawn for it", body).encode())
+    return file
+
+
+def _figures(number: int, result: Mapping[str, Any]) -> Table:
+    names = ("found", "missed", "false alarm", "suspect")
+    rows = [
+        (
+            source,
+            *(str(own[name]) for name in names),
+            *(f"{100 * own[name]:.1f}" for name in ("pixel_ap", "pixel_aupro", "image_auroc")),
+        )
+        for source, own in result["figures"].items()
+    ]
+    return Table(
+        f"Round {number}",
+        (
+            "trained on",
+            "found",
+            "missed",
+            "false alarms",
+            "suspects",
+            "pixel AP",
+            "AUPRO",
+            "image AUROC",
+        ),
+        tuple(rows),
+        "Defects found and missed at each source's own best threshold; metrics in per cent. A "
+        "suspect is a strong response outside the label of a defective image: perhaps a defect "
+        "that is not labelled.",
+    )
+
+
+def _gains(number: int, result: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            source,
+            f"{100 * own['pixel_ap']:+.1f} [{100 * own['low']:+.1f}, {100 * own['high']:+.1f}]",
+        )
+        for source, own in result["gains"].items()
+    ]
+    return Table(
+        f"Round {number}: pixel AP against each",
+        ("against", "difference"),
+        tuple(rows),
+        "Percentage points with 95 %, paired by images and seeds. An interval that holds 0 "
+        "shows no difference.",
+    )
+
+
+def _drawings(rounds: Rounds, number: int, results: Sequence[Mapping[str, Any]]) -> str:
+    """What became of the drawings, and a sheet: a miss, then what was drawn for it."""
+    name = rounds.names[0]
+    admitted = rounds.admit(number)[name]
+    verdicts = [one["verdict"] for one in admitted]
+    counts = ", ".join(f"{verdicts.count(own)} {own}" for own in dict.fromkeys(verdicts))
+    by_seed = {one["seed"]: one for one in admitted}
+    found = _found_after(rounds, number) if len(results) >= number else set()
+    groups: dict[Region, list[Mapping[str, Any]]] = {}
+    for wanted in rounds.plan(number, name):
+        groups.setdefault(wanted.region, [])
+        if wanted.seed in by_seed:
+            groups[wanted.region].append(by_seed[wanted.seed])
+    rows, captions = [], []
+    drawn = rounds.folder(number) / "drawn" / name
+    for region, own in [*groups.items()][:_SHOWN]:
+        cells = [_crop(rounds.image_file(region.name), region.box)]
+        for one in own[:_DRAWN]:
+            mask = np.asarray(Image.fromarray(read_image(drawn / one["mask"])).convert("L")) > 0
+            ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            box = (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1)
+            cells.append(_crop(drawn / one["image"], box))
+        cells += [Image.new("RGB", (8, 8), "white")] * (1 + _DRAWN - len(cells))
+        after = "found afterwards" if _key(region) in found else "still missed"
+        after = after if len(results) >= number else ""
+        told = " | ".join(one["verdict"] for one in own[:_DRAWN])
+        rows.append(cells)
+        captions.append(f"{region.defect} {region.area} px {after} | {told}")
+    if not rows:
+        return ""
+    titles = ["missed", *(f"drawn {n + 1}" for n in range(_DRAWN))]
+    sheet = reporting.contact_sheet(rows, titles, captions)
+    heading = f"<h2>Round {number}: {html.escape(counts)}</h2>"
+    return heading + reporting.picture(sheet, f"Round {number}: misses and their drawings")
+
+
+def _found_after(rounds: Rounds, number: int) -> set[tuple[str, int]]:
+    regions = rounds.regions(rounds.source(rounds.names[0], number))
+    return {
+        _key(region) for _, own in regions.values() for region in own if region.kind == "found"
+    }
+
+
+def _key(region: Region) -> tuple[str, int]:
+    return region.name, region.number
+
+
+def _crop(file: Path, box: tuple[int, int, int, int]) -> Image.Image:
+    image = Image.fromarray(read_image(file))
+    side = max(32, round(_AROUND * max(box[2] - box[0], box[3] - box[1])))
+    left, top = ((box[n] + box[n + 2] - side) // 2 for n in (0, 1))
+    left = min(max(0, left), max(0, image.width - side))
+    top = min(max(0, top), max(0, image.height - side))
+    return image.crop((left, top, min(image.width, left + side), min(image.height, top + side)))
