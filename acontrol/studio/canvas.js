@@ -13,6 +13,7 @@ export default {
         <span class="mc-gap"></span>
         <button type="button" @click="zoomBy(1.5)" aria-label="Zoom in">+</button>
         <button type="button" @click="zoomBy(1 / 1.5)" aria-label="Zoom out">&minus;</button>
+        <button type="button" @click="zoom = 1" aria-label="Image pixels as they are">1:1</button>
         <button type="button" @click="fit">fit</button>
         <output class="mc-zoom">{{ Math.round(100 * zoom) }} %</output>
       </div>

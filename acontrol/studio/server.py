@@ -175,7 +175,8 @@ def serve(config: StudioConfig) -> None:
         studio.start()
         app.on_shutdown(studio.drawer.stop)
         end = f"/?token={config.token}" if config.token else ""
-        print(f"Open http://{config.host}:{config.port}{end}  (Ctrl-C ends)", flush=True)
+        where = f"http://{config.host}:{config.port}{end}"
+        app.on_startup(lambda: print(f"Open {where}  (Ctrl-C ends)", flush=True))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         ui.run(
             host=config.host,
