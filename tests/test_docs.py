@@ -153,6 +153,10 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
                 wrong = [target for target in targets if target not in known]
             case ["pip", "install", "-c", file, *_]:
                 wrong = [] if (ROOT / file).is_file() else [file]
+            case ["pip", "install", package] if package.startswith("acontrol["):
+                extra = package.removeprefix("acontrol[").removesuffix("]")
+                known = re.findall(r"^([\w-]+) =$", (ROOT / "setup.cfg").read_text(), re.M)
+                wrong = [] if extra in known else [extra]
             case ["ray" | "mlflow" as program, *args]:
                 wrong = []
                 own, _, inner = " ".join(args).partition(" -- ")

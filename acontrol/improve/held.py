@@ -160,7 +160,7 @@ def _map_file(root: Path, image: Path) -> Path:
 def _read_map(file: Path) -> FloatMap:
     try:
         if file.suffix == ".npy":
-            values = np.load(file, allow_pickle=False)
+            values = np.load(file)  # Refuses pickles.
         else:
             with Image.open(file) as image:
                 values = np.asarray(image)

@@ -16,10 +16,11 @@ from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
 from acontrol.generation.exports import write_as_coco
 from acontrol.masks.placement import NotPlaced
+from acontrol.runs.mlflow_client import registered
 from acontrol.studio import library
 from acontrol.studio.canvas import MaskCanvas
-from acontrol.studio.server import Studio
 from acontrol.studio.tickets import Ticket
+from acontrol.studio.workbench import Studio
 
 SHOWN = 24  # Drawings that wait for a decision.
 STYLE = """
@@ -30,7 +31,8 @@ body { font-family: system-ui, 'Segoe UI', Roboto, sans-serif; color: var(--ink)
 .s-head { font-weight: 600; font-size: 1.05rem; }
 .s-note { color: var(--soft); font-size: .85rem; }
 .s-card { background: white; border: 1px solid var(--line); border-radius: 10px;
-          padding: 12px; }
+          padding: 12px; min-width: 0; max-width: 100%; }
+@media (max-width: 700px) { .s-card { flex: 1 1 100% !important; max-width: 100% !important; } }
 .s-strip { display: flex; flex-wrap: wrap; gap: 6px; max-height: 250px; overflow-y: auto; }
 .s-strip button { padding: 0; border: 2px solid transparent; border-radius: 6px;
                   background: none; line-height: 0; cursor: pointer; }
@@ -155,9 +157,7 @@ class Page:
     def _settings(self) -> None:
         card = self.studio.drawer.pipeline.card
         with ui.grid(columns=2).classes("w-full gap-2"):
-            self.gamma = ui.number(
-                "strength of the reference (gamma)", value=1.0, min=0, max=3, step=0.1
-            )
+            self.gamma = ui.number("reference's strength", value=1.0, min=0, max=3, step=0.1)
             self.asea = ui.number(
                 "ASEA steps (T_g)", value=card.asea.steps, min=0, max=10, precision=0
             )
@@ -442,7 +442,7 @@ class Page:
                 )
                 place.clear()
                 with place:
-                    ui.spinner()
+                    ui.label("Reading every image ...").classes("s-note").props("role=status")
                 found = await run.io_bound(inspection.inspect, folder, lambda items, *_: items)
                 assert found is not None
                 place.clear()
@@ -454,8 +454,6 @@ class Page:
             _button("Look at every image", look)
 
     def _runs_tab(self) -> None:
-        from acontrol.studio.runs import models
-
         with ui.column().classes("s-card w-full"):
             ui.label("Registered adapters").classes("s-head")
             place = ui.column()
@@ -463,7 +461,7 @@ class Page:
             async def look() -> None:
                 place.clear()
                 try:
-                    rows = await run.io_bound(models)
+                    rows = await run.io_bound(registered)
                 except UserError as error:
                     self._say(str(error))
                     return

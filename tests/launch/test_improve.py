@@ -102,7 +102,7 @@ def tree(out: Path) -> dict[str, str]:
     return {
         name: hashlib.sha256(file.read_bytes()).hexdigest()
         for name, file in names.items()
-        if not re.search(r"^events/|mlflow|\.lock$|job\.json$|\.npz$", name)
+        if not re.search(r"(^|/)events/|mlflow|\.lock$|job\.json$|\.npz$", name)
     }
 
 

@@ -22,7 +22,9 @@ from acontrol.errors import UserError
 from acontrol.networks.locate import built_in_adapter
 from acontrol.studio import library
 from acontrol.studio.access import TokenGate, check_address
+from acontrol.studio.settings import StudioConfig
 from acontrol.studio.tickets import Tickets
+from acontrol.studio.workbench import Studio
 from launch import generate
 
 MODEL = str(built_in_adapter())
@@ -123,10 +125,6 @@ def test_the_token_is_asked_for_once() -> None:
 
 
 def test_what_is_kept_is_drawn_again_to_the_byte(data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("nicegui")
-    from acontrol.studio.server import Studio
-    from acontrol.studio.settings import StudioConfig
-
     out = tmp_path / "kept"
     config = StudioConfig(model=MODEL, data=data, out=out)
     studio = Studio(config)
