@@ -31,7 +31,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("launch.generate", "generate labelled defect images"),
     "evaluate": ("launch.evaluate", "measure generated images, and whether they help"),
     "improve": ("launch.improve", "draw what a detector misses, in rounds"),
-    "studio": ("launch.studio", "serve a page to draw on, and keep what is good"),
     "register": ("launch.register", "register an adapter in MLflow"),
     "promote": ("launch.promote", "make the candidate the champion, if it is better"),
     "pull": ("launch.pull", "fetch a registered adapter"),

@@ -34,13 +34,11 @@ class SemanticFeatures:
         tokens: C'.
         energy_before: E of Eq. (3) at e_g = 0.
         energy_after: E after the last step.
-        attention: A of each patch after the last step.
     """
 
     tokens: Float[Tensor, "batch query dim"]
     energy_before: Float[Tensor, " batch"]
     energy_after: Float[Tensor, " batch"]
-    attention: Float[Tensor, "batch patch"]
 
 
 def embed_patches(
@@ -159,4 +157,4 @@ class CrossModalEncoder:
         tokens, attended = qformer.finish(embedding)
         after = energy(attended, region)
         before = energies[:, 0] if settings.steps else after
-        return SemanticFeatures(tokens, before, after, attended)
+        return SemanticFeatures(tokens, before, after)

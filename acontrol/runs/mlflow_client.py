@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from acontrol._version import __version__
 from acontrol.data.lock import waiting
-from acontrol.errors import UserError, nearest, one_line
+from acontrol.errors import UserError, nearest
 from acontrol.runs.inputs import DataInput
 from acontrol.runs.origin import origin_tags
 from acontrol.runs.server import TrackingStore, database_file, without_password
@@ -253,20 +253,3 @@ def nearest_model(client: mlflow.MlflowClient, name: str, alias: str | None) -> 
         return f"alias {alias}: {nearest(alias, models[name].aliases)}"
     versions = client.search_model_versions(f"name = '{name}'")
     return f"versions: {', '.join(sorted(str(version.version) for version in versions))}"
-
-
-def registered() -> list[tuple[str, str, str]]:
-    """Name, version and aliases of each registered model of the server that commands use.
-
-    Raises:
-        UserError: If it does not answer.
-    """
-    try:
-        client = mlflow.MlflowClient()
-        return [
-            (one.name, str(one.version), " ".join(f"@{alias}" for alias in one.aliases))
-            for model in client.search_registered_models()
-            for one in client.search_model_versions(f"name = '{model.name}'")
-        ]
-    except (MlflowException, OSError) as error:
-        raise UserError(f"MLflow does not answer: {one_line(error)}") from error

@@ -1,1 +1,0 @@
-"""A page to draw on: paint where, pick a reference, look, keep what is good."""
