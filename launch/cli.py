@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "search": ("tune.search", "search settings with Ray Tune"),
     "masks": ("launch.masks", "learn masks for where defects go"),
     "generate": ("launch.generate", "generate labelled defect images"),
+    "studio": ("launch.studio", "draw on a page: paint where, pick a reference, keep"),
     "evaluate": ("launch.evaluate", "measure generated images, and whether they help"),
     "register": ("launch.register", "register an adapter in MLflow"),
     "promote": ("launch.promote", "make the candidate the champion, if it is better"),
