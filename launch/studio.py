@@ -68,6 +68,7 @@ def _serve(config: StudioConfig, model: str) -> None:
         studio = Studio(config, model)
         token = token_of(config)
         studio.start()
+        taken.listen()  # Before anybody reads the address.
         host = f"[{config.host}]" if ":" in config.host else config.host
         address = f"http://{host}:{taken.getsockname()[1]}/"
         if token is not None:

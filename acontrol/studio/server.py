@@ -4,6 +4,7 @@ import functools
 import importlib.resources
 import json
 import secrets
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from acontrol._version import __version__
 from acontrol.data.images import encode_png, read_image
 from acontrol.errors import UserError
 from acontrol.studio.access import Access
+from acontrol.studio.runs import runs_of
 from acontrol.studio.settings import LOOPBACK, MOST_AT_ONCE, MOST_BYTES, StudioConfig
 from acontrol.studio.studio import EXPORTS, Studio
 from acontrol.studio.understanding import understand
@@ -153,6 +155,17 @@ def application(studio: Studio, token: str | None = None) -> Starlette:
     def health(request: Request, _: bytes) -> Any:
         return {"text": inspection.as_text(*inspection.inspect(studio.planner.folder))}
 
+    def runs(request: Request, _: bytes) -> Any:
+        out = studio.kept.out
+        command = (
+            f"acontrol studio --model MODEL --data {shlex.quote(str(studio.generation.data))} "
+            f"--out {shlex.quote(str(out.with_name(f'{out.name}-other')))} --port 0"
+        )
+        try:
+            return runs_of(studio.tracking) | {"command": command}
+        except UserError as error:
+            return {"message": str(error), "models": [], "runs": [], "command": command}
+
     get, post = ["GET"], ["POST"]
     routes = [
         Route("/", page, methods=get),
@@ -172,6 +185,7 @@ def application(studio: Studio, token: str | None = None) -> Starlette:
         Route("/api/kept", answer(kept), methods=get),
         Route("/api/export/{form}", answer(export), methods=post),
         Route("/api/understand", answer(explain), methods=get),
+        Route("/api/runs", answer(runs), methods=get),
         Route("/api/health", answer(health), methods=get),
     ]
     return Starlette(routes=routes, middleware=[Middleware(Access, token=token)])

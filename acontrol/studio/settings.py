@@ -34,4 +34,9 @@ class StudioConfig(Settings):
         None, description="JSON file of captions, as acontrol shard was given."
     )
     base_path: str | None = Field(None, description="Where the base is now, if it moved.")
+    tracking_uri: str | None = Field(
+        None,
+        description="MLflow server or database whose runs are listed; by default "
+        "MLFLOW_TRACKING_URI, else runs/mlflow.db.",
+    )
     precision: Precision = Field("float32", description="Of the networks.")

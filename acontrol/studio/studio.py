@@ -94,6 +94,7 @@ class Studio:
             self.planner.folder, self.planner.training, self.kept.hidden / "uploads"
         )
         self.gate = Gate()
+        self.tracking = config.tracking_uri
         self.queue = FairQueue(MOST_WAITING)
         self.progress: Progress | None = None
         self._cancelled: set[str] = set()

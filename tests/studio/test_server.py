@@ -209,3 +209,45 @@ def test_browsers_see_their_own_drawings(
     assert {row["id"] for row in one.get("/api/drawings")} == {*mine}
     assert {row["id"] for row in other.get("/api/drawings")} == {*theirs}
     assert [studio.queue.take() for _ in range(3)] == [mine[0], theirs[0], mine[1]]
+
+
+def test_runs_and_registered_models_are_listed(
+    built_in_data: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from acontrol.runs.mlflow_client import client_of
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = client_of(uri)
+    run = client.create_run(client.create_experiment("tiles"), run_name="first")
+    client.log_param(run.info.run_id, "output", str(tmp_path / "gone"))
+    client.create_registered_model("tile-defects")
+    client.create_model_version("tile-defects", str(tmp_path), run.info.run_id)
+    client.set_registered_model_alias("tile-defects", "champion", "1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    found = serve(open_studio(built_in_data, tmp_path / "kept")).get("/api/runs")
+    assert found["models"] == [
+        {
+            "name": "tile-defects",
+            "version": "1",
+            "aliases": ["champion"],
+            "uri": "models:/tile-defects/1",
+        }
+    ]
+    assert [(row["name"], row["experiment"], row["output"]) for row in found["runs"]] == [
+        ("first", "tiles", None)
+    ]
+
+
+def test_asea_lowers_the_energy_that_is_shown(
+    built_in_data: Path, tmp_path: Path, serve: Serve
+) -> None:
+    browser = serve(open_studio(built_in_data, tmp_path / "kept"))
+    key = browser.get("/api/category/wood")["references"][0]["key"]
+    still = browser.get(f"/api/understand?reference={key}&steps=0")
+    assert still["before"] == still["after"]
+    assert len(still["energies"]) == 1
+    moved = browser.get(f"/api/understand?reference={key}&steps=5")
+    assert moved["before"] != moved["after"]
+    assert len(moved["energies"]) == 6
+    assert moved["energies"][0] == still["energies"][0] > moved["energies"][-1]
+    assert "whole number" in refused(browser.ask(f"/api/understand?reference={key}&steps=99"))

@@ -38,7 +38,7 @@ function element(name, properties = {}, ...children) {
 // --- Tabs -----------------------------------------------------------------------------------
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
-const opened = { understand: showUnderstand, kept: showKept };
+const opened = { understand: showUnderstand, kept: showKept, runs: showRuns };
 function show(name) {
   for (const tab of tabs) {
     const own = tab.getAttribute("aria-controls") === name;
@@ -291,7 +291,7 @@ function fill(made, row) {
       bar.setAttribute("aria-label", "Progress");
     }
     const text = row.steps ? `Drawing ${row.defect} on ${row.category}: step ${row.step} of ${row.steps}`
-      : `Waiting: ${row.before ?? 0} before it`;
+      : row.before ? `Waiting: ${row.before} before it` : "Waiting: the next one";
     made.querySelector("p").textContent = text;
     if (row.steps) { bar.max = row.steps; bar.value = row.step; } else { bar.removeAttribute("value"); }
     if (row.preview) {
@@ -382,12 +382,40 @@ on("inspect", "click", async () => {
   $("report").textContent = (await get("api/health")).text;
 });
 
+// --- Runs -----------------------------------------------------------------------------------
+
+async function showRuns() {
+  const found = await get("api/runs");
+  $("runs-where").textContent = found.message || `MLflow at ${found.uri}`;
+  const table = (heads, rows) => element("table", {},
+    element("thead", {}, element("tr", {}, ...heads.map((text) => element("th", { scope: "col", textContent: text })))),
+    element("tbody", {}, ...rows.map((cells) => element("tr", {}, ...cells.map((cell) => element("td", {}, cell))))));
+  const use = (model) => {
+    const button = element("button", { textContent: "Draw with this one" });
+    button.addEventListener("click", () => {
+      $("command").textContent = found.command.replace("MODEL", model);
+      $("command-text").hidden = false;
+      $("command").focus();
+    });
+    return button;
+  };
+  $("runs-list").replaceChildren(
+    element("h2", { textContent: "Registered models" }),
+    found.models.length ? table(["model", "version", "aliases", ""], found.models.map((m) => [m.name, m.version, m.aliases.join(", "), use(m.uri)]))
+      : element("p", { className: "quiet", textContent: "None." }),
+    element("h2", { textContent: "Runs" }),
+    found.runs.length ? table(["run", "experiment", "status", "last loss", ""], found.runs.map((r) => [r.name, r.experiment, r.status, r.loss, r.output ? use(r.output) : "no folder here"]))
+      : element("p", { className: "quiet", textContent: "None." }));
+}
+
 // --- Start ----------------------------------------------------------------------------------
 
 let restoring = true;
 guard(async () => {
   const state = await get("api/state"), { defaults } = state;
-  $("where").textContent = `${state.model} on ${state.data}`;
+  const short = (path) => path.replace(/\/+$/, "").split("/").pop();
+  $("where").textContent = `${short(state.model)} on ${short(state.data)}`;
+  $("where").title = `${state.model} on ${state.data}`;
   $("kept-where").textContent = `Accepted images are in ${state.out}; acontrol generate --replay draws them again, byte for byte.`;
   $("category").replaceChildren(...state.categories.map((name) => element("option", { value: name, textContent: name })));
   $("scale").value = defaults.scale;
