@@ -155,10 +155,15 @@ class Kept:
         """Where its mask is."""
         return self._files / f"{name}_mask.png"
 
+    def rows(self) -> list[Drawing]:
+        """All drawings, the earliest first."""
+        with self._lock:
+            return list(self.drawings.values())
+
     @property
     def lines(self) -> list[Line]:
         """The manifest of what is accepted; each image is a batch of its own."""
-        kept = [drawing for drawing in self.drawings.values() if drawing.state == "kept"]
+        kept = [drawing for drawing in self.rows() if drawing.state == "kept"]
         kept.sort(key=lambda row: _paths(row)["image"])
         return [
             {**(row.line or {}), **_paths(row)}

@@ -51,12 +51,12 @@ def application(studio: Studio, token: str | None = None) -> Starlette:
         @functools.wraps(work)
         async def route(request: Request) -> Response:
             try:
-                content = b""
+                content = bytearray()
                 async for part in request.stream():
                     content += part
                     if len(content) > MOST_BYTES:
                         raise UserError(f"over {MOST_BYTES // 2**20} MB; scale it down")
-                result = await run_in_threadpool(work, request, content)
+                result = await run_in_threadpool(work, request, bytes(content))
             except UserError as error:
                 return JSONResponse({"error": str(error)}, 400)
             if isinstance(result, bytes):
@@ -130,7 +130,8 @@ def application(studio: Studio, token: str | None = None) -> Starlette:
         return {"ids": studio.ask(request.scope["owner"], _values(content))}
 
     def drawings(request: Request, _: bytes) -> Any:
-        return studio.of_owner(request.scope["owner"])
+        own = studio.of_owner(request.scope["owner"])
+        return {"drawings": own, "kept": studio.num_kept()}
 
     def picture(request: Request, _: bytes) -> bytes:
         return studio.picture(request.path_params["id"], request.path_params["kind"])

@@ -11,6 +11,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_AT_ONCE = 16  # Drawings of one request.
 MOST_WAITING = 200  # Drawings of all users.
 MOST_STEPS = 200
+MOST_SHOWN = 500  # Accepted drawings in the gallery, the latest; so of the others.
 MOST_BYTES = 64 * 2**20  # Of one upload.
 
 

@@ -1,5 +1,6 @@
 """What the page does, without the page: ask for drawings, watch them, decide on them."""
 
+import contextlib
 import io
 import shutil
 import threading
@@ -32,7 +33,13 @@ from acontrol.seeding import derive_seed
 from acontrol.studio.drawing import Cancelled, FairQueue, start
 from acontrol.studio.keeping import DECIDED, HIDDEN, Drawing, Kept, State
 from acontrol.studio.library import Library
-from acontrol.studio.settings import MOST_AT_ONCE, MOST_STEPS, MOST_WAITING, StudioConfig
+from acontrol.studio.settings import (
+    MOST_AT_ONCE,
+    MOST_SHOWN,
+    MOST_STEPS,
+    MOST_WAITING,
+    StudioConfig,
+)
 
 PREVIEWS = 8  # Pictures of a drawing as it forms.
 ACTIONS: dict[str, State] = {
@@ -257,7 +264,7 @@ class Studio:
         """A browser's drawings that are not decided yet, the latest first."""
         own = [
             drawing
-            for drawing in self.kept.drawings.values()
+            for drawing in self.kept.rows()
             if drawing.owner == owner
             and drawing.state not in DECIDED
             and drawing.state != "cancelled"
@@ -265,9 +272,17 @@ class Studio:
         return [self.describe(drawing) for drawing in reversed(own)]
 
     def decided(self) -> list[dict[str, Any]]:
-        """Everybody's drawings that were decided on, the latest first."""
-        rows = [row for row in self.kept.drawings.values() if row.state in DECIDED]
-        return [self.describe(row) for row in reversed(rows)]
+        """Everybody's drawings that were decided on, the latest of each kind first."""
+        rows = self.kept.rows()[::-1]
+        return [
+            self.describe(row)
+            for state in DECIDED
+            for row in [row for row in rows if row.state == state][:MOST_SHOWN]
+        ]
+
+    def num_kept(self) -> int:
+        """How many are accepted."""
+        return sum(row.state == "kept" for row in self.kept.rows())
 
     def export(self, form: str) -> Path:
         """Write what is accepted in another format, inside the folder.
@@ -339,7 +354,8 @@ class Studio:
         except Cancelled:
             self.kept.fail(name, "cancelled", "cancelled")
         except Exception as error:  # The thread goes on with the next user's.
-            self.kept.fail(name, one_line(error) or type(error).__name__)
+            with contextlib.suppress(OSError):  # A full disk: it waits for the next start.
+                self.kept.fail(name, one_line(error) or type(error).__name__)
         finally:
             self.progress = None
 

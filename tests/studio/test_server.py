@@ -206,8 +206,8 @@ def test_browsers_see_their_own_drawings(
     other = Browser(one.address)
     mine = one.get("/api/draw", drawing(one, count=2))["ids"]
     theirs = other.get("/api/draw", drawing(other, seed=8))["ids"]
-    assert {row["id"] for row in one.get("/api/drawings")} == {*mine}
-    assert {row["id"] for row in other.get("/api/drawings")} == {*theirs}
+    assert {row["id"] for row in one.get("/api/drawings")["drawings"]} == {*mine}
+    assert {row["id"] for row in other.get("/api/drawings")["drawings"]} == {*theirs}
     assert [studio.queue.take() for _ in range(3)] == [mine[0], theirs[0], mine[1]]
 
 

@@ -312,7 +312,7 @@ function fill(made, row) {
 let timer = 0;
 async function refresh() {
   clearTimeout(timer);
-  const rows = await get("api/drawings");
+  const { drawings: rows, kept } = await get("api/drawings");
   const place = $("cards"), now = new Map([...place.children].filter((c) => c.dataset.id).map((c) => [c.dataset.id, c]));
   const cards = rows.map((row) => {
     const made = now.get(row.id);
@@ -324,9 +324,7 @@ async function refresh() {
   for (const old of [...place.children]) if (!cards.includes(old)) old.remove();
   cards.forEach((made, index) => { if (place.children[index] !== made) place.insertBefore(made, place.children[index] || null); });
   if (!cards.length) place.append(element("p", { className: "quiet", textContent: "Nothing waits for a decision. Paint a place and press Draw." }));
-  const kept = await get("api/kept");
-  const count = kept.filter((row) => row.state === "kept").length;
-  $("kept-count").textContent = count ? `(${count})` : "";
+  $("kept-count").textContent = kept ? `(${kept})` : "";
   const busy = rows.some((row) => row.state === "waiting");
   timer = setTimeout(guard(refresh), busy ? 500 : 5000);
 }
