@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("launch.fit", "fit a rival method to the training defects: a LoRA, anodiff"),
     "masks": ("launch.masks", "learn masks for where defects go"),
     "generate": ("launch.generate", "generate labelled defect images"),
+    "studio": ("launch.studio", "draw on a page: paint where, pick a reference, keep"),
     "evaluate": ("launch.evaluate", "measure generated images, and whether they help"),
     "improve": ("launch.improve", "draw what a detector misses, in rounds"),
     "register": ("launch.register", "register an adapter in MLflow"),

@@ -28,8 +28,10 @@ HOMES = {
         "acontrol.registry.serving",
     ),
     "webdataset": ("acontrol.data",),
+    "starlette": ("acontrol.studio",),
     "tyro": ("launch",),
     "peft": ("acontrol.rivals.lora",),
+    "uvicorn": ("launch.studio",),
 }
 # Libraries stand on one floor: what one needs of another belongs below both.
 FLOOR = ("train", "generation", "evaluation", "registry", "pretrain")

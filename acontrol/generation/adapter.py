@@ -14,6 +14,7 @@ from acontrol.data.crops import Crop, crops
 from acontrol.masks.shape import Mask
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, Conditions
 from acontrol.pipelines.compositing import feather_px
+from acontrol.pipelines.denoising import Watch
 from acontrol.rivals.task import Drawing, Task
 
 _CACHED = 512  # Conditions, each 1.6 MB at full size in half precision.
@@ -75,6 +76,7 @@ class AdapterMethod:
         """Use a loaded pipeline; ``name`` says what its adapter is."""
         self.pipeline, self.name = pipeline, name
         self.conditions = ConditionCache(pipeline)
+        self.watch: Watch | None = None  # Sees each step of what is drawn.
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -104,6 +106,7 @@ class AdapterMethod:
             composite=False,
             start_image=_start(tasks),
             strength=sampling.strength,
+            watch=self.watch,
         ).images
         return [Drawing(np.asarray(image)) for image in drawn]
 

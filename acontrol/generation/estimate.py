@@ -8,7 +8,7 @@ import torch
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import JOB_NAME
 from acontrol.generation.methods import load_method
-from acontrol.generation.run import plan_images, planner_of
+from acontrol.generation.run import make_planner, plan_images
 from acontrol.generation.sampler import Generator
 from acontrol.generation.settings import Gate, GenerationConfig, OutputSettings
 
@@ -38,7 +38,7 @@ def estimate(config: GenerationConfig) -> Estimate:
     loaded = load_method(
         config.method, config.model, config.base_path, device, config.precision
     )
-    planner = planner_of(config, loaded)
+    planner = make_planner(config, loaded)
     images, _ = plan_images(config, planner)
     generator = Generator(
         loaded.method,

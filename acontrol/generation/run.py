@@ -70,18 +70,10 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     loaded = load_method(
         config.method, model, config.base_path, device, config.precision, config.fitted
     )
-    planner = planner_of(config, loaded)
+    planner = make_planner(config, loaded)
     roots = {"data": planner.folder.root, "normal": planner.normal_folder.root}
     threads = max(1, torch.get_num_threads() // config.num_workers)
-    metadata = {
-        "method": config.method,
-        "model": loaded.digest,
-        "split": planner.split,
-        "trained_on": _trained_on(config, planner, loaded),
-        "gate": config.model_dump(include=set(Gate.model_fields)),
-        "finish": config.model_dump(include=set(OutputSettings.model_fields)),
-        **machine_metadata(loaded, device, threads),
-    }
+    metadata = job_metadata(config, planner, loaded, device, threads)
     left_out: list[str] = []
     earlier_inputs = None
     if config.replay is not None:
@@ -227,12 +219,27 @@ def _view(crop: float) -> str:
     return f"squares of {crop:g} times the defect" if crop else "whole images"
 
 
-def planner_of(config: GenerationConfig, loaded: LoadedMethod) -> Planner:
-    """The planner of a call of `generate`.
+def job_metadata(
+    config: GenerationConfig, planner: Planner, loaded: LoadedMethod, device: str, threads: int
+) -> dict[str, Any]:
+    """All that a job's images depend on, besides the plan.
 
     Raises:
-        UserError: If a folder is bad.
+        UserError: If model and data come from different splits.
     """
+    return {
+        "method": config.method,
+        "model": loaded.digest,
+        "split": planner.split,
+        "trained_on": _trained_on(config, planner, loaded),
+        "gate": config.model_dump(include=set(Gate.model_fields)),
+        "finish": config.model_dump(include=set(OutputSettings.model_fields)),
+        **machine_metadata(loaded, device, threads),
+    }
+
+
+def make_planner(config: GenerationConfig, loaded: LoadedMethod) -> Planner:
+    """A planner on the data that the settings name, for a loaded method."""
     folder = open_folder(config.data, config.captions, split_file=config.split_file)
     elsewhere = config.normal is not None and config.normal.resolve() != config.data.resolve()
     normal_folder = open_folder(config.normal or config.data) if elsewhere else folder

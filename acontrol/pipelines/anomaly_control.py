@@ -30,7 +30,7 @@ from acontrol.networks.inpainting import check_inpainting
 from acontrol.networks.load import BaseModels
 from acontrol.pipelines import blending
 from acontrol.pipelines.compositing import feather_px, limit_saturation, paste, saturation
-from acontrol.pipelines.denoising import ddim, denoise, guided
+from acontrol.pipelines.denoising import Watch, ddim, denoise, guided
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
 
@@ -338,12 +338,13 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         composite: bool = True,
         start_image: Sequence[Image.Image] | None = None,
         strength: float = 1.0,
+        watch: Watch | None = None,
     ) -> AnomalyControlOutput:
         """Draw a batch from its conditions; the arguments are those of ``__call__``.
 
         Masks must be 1-bit and of their images' sizes. ``start_image`` are images in RGB that
         lie under the noise, and ``strength`` in [0, 1] is the share of the steps that are done
-        on them.
+        on them. ``watch`` sees the latents of each step.
         """
         check_processors(self.unet)
         if image is not None:
@@ -387,9 +388,9 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             start=start,
             strength=strength,
             progress=self.progress_bar,
+            watch=watch,
         )
-        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        drawn = pictures(self.vae.decode(latents).sample)
+        drawn = self.decode(latents)
         self.maybe_free_model_hooks()
         if image is not None and mask_image is not None:
             drawn = [
@@ -402,6 +403,12 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     for result, normal, mask in zip(drawn, image, mask_image, strict=True)
                 ]
         return AnomalyControlOutput(images=drawn)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Clean latents as pictures of the training resolution."""
+        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        return pictures(self.vae.decode(latents).sample)
 
     def set_attention_slice(self, slice_size: int | None) -> None:
         """Refuse attention slicing.

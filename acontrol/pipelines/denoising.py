@@ -10,6 +10,9 @@ from acontrol.pipelines.blending import Canvas
 
 # Latents, as many as asked for, and a timestep; gives the noise in them.
 NoisePredictor = Callable[[Tensor, Tensor], Tensor]
+# Called after each step with its number from 1, the number of steps, and the clean latents as
+# they are estimated then. What it raises ends the drawing.
+Watch = Callable[[int, int, Tensor], object]
 
 
 def denoise(
@@ -22,6 +25,7 @@ def denoise(
     start: Tensor | None = None,
     strength: float = 1.0,
     progress: Callable[[Iterable[Tensor]], Any] = iter,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Denoise latents on a canvas.
 
@@ -34,6 +38,7 @@ def denoise(
         start: Latents that lie under the noise, of the noise's shape; None for noise alone.
         strength: Share of the steps that are done on ``start``.
         progress: Shows the steps.
+        watch: Sees each step; changes nothing.
 
     Returns:
         Clean latents, of the noise's shape.
@@ -47,10 +52,13 @@ def denoise(
         latents = start
         if len(timesteps):
             latents = scheduler.add_noise(start, noise, timesteps[:1])
-    for timestep in progress(timesteps):
+    for number, timestep in enumerate(progress(timesteps), start=1):
         latents = canvas.blend(latents, noise, scheduler, timestep)
         noise_pred = predict(latents, timestep)
-        latents = scheduler.step(noise_pred, timestep, latents).prev_sample
+        step = scheduler.step(noise_pred, timestep, latents)
+        latents = step.prev_sample
+        if watch is not None:
+            watch(number, len(timesteps), getattr(step, "pred_original_sample", latents))
     return canvas.blend(latents, noise, scheduler)
 
 
