@@ -58,8 +58,9 @@ def of_shards(root: Path, is_category: Callable[[Path], bool]) -> str | None:
     if not root.is_dir():
         return None
     own = root.absolute()
+    categories_here = any(map(is_category, subfolders(own)))
     for folder in (own, *own.parents[:2]):  # A defect's folder lies two below its category.
-        if is_category(folder) or any(map(is_category, subfolders(folder))):
+        if is_category(folder) or (folder == own and categories_here):
             command = f"acontrol shard {root if folder == own else folder} --out SHARDS"
             return f"{root}: is a folder of images, not of shards; make shards with '{command}'"
     return None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from acontrol.config import RunConfig
+from acontrol.data.builtin import write_dataset
 from acontrol.errors import UserError
 from acontrol.networks.locate import built_in_adapter
 from launch import demo, generate, register, shard, train
@@ -70,6 +71,12 @@ def test_a_folder_of_another_kind_is_named(built_in_data, tmp_path) -> None:
         )
         assert message.startswith(f"{given}: is a folder of images, not of shards")
         assert f"'acontrol shard {root} --out SHARDS'" in message
+    # An empty folder beside categories is none of their images.
+    kinds = {"categories": ("wood",), "defects": ("stain",)}
+    write_dataset(tmp_path / "all", num_good=1, num_good_test=1, num_defects=1, **kinds)
+    (tmp_path / "all" / "beside").mkdir()
+    args = ("tiny", "--output", tmp_path / "r", "--data.shards", tmp_path / "all" / "beside")
+    assert "not of shards" not in error_of(train.run, *args)
     shards = tmp_path / "shards"
     shard.run([str(built_in_data), "--out", str(shards)])
     runs = tmp_path / "runs"
