@@ -136,8 +136,13 @@ def test_paint_draw_accept_and_reload(
     page.click("summary")
     page.fill("#steps", "4")
     page.fill("#count", "2")
-    page.click("#go")
+    page.evaluate("""() => {  // Changed before the mask has arrived: the next one's.
+        document.getElementById('go').click();
+        document.getElementById('count').value = '5';
+    }""")
     expect(page.locator("#cards .accept")).to_have_count(2)
+    assert page.input_value("#seed") == "2"
+    assert len(studio.kept.drawings) == 2
     if folder := os.environ.get("STUDIO_SCREENSHOTS"):
         page.screenshot(path=f"{folder}/draw.png", full_page=True)
     page.click("#cards article:nth-of-type(1) .accept")

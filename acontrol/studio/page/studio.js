@@ -218,9 +218,10 @@ function ready() {
 }
 
 async function draw(more = {}) {
-  const { name: mask } = await (await post("api/mask", await canvas.png())).json();
+  // All of it as it is now: the next click may change it before the mask has arrived.
+  const painted = canvas.png();
   const request = {
-    category: chosen.category, normal: chosen.normal, mask,
+    category: chosen.category, normal: chosen.normal,
     scale: Number($("scale").value), asea_steps: Number($("asea").value),
     steps: Number($("steps").value), guidance_scale: Number($("guidance").value),
     start: $("start").value, seed: Number($("seed").value), count: Number($("count").value),
@@ -230,13 +231,15 @@ async function draw(more = {}) {
   else Object.assign(request, { reference_image: chosen.own, reference_mask: chosen.ownMask });
   if ($("phrase").value.trim()) request.reference_phrase = $("phrase").value.trim();
   if ($("defect").value.trim()) request.defect = $("defect").value.trim();
-  await post("api/draw", JSON.stringify({ ...request, ...more }));
+  const { name: mask } = await (await post("api/mask", await painted)).json();
+  await post("api/draw", JSON.stringify({ ...request, mask, ...more }));
   await refresh();
 }
 on("go", "click", async () => {
   say("");
-  await draw();
+  const asked = draw();
   $("seed").value = Number($("seed").value) + Number($("count").value);
+  await asked;
 });
 on("strip", "click", async () => {
   if ($("go").disabled) throw new Error(`On the Draw tab: ${$("missing").textContent}`);
