@@ -2,12 +2,13 @@
 
     python -m launch.improve ROOT --model MODEL --out DIR [--split-file FILE]
 
-Each round trains detectors by cross-validation within the training part, lists the defects that
-they miss and what they falsely find, draws such defects on other good images, keeps those that
-are neither trivial nor invisible to the detectors, and trains again with them. As controls, as
-many images are drawn without looking at the misses, and by copy-paste. It ends when the paired
-gain in pixel AP includes 0. DIR/kept then holds the drawings, and DIR/index.html shows all. The
-test images stay closed, but for --final. The same command continues after a kill.
+Each round trains detectors by cross-validation within the training part, lists the defects
+that they miss and what they falsely find, draws defects by a plan on other good images, keeps
+those that are neither trivial nor invisible, and trains again with them. Three plans are
+compared: all training defects alike, those that are missed, and these by copy-paste. It ends
+when the paired gain in pixel AP of --plan is not above 0. DIR/kept then holds the drawings, and
+DIR/index.html shows all. The test images stay closed, but for --final. The same command
+continues after a kill.
 """
 
 from collections.abc import Sequence

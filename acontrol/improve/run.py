@@ -91,7 +91,7 @@ def improve(config: ImproveConfig) -> None:
                 log(nested, settings, _metrics(result), [])
                 print(_sentence(rounds, number, result), flush=True)
                 if result["gains"][rounds.before(number)]["low"] <= 0:
-                    print("The gain's interval includes 0: no further round", flush=True)
+                    print("The gain's interval is not above 0: no further round", flush=True)
                     break
         if not results:
             page = write_page(rounds, results)

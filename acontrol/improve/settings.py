@@ -21,18 +21,19 @@ class ImproveConfig(Settings):
     rounds: int = Field(
         3,
         ge=1,
-        description="Rounds at most; they end when the gain's interval includes 0.",
+        description="Rounds at most; they end when the gain's interval is not above 0.",
     )
     images: int = Field(60, ge=1, description="Images to draw in a round, of each category.")
     plan: Literal["misses", "uniform"] = Field(
-        "misses",
-        description="What a round draws. misses: what the detector misses; uniform: the "
-        "training defects, all alike.",
+        "uniform",
+        description="What goes from round to round. uniform: the training defects, all alike; "
+        "misses: what the detector misses, which did not do better where it was measured "
+        "(docs/improve.md).",
     )
     controls: bool = Field(
         True,
         description="Also train on as many images of the other plan, and on the misses drawn "
-        "by copy-paste: what the loop has to beat. Takes three times as long.",
+        "by copy-paste: which of them helps is what a round shows. Takes three times as long.",
     )
     predictions: Path | None = Field(
         None,

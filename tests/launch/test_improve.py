@@ -54,7 +54,7 @@ def test_misses_of_another_detector_are_drawn(
     out.mkdir()
     shutil.copy(database, out)
     args = [wood, "--model", MODEL, "--out", out, "--predictions", maps, "--images", 3]
-    args += ["--no-controls"]
+    args += ["--no-controls", "--plan", "misses"]
     improve.run([str(arg) for arg in args])
     regions = json.loads((out / "round-1/misses.json").read_text())["wood"]["regions"]
     kinds = {(one["defect"], one["kind"]) for one in regions}
@@ -91,6 +91,7 @@ def test_a_bad_map_is_one_line(wood, maps, database, tmp_path, change, problem, 
     shutil.copytree(maps, own)
     change(own)
     args = [str(wood), "--model", MODEL, "--out", str(out), "--predictions", str(own)]
+    args += ["--plan", "misses"]
     assert re.search(problem, error_of(improve.run, *args))
     assert not (out / "round-1").exists()
 
@@ -116,7 +117,18 @@ def test_a_run_killed_in_every_phase_ends_with_the_same_tree(
 
     def args(out: Path) -> list[object]:
         small = ["--detector", "unet", "--budget", "smallest", "--tile", 32, "--seeds", 1]
-        small += ["--images", 12, "--folds", 2, "--rounds", 1, "--num-workers", 1]
+        small += [
+            "--plan",
+            "misses",
+            "--images",
+            12,
+            "--folds",
+            2,
+            "--rounds",
+            1,
+            "--num-workers",
+            1,
+        ]
         return [data, "--model", MODEL, "--out", out, *small]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
