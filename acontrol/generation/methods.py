@@ -20,7 +20,6 @@ from acontrol.generation.settings import FITTED, WITH_ADAPTER, MethodName
 from acontrol.networks import locate
 from acontrol.networks.load import BaseModels, load_base
 from acontrol.pipelines.loading import base_of, load_adapter, load_with_digest
-from acontrol.rivals.settings import FittedCard
 from acontrol.rivals.task import Method, digest
 
 _VERSIONS = {lib.__name__: lib.__version__ for lib in (np, PIL, scipy)}
@@ -146,7 +145,7 @@ def _fitted(
     fitted, weights = read_fitted(folder)
     if fitted.fit.method != name:
         raise UserError(f"--fitted {folder} is of --method {fitted.fit.method}, not {name}")
-    base, base_digest = _base_of(fitted, folder, base_path)
+    base, base_digest = base_of(fitted, folder, base_path, "fitted")
     if model is not None:
         _, card, _ = load_adapter(model)
         if card.base_digest != base_digest:
@@ -183,20 +182,6 @@ def _fitted(
         tokenizer=models.tokenizer,
         versions=versions,
     )
-
-
-def _base_of(fitted: FittedCard, folder: Path, base_path: str | None) -> tuple[BaseConfig, str]:
-    """The base that a method was fitted on, where it is now, and its digest."""
-    base = fitted.base
-    if base_path is not None:
-        base = base.model_copy(update={"path": base_path})
-    base_digest = locate.digest(base)
-    if base_digest != fitted.base_digest:
-        raise UserError(
-            f"the base at {base.path} is not the one that {folder} was fitted on (other "
-            "checksum): name the right one with --base-path"
-        )
-    return base, base_digest
 
 
 def _with_adapter(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from pydantic import ValidationError
@@ -56,8 +57,28 @@ def load_with_digest(
     return pipeline, hashlib.sha256(weights + base_digest.encode()).hexdigest()
 
 
-def base_of(card: AdapterCard, model: str, base_path: str | None) -> tuple[BaseConfig, str]:
-    """The base that an adapter was trained on, where it is now, and its digest.
+class OnBase(Protocol):
+    """A card that says which base its weights need."""
+
+    @property
+    def base(self) -> BaseConfig:
+        """The base."""
+
+    @property
+    def base_digest(self) -> str:
+        """Its digest."""
+
+
+def base_of(
+    card: OnBase, name: object, base_path: str | None, how: str = "trained"
+) -> tuple[BaseConfig, str]:
+    """The base that weights were made on, where it is now, and its digest.
+
+    Args:
+        card: Of the weights.
+        name: The weights, for the error.
+        base_path: Where the base is now, if it moved.
+        how: What was done on it, for the error.
 
     Raises:
         UserError: If another base is there.
@@ -68,7 +89,7 @@ def base_of(card: AdapterCard, model: str, base_path: str | None) -> tuple[BaseC
     base_digest = locate.digest(base)
     if base_digest != card.base_digest:
         raise UserError(
-            f"the base at {base.path} is not the one that {model} was trained on "
+            f"the base at {base.path} is not the one that {name} was {how} on "
             "(other checksum): name the right one with --base-path"
         )
     return base, base_digest
