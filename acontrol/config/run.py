@@ -117,6 +117,36 @@ class BaseConfig(Settings):
     vlm_revision: str | None = Field(None, description="Commit of the hub id in base.vlm_path.")
 
 
+class OnBase(Settings):
+    """Settings that commands share which learn something on a base, besides adapters."""
+
+    base: str = Field(
+        BUILT_IN, description="The frozen base: a folder or a hub id; 'tiny' is the built-in."
+    )
+    base_revision: str | None = Field(None, description="Commit of the hub id in --base.")
+    vlm_path: str | None = Field(
+        None, description="base.vlm_path, as in training: it is part of the base's checksum."
+    )
+    vlm_revision: str | None = Field(None, description="base.vlm_revision, as in training.")
+    save_every: int = Field(100, ge=1, description="Steps between saved states.")
+    tracking_uri: str | None = Field(
+        None,
+        description="MLflow server or database; by default MLFLOW_TRACKING_URI, else "
+        "runs/mlflow.db.",
+    )
+    experiment: str = Field("acontrol", min_length=1, description="MLflow experiment.")
+
+    @property
+    def base_config(self) -> BaseConfig:
+        """The base as every other command names it."""
+        return BaseConfig(
+            path=self.base,
+            revision=self.base_revision,
+            vlm_path=self.vlm_path,
+            vlm_revision=self.vlm_revision,
+        )
+
+
 class RunConfig(Settings):
     """All settings of a training run."""
 

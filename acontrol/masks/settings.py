@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from acontrol.config import BUILT_IN, THIRD, BaseConfig, Precision, Settings
+from acontrol.config import THIRD, BaseConfig, OnBase, Precision, Settings
 from acontrol.data.settings import SPLIT_FILE
 
 SourceName = Literal["real", "same", "learned", "perlin", "file"]  # Of masks.
@@ -30,19 +30,9 @@ class Inversion(Settings):
     )
 
 
-class MasksConfig(Inversion):
+class MasksConfig(Inversion, OnBase):
     """What to learn, on which base, and where to write it."""
 
-    base: str = Field(
-        BUILT_IN,
-        description="The adapter's frozen base: a folder or a hub id; 'tiny' is the built-in "
-        "one.",
-    )
-    base_revision: str | None = Field(None, description="Commit of the hub id in --base.")
-    vlm_path: str | None = Field(
-        None, description="base.vlm_path, as in training: it is part of the base's checksum."
-    )
-    vlm_revision: str | None = Field(None, description="base.vlm_revision, as in training.")
     output: Path = Field(description="Folder of the learned masks; a rerun continues it.")
     category: str | None = Field(None, description="Only this category; by default all.")
     defect: str | None = Field(None, description="Only this defect type; by default all.")
@@ -54,23 +44,6 @@ class MasksConfig(Inversion):
     precision: Precision = Field("float32", description="Of the base's networks.")
     split_file: Path | None = Field(None, description=SPLIT_FILE)
     seed: int = Field(0, ge=0, lt=2**63, description="Random seed.")
-    save_every: int = Field(100, ge=1, description="Steps between saved states.")
-    tracking_uri: str | None = Field(
-        None,
-        description="MLflow server or database; by default MLFLOW_TRACKING_URI, else "
-        "runs/mlflow.db.",
-    )
-    experiment: str = Field("acontrol", min_length=1, description="MLflow experiment.")
-
-    @property
-    def base_config(self) -> BaseConfig:
-        """The base as every other command names it."""
-        return BaseConfig(
-            path=self.base,
-            revision=self.base_revision,
-            vlm_path=self.vlm_path,
-            vlm_revision=self.vlm_revision,
-        )
 
 
 class MaskCard(Settings):

@@ -57,7 +57,7 @@ def load_with_digest(
     return pipeline, hashlib.sha256(weights + base_digest.encode()).hexdigest()
 
 
-class OnBase(Protocol):
+class MadeOnBase(Protocol):
     """A card that says which base its weights need."""
 
     @property
@@ -70,7 +70,7 @@ class OnBase(Protocol):
 
 
 def base_of(
-    card: OnBase, name: object, base_path: str | None, how: str = "trained"
+    card: MadeOnBase, name: object, base_path: str | None, how: str = "trained"
 ) -> tuple[BaseConfig, str]:
     """The base that weights were made on, where it is now, and its digest.
 

@@ -6,9 +6,9 @@ from typing import Literal
 from pydantic import Field
 
 from acontrol.config import (
-    BUILT_IN,
     BaseConfig,
     LossWeighting,
+    OnBase,
     Settings,
     TrainedOn,
     unit_interval,
@@ -59,39 +59,14 @@ class Fit(Settings):
     seed: int = Field(0, ge=0, lt=2**63, description="Random seed.")
 
 
-class FitConfig(Fit):
+class FitConfig(Fit, OnBase):
     """What to fit, on which base, and where to write it."""
 
-    base: str = Field(
-        BUILT_IN, description="The frozen base: a folder or a hub id; 'tiny' is the built-in."
-    )
-    base_revision: str | None = Field(None, description="Commit of the hub id in --base.")
-    vlm_path: str | None = Field(
-        None, description="base.vlm_path, as in training: it is part of the base's checksum."
-    )
-    vlm_revision: str | None = Field(None, description="base.vlm_revision, as in training.")
     output: Path = Field(description="Folder of the weights; a rerun continues it.")
     captions: Path | None = Field(
         None, description="JSON file of captions, as acontrol shard was given."
     )
     split_file: Path | None = Field(None, description=SPLIT_FILE)
-    save_every: int = Field(100, ge=1, description="Steps between saved states.")
-    tracking_uri: str | None = Field(
-        None,
-        description="MLflow server or database; by default MLFLOW_TRACKING_URI, else "
-        "runs/mlflow.db.",
-    )
-    experiment: str = Field("acontrol", min_length=1, description="MLflow experiment.")
-
-    @property
-    def base_config(self) -> BaseConfig:
-        """The base as every other command names it."""
-        return BaseConfig(
-            path=self.base,
-            revision=self.base_revision,
-            vlm_path=self.vlm_path,
-            vlm_revision=self.vlm_revision,
-        )
 
 
 class FittedCard(Settings):
