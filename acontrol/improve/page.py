@@ -1,4 +1,4 @@
-"""The page: figures of each round, and what was missed beside what was drawn for it."""
+"""The page: figures of each round, and real defects beside what was drawn like them."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ from acontrol.improve.misses import Region
 from acontrol.improve.rounds import Rounds
 from acontrol.runs import storage
 
-_SHOWN = 12  # Misses of a round.
-_DRAWN = 3  # Drawings of a miss.
+_SHOWN = 12  # Defects of a round.
+_DRAWN = 3  # Drawings of a defect.
 _AROUND = 2.0  # Sides of a square around a defect, in longer sides of the defect.
 
 
@@ -32,7 +32,7 @@ def write_page(rounds: Rounds, results: Sequence[Mapping[str, Any]]) -> Path:
         if (rounds.folder(number) / "admitted.json").exists():
             body += _drawings(rounds, number, results)
     file = rounds.config.out / "index.html"
-    storage.write(file, reporting.page("What was missed, and drawn for it", body).encode())
+    storage.write(file, reporting.page("What was missed, and what was drawn", body).encode())
     return file
 
 
@@ -83,7 +83,7 @@ def _gains(number: int, result: Mapping[str, Any]) -> Table:
 
 
 def _drawings(rounds: Rounds, number: int, results: Sequence[Mapping[str, Any]]) -> str:
-    """What became of the drawings, and a sheet: a miss, then what was drawn for it."""
+    """What became of the drawings, and a sheet: a defect, then what was drawn like it."""
     name = rounds.names[0]
     admitted = rounds.admit(number)[name]
     verdicts = [one["verdict"] for one in admitted]
@@ -105,17 +105,18 @@ def _drawings(rounds: Rounds, number: int, results: Sequence[Mapping[str, Any]])
             box = (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1)
             cells.append(_crop(drawn / one["image"], box))
         cells += [Image.new("RGB", (8, 8), "white")] * (1 + _DRAWN - len(cells))
-        after = "found afterwards" if _key(region) in found else "still missed"
-        after = after if len(results) >= number else ""
+        after = f"{region.kind} before"
+        if len(results) >= number:
+            after += ", found after" if _key(region) in found else ", missed after"
         told = " | ".join(one["verdict"] for one in own[:_DRAWN])
         rows.append(cells)
         captions.append(f"{region.defect} {region.area} px {after} | {told}")
     if not rows:
         return ""
-    titles = ["missed", *(f"drawn {n + 1}" for n in range(_DRAWN))]
+    titles = ["real", *(f"drawn {n + 1}" for n in range(_DRAWN))]
     sheet = reporting.contact_sheet(rows, titles, captions)
     heading = f"<h2>Round {number}: {html.escape(counts)}</h2>"
-    return heading + reporting.picture(sheet, f"Round {number}: misses and their drawings")
+    return heading + reporting.picture(sheet, f"Round {number}: defects and their drawings")
 
 
 def _found_after(rounds: Rounds, number: int) -> set[tuple[str, int]]:

@@ -39,6 +39,7 @@ from acontrol.improve.held import Folds, read_predictions
 from acontrol.improve.misses import Held, Region, best_threshold, regions_of
 from acontrol.improve.settings import ImproveConfig
 from acontrol.masks.perlin import perlin_blobs
+from acontrol.messages import print_note
 from acontrol.runs import storage
 from acontrol.seeding import derive_seed
 
@@ -53,6 +54,7 @@ class Rounds:
     Attributes:
         config: The command's settings.
         real: The data.
+        categories: Those to improve on.
         folds: Folds and detectors; None with another detector's maps.
     """
 
@@ -68,6 +70,11 @@ class Rounds:
         own = self.config.plan
         other = "uniform" if own == "misses" else "misses"
         return (own, other, COPIES) if self.config.controls else (own,)
+
+    def made(self, number: int) -> tuple[str, ...]:
+        """The sets that a round has: a control of which nothing was kept is left out."""
+        place = self.folder(number) / "sets"
+        return tuple(name for name in self.names if (place / name).exists())
 
     def folder(self, number: int) -> Path:
         """Of a round."""
@@ -206,9 +213,11 @@ class Rounds:
         """Put what was kept so far where detectors read it: for each fold, and whole.
 
         Returns:
-            A set, category and fold of which nothing was kept, if there are such.
+            Category and fold of which nothing was kept of the set that goes on, if there are
+            such. A control that lacks one is left out, and said to be.
         """
         parts = [*(self.folds.folders if self.folds else ())]
+        stopped = None
         for name in self.names:
             place = self.folder(number) / "sets" / name
             if place.exists():
@@ -233,9 +242,13 @@ class Rounds:
             ]
             if lacking:
                 shutil.rmtree(partial, ignore_errors=True)
-                return lacking[0]
+                if name == self.names[0]:
+                    stopped = lacking[0]
+                else:
+                    print_note(f"round {number}: no drawing of {lacking[0]}; left out")
+                continue
             os.replace(partial, place)
-        return None
+        return stopped
 
     def result(self, number: int) -> dict[str, Any]:
         """Figures of a round's sources, and the gain of the set that goes on."""
@@ -244,7 +257,7 @@ class Rounds:
             return dict(_read(file))
         assert self.folds is not None
         sources = dict.fromkeys(
-            ("real", self.before(number), *(self.source(n, number) for n in self.names))
+            ("real", self.before(number), *(self.source(n, number) for n in self.made(number)))
         )
         jobs = [job for source in sources for job in self.folds.jobs(source)]
         rows = summarise(jobs, self.config.out, "strict")

@@ -130,7 +130,7 @@ def _round(rounds: Rounds, number: int) -> dict[str, Any] | None:
     rounds.train(number - 1, ["real"] if number == 1 else ["real", before])
     if not _drawn(rounds, number):
         return None
-    rounds.train(number, [rounds.source(name, number) for name in rounds.names])
+    rounds.train(number, [rounds.source(name, number) for name in rounds.made(number)])
     return rounds.result(number)
 
 
@@ -166,8 +166,8 @@ def _final(rounds: Rounds, number: int) -> None:
             split_file=config.split_file,
             category=config.category,
             out=config.out / "final",
-            synthetic=tuple(f"{name}={sets / name / 'all'}" for name in rounds.names),
-            sources=",".join(["real", *(f"real+{name}" for name in rounds.names)]),
+            synthetic=tuple(f"{name}={sets / name / 'all'}" for name in rounds.made(number)),
+            sources=",".join(["real", *(f"real+{name}" for name in rounds.made(number))]),
             protocol="strict",
             budget=config.budget,
             detector=config.detector,

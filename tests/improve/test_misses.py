@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from acontrol.data.builtin import write_dataset
+from acontrol.data.mvtec import open_folder
 from acontrol.evaluation.metrics import count, f1_max
 from acontrol.improve import admission, plan
 from acontrol.improve.misses import Held, Region, best_threshold, part_of, regions_of
+from acontrol.improve.rounds import Rounds
+from acontrol.improve.settings import ImproveConfig
 from acontrol.seeding import derive_seed
 
 
@@ -183,3 +187,32 @@ def test_controls_have_as_many_of_each_defect() -> None:
     ]
     assert admission.as_many(lines, {"a/crack": 2, "a/stain": 1}) == ["0.png", "1.png", "2.png"]
     assert admission.as_many(lines, {"a/stain": 5}) == ["2.png", "4.png"]
+
+
+def test_a_control_without_drawings_is_left_out_and_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where nothing was missed: the uniform plan goes on."""
+    write_dataset(
+        tmp_path / "data", num_good=1, num_good_test=1, num_defects=3, categories=("wood",)
+    )
+    out = tmp_path / "out"
+    config = ImproveConfig(root=tmp_path / "data", model="m", out=out, predictions=tmp_path)
+    rounds = Rounds(config, open_folder(tmp_path / "data"), ("wood",), None)
+    assert rounds.names == ("uniform", "misses", "copy-paste")
+    drawn = out / "round-1" / "drawn" / "uniform"
+    files = {"image": "wood/test/stain/000.png", "mask": "wood/ground_truth/stain/000_mask.png"}
+    for file in files.values():
+        (drawn / file).parent.mkdir(parents=True)
+        Image.new("L", (8, 8), 255).save(drawn / file)
+    kept = {**files, "fold": 0, "verdict": "kept"}
+    admitted = {"uniform": [kept], "misses": [], "copy-paste": []}
+    (out / "round-1" / "admitted.json").write_text(json.dumps(admitted))
+    assert rounds.make_sets(1) is None
+    assert rounds.made(1) == ("uniform",)
+    assert capsys.readouterr().err.count("left out") == 2
+    (out / "round-2").mkdir()
+    admitted["uniform"] = [{**kept, "verdict": "trivial"}]
+    (out / "round-1" / "admitted.json").write_text(json.dumps(admitted))
+    (out / "round-2" / "admitted.json").write_text(json.dumps(admitted))
+    assert rounds.make_sets(2) == "uniform of wood (all)"
