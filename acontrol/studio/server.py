@@ -134,7 +134,9 @@ def application(studio: Studio, token: str | None = None) -> Starlette:
         return {"drawings": own, "kept": studio.num_kept()}
 
     def picture(request: Request, _: bytes) -> bytes:
-        return studio.picture(request.path_params["id"], request.path_params["kind"])
+        near = "near" in request.query_params
+        names = request.path_params["id"], request.path_params["kind"]
+        return studio.picture(*names, whole=not near)
 
     def act(request: Request, _: bytes) -> Any:
         drawing = studio.act(request.path_params["id"], request.path_params["action"])

@@ -14,13 +14,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from acontrol.config import Settings
-from acontrol.data.images import encode_png, image_size, read_image
+from acontrol.data.images import encode_png, image_size, read_image, read_mask, region
 from acontrol.data.overlap import refuse_overlap
 from acontrol.errors import UserError, explain, one_line
 from acontrol.generation.adapter import AdapterMethod
 from acontrol.generation.exports import write_as_coco, write_as_yolo
 from acontrol.generation.gate import DefectScorer, missed_limits
 from acontrol.generation.job import check_inputs, generate_batch
+from acontrol.generation.manifest import Line
 from acontrol.generation.methods import load_method
 from acontrol.generation.report import write_as_shards
 from acontrol.generation.request import Request
@@ -228,12 +229,14 @@ class Studio:
             shown["missed"] = missed
         return shown
 
-    def picture(self, name: str, kind: str) -> bytes:
+    def picture(self, name: str, kind: str, *, whole: bool = True) -> bytes:
         """A drawing's picture as PNG.
 
         Args:
             name: Its id.
             kind: image, mask, normal, difference or preview.
+            whole: All of it; else the square around the mask, where a defect on a large image
+                can be seen.
 
         Raises:
             UserError: If there is none.
@@ -246,19 +249,26 @@ class Studio:
             return progress.picture
         if drawing.line is None:
             raise UserError(f"drawing {name} has no result yet")
-        if kind == "image":
-            return self.kept.file(name).read_bytes()
-        if kind == "mask":
-            return self.kept.mask_file(name).read_bytes()
-        normal = read_image(self.roots["normal"] / drawing.line["normal"])
-        if kind == "normal":
-            return encode_png(Image.fromarray(normal))
-        if kind != "difference":
+        if kind not in ("image", "mask", "normal", "difference"):
             raise UserError(f"no picture {kind[:20]!r} of a drawing")
+        shown = Image.fromarray(self._pixels(name, drawing.line, kind))
+        if not whole:
+            mask = read_mask(self.kept.mask_file(name), shown.size)
+            shown, _ = region(shown, Image.fromarray(mask), margin=1)
+        return encode_png(shown)
+
+    def _pixels(self, name: str, line: Line, kind: str) -> np.ndarray:
+        if kind == "image":
+            return read_image(self.kept.file(name))
+        normal = read_image(self.roots["normal"] / line["normal"])
+        if kind == "normal":
+            return normal
+        if kind == "mask":
+            size = (normal.shape[1], normal.shape[0])
+            return read_mask(self.kept.mask_file(name), size).astype(np.uint8) * 255
         result = read_image(self.kept.file(name))
         gap = np.maximum(normal, result) - np.minimum(normal, result)
-        shown = np.where(gap > 85, 255, 3 * np.minimum(gap, 85)).astype(np.uint8)
-        return encode_png(Image.fromarray(shown))
+        return np.where(gap > 85, 255, 3 * np.minimum(gap, 85)).astype(np.uint8)
 
     def of_owner(self, owner: str) -> list[dict[str, Any]]:
         """A browser's drawings that are not decided yet, the latest first."""

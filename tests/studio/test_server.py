@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 from pathlib import Path
@@ -137,6 +138,34 @@ def test_accepted_drawings_survive_a_kill_and_replay_to_the_same_bytes(
     generate(config)
     for path, content in accepted.items():
         assert (tmp_path / "new" / path).read_bytes() == content
+
+
+def test_pictures_show_the_place_close_up_and_whole(
+    built_in_data: Path, tmp_path: Path, serve: Serve
+) -> None:
+    studio = open_studio(built_in_data, tmp_path / "kept")
+    browser = serve(studio)
+    (name,) = browser.get("/api/draw", drawing(browser))["ids"]
+    studio._draw(name)
+    with Image.open(str(studio.kept.get(name).request.mask)) as painted:
+        left, top, right, bottom = painted.getbbox() or (0, 0, 0, 0)
+    side = 3 * max(right - left, bottom - top)
+    for kind in ("image", "normal", "mask", "difference"):
+        whole = Image.open(io.BytesIO(browser.get(f"/api/drawing/{name}/{kind}")))
+        near = Image.open(io.BytesIO(browser.get(f"/api/drawing/{name}/{kind}?near")))
+        assert whole.size == (64, 64)
+        assert near.size == (min(64, side + 1), min(64, side + 1)) != whole.size
+        assert near.convert("RGB").tobytes() in tiles(whole.convert("RGB"), near.size)
+
+
+def tiles(picture: Image.Image, size: tuple[int, int]) -> list[bytes]:
+    """Every part of that size."""
+    width, height = size
+    return [
+        picture.crop((x, y, x + width, y + height)).tobytes()
+        for x in range(picture.width - width + 1)
+        for y in range(picture.height - height + 1)
+    ]
 
 
 def test_a_deleted_one_comes_back(built_in_data: Path, tmp_path: Path, serve: Serve) -> None:

@@ -251,8 +251,9 @@ on("strip", "click", async () => {
 
 function pictures(row, kinds) {
   return element("div", { className: "pictures" }, ...kinds.map(([kind, label]) => element("figure", {},
-    element("img", { src: `api/drawing/${row.id}/${kind}`, alt: `${label}: ${row.defect} on ${row.category}`, loading: "lazy",
-      onload(event) { event.target.parentElement.classList.toggle("small", event.target.naturalWidth < 160); } }),
+    element("a", { href: `api/drawing/${row.id}/${kind}`, target: "_blank", title: "The whole picture" },
+      element("img", { src: `api/drawing/${row.id}/${kind}?near`, alt: `${label}: ${row.defect} on ${row.category}`, loading: "lazy",
+        onload(event) { event.target.parentElement.classList.toggle("small", event.target.naturalWidth < 160); } })),
     element("figcaption", { textContent: label }))));
 }
 
