@@ -18,7 +18,7 @@ HOMES = {
         *(f"acontrol.train.{name}" for name in ("driver", "fit", "worker", "callbacks")),
         "acontrol.train.precompute",
         "acontrol.generation.workers",
-        "acontrol.evaluation.comparison",
+        "acontrol.evaluation.trainings",
         *(f"tune.{name}" for name in ("sweep", "trial", "watcher")),
     ),
     "deepspeed": ("acontrol.train.engine",),

@@ -12,11 +12,7 @@ from acontrol.errors import UserError
 from acontrol.evaluation import caveats, figures, published, quality, summary
 from acontrol.evaluation.backends import load_backend
 from acontrol.evaluation.budget import BUDGETS
-from acontrol.evaluation.comparison import (
-    announce,
-    note_near_duplicates,
-    train_missing,
-)
+from acontrol.evaluation.comparison import note_near_duplicates
 from acontrol.evaluation.dataset import CategoryDataset, Folders, check
 from acontrol.evaluation.estimate import seconds_a_detector
 from acontrol.evaluation.leaks import refuse_leaking_shards, refuse_seen_tests
@@ -25,6 +21,7 @@ from acontrol.evaluation.protocol import METRICS, PROTOCOLS
 from acontrol.evaluation.report import Report, Table
 from acontrol.evaluation.results import TrainingJob
 from acontrol.evaluation.settings import ROWS, AblationConfig
+from acontrol.evaluation.trainings import announce, train_missing
 from acontrol.generation.run import generate
 from acontrol.generation.settings import GenerationConfig
 from acontrol.masks.perlin import perlin_blobs

@@ -18,13 +18,7 @@ from acontrol.evaluation import caveats, figures, summary
 from acontrol.evaluation.bootstrap import resample_weights
 from acontrol.evaluation.budget import CLASSIFIER_BUDGETS, Schedule
 from acontrol.evaluation.classifier import Classifier, weights_digest
-from acontrol.evaluation.comparison import (
-    announce,
-    chosen_categories,
-    named_folders,
-    plan_comparison,
-    train_all,
-)
+from acontrol.evaluation.comparison import chosen_categories, named_folders, plan_comparison
 from acontrol.evaluation.dataset import CategoryDataset, Folders, cached_dataset
 from acontrol.evaluation.estimate import seconds_a_classifier
 from acontrol.evaluation.images import ImageSet
@@ -33,6 +27,7 @@ from acontrol.evaluation.results import TrainingJob, save
 from acontrol.evaluation.settings import ClassificationConfig
 from acontrol.evaluation.sources import Paired
 from acontrol.evaluation.trainer import channels_last, fit, predict
+from acontrol.evaluation.trainings import announce, train_all
 from acontrol.messages import counted
 from acontrol.runs.results import results_in
 from acontrol.runs.tracking import Tracker

@@ -13,9 +13,10 @@ from PIL import Image
 
 from acontrol.data.images import read_image, read_mask
 from acontrol.errors import UserError, nearest
-from acontrol.evaluation.comparison import confirm, in_hours, named_folders
+from acontrol.evaluation.comparison import named_folders
 from acontrol.evaluation.dataset import CONTROLS
 from acontrol.evaluation.settings import LocalizationConfig
+from acontrol.evaluation.trainings import confirm, in_hours
 from acontrol.generation.estimate import estimate
 from acontrol.generation.job import read_job
 from acontrol.generation.manifest import Line

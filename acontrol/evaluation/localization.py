@@ -21,11 +21,9 @@ from acontrol.evaluation.budget import (
 )
 from acontrol.evaluation.comparison import (
     Plan,
-    announce,
     chosen_categories,
     named_folders,
     plan_comparison,
-    train_all,
 )
 from acontrol.evaluation.dataset import (
     CONTROLS,
@@ -50,6 +48,7 @@ from acontrol.evaluation.sources import Images, MaskMaker
 from acontrol.evaluation.tally import Tally
 from acontrol.evaluation.tiles import WholeImages, logit_map, resized
 from acontrol.evaluation.trainer import anomaly_maps, train_detector
+from acontrol.evaluation.trainings import announce, train_all
 from acontrol.masks.perlin import perlin_blobs
 from acontrol.runs.results import results_in
 from acontrol.runs.tracking import Tracker

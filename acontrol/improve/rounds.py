@@ -26,11 +26,11 @@ from acontrol.data.mvtec import MvtecFolder
 from acontrol.data.pieces import training_images
 from acontrol.errors import UserError
 from acontrol.evaluation.bootstrap import interval
-from acontrol.evaluation.comparison import train_missing
 from acontrol.evaluation.dataset import check
 from acontrol.evaluation.localization import Localization
 from acontrol.evaluation.protocol import METRICS
 from acontrol.evaluation.summary import Row, summarise
+from acontrol.evaluation.trainings import train_missing
 from acontrol.generation.job import MANIFEST_NAME
 from acontrol.generation.run import generate
 from acontrol.generation.settings import GenerationConfig

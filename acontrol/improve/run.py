@@ -9,11 +9,12 @@ from acontrol.data.overlap import refuse_overlap
 from acontrol.errors import UserError
 from acontrol.evaluation import caveats
 from acontrol.evaluation.budget import Budget, detector_budgets
-from acontrol.evaluation.comparison import announce, chosen_categories, folds_in
+from acontrol.evaluation.comparison import chosen_categories, folds_in
 from acontrol.evaluation.dataset import Folders
 from acontrol.evaluation.estimate import seconds_on_features
 from acontrol.evaluation.localization import detector_names, run_localization
 from acontrol.evaluation.settings import LocalizationConfig
+from acontrol.evaluation.trainings import announce
 from acontrol.improve.held import Folds
 from acontrol.improve.page import write_page
 from acontrol.improve.rounds import Rounds

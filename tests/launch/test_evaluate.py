@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from acontrol.errors import UserError
-from acontrol.evaluation.comparison import _results
+from acontrol.evaluation.trainings import _results
 from launch import evaluate, shard
 from tests.evaluation.test_detectors import needs_weights
 from tests.launch import commands

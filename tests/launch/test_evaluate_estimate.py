@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from acontrol.errors import UserError
-from acontrol.evaluation.comparison import ASKS_FROM_S, announce
 from acontrol.evaluation.results import TrainingJob
+from acontrol.evaluation.trainings import ASKS_FROM_S, announce
 from launch import evaluate, shard
 from tests.launch.test_errors import error_of
 

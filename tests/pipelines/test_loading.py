@@ -83,8 +83,7 @@ def test_weights_with_another_checksum_than_recorded_are_refused(
 @pytest.mark.parametrize("content", ['""', "[]", "null", "{", "3"])
 def test_a_config_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(
-        UserError, match=f"{tmp_path} is not an adapter of this version: ."
-    ) as e:
+    why = "Expecting property name" if content == "{" else "config.json holds no settings"
+    told = f"^{tmp_path} is not an adapter of this version: {why}[^\n]*$"
+    with pytest.raises(UserError, match=told):
         load_adapter(str(tmp_path))
-    assert "\n" not in str(e.value)
