@@ -25,6 +25,9 @@ def understand(
 ) -> dict[str, Any]:
     """The attention of a reference's words over its image (the paper's Figure 4).
 
+    The image is whole, whatever ``csm.outside`` says: with the rest greyed there would be
+    nothing for ASEA to turn attention away from.
+
     Args:
         pipeline: With the model.
         reference: The labelled image.
