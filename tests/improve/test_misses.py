@@ -156,6 +156,9 @@ def test_a_plan_is_written_as_requests_with_masks_inside_their_images(tmp_path: 
         with Image.open(file.parent / line["mask"]) as drawn, Image.open(line["normal"]) as on:
             assert drawn.size == on.size
             areas.setdefault(on.size, set()).add(int((np.asarray(drawn) > 0).sum()))
+            left, top, right, bottom = drawn.getbbox() or (0, 0, 0, 0)
+            scale = on.width / 60  # Nothing has gone out on one side and in on another.
+            assert (right - left, bottom - top) == (round(10 * scale), round(3 * scale))
         assert line["reference"] == "a/crack/10"
         assert line["seed"] == one.seed
     assert areas[60, 40] == {30}
