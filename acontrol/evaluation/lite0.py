@@ -24,6 +24,7 @@ CHANNELS = (24, 40, 112)
 _BLOCKS = (2, 4, 10)
 _SIDE = 224  # Pixels at which the network was trained.
 _CACHED_BYTES = 2**29  # Of features kept by a process.
+_REMEMBERED = 2**20  # Images of which a process knows that it has seen them.
 
 Stages = list[Tensor]
 
@@ -64,7 +65,9 @@ class Lite0:
     """The network up to stride 16.
 
     Images are computed one by one, and their features rounded to half precision, so that they
-    are the same whether they come from the cache or not.
+    are the same whether they come from the cache or not. What is seen a second time is kept:
+    test images come again with each training, whereas a random crop never does, and would only
+    push them out.
     """
 
     def __init__(self, device: str):
@@ -76,6 +79,7 @@ class Lite0:
         network.load_state_dict(weights)
         self.device = device
         self._network = network.eval().requires_grad_(False).to(device)
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._cache: OrderedDict[bytes, Stages] = OrderedDict()
         self._cached_bytes = 0
 
@@ -95,6 +99,11 @@ class Lite0:
             self._cache.move_to_end(key)
             return found
         found = [stage.half().cpu() for stage in self.forward(image)]
+        if key not in self._seen:
+            self._seen[key] = None
+            if len(self._seen) > _REMEMBERED:
+                self._seen.popitem(last=False)
+            return found
         self._cache[key] = found
         self._cached_bytes += _bytes(found)
         while self._cached_bytes > _CACHED_BYTES:

@@ -133,8 +133,20 @@ def test_features_do_not_depend_on_the_cache_or_the_batch() -> None:
         assert torch.equal(first[1:2], alone)
     held = features._cached_bytes
     assert held == sum(stage.numel() * 2 for stage in once)
-    features.stages(images)
+    third = features.stages(images)
     assert features._cached_bytes == held
+    assert all(torch.equal(*pair) for pair in zip(once, third, strict=True))
+
+
+@needs_weights
+def test_only_features_that_are_needed_again_are_kept() -> None:
+    """Random crops, seen once, do not push out test images, seen at each training."""
+    crops = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    features = lite0.Lite0("cpu")
+    features.stages(crops)
+    assert features._cached_bytes == 0
+    features.stages(crops[:1])
+    assert len(features._cache) == 1
 
 
 @needs_weights
