@@ -86,7 +86,7 @@ def run_ablation(config: AblationConfig) -> None:
     announce(
         jobs,
         None if config.dry_run else out,
-        lambda: seconds_a_detector(budget, len(test), budget.epochs),
+        lambda: seconds_a_detector("unet", budget, len(test), budget.epochs),
         yes=config.yes,
         besides=" (detectors alone: adapters and images come first)",
     )

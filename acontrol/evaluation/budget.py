@@ -8,7 +8,8 @@ from pydantic import Field
 from acontrol.config import Settings
 from acontrol.messages import counted
 
-DetectorName = Literal["unet", "head", "bank"]
+DetectorName = Literal["unet", "draem", "head", "bank"]
+ON_FEATURES = ("head", "bank")  # Those that stand on EfficientNet-Lite0.
 
 
 class Reading(Settings):
@@ -161,6 +162,7 @@ def detector_budgets(
     """The budget of each detector, with these changes of all."""
     tables: dict[DetectorName, Mapping[str, DetectorBudget]] = {
         "unet": BUDGETS,
+        "draem": BUDGETS,
         "head": HEAD_BUDGETS,
         "bank": BANK_BUDGETS,
     }

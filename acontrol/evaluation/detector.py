@@ -1,7 +1,7 @@
 """The localization detector: the discriminative U-Net of DRAEM, on the image alone.
 
 Zavrtanik, Kristan, Skocaj: "DRAEM", ICCV 2021. DRAEM feeds it image and reconstruction (6
-channels); the synthesis papers' downstream protocol trains it on the image (3 channels).
+channels; see `draem`); the synthesis papers' downstream protocol trains it on the image (3).
 """
 
 import torch
@@ -16,39 +16,35 @@ _POOL_SHARE = 21 / 256  # The image score's window over the side: 21 px at 256.
 class DetectorUNet(nn.Module):
     """Logits of normal and defect per pixel; the image's sides are multiples of 32."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, channels: int = 3):
         """Build with DRAEM's initial weights, drawn from torch's generator."""
         super().__init__()
         widths = [width, 2 * width, 4 * width, 8 * width, 8 * width, 8 * width]
         self.down = nn.ModuleList(
-            _block(before, after)
-            for before, after in zip([3, *widths[:-1]], widths, strict=True)
+            block(before, after)
+            for before, after in zip([channels, *widths[:-1]], widths, strict=True)
         )
         # On each way up: halve the channels, join the skip, mix.
         ups = [8 * width, 4 * width, 2 * width, width, width]
         skips = widths[-2::-1]
         self.up = nn.ModuleList(
-            _convolution(before, after)
+            convolution(before, after)
             for before, after in zip([8 * width, *ups[:-1]], ups, strict=True)
         )
         self.join = nn.ModuleList(
-            _block(up + skip, up) for up, skip in zip(ups, skips, strict=True)
+            block(up + skip, up) for up, skip in zip(ups, skips, strict=True)
         )
         self.out = nn.Conv2d(width, 2, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0.0, 0.02)
-            elif isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.weight, 1.0, 0.02)
+        draems_weights(self)
 
     def forward(
-        self, image: Float[Tensor, "batch 3 height width"]
+        self, image: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch 2 height width"]:
         """Logits for images in [0, 1]."""
         skips = []
         x = image
-        for level, block in enumerate(self.down):
-            x = block(F.max_pool2d(x, 2) if level else x)
+        for level, down in enumerate(self.down):
+            x = down(F.max_pool2d(x, 2) if level else x)
             skips.append(x)
         skips.pop()
         for up, join in zip(self.up, self.join, strict=True):
@@ -77,11 +73,22 @@ def image_scores(
     return pooled.flatten(1).amax(dim=1)
 
 
-def _convolution(before: int, after: int) -> nn.Sequential:
+def convolution(before: int, after: int) -> nn.Sequential:
+    """DRAEM's layer: 3 x 3, batch normalisation, ReLU."""
     return nn.Sequential(
         nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
     )
 
 
-def _block(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(_convolution(before, after), _convolution(after, after))
+def block(before: int, after: int) -> nn.Sequential:
+    """Two layers; the first changes the number of channels."""
+    return nn.Sequential(convolution(before, after), convolution(after, after))
+
+
+def draems_weights(network: nn.Module) -> None:
+    """Draw DRAEM's initial weights from torch's generator."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)

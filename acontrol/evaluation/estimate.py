@@ -8,26 +8,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acontrol.evaluation.budget import BankBudget, Budget, DetectorBudget, Schedule
+from acontrol.evaluation.budget import (
+    BankBudget,
+    Budget,
+    DetectorBudget,
+    DetectorName,
+    Schedule,
+)
 from acontrol.evaluation.classifier import Classifier
-from acontrol.evaluation.detector import DetectorUNet, focal_loss
 from acontrol.evaluation.lite0 import Lite0
-from acontrol.evaluation.trainer import channels_last
+from acontrol.evaluation.trainer import channels_last, loss_of, untrained
 
 _REPEATS = 3  # The first one warms up.
 _COMPARING = 2  # A head's step or a bank's search takes about as long as the features.
 _IMAGES = 2  # In the timed batch: full batches are heavy at the paper's size.
 
 
-def seconds_a_detector(budget: Budget, test_images: int, rounds: int) -> float:
-    """Seconds to train a detector and score the test images ``rounds`` times."""
-    detector = channels_last(DetectorUNet(budget.width).to(_device()))
-    return _seconds(
-        budget,
-        detector,
-        lambda images: focal_loss(detector(images), images[:, 0] > 0.9),
-        rounds * test_images,
-    )
+def seconds_a_detector(
+    name: DetectorName, budget: Budget, test_images: int, rounds: int
+) -> float:
+    """Seconds to train a detector of the image alone and score test images ``rounds`` times."""
+    detector = untrained(name, budget.width, _device())
+    loss = loss_of(name, detector)
+
+    def step(images: Tensor) -> Tensor:
+        seen = torch.cat([images, 1 - images], dim=1) if name == "draem" else images
+        return loss(seen, images[:, 0] > 0.9)
+
+    return _seconds(budget, detector, step, rounds * test_images)
 
 
 def seconds_on_features(budget: DetectorBudget, test_images: int) -> float:

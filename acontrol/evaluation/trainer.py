@@ -1,5 +1,6 @@
 """Training and inference of the detectors and classifiers."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from acontrol.evaluation.bank import memory_bank
 from acontrol.evaluation.budget import (
+    ON_FEATURES,
     BankBudget,
     Budget,
     DetectorBudget,
@@ -18,9 +20,10 @@ from acontrol.evaluation.budget import (
     Schedule,
 )
 from acontrol.evaluation.detector import DetectorUNet, focal_loss
+from acontrol.evaluation.draem import DraemDetector, draem_loss
 from acontrol.evaluation.head import balanced_loss, head_detector
 from acontrol.evaluation.images import ImageSet
-from acontrol.evaluation.sources import Images, Sample, Source, augmented
+from acontrol.evaluation.sources import Images, Sample, Source, augmented, pair_of
 from acontrol.seeding import derive_seed
 
 _BATCH = 32  # Of inference, without effect on its results.
@@ -100,26 +103,44 @@ def train_detector(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("detector", seed))
         detector = _detector(name, budget, normals, seed, device)
+    draw = drawn_from(normals, source, clean, augment=budget.augment, originals=name == "draem")
+    yield from fit(detector, budget, draw, loss_of(name, detector), seed)
+
+
+def loss_of(
+    name: DetectorName, detector: nn.Module
+) -> Callable[[Tensor, Tensor], Float[Tensor, ""]]:
+    """What a detector is trained by: the loss of images in [0, 1] and their masks."""
+    if isinstance(detector, DraemDetector):
+        return functools.partial(draem_loss, detector)
     objective = balanced_loss if name == "head" else focal_loss
-    draw = drawn_from(normals, source, clean, augment=budget.augment)
-    yield from fit(
-        detector, budget, draw, lambda images, masks: objective(detector(images), masks), seed
-    )
+    return lambda images, masks: objective(detector(images), masks)
 
 
 def drawn_from(
-    normals: Images, source: Source | None, clean: Images | None, *, augment: bool
+    normals: Images,
+    source: Source | None,
+    clean: Images | None,
+    *,
+    augment: bool,
+    originals: bool = False,
 ) -> Callable[[int, np.random.Generator], Sample]:
-    """What `fit` draws for a detector: normal images and the source's in turn."""
+    """What `fit` draws for a detector: normal images and the source's in turn.
+
+    With ``originals`` an image has six channels, the last three as it was before its defect.
+    """
 
     def draw(index: int, rng: np.random.Generator) -> Sample:
         if source is not None and index % 2:
-            sample = source.sample(rng)
-        elif clean is not None and rng.random() < 0.5:
-            image, mask = clean.sample(rng)
-            sample = image, torch.zeros_like(mask)
+            image, mask, original = pair_of(source, rng)
         else:
-            sample = normals.sample(rng)
+            if clean is not None and rng.random() < 0.5:
+                image, mask = clean.sample(rng)
+                mask = torch.zeros_like(mask)
+            else:
+                image, mask = normals.sample(rng)
+            original = image
+        sample = (torch.cat([image, original]) if originals else image), mask
         return augmented(sample, rng) if augment else sample
 
     return draw
@@ -129,22 +150,28 @@ def _detector(
     name: DetectorName, budget: Budget, normals: Images, seed: int, device: str
 ) -> nn.Module:
     """A detector before its training."""
-    if name == "unet":
-        return channels_last(DetectorUNet(budget.width).to(device))
+    if name not in ON_FEATURES:
+        return untrained(name, budget.width, device)
     number = min(len(normals), _STANDARDISED_BY)
     seen = [*_normals(normals, number, "standardised", seed, augment=budget.augment)]
     return head_detector(budget.width, torch.stack(seen), device)
+
+
+def untrained(name: DetectorName, width: int, device: str) -> nn.Module:
+    """A detector of the image alone, with random weights."""
+    made = DraemDetector(width) if name == "draem" else DetectorUNet(width)
+    return channels_last(made.to(device))
 
 
 def restored(
     name: DetectorName, budget: Budget, weights: Mapping[str, Tensor], device: str
 ) -> nn.Module:
     """A trained detector from its ``state_dict``; not a memory bank."""
-    if name == "unet":
-        detector: nn.Module = channels_last(DetectorUNet(budget.width).to(device))
-    else:
+    if name in ON_FEATURES:
         blank = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-        detector = head_detector(budget.width, blank, device)
+        detector: nn.Module = head_detector(budget.width, blank, device)
+    else:
+        detector = untrained(name, budget.width, device)
     detector.load_state_dict(dict(weights))
     return detector.eval()
 

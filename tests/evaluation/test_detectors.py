@@ -15,12 +15,7 @@ from acontrol.errors import UserError
 from acontrol.evaluation import lite0
 from acontrol.evaluation.backends import load_backend
 from acontrol.evaluation.bank import NEIGHBOURS, MemoryBank, memory_bank, patch_features
-from acontrol.evaluation.budget import (
-    BANK_BUDGETS,
-    BUDGETS,
-    HEAD_BUDGETS,
-    detector_budgets,
-)
+from acontrol.evaluation.budget import BUDGETS, ON_FEATURES, detector_budgets
 from acontrol.evaluation.dataset import DETECTOR, CategoryDataset, Folders, check
 from acontrol.evaluation.features import distances, in_batches
 from acontrol.evaluation.generation_metrics import kernel_distance
@@ -32,6 +27,7 @@ from acontrol.evaluation.results import TrainingJob
 from acontrol.evaluation.sources import Mixed, Paired, augmented
 from acontrol.evaluation.trainer import anomaly_maps, train_detector
 from acontrol.masks.perlin import perlin_blobs
+from tests.evaluation.test_metrics import aupro_written_out
 
 try:
     lite0.require("--detector")
@@ -176,13 +172,20 @@ def test_the_banks_scores_are_scikit_learns_distances(root: Path) -> None:
     assert maps.min() > 0 and maps.max() < 1
 
 
-@needs_weights
-@pytest.mark.parametrize(("detector", "source"), [("bank", "none"), ("head", "real")])
+@pytest.mark.parametrize(
+    ("detector", "source"),
+    [
+        pytest.param("bank", "none", marks=needs_weights),
+        pytest.param("head", "real", marks=needs_weights),
+        ("unet", "real"),
+        ("draem", "perlin"),
+    ],
+)
 def test_a_result_has_the_metrics_of_scikit_learn(
     root: Path, tmp_path: Path, detector, source: str
 ) -> None:
-    tables = {"bank": BANK_BUDGETS, "head": HEAD_BUDGETS}
-    budget = tables[detector]["smallest"].model_copy(update={"size": SIDE, "augment": True})
+    changes = {"size": SIDE, "augment": True}
+    budget = detector_budgets("smallest", [detector], changes)[detector]
     folders = Folders(root, {}, SIDE, budget.pairs)
     data = {"wood": check(folders, "wood", [source], DETECTOR).digests}
     experiment = Localization(
@@ -193,8 +196,11 @@ def test_a_result_has_the_metrics_of_scikit_learn(
         experiment.run(job, tmp_path / name)
     saved = job.metrics(tmp_path / "a")
     assert saved == job.metrics(tmp_path / "b")
-    assert saved["detector"] == detector and saved["budget"]["augment"]
-    assert saved["features"]["sha256"].startswith("57934424"), "the file's name has its digest"
+    assert saved.get("detector", "unet") == detector and saved["budget"]["augment"]
+    if detector in ON_FEATURES:
+        assert saved["features"]["sha256"].startswith("57934424"), "as the file's name says"
+    else:
+        assert "features" not in saved
     test = dataset_of(root).part("test")
     (trained, _) = list(
         train_detector(
@@ -215,6 +221,8 @@ def test_a_result_has_the_metrics_of_scikit_learn(
     assert strict["pixel_ap"] == pytest.approx(
         average_precision_score(truth.ravel(), maps.ravel()), abs=1e-6
     )
+    aupro = aupro_written_out(maps, truth, 0.3)
+    assert strict["pixel_aupro"] == pytest.approx(aupro, abs=1e-6)
     own = np.array([defect in ("stain", "good") for defect in test.defects])
     assert strict["by_defect"]["stain"]["pixel_ap"] == pytest.approx(
         average_precision_score(truth[own].ravel(), maps[own].ravel()), abs=1e-6
