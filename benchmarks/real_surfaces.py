@@ -105,6 +105,8 @@ class Study:
         """Set where its data is and its results go."""
         self.product = product
         self.root, self.work = data / product.name, work / product.name
+        # Under the product's name, which is the category's.
+        self.good_words = self.work / "good-words" / product.name
         self.split = [] if product.name == "ball_screw" else ["--split-file", self._at("split")]
 
     def _at(self, name: str) -> str:
@@ -140,7 +142,7 @@ class Study:
                 for seed in ADAPTERS
             ]
             sets += [self._drawing(name, 0, 100, "--method", name) for name in RIVALS]
-            clean = ("--scale", "0", "--gate", "off", "--data", self._at("good-words"))
+            clean = ("--scale", "0", "--gate", "off", "--data", str(self.good_words))
             return [*sets, self._drawing("clean", 0, 100, *clean)]
         sets = {"ours": ADAPTERS, "ours-T0": ADAPTERS, **dict.fromkeys(RIVALS, ONE)}
         sources = [name for own in (*CONTROLS, *sets) for name in (own, f"real+{own}")]
@@ -207,7 +209,7 @@ class Study:
 
 def good_words(study: Study) -> None:
     """A copy of the data whose words for each defect are those of a good surface."""
-    place = study.work / "good-words"
+    place = study.good_words
     if place.exists():
         return
     shutil.copytree(study.root, place)
