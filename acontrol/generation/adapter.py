@@ -106,6 +106,7 @@ class AdapterMethod:
             composite=False,
             start_image=_start(tasks),
             strength=sampling.strength,
+            solver=sampling.solver,
             watch=self.watch,
         ).images
         return [Drawing(np.asarray(image)) for image in drawn]

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from acontrol.config.sampling import Solver
 from acontrol.data.images import encode_png, image_size, read_mask
 from acontrol.data.pixels import image_pixels, mask_pixels
 from acontrol.data.prompts import target_text
@@ -38,6 +39,7 @@ def draw_defect(
     crop: float | None = None,
     start: Literal["noise", "reference", "clean"] = "noise",
     strength: float = 1.0,
+    solver: Solver = "ddim",
     blend: Literal["feather", "poisson", "hard"] = "feather",
 ) -> Image.Image:
     """Draw a defect inside a mask; every pixel outside it stays as it is.
@@ -55,7 +57,7 @@ def draw_defect(
         product: The image's product, for the target text "a photo of PRODUCT with PHRASE".
         prompt: The target text itself, instead.
         seed: Of the noise; as a request's ``seed``.
-        steps: DDIM steps.
+        steps: Denoising steps.
         guidance_scale: Classifier-free guidance.
         scale: Gamma of Eq. (5); by default the one trained with.
         crop: Side of the square that is drawn, in sizes of the defect; 0 is the whole image.
@@ -64,6 +66,7 @@ def draw_defect(
             mask, or the normal image.
         strength: With ``start``, the share of the steps that are done: below 1 its structure
             stays.
+        solver: DDIM, or one that needs fewer ``steps``.
         blend: The mask's edge.
 
     Returns:
@@ -83,6 +86,7 @@ def draw_defect(
         crop=crop,
         start=start,
         strength=strength,
+        solver=solver,
     )
     sampling.check()
     pipeline.semantics.read([reference_phrase])

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from acontrol.config import AdapterCard, AseaConfig
+from acontrol.config.sampling import Solver
 from acontrol.data.images import pictures, reference_view
 from acontrol.data.pixels import PixelError, as_rgb, image_pixels, mask_pixels
 from acontrol.method.csm import CrossModalEncoder
@@ -29,8 +30,8 @@ from acontrol.method.sga import SLICING, SemanticAdapter, check_processors, inst
 from acontrol.networks.inpainting import check_inpainting
 from acontrol.networks.load import BaseModels
 from acontrol.pipelines import blending
-from acontrol.pipelines.compositing import feather_px, limit_saturation, paste, saturation
-from acontrol.pipelines.denoising import Watch, ddim, denoise, guided
+from acontrol.pipelines.compositing import composited
+from acontrol.pipelines.denoising import Watch, ddim, denoise, guided, scheduler_of
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
 
@@ -97,24 +98,6 @@ def vlm_inputs(
     ]
     pixels, regions = zip(*views, strict=True)
     return torch.stack(pixels), torch.stack(regions)
-
-
-def composited(
-    drawn: Image.Image, normal: Image.Image, mask: Image.Image, resolution: int
-) -> Image.Image:
-    """A drawing's defect on its normal image, faded in at the mask's edge; grey on grey.
-
-    Args:
-        drawn: Of the normal image's size.
-        normal: Of any mode.
-        mask: 1-bit, where to draw.
-        resolution: The model's.
-    """
-    pixels, result = np.asarray(normal.convert("RGB")), np.asarray(drawn)
-    if not saturation(pixels).any():
-        result = limit_saturation(result, 0)
-    width = feather_px(max(normal.size), resolution)
-    return Image.fromarray(paste(pixels, result, np.asarray(mask), "feather", width))
 
 
 @dataclass
@@ -219,7 +202,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 or the square of ``card.target_crop`` times the defect.
             mask_image: Where to draw, each of its image's size: black, and one other level
                 inside.
-            num_inference_steps: DDIM steps.
+            num_inference_steps: Steps of the pipeline's scheduler, DDIM.
             guidance_scale: Classifier-free guidance; 1 skips the unconditional pass.
             semantic_scale: Gamma of Eq. (5); by default the one trained with.
             generator: One CPU generator per image: a seed then gives the same noise whatever
@@ -338,13 +321,15 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         composite: bool = True,
         start_image: Sequence[Image.Image] | None = None,
         strength: float = 1.0,
+        solver: Solver = "ddim",
         watch: Watch | None = None,
     ) -> AnomalyControlOutput:
         """Draw a batch from its conditions; the arguments are those of ``__call__``.
 
         Masks must be 1-bit and of their images' sizes. ``start_image`` are images in RGB that
         lie under the noise, and ``strength`` in [0, 1] is the share of the steps that are done
-        on them. ``watch`` sees the latents of each step.
+        on them. ``solver``, but for "ddim", replaces the pipeline's scheduler on its own
+        schedule. ``watch`` sees the latents of each step.
         """
         check_processors(self.unet)
         if image is not None:
@@ -360,6 +345,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         size, side = self.card.resolution, self.latent_side
         shape = (count, self.vae.config.latent_channels, side, side)
         noise = randn_tensor(shape, list(generator) if generator else None, device)
+        scheduler = scheduler_of(solver, self.scheduler)
         canvas = blending.encode_canvas(
             self.vae, image, mask_image, count, size, device, self.card.inpainting
         )
@@ -367,7 +353,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
             doubled = torch.cat([latents] * 2) if is_guided else latents
             noise_pred: Tensor = self.unet(
-                canvas.unet_input(self.scheduler.scale_model_input(doubled, timestep)).to(
+                canvas.unet_input(scheduler.scale_model_input(doubled, timestep)).to(
                     self.unet.dtype
                 ),
                 timestep,
@@ -381,7 +367,7 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             start = blending.encode_start(self.vae, start_image, size, device)
         latents = denoise(
             predict,
-            self.scheduler,
+            scheduler,
             canvas,
             noise,
             num_inference_steps,

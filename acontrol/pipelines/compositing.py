@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import spsolve
 
@@ -28,6 +29,24 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # Rec. 601, as Pillow's mode L.
 def feather_px(side: int, resolution: int) -> int:
     """Width of the fade in the image's pixels, for a drawing ``side`` pixels long."""
     return max(1, round(FEATHER * side / resolution))
+
+
+def composited(
+    drawn: Image.Image, normal: Image.Image, mask: Image.Image, resolution: int
+) -> Image.Image:
+    """A drawing's defect on its normal image, faded in at the mask's edge; grey on grey.
+
+    Args:
+        drawn: Of the normal image's size.
+        normal: Of any mode.
+        mask: 1-bit, where to draw.
+        resolution: The model's.
+    """
+    pixels, result = np.asarray(normal.convert("RGB")), np.asarray(drawn)
+    if not saturation(pixels).any():
+        result = limit_saturation(result, 0)
+    width = feather_px(max(normal.size), resolution)
+    return Image.fromarray(paste(pixels, result, np.asarray(mask), "feather", width))
 
 
 def saturation(pixels: Pixels) -> npt.NDArray[np.uint8]:

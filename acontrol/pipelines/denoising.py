@@ -3,9 +3,15 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from diffusers import DDIMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
+from acontrol.config.sampling import Solver
 from acontrol.pipelines.blending import Canvas
 
 # Latents, as many as asked for, and a timestep; gives the noise in them.
@@ -14,10 +20,13 @@ NoisePredictor = Callable[[Tensor, Tensor], Tensor]
 # they are estimated then. What it raises ends the drawing.
 Watch = Callable[[int, int, Tensor], object]
 
+# Few steps that begin below the full noise leave colours of the noise behind.
+_SPACING = "linspace"
+
 
 def denoise(
     predict: NoisePredictor,
-    scheduler: DDIMScheduler,
+    scheduler: SchedulerMixin,
     canvas: Canvas,
     noise: Tensor,
     steps: int,
@@ -71,3 +80,14 @@ def guided(noise_pred: Tensor, scale: float) -> Tensor:
 def ddim(config: Any) -> DDIMScheduler:
     """A DDIM sampler on a base's noise schedule."""
     return DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
+
+
+def scheduler_of(solver: Solver, scheduler: SchedulerMixin) -> SchedulerMixin:
+    """A solver on the noise schedule of a scheduler; for "ddim" the scheduler itself.
+
+    The others have a state of their own, so each drawing gets a new one.
+    """
+    if solver == "ddim":
+        return scheduler
+    kind = DPMSolverMultistepScheduler if solver == "dpm++" else UniPCMultistepScheduler
+    return kind.from_config(scheduler.config, timestep_spacing=_SPACING)

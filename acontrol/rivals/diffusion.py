@@ -19,7 +19,7 @@ from acontrol.networks.load import BaseModels
 from acontrol.pipelines import blending
 from acontrol.pipelines.blending import Canvas
 from acontrol.pipelines.compositing import feather_px
-from acontrol.pipelines.denoising import NoisePredictor, ddim, denoise, guided
+from acontrol.pipelines.denoising import NoisePredictor, ddim, denoise, guided, scheduler_of
 from acontrol.rivals.task import Drawing, Task
 
 
@@ -83,7 +83,9 @@ class DiffusionMethod(ABC):
         side = self.resolution // factor
         noise = randn_tensor((len(tasks), channels, side, side), seeds, device)
         predict = self.predictor(tasks, canvas, seeds)
-        latents = denoise(predict, self.scheduler, canvas, noise, tasks[0].sampling.steps)
+        sampling = tasks[0].sampling
+        scheduler = scheduler_of(sampling.solver, self.scheduler)
+        latents = denoise(predict, scheduler, canvas, noise, sampling.steps)
         decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
         drawn = []
         for image, task in zip(pictures(decoded), tasks, strict=True):
