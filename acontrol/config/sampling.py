@@ -50,6 +50,13 @@ class Sampling(Settings):
         "inpainting: the share of the steps that are done. Below 1 the structure stays.",
     )
 
+    detail: bool = Field(
+        False,
+        description="Keep grain that the base is too coarse for: add only the drawing's "
+        "difference from the autoencoder's view of what lies under it (--start reference or "
+        "clean; with noise the normal image) to that, in its own pixels.",
+    )
+
     def check(self) -> None:
         """Check settings that a command and its requests set together.
 

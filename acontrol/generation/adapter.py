@@ -13,7 +13,8 @@ from torch import Tensor
 from acontrol.data.crops import Crop, crops
 from acontrol.masks.shape import Mask
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, Conditions
-from acontrol.pipelines.compositing import feather_px
+from acontrol.pipelines.blending import encode_start
+from acontrol.pipelines.compositing import Pixels, feather_px
 from acontrol.pipelines.denoising import Watch
 from acontrol.rivals.task import Drawing, Task
 
@@ -95,21 +96,46 @@ class AdapterMethod:
     def draw(self, tasks: Sequence[Task]) -> list[Drawing]:
         """Sample each task's latents from its own seed, and decode them."""
         sampling = tasks[0].sampling
+        normals = [Image.fromarray(task.image) for task in tasks]
+        start = _start(tasks)
         drawn = self.pipeline.sample(
             self.conditions.of(tasks),
-            [Image.fromarray(task.image) for task in tasks],
+            normals,
             [Image.fromarray(task.mask) for task in tasks],
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             semantic_scale=sampling.scale,
             generator=[torch.Generator().manual_seed(task.seed) for task in tasks],
             composite=False,
-            start_image=_start(tasks),
+            start_image=start,
             strength=sampling.strength,
             solver=sampling.solver,
             watch=self.watch,
         ).images
-        return [Drawing(np.asarray(image)) for image in drawn]
+        if not sampling.detail:
+            return [Drawing(np.asarray(image)) for image in drawn]
+        under = start or normals
+        seen = self._through_autoencoder(under)
+        return [
+            Drawing(_moved(*(np.asarray(image) for image in three)))
+            for three in zip(under, drawn, seen, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _through_autoencoder(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """What the base's autoencoder shows of images, at their own sizes."""
+        pipe = self.pipeline
+        latents = encode_start(pipe.vae, images, pipe.card.resolution, pipe._execution_device)
+        return [
+            seen.resize(image.size, Image.Resampling.BICUBIC)
+            for seen, image in zip(pipe.decode(latents), images, strict=True)
+        ]
+
+
+def _moved(image: Pixels, drawn: Pixels, seen: Pixels) -> Pixels:
+    """An image, changed as a drawing differs from what the autoencoder shows of the image."""
+    levels = image.astype(np.int16) + drawn - seen
+    return levels.clip(0, 255).astype(np.uint8)
 
 
 def _start(tasks: Sequence[Task]) -> list[Image.Image] | None:

@@ -40,6 +40,7 @@ def draw_defect(
     start: Literal["noise", "reference", "clean"] = "noise",
     strength: float = 1.0,
     solver: Solver = "ddim",
+    detail: bool = False,
     blend: Literal["feather", "poisson", "hard"] = "feather",
 ) -> Image.Image:
     """Draw a defect inside a mask; every pixel outside it stays as it is.
@@ -67,6 +68,7 @@ def draw_defect(
         strength: With ``start``, the share of the steps that are done: below 1 its structure
             stays.
         solver: DDIM, or one that needs fewer ``steps``.
+        detail: Keep grain that the base is too coarse for, of what lies under the drawing.
         blend: The mask's edge.
 
     Returns:
@@ -87,6 +89,7 @@ def draw_defect(
         start=start,
         strength=strength,
         solver=solver,
+        detail=detail,
     )
     sampling.check()
     pipeline.semantics.read([reference_phrase])

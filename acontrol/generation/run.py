@@ -192,10 +192,12 @@ def _check_start(config: GenerationConfig, planned: Sequence[PlannedImage]) -> N
     if config.method in WITH_ADAPTER:
         return
     for image in planned:
-        if image.sampling.start != "noise":
+        if image.sampling.start != "noise" or image.sampling.detail:
+            own = image.sampling
+            what = "detail" if own.detail else f"start {own.start}"
             raise UserError(
-                f"start {image.sampling.start} is how an adapter's drawing begins; --method "
-                f"{config.method} has no such choice"
+                f"{what} is a choice of an adapter's drawing; --method {config.method} has no "
+                "such choice"
             )
 
 

@@ -77,3 +77,39 @@ def test_a_request_sets_its_own_start_and_the_manifest_records_it(
         for line in text.splitlines()
     }
     assert len(images) == 3
+
+
+def test_detail_keeps_what_the_base_cannot_draw(files: dict[str, Path]) -> None:
+    """Of an unchanged start every pixel; the drawing's own difference on top of it."""
+    pipe = acontrol.load_pipeline(str(built_in_adapter()))
+    pipe.set_progress_bar_config(disable=True)
+    size = image_size(files["image"])
+    normal, mask = read_image(files["image"]), np.asarray(read_mask(files["mask"], size))
+    reference = read_image(files["reference_image"])
+    reference_mask = np.asarray(read_mask(files["reference_mask"], size))
+    paste = pasted(normal, mask, reference, reference_mask).pixels
+
+    def drawn(**settings: object) -> np.ndarray:
+        words = {"reference_phrase": "a crack", "product": "wood", "steps": 5}
+        own = words | settings
+        return np.asarray(acontrol.draw_defect(pipe, **files, **own, blend="hard"))
+
+    assert np.array_equal(drawn(start="clean", strength=0, detail=True), normal)
+    gaps = [
+        np.abs(drawn(start="reference", strength=0, detail=detail).astype(int) - paste)[mask]
+        for detail in (False, True)
+    ]
+    assert gaps[1].mean() < gaps[0].mean() / 1.5, "but where latents meet the normal image's"
+    plain, with_detail = (drawn(detail=detail).astype(int) for detail in (False, True))
+    lost = normal - drawn(start="clean", strength=0).astype(int)
+    assert np.abs(lost[mask]).mean() > 1, "the autoencoder is not exact"
+    expected = (plain + lost).clip(0, 255)
+    near = np.abs(with_detail - expected)[mask] <= 2
+    assert near.mean() > 0.95, "but where the limit of the colours takes part"
+
+
+def test_only_an_adapters_drawing_has_detail(built_in_data: Path, tmp_path: Path) -> None:
+    args = ["--data", str(built_in_data), "--out", str(tmp_path / "out"), "--detail"]
+    with pytest.raises(UserError, match="detail is a choice of an adapter's drawing"):
+        generate.run([*args, "--method", "copy-paste", "--count", "1"])
+    assert not (tmp_path / "out").exists()

@@ -174,7 +174,7 @@ def test_a_method_that_cannot_draw_is_told_in_one_line(
         generate.run(["--data", str(built_in_data), "--out", str(out)])
     with pytest.raises(UserError, match=r"ip-adapter: .* reads the reference's words"):
         generate.run(options("ip-adapter", built_in_data, out))
-    with pytest.raises(UserError, match="how an adapter's drawing begins"):
+    with pytest.raises(UserError, match="start clean is a choice of an adapter's drawing"):
         generate.run(options("perlin", built_in_data, out, "--start", "clean"))
     base = tmp_path / "base"
     shutil.copytree(built_in_base(), base)
