@@ -78,6 +78,8 @@ def application(studio: Studio, token: str | None = None) -> Starlette:
             "categories": studio.planner.folder.categories,
             "defaults": {
                 "steps": sampling.steps,
+                "solver": sampling.solver,
+                "detail": sampling.detail,
                 "guidance_scale": sampling.guidance_scale,
                 "scale": card.sga.scale,
                 "asea_steps": card.asea.steps,

@@ -223,7 +223,8 @@ async function draw(more = {}) {
   const request = {
     category: chosen.category, normal: chosen.normal,
     scale: Number($("scale").value), asea_steps: Number($("asea").value),
-    steps: Number($("steps").value), guidance_scale: Number($("guidance").value),
+    steps: Number($("steps").value), solver: $("solver").value, detail: $("detail").checked,
+    guidance_scale: Number($("guidance").value),
     start: $("start").value, seed: Number($("seed").value), count: Number($("count").value),
   };
   if (request.start !== "noise") request.strength = Number($("strength").value);
@@ -423,6 +424,8 @@ guard(async () => {
   $("scale").value = defaults.scale;
   $("asea").value = defaults.asea_steps;
   $("steps").value = defaults.steps;
+  $("solver").value = defaults.solver;
+  $("detail").checked = defaults.detail;
   $("guidance").value = defaults.guidance_scale;
   $("count").max = defaults.most;
   for (const name of ["scale", "asea"]) $(`${name}-shown`).textContent = $(name).value;
