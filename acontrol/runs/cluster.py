@@ -13,7 +13,7 @@ import ray
 
 import acontrol
 from acontrol.config import ClusterConfig
-from acontrol.errors import UserError
+from acontrol.errors import UserError, one_line
 from acontrol.messages import counted
 from acontrol.progress import waiting
 from acontrol.runs.origin import origin_environment
@@ -58,7 +58,7 @@ def joined_cluster(
         show_output: Whether to print the workers' output here.
 
     Raises:
-        UserError: If the cluster of RAY_ADDRESS does not answer.
+        UserError: If the cluster of RAY_ADDRESS does not answer, or refuses to be joined.
     """
     if ray.is_initialized():
         yield
@@ -77,7 +77,14 @@ def joined_cluster(
                 "env_vars": worker_environment(on_gpus=True),
             }
         with waiting(f"Joining the Ray cluster at {address}"):
-            ray.init(address=address, runtime_env=environment, **quiet)
+            try:
+                ray.init(address=address, runtime_env=environment, **quiet)
+            except ConnectionError as error:
+                raise UserError(
+                    f"the Ray cluster at {address} does not let this in: {one_line(error)}; "
+                    "started with a token, it needs RAY_AUTH_MODE=token and the same token "
+                    "here too (docs/training.md)"
+                ) from error
     elif os.environ.get("RAY_ADDRESS"):
         raise UserError(f"RAY_ADDRESS {address}: no cluster answers there")
     else:

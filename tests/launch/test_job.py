@@ -231,3 +231,28 @@ def test_a_launch_on_a_found_cluster_brings_its_own_code(shards, tmp_path) -> No
     assert "/py_modules_files/" in asked.stdout.splitlines()[-1]
     assert trained.returncode == 0, trained.stderr
     assert checkpoints(tmp_path / "run") == [2]
+
+
+def test_a_command_without_the_token_says_what_it_needs(tmp_path) -> None:
+    with Cluster(tmp_path, stop_wait=None) as cluster:
+        others = {
+            name: value
+            for name, value in cluster.environment.items()
+            if not name.startswith("RAY_AUTH")
+        }
+        address = f"127.0.0.1:{cluster.port}"
+        code = "from acontrol.config import ClusterConfig\n"
+        code += "from acontrol.runs.cluster import joined_cluster\n"
+        code += "with joined_cluster(ClusterConfig()): pass"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=others | {"RAY_ADDRESS": address},
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            timeout=200,
+        )
+    assert done.returncode != 0
+    said = done.stderr.splitlines()[-1]
+    assert f"UserError: the Ray cluster at {address} does not let this in" in said
+    assert "RAY_AUTH_MODE=token" in said
