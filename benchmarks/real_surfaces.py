@@ -39,6 +39,9 @@ start from the reference, keep its detail, and follow the text less: CANDIDATES 
 chosen between as before. Then one set of each adapter, and the test of the same detectors,
 seeds and figures: real, ours and copy-paste, alone and with the real third. Success is said as
 above. It is the second opening of the same test images, and is reported as that.
+
+Found after the first test: preset tiny takes no ASEA steps, so ours and ours-T0 are the same
+files, and ASEA was not tested.
 """
 
 import argparse
