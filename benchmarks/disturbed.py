@@ -141,8 +141,8 @@ def disturbed_worker(plan: str, settings: dict[str, Launch]) -> None:
         disturber.note(report.step, report.loss)
         disturber.reach("step")
 
-    def batches(*args: Any) -> Iterator[Any]:
-        for batch in whole["batches"](*args):
+    def batches(*args: Any, **more: Any) -> Iterator[Any]:
+        for batch in whole["batches"](*args, **more):
             disturber.keys += batch.keys
             yield batch
 
