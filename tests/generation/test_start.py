@@ -10,6 +10,7 @@ import acontrol
 from acontrol.data.images import image_size, read_image, read_mask
 from acontrol.errors import UserError
 from acontrol.networks.locate import built_in_adapter
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.rivals.copy_paste import pasted
 from launch import generate
 
@@ -25,7 +26,10 @@ def files(built_in_data: Path) -> dict[str, Path]:
     }
 
 
-def test_a_low_strength_keeps_the_paste_and_a_high_one_does_not(files: dict[str, Path]) -> None:
+def prepared(
+    files: dict[str, Path],
+) -> tuple[AnomalyControlPipeline, np.ndarray, np.ndarray, np.ndarray]:
+    """The built-in pipeline, the normal image, its mask, and the reference pasted there."""
     pipe = acontrol.load_pipeline(str(built_in_adapter()))
     pipe.set_progress_bar_config(disable=True)
     size = image_size(files["image"])
@@ -33,6 +37,11 @@ def test_a_low_strength_keeps_the_paste_and_a_high_one_does_not(files: dict[str,
     reference = read_image(files["reference_image"])
     reference_mask = np.asarray(read_mask(files["reference_mask"], size))
     paste = pasted(normal, mask, reference, reference_mask).pixels
+    return pipe, normal, mask, paste
+
+
+def test_a_low_strength_keeps_the_paste_and_a_high_one_does_not(files: dict[str, Path]) -> None:
+    pipe, normal, mask, paste = prepared(files)
 
     def gap(target: np.ndarray, **settings: object) -> float:
         words = {"reference_phrase": "a crack", "product": "wood", "steps": 5}
@@ -81,13 +90,7 @@ def test_a_request_sets_its_own_start_and_the_manifest_records_it(
 
 def test_detail_keeps_what_the_base_cannot_draw(files: dict[str, Path]) -> None:
     """Of an unchanged start every pixel; the drawing's own difference on top of it."""
-    pipe = acontrol.load_pipeline(str(built_in_adapter()))
-    pipe.set_progress_bar_config(disable=True)
-    size = image_size(files["image"])
-    normal, mask = read_image(files["image"]), np.asarray(read_mask(files["mask"], size))
-    reference = read_image(files["reference_image"])
-    reference_mask = np.asarray(read_mask(files["reference_mask"], size))
-    paste = pasted(normal, mask, reference, reference_mask).pixels
+    pipe, normal, mask, paste = prepared(files)
 
     def drawn(**settings: object) -> np.ndarray:
         words = {"reference_phrase": "a crack", "product": "wood", "steps": 5}
