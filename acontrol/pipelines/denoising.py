@@ -20,7 +20,8 @@ NoisePredictor = Callable[[Tensor, Tensor], Tensor]
 # they are estimated then. What it raises ends the drawing.
 Watch = Callable[[int, int, Tensor], object]
 
-# Few steps that begin below the full noise leave colours of the noise behind.
+# From the full noise on. A base's own "leading" timesteps begin below it when there are few,
+# and then these solvers end as far from the limit as DDIM (docs/generation.md).
 _SPACING = "linspace"
 
 
