@@ -59,13 +59,15 @@ def balanced_loss(
     Each image with a defect counts alike, however large the defect. Without any the loss is
     that of the normal pixels.
     """
-    losses = F.cross_entropy(logits, mask.long(), reduction="none")
-    normal = losses[~mask].sum() / (~mask).sum().clamp_min(1)
-    areas = mask.flatten(1).sum(dim=1)
-    if not areas.any():
-        return normal
-    by_image = (losses * mask).flatten(1).sum(dim=1)[areas > 0] / areas[areas > 0]
-    return (normal + by_image.mean()) / 2
+    # By sums over all pixels, as picking some out takes twice the time.
+    losses = F.cross_entropy(logits, mask.long(), reduction="none").flatten(1)
+    defective = mask.flatten(1).float()
+    areas = defective.sum(dim=1)
+    normal = (losses * (1 - defective)).sum() / (1 - defective).sum().clamp_min(1)
+    by_image = (losses * defective).sum(dim=1) / areas.clamp_min(1)
+    number = (areas > 0).sum()
+    both = (normal + by_image.sum() / number.clamp_min(1)) / 2
+    return torch.where(number > 0, both, normal)
 
 
 @torch.no_grad()
