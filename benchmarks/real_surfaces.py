@@ -41,7 +41,7 @@ seeds and figures: real, ours and copy-paste, alone and with the real third. Suc
 above. It is the second opening of the same test images, and is reported as that.
 
 Found after the first test: preset tiny takes no ASEA steps, so ours and ours-T0 are the same
-files, and ASEA was not tested.
+files, and ASEA was not tested. Magnetic_tile, whose test was closed then, leaves ours-T0 out.
 """
 
 import argparse
@@ -162,16 +162,19 @@ class Study:
                 return [self._drawing(f"detailed-{seed}", seed, 100, *how) for seed in ADAPTERS]
             sources = ["real", *(name for own in sets for name in (own, f"real+{own}"))]
             return [self._test(self._named("test"), sets, 5, sources, [])]
+        turns: dict[str, tuple[str, ...]] = {"ours": ()}
+        if self.product.name == "ball_screw":
+            turns["ours-T0"] = ("--asea-steps", "0")
         if stage == "sets":
             commands = [
                 self._drawing(f"{name}-{seed}", seed, 100, *how, *more)
-                for name, more in (("ours", ()), ("ours-T0", ("--asea-steps", "0")))
+                for name, more in turns.items()
                 for seed in ADAPTERS
             ]
             commands += [self._drawing(name, 0, 100, "--method", name) for name in RIVALS]
             clean = ("--scale", "0", "--gate", "off", "--data", str(self.good_words))
             return [*commands, self._drawing("clean", 0, 100, *clean)]
-        sets = {"ours": ADAPTERS, "ours-T0": ADAPTERS, **dict.fromkeys(RIVALS, ONE)}
+        sets = {**dict.fromkeys(turns, ADAPTERS), **dict.fromkeys(RIVALS, ONE)}
         sources = [name for own in (*CONTROLS, *sets) for name in (own, f"real+{own}")]
         sources = ["real", *sources, "clean-as-defect", "real+ours+clean-as-normal"]
         return [self._test("test", sets, 5, sources, ["--clean", self._at("clean")])]
