@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ray.train
 from ray.train import FailureConfig, UserCallback
@@ -17,54 +17,83 @@ from acontrol.runs import storage
 from acontrol.runs.cluster import scaling, uses_gpus, worker_environment
 from acontrol.runs.record import Launch
 
+# Errors of a program: met twice in a row without a checkpoint between, they will be met again.
+MISTAKES = (TypeError, AttributeError, NameError, ImportError, AssertionError, LookupError)
 
-class StopOnUserError(UserCallback):
-    """Ends training on a UserError in a worker, such as damaged data.
 
-    A restart would fail again. Ray's controller calls this before it counts failures, and never
-    restarts after an error of its own, which this one becomes.
+class RepeatedError(RuntimeError):
+    """An error that restarts do not mend."""
+
+
+class Restarts(UserCallback):
+    """Says why workers are restarted, and ends training where they would fail again.
+
+    That is after a UserError, such as damaged data, and when the same mistake of the program
+    ends them twice. Ray's controller calls this before it counts failures, and never restarts
+    after an error of its own, which this one becomes.
     """
+
+    def __init__(self, allowed: int):
+        """``allowed`` is ``cluster.max_failures``."""
+        self._allowed = allowed
+        self._mistake: str | None = None
+
+    def after_report(
+        self, run_context: object, metrics: list[dict[str, object]], checkpoint: object
+    ) -> None:
+        """Forget the last failure, as training went on."""
+        self._mistake = None
 
     def after_exception(
         self, run_context: object, worker_exceptions: dict[int, Exception]
     ) -> None:
-        """Raise the first rank's UserError, if any."""
-        for _, failure in sorted(worker_exceptions.items()):
-            cause = _raised(failure)
-            if isinstance(cause, UserError):
-                raise ray.train.ControllerError(cause)
+        """Print the failure, or end training."""
+        rank, cause = _culprit(worker_exceptions)
+        if isinstance(cause, UserError):
+            raise ray.train.ControllerError(cause)
+        line = _described(rank, cause)
+        if isinstance(cause, MISTAKES) and line == self._mistake:
+            failure = RepeatedError(f"{line}, again after a restart")
+            raise ray.train.ControllerError(failure)
+        self._mistake = line
+        if self._allowed:
+            print(f"{line}. Restarting from the newest checkpoint", flush=True)
 
 
 def root_cause(error: Exception) -> Exception:
     """The failure that caused the others, in one line.
 
     When a rank fails, the others fail at their next collective. A UserError comes first, then a
-    worker that died, then the first rank's error.
+    worker that died, then a mistake of the program, then the first rank's error.
     """
     stopped = getattr(error, "controller_failure", None)
-    if isinstance(stopped, UserError):
+    if isinstance(stopped, (UserError, RepeatedError)):
         return stopped
     failures = getattr(error, "worker_failures", {})
-    causes = [(rank, _raised(failure)) for rank, failure in failures.items()]
-    if not causes:
+    if not failures:
         return RuntimeError(one_line(error, 500))
+    rank, cause = _culprit(failures)
+    return cause if isinstance(cause, UserError) else RuntimeError(_described(rank, cause))
 
-    def order(failure: tuple[int, Exception]) -> tuple[bool, bool, int]:
+
+def _culprit(failures: Mapping[int, Exception]) -> tuple[int, Exception]:
+    """The rank that failed first, as far as can be told, and its own error."""
+
+    def order(failure: tuple[int, Exception]) -> tuple[bool, bool, bool, int]:
         rank, cause = failure
-        return not isinstance(cause, UserError), not _died(cause), rank
+        kinds = isinstance(cause, UserError), _died(cause), isinstance(cause, MISTAKES)
+        return not kinds[0], not kinds[1], not kinds[2], rank
 
-    rank, cause = min(causes, key=order)
-    if isinstance(cause, UserError):
-        return cause
+    # Ray wraps a worker's own exception.
+    causes = ((rank, getattr(error, "_base_exc", error)) for rank, error in failures.items())
+    return min(causes, key=order)
+
+
+def _described(rank: int, cause: Exception) -> str:
     if _died(cause):
-        return RuntimeError(f"Worker {rank} died: killed, out of memory, or its node was lost")
+        return f"Worker {rank} died: killed, out of memory, or its node was lost"
     reason = " ".join(str(cause).split())[-500:]
-    return RuntimeError(f"Worker {rank} failed: {type(cause).__name__}: {reason}")
-
-
-def _raised(failure: Exception) -> Exception:
-    """The worker's own exception, without Ray's wrapper."""
-    return getattr(failure, "_base_exc", failure)
+    return f"Worker {rank} failed: {type(cause).__name__}: {reason}"
 
 
 def _died(cause: Exception) -> bool:
@@ -113,7 +142,7 @@ def fit(
                 max_failures=cluster.max_failures,
                 max_preemption_failures=cluster.max_preemptions,
             ),
-            callbacks=[StopOnUserError(), *callbacks],
+            callbacks=[Restarts(cluster.max_failures), *callbacks],
             worker_runtime_env={"env_vars": worker_environment(on_gpus)},
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),

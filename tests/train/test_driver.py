@@ -17,7 +17,7 @@ from acontrol.runs.mlflow_client import reaching
 from acontrol.runs.paths import absolute
 from acontrol.runs.record import Launch, RunRecord
 from acontrol.runs.tracking import Tracker
-from acontrol.train.fit import StopOnUserError, root_cause
+from acontrol.train.fit import Restarts, root_cause
 from acontrol.train.plan import RunPlan
 from acontrol.train.resume import known_mlflow_run
 from launch.train import read_config
@@ -46,7 +46,8 @@ GLOO = RuntimeError("[gloo] connection closed by peer")
             "Worker 1 died",
         ),
         ({0: RuntimeError("[gloo] closed"), 1: UserError("shard x is damaged")}, "shard x"),
-        ({1: KeyError("b"), 0: ValueError("a\nb")}, "Worker 0 failed: ValueError: a b"),
+        ({1: OSError("b"), 0: ValueError("a\nb")}, "Worker 0 failed: ValueError: a b"),
+        ({1: KeyError("b"), 0: RuntimeError("[gloo]")}, "Worker 1 failed: KeyError: 'b'"),
     ],
 )
 def test_the_cause_is_named_and_not_its_victim(failures, words) -> None:
@@ -61,7 +62,7 @@ def test_an_error_of_the_users_is_not_retried() -> None:
     )
 
     policy = create_failure_policy(FailureConfig(max_failures=-1))
-    again = StopOnUserError()
+    again = Restarts(-1)
     failures = {0: RuntimeError("[gloo] closed"), 1: UserError("shard x is damaged")}
     with pytest.raises(ControllerError) as stop:
         again.after_exception(None, failures)
@@ -70,6 +71,25 @@ def test_an_error_of_the_users_is_not_retried() -> None:
     del failures[1]
     again.after_exception(None, failures)
     assert policy.make_decision(WorkerGroupError("x", failures)) == FailureDecision.RETRY
+
+
+def test_a_mistake_of_the_program_is_not_retried_for_ever(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One restart, as the cluster may be to blame; a checkpoint in between allows another."""
+    restarts = Restarts(-1)
+    mistake = {0: RuntimeError("[gloo] closed"), 1: TypeError("an argument is missing")}
+    lost = {0: ConnectionError("no answer"), 1: ConnectionError("no answer")}
+    for failures in (mistake, lost, lost, mistake):
+        restarts.after_exception(None, failures)
+        assert capsys.readouterr().out.endswith(". Restarting from the newest checkpoint\n")
+    restarts.after_report(None, [{"step": 1}], None)
+    restarts.after_exception(None, mistake)
+    with pytest.raises(ControllerError) as stop:
+        restarts.after_exception(None, mistake)
+    assert str(root_cause(stop.value)) == (
+        "Worker 1 failed: TypeError: an argument is missing, again after a restart"
+    )
 
 
 def test_ray_gets_the_workers_resources() -> None:
