@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from acontrol.config import RunConfig
 from acontrol.errors import one_line
@@ -21,6 +22,7 @@ Backend = str | Callable[..., Any]
 # Of one piece of code, which blocks of all shapes share: Stable Diffusion 1.5 has 20 shapes,
 # most of them with and without a gradient. torch gives up after 8, without a word.
 GRAPHS = 64
+CODE = "TORCHINDUCTOR_CACHE_DIR"
 LONG = 1_000  # Steps of a run that make up for compiling.
 
 
@@ -129,5 +131,9 @@ def chosen_extent(config: RunConfig, on_gpu: bool) -> Extent | None:
 
 
 def keep_compiled_code(folder: str) -> None:
-    """Keep what torch.compile makes in a folder, for later starts."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
+    """Keep what torch.compile makes in a folder, for later starts.
+
+    Not if the environment names another. The default is no choice: importing libraries sets it.
+    """
+    if os.environ.get(CODE, default_cache_dir()) == default_cache_dir():
+        os.environ[CODE] = folder

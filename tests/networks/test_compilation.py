@@ -1,15 +1,23 @@
 """torch.compile on the tiny U-Net: the same numbers, no graph after the first step."""
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from acontrol.config import BaseConfig, DataConfig, OptimConfig, RunConfig, RuntimeConfig
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter, install_processors
-from acontrol.networks.compilation import chosen_extent, compile_for_training
+from acontrol.networks.compilation import (
+    CODE,
+    chosen_extent,
+    compile_for_training,
+    keep_compiled_code,
+)
 from acontrol.networks.load import load_base
 from benchmarks.bench_step import random_batch
 from tests.train.ranks import run_ranks
@@ -98,3 +106,16 @@ def test_long_runs_on_a_gpu_compile_by_default() -> None:
     assert chosen_extent(run(30_000), on_gpu=False) is None
     assert chosen_extent(run(10, compile="whole"), on_gpu=False) == "whole"
     assert chosen_extent(run(30_000, compile="off"), on_gpu=True) is None
+
+
+def test_compiled_code_is_kept_in_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where torch itself says, after the libraries that set it to a place of their own."""
+    monkeypatch.delenv(CODE, raising=False)
+    importlib.import_module("acontrol.train.worker")
+    cache_dir()
+    keep_compiled_code(str(tmp_path / "run"))
+    assert cache_dir() == str(tmp_path / "run")
+    keep_compiled_code(str(tmp_path / "another run"))
+    assert cache_dir() == str(tmp_path / "run"), "set by hand, as far as it knows"
