@@ -1,11 +1,9 @@
 """The diffusers pipeline: draws the defect of a reference image, guided by a prompt."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
@@ -22,8 +20,8 @@ from transformers import (
 
 from acontrol.config import AdapterCard, AseaConfig
 from acontrol.config.sampling import Solver
-from acontrol.data.images import pictures, reference_view
-from acontrol.data.pixels import PixelError, as_rgb, image_pixels, mask_pixels
+from acontrol.data.images import pictures
+from acontrol.data.pixels import as_rgb, image_pixels, mask_pixels
 from acontrol.method.csm import CrossModalEncoder
 from acontrol.method.encoder import embed_text
 from acontrol.method.sga import SLICING, SemanticAdapter, check_processors, install_processors
@@ -32,8 +30,7 @@ from acontrol.networks.load import BaseModels
 from acontrol.pipelines import blending
 from acontrol.pipelines.compositing import composited
 from acontrol.pipelines.denoising import Watch, ddim, denoise, guided, scheduler_of
-
-Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
+from acontrol.pipelines.inputs import check_lists, read_pictures, vlm_inputs
 
 
 @dataclass(frozen=True)
@@ -51,53 +48,6 @@ class Conditions:
     semantic: Tensor
     empty_text: Tensor
     empty_semantic: Tensor
-
-
-def check_lists(lists: dict[str, Any]) -> None:
-    """Raise ValueError unless each list has one entry per prompt and each mask fits."""
-    count = len(lists["prompt"])
-    if count == 0:
-        raise ValueError("need at least one prompt, got an empty list")
-    for name, values in lists.items():
-        if isinstance(values, str) or (values is not None and len(values) != count):
-            raise ValueError(f"need a list of {count} {name}, one per prompt, got {values!r}")
-    if (lists["image"] is None) != (lists["mask_image"] is None):
-        raise ValueError("image and mask_image go together: give both or neither")
-    for image, mask in [
-        *zip(lists["reference_image"], lists["reference_mask"], strict=True),
-        *zip(lists["image"] or [], lists["mask_image"] or [], strict=True),
-    ]:
-        if image.size != mask.size:
-            raise ValueError(f"an image of {image.size} has a mask of {mask.size}")
-
-
-def read_pictures(
-    images: Sequence[Image.Image], name: str, read: Callable[[Image.Image], Pixels]
-) -> list[Image.Image]:
-    """Images or masks of any mode, as `acontrol.data.pixels` reads those of files.
-
-    Raises:
-        ValueError: If one cannot be read without a guess; names which.
-    """
-    pictures = []
-    for number, image in enumerate(images):
-        try:
-            pictures.append(Image.fromarray(read(image)))
-        except PixelError as error:
-            raise ValueError(f"{name} {number}: {error}") from error
-    return pictures
-
-
-def vlm_inputs(
-    images: Sequence[Image.Image], masks: Sequence[Image.Image], size: int, card: AdapterCard
-) -> tuple[Tensor, Tensor]:
-    """References and their masks as the vision tower's input, in the card's view."""
-    views = [
-        reference_view(as_rgb(image), mask, card.reference_view, size)
-        for image, mask in zip(images, masks, strict=True)
-    ]
-    pixels, regions = zip(*views, strict=True)
-    return torch.stack(pixels), torch.stack(regions)
 
 
 @dataclass

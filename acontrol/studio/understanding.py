@@ -13,7 +13,8 @@ from acontrol.data.mvtec import LabelledImage
 from acontrol.method.anomaly_map import energy, region_on_grid
 from acontrol.method.asea import guide
 from acontrol.method.qformer import QFormerPass
-from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, vlm_inputs
+from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
+from acontrol.pipelines.inputs import vlm_inputs
 from acontrol.reporting import outlined
 
 SHOWN_PX = 256
