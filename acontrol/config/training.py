@@ -96,6 +96,10 @@ class ZeroConfig(Settings):
         return self
 
 
+# Of the U-Net, what is compiled.
+Extent = Literal["blocks", "whole"]
+
+
 class RuntimeConfig(Settings):
     """Precision, compilation and skipped work."""
 

@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from acontrol.config.training import Extent
 from acontrol.data.crops import Crop, crops
 from acontrol.masks.shape import Mask
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline, Conditions
 from acontrol.pipelines.blending import encode_start
 from acontrol.pipelines.compositing import Pixels, feather_px
 from acontrol.pipelines.denoising import Watch
+from acontrol.progress import waiting
 from acontrol.rivals.task import Drawing, Task
 
 _CACHED = 512  # Conditions, each 1.6 MB at full size in half precision.
@@ -78,6 +80,16 @@ class AdapterMethod:
         self.pipeline, self.name = pipeline, name
         self.conditions = ConditionCache(pipeline)
         self.watch: Watch | None = None  # Sees each step of what is drawn.
+
+    def compile(self, extent: Extent, batch_size: int) -> None:
+        """Compile the U-Net for batches of that size, or print why it stays as it is."""
+        from acontrol.networks.compilation import compile_for_drawing
+
+        pipe = self.pipeline
+        with waiting(f"Compiling the U-Net ({extent})"):
+            reason = compile_for_drawing(pipe.unet, pipe.warm_up, extent, batch_size)
+        if reason is not None:
+            print(f"The U-Net runs uncompiled: {reason}", flush=True)
 
     @property
     def state(self) -> Mapping[str, Any]:

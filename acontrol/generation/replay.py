@@ -55,9 +55,10 @@ def replayed(
         )
     if metadata["model"] != current["model"]:
         raise UserError(f"--replay {folder}: was drawn with another model or version of it")
-    for name in ("dtype", "device", "threads", "versions"):
-        if metadata[name] != current[name]:
-            print_note(f"{name} was {metadata[name]}, now {current[name]}: pixels may differ")
+    for name in ("dtype", "device", "threads", "versions", "compile"):
+        before, now = (of.get(name, "off") for of in (metadata, current))
+        if before != now:
+            print_note(f"{name} was {before}, now {now}: pixels may differ")
     if metadata["format"] != FORMAT:
         print_note(f"{folder} was drawn by an earlier version: pixels will differ")
     groups: dict[tuple[int, int], list[PlannedImage]] = {}
@@ -68,11 +69,11 @@ def replayed(
     if not groups:
         raise UserError(f"--replay {folder}: has no batch {number}")
     settings = {name: metadata[name] for name in ("split", "gate", "finish")}
-    before = metadata.get("trained_on", [{"split_digest": THIRD}])  # A job from before.
-    if before[-1]["split_digest"] != current["trained_on"][-1]["split_digest"]:
+    trained_on = metadata.get("trained_on", [{"split_digest": THIRD}])  # A job from before.
+    if trained_on[-1]["split_digest"] != current["trained_on"][-1]["split_digest"]:
         raise UserError(f"--replay {folder}: was drawn with another --split-file than this")
     if INPUTS in metadata:
         settings[INPUTS] = metadata[INPUTS]
     if "trained_on" in metadata:
-        settings["trained_on"] = before
+        settings["trained_on"] = trained_on
     return {**current, **settings}, list(groups.values())

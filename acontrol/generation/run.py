@@ -17,6 +17,7 @@ from acontrol.data.prompts import wording_note
 from acontrol.data.publish import check_new, work_folder
 from acontrol.data.split import refuse_mix
 from acontrol.errors import UserError
+from acontrol.generation.adapter import AdapterMethod
 from acontrol.generation.exports import write_as_coco, write_as_yolo
 from acontrol.generation.gate import DefectScorer, missed_limits
 from acontrol.generation.job import (
@@ -111,7 +112,10 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     with only_launch(job.folder):
         gate = Gate.model_validate(metadata["gate"])
         output = OutputSettings.model_validate(metadata["finish"])
+        compiled = None if config.compile == "off" else (config.compile, config.batch_size)
         if config.num_workers == 1:
+            if compiled is not None and isinstance(loaded.method, AdapterMethod):
+                loaded.method.compile(*compiled)
             scorer = DefectScorer(loaded.vlm, planner.training)
             _draw(job, draw_locally(job, Generator(loaded.method, scorer, gate, output)))
         else:
@@ -131,6 +135,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
                 roots,
                 threads,
                 config.fitted,
+                compiled,
             )
             _draw(job, draw_on_ray(job, spec, config.num_workers))
 
@@ -191,6 +196,10 @@ def view_notes(card: AdapterCard, sampling: Iterable[Sampling]) -> list[str]:
 def _check_start(config: GenerationConfig, planned: Sequence[PlannedImage]) -> None:
     if config.method in WITH_ADAPTER:
         return
+    if config.compile != "off":
+        raise UserError(
+            f"--compile is for an adapter's U-Net; --method {config.method} has no such choice"
+        )
     for image in planned:
         if image.sampling.start != "noise" or image.sampling.detail:
             own = image.sampling
@@ -237,6 +246,7 @@ def job_metadata(
         "gate": config.model_dump(include=set(Gate.model_fields)),
         "finish": config.model_dump(include=set(OutputSettings.model_fields)),
         **machine_metadata(loaded, device, threads),
+        **({} if config.compile == "off" else {"compile": config.compile}),
     }
 
 

@@ -151,6 +151,12 @@ class Selection(Settings):
     precision: Precision = Field(
         "float32", description="Of the networks; bfloat16 halves memory, and is faster on GPUs."
     )
+    compile: Literal["off", "blocks", "whole"] = Field(
+        "off",
+        description="torch.compile of the adapter's U-Net, for thousands of images on a GPU: "
+        "its blocks, or the whole of it, which takes longer to compile. Full batches that "
+        "follow their text run compiled; last bits differ.",
+    )
     format: Literal["mvtec", "shards", "coco", "yolo"] = Field(
         "mvtec",
         description="Also write the set as WebDataset shards, in DIR/shards, as COCO instance "

@@ -14,7 +14,9 @@ import torch
 from ray.util import ActorPool
 
 from acontrol.config import ClusterConfig, Precision
+from acontrol.config.training import Extent
 from acontrol.data.mvtec import open_folder
+from acontrol.generation.adapter import AdapterMethod
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.job import BatchResult, Job, generate_batch
 from acontrol.generation.manifest import Roots
@@ -44,6 +46,7 @@ class GeneratorSpec:
         roots: Folders of the data and of the normal images.
         threads: Torch threads of each worker.
         fitted: What a fitted method draws with.
+        compile: The U-Net's parts to compile, and the batches' size; None is nothing.
     """
 
     method: MethodName
@@ -57,12 +60,15 @@ class GeneratorSpec:
     roots: Roots
     threads: int
     fitted: Path | None = None
+    compile: tuple[Extent, int] | None = None
 
     def build(self, device: str) -> Generator:
         """Load the method and the scorer."""
         loaded = load_method(
             self.method, self.model, self.base_path, device, self.precision, self.fitted
         )
+        if self.compile is not None and isinstance(loaded.method, AdapterMethod):
+            loaded.method.compile(*self.compile)
         folder = open_folder(self.roots["data"], split_file=self.split_file)
         planner = Planner(folder, split=self.split)
         scorer = DefectScorer(loaded.vlm, planner.training)

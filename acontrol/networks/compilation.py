@@ -1,23 +1,23 @@
-"""Compile a U-Net for training, as a whole or block by block."""
+"""Compile a U-Net for training or drawing, as a whole or block by block."""
 
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
-from torch import nn
+from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from acontrol.config import RunConfig
+from acontrol.config.training import Extent
 from acontrol.errors import one_line
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAttnProcessor, cross_attention_layers
 
-Extent = Literal["blocks", "whole"]
 Backend = str | Callable[..., Any]
 # Of one piece of code, which blocks of all shapes share: Stable Diffusion 1.5 has 20 shapes,
 # most of them with and without a gradient. torch gives up after 8, without a word.
@@ -40,11 +40,42 @@ def compile_for_training(
     Returns:
         Why the U-Net stays uncompiled, in one line; None if it does not.
     """
-    undo = compile_unet(model.unet, extent, backend)
+    undo = compile_unet(model.unet, extent, lambda _: torch.is_grad_enabled(), backend)
+    return _warmed_up(lambda: model.warm_up(batch_size), undo)
+
+
+def compile_for_drawing(
+    unet: UNet2DConditionModel,
+    warm_up: Callable[[int], None],
+    extent: Extent,
+    batch_size: int,
+    backend: Backend = "inductor",
+) -> str | None:
+    """Compile a U-Net for guided batches of one size; others run uncompiled.
+
+    Args:
+        unet: The pipeline's.
+        warm_up: Draws so many images, in one step.
+        extent: What to compile.
+        batch_size: Images of a batch.
+        backend: Of torch.compile.
+
+    Returns:
+        Why the U-Net stays uncompiled, in one line; None if it does not.
+    """
+
+    def is_full(latents: Tensor) -> bool:
+        return len(latents) == 2 * batch_size and not torch.is_grad_enabled()
+
+    undo = compile_unet(unet, extent, is_full, backend)
+    return _warmed_up(lambda: warm_up(batch_size), undo)
+
+
+def _warmed_up(warm_up: Callable[[], None], undo: Callable[[], None]) -> str | None:
     try:
         # Tracing warns of its own look at .grad.
         with warnings.catch_warnings(action="ignore"):
-            model.warm_up(batch_size)
+            warm_up()
     except Exception as error:  # Of the compilers, which have no common one.
         undo()
         return one_line(error, 300)
@@ -52,9 +83,12 @@ def compile_for_training(
 
 
 def compile_unet(
-    unet: UNet2DConditionModel, extent: Extent, backend: Backend = "inductor"
+    unet: UNet2DConditionModel,
+    extent: Extent,
+    fits: Callable[[Tensor], bool],
+    backend: Backend = "inductor",
 ) -> Callable[[], None]:
-    """Compile what training runs; without gradients (grids, validation) it runs uncompiled.
+    """Compile the passes that ``fits`` chooses; the others run uncompiled.
 
     ``blocks`` compiles the residual and the transformer blocks, which hold nearly all work:
     blocks of one shape share their code, so this takes a fraction of the time of ``whole``.
@@ -63,6 +97,7 @@ def compile_unet(
         unet: With the processors of ``install_processors``; changed in place. The names of its
             weights stay.
         extent: What to compile.
+        fits: Whether to run a pass compiled, by what the U-Net or a block is given first.
         backend: Of torch.compile.
 
     Returns:
@@ -90,7 +125,7 @@ def compile_unet(
             moved.append((processor, processor.layer))
             processor.layer = 0
             plain, fast = (_of_layer(run, places[part]) for run in (plain, fast))
-        part.forward = _choosing(plain, fast)
+        part.forward = _choosing(plain, fast, fits)
 
     def undo() -> None:
         for part in parts:
@@ -115,9 +150,11 @@ def _of_layer(run: Callable[..., Any], layer: int) -> Callable[..., Any]:
     return forward
 
 
-def _choosing(plain: Callable[..., Any], fast: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return (fast if torch.is_grad_enabled() else plain)(*args, **kwargs)
+def _choosing(
+    plain: Callable[..., Any], fast: Callable[..., Any], fits: Callable[[Tensor], bool]
+) -> Callable[..., Any]:
+    def forward(first: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (fast if fits(first) else plain)(first, *args, **kwargs)
 
     return forward
 

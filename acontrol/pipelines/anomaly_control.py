@@ -249,13 +249,16 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @torch.no_grad()
     def conditions(self, text: Tensor, semantic: Tensor) -> Conditions:
         """Add the unconditional branch's conditions to texts and references."""
+        return Conditions(text, semantic, self.encode_text([""]), self._without_reference(1))
+
+    @torch.no_grad()
+    def _without_reference(self, count: int) -> Tensor:
+        """K' and V' of C' = 0, as where condition dropout took it away."""
         config = self.vlm.config
-        empty = torch.zeros(
-            (1, config.num_query_tokens, config.qformer_config.hidden_size),
-            dtype=self.adapter.dtype,
-            device=semantic.device,
-        )
-        return Conditions(text, semantic, self.encode_text([""]), self.adapter(empty))
+        shape = (count, config.num_query_tokens, config.qformer_config.hidden_size)
+        device, dtype = self._execution_device, self.adapter.dtype
+        fused: Tensor = self.adapter(torch.zeros(shape, device=device, dtype=dtype))
+        return fused
 
     @torch.no_grad()
     def sample(
@@ -339,6 +342,17 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     for result, normal, mask in zip(drawn, image, mask_image, strict=True)
                 ]
         return AnomalyControlOutput(images=drawn)
+
+    def warm_up(self, count: int) -> None:
+        """Draw so many images without a condition, in one step."""
+        size = (self.card.resolution, self.card.resolution)
+        self.sample(
+            self.conditions(self.encode_text([""] * count), self._without_reference(count)),
+            [Image.new("RGB", size)] * count,
+            [Image.new("1", size, 1)] * count,
+            num_inference_steps=1,
+            composite=False,
+        )
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:

@@ -16,6 +16,7 @@ import torch
 
 from acontrol._version import __version__
 from acontrol.config import AdapterCard, RunConfig
+from acontrol.config.training import Extent
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
 from acontrol.data.skipping import agree_on_damage, refuse_other_skips
@@ -25,7 +26,6 @@ from acontrol.method.condition_dropout import ConditionedSteps
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.compilation import (
-    Extent,
     chosen_extent,
     compile_for_training,
     keep_compiled_code,
@@ -37,11 +37,13 @@ from acontrol.runs.record import Launch
 from acontrol.runs.storage import StoragePath
 from acontrol.runs.tracking import SystemMetrics, Tracker
 from acontrol.seeding import derive_seed
-from acontrol.train.callbacks import RunObserver
+from acontrol.train.callbacks import RunObserver, Watchdog
 from acontrol.train.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
 from acontrol.train.engine import AdapterEngine
 from acontrol.train.loop import train
 from acontrol.train.plan import seen_before
+
+COMPILE_S = 1800  # Longest time to compile, as `cluster.hang_s` is for steps.
 
 
 def train_rank(launch: Launch) -> None:
@@ -86,6 +88,8 @@ def train_rank(launch: Launch) -> None:
     is_restart = engine.rank == 0 and launch.reserved_file.exists()
     if engine.rank == 0:
         _record_reservation(launch)
+    if extent is not None:  # Before the observer, whose watchdog is for steps.
+        _compile(model, extent, launch, say=engine.rank == 0)
     observer = RunObserver(launch, base, adapter, stream, engine, start, held)
     with contextlib.ExitStack() as around:
         around.callback(observer.close)
@@ -101,8 +105,6 @@ def train_rank(launch: Launch) -> None:
             around.callback(monitor.finish)
         if config.profile and engine.rank == 0:
             observer.profiler = around.enter_context(_profiler(config, launch.folder))
-        if extent is not None:
-            _compile(model, extent, launch, say=engine.rank == 0)
         train(
             model,
             batches,
@@ -121,7 +123,9 @@ def _compile(model: AnomalyControl, extent: Extent, launch: Launch, *, say: bool
     if say:
         print(f"Compiling the U-Net ({extent})", flush=True)
     begun = time.monotonic()
+    watchdog = Watchdog(max(launch.config.cluster.hang_s, COMPILE_S))
     reason = compile_for_training(model, extent, launch.config.micro_batch_size)
+    watchdog.close()
     if reason is not None:
         print(f"The U-Net runs uncompiled: {reason}", flush=True)
     elif say:

@@ -4,8 +4,10 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch._dynamo.utils import counters
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
@@ -15,10 +17,13 @@ from acontrol.method.sga import SemanticAdapter, install_processors
 from acontrol.networks.compilation import (
     CODE,
     chosen_extent,
+    compile_for_drawing,
     compile_for_training,
     keep_compiled_code,
 )
 from acontrol.networks.load import load_base
+from acontrol.networks.locate import built_in_adapter
+from acontrol.pipelines.loading import load_pipeline
 from benchmarks.bench_step import random_batch
 from tests.train.ranks import run_ranks
 
@@ -106,6 +111,56 @@ def test_long_runs_on_a_gpu_compile_by_default() -> None:
     assert chosen_extent(run(30_000), on_gpu=False) is None
     assert chosen_extent(run(10, compile="whole"), on_gpu=False) == "whole"
     assert chosen_extent(run(30_000, compile="off"), on_gpu=True) is None
+
+
+def drawn(extent: str) -> dict[str, Any]:
+    """Drawings before and after compiling, in a process as `compiled`'s."""
+    pipe = load_pipeline(str(built_in_adapter()))
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw(count: int, scale: float = 5.0) -> list[np.ndarray]:
+        words = [f"a photo of wood with a {word}" for word in ("crack", "hole", "blob")][:count]
+        text = pipe.encode_text(words)
+        images = pipe.sample(
+            pipe.conditions(text, pipe._without_reference(count)),
+            [Image.new("RGB", (64, 64), (90, 60, 30))] * count,
+            [Image.new("1", (64, 64), 1)] * count,
+            num_inference_steps=3,
+            guidance_scale=scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(count)],
+        ).images
+        return [np.asarray(image).astype(int) for image in images]
+
+    cases = {"full": (2,), "last": (1,), "larger": (3,), "unguided": (2, 1.0)}
+    plain = {name: draw(*case) for name, case in cases.items()}
+    refused = compile_for_drawing(pipe.unet, pipe.warm_up, "blocks", 2, backend=broken)
+    torch._dynamo.reset()
+    counters.clear()
+    reason = compile_for_drawing(pipe.unet, pipe.warm_up, extent, 2, backend="aot_eager")
+    made = graphs()
+    fast = {name: draw(*case) for name, case in cases.items()}
+    apart = {name: int(np.abs(np.subtract(plain[name], fast[name])).max()) for name in cases}
+    return {
+        "refused": refused,
+        "reason": reason,
+        "apart": apart,
+        "made": made,
+        "later": graphs() - made,
+        "recompiles": len(counters["recompiles"]) + len(counters["graph_break"]),
+    }
+
+
+@pytest.mark.parametrize("extent", ["blocks", pytest.param("whole", marks=pytest.mark.slow)])
+def test_a_compiled_drawing_is_the_plain_one(tmp_path: Path, extent: str) -> None:
+    """Full batches run compiled, made once; those of other sizes run as they did."""
+    result = run_ranks(drawn, 1, tmp_path, extent)
+    assert "no compiler found" in result["refused"]
+    assert result["reason"] is None
+    apart = result["apart"]
+    assert apart.pop("full") <= 1
+    assert set(apart.values()) == {0}
+    assert result["made"] == (1 if extent == "whole" else 9)
+    assert result["later"] == result["recompiles"] == 0
 
 
 def test_compiled_code_is_kept_in_the_run(
