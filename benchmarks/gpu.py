@@ -5,10 +5,10 @@
 Builds Stable Diffusion 1.5 and BLIP-2 at their real shapes with random weights on the device,
 checks that activations are like a trained network's, compares bfloat16 with float32, then
 times, in this order: a training step at batch 64 and 8 (our variants and the public trainer's,
-benchmarks/bench_step.py), its memory and profile, ASEA, sampling, the loader, and a compiled
-step. Stages that do not fit into the minutes are left out and listed; what was measured is
-written after each stage. Ratios are within the same run, cases interleaved. --tiny runs
-everything on the built-in base, on a CPU too: a check of the command, not a measurement.
+benchmarks/bench_step.py), its memory and profile, ASEA, drawing, the loader, and drawing and a
+step compiled. Stages that do not fit into the minutes are left out and listed; what was
+measured is written after each stage. Ratios are within the same run, cases interleaved. --tiny
+runs everything on the built-in base, on a CPU too: a check of the command, not a measurement.
 
 Writes benchmarks/results/DATE_gpu_HARDWARE.{json,md}.
 """
@@ -112,6 +112,7 @@ PLAN: dict[str, tuple[Callable[[Any], None], float]] = {
     "drawing": (gpu_drawing.drawing, 60),
     "training, small batch": (lambda bench: gpu_training.training(bench, bench.batches[1]), 30),
     "loader": (gpu_drawing.loader, 20),
+    "drawing, compiled": (gpu_drawing.compiled, 60),
     "training, compiled": (gpu_training.compiled, 150),
 }
 
