@@ -13,8 +13,6 @@ Every file depends on data, model and settings alone. The test images stay close
 
 import dataclasses
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +35,7 @@ from acontrol.generation.settings import GenerationConfig
 from acontrol.improve import admission, plan
 from acontrol.improve.held import Folds, read_predictions
 from acontrol.improve.misses import Held, Region, best_threshold, regions_of
+from acontrol.improve.sets import make_set
 from acontrol.improve.settings import ImproveConfig
 from acontrol.masks.perlin import perlin_blobs
 from acontrol.messages import print_note
@@ -216,38 +215,25 @@ class Rounds:
             Category and fold of which nothing was kept of the set that goes on, if there are
             such. A control that lacks one is left out, and said to be.
         """
-        parts = [*(self.folds.folders if self.folds else ())]
+        folds = [*(self.folds.folders if self.folds else ())]
         stopped = None
         for name in self.names:
             place = self.folder(number) / "sets" / name
             if place.exists():
                 continue
-            partial = place.with_name(f".{name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            for round_ in range(1, number + 1):
-                drawn = self.folder(round_) / "drawn" / name
-                for one in self.admit(round_)[name]:
-                    if one["verdict"] != "kept":
-                        continue
-                    for part in parts:
-                        if part != one["fold"]:
-                            _link(drawn, one, partial / f"fold-{part}", round_)
-                    _link(drawn, one, partial / "all", round_)
-            needed = [*(f"fold-{part}" for part in parts), "all"]
-            lacking = [
-                f"{name} of {category} ({part})"
-                for category in self.categories
-                for part in needed
-                if not (partial / part / category).exists()
+            kept = [
+                (self.folder(round_) / "drawn" / name, round_, one)
+                for round_ in range(1, number + 1)
+                for one in self.admit(round_)[name]
+                if one["verdict"] == "kept"
             ]
-            if lacking:
-                shutil.rmtree(partial, ignore_errors=True)
-                if name == self.names[0]:
-                    stopped = lacking[0]
-                else:
-                    print_note(f"round {number}: no drawing of {lacking[0]}; left out")
+            lacking = make_set(place, kept, folds, self.categories)
+            if lacking is None:
                 continue
-            os.replace(partial, place)
+            if name == self.names[0]:
+                stopped = f"{name} of {lacking}"
+            else:
+                print_note(f"round {number}: no drawing of {name} of {lacking}; left out")
         return stopped
 
     def result(self, number: int) -> dict[str, Any]:
@@ -368,18 +354,6 @@ def gain(own: Row, other: Row) -> dict[str, Any]:
     low, high = interval(own.resamples - other.resamples)[:, at].tolist()
     value = float(own.values[at] - other.values[at])
     return {"pixel_ap": round(value, 6), "low": round(low, 6), "high": round(high, 6)}
-
-
-def _link(drawn: Path, one: Mapping[str, Any], part: Path, round_: int) -> None:
-    """A kept drawing and its mask as files of a set, named by round."""
-    for file in (one["image"], one["mask"]):
-        source = drawn / file
-        target = part / Path(file).with_name(f"{round_}-{source.name}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source, target)
-        except OSError:  # Another file system, or one without links.
-            shutil.copyfile(source, target)
 
 
 def _records(found: Mapping[str, tuple[float, Sequence[Region]]]) -> dict[str, Any]:
