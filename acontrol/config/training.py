@@ -160,6 +160,12 @@ class ClusterConfig(Settings):
         description="Restarts after nodes that were preempted with notice, counted apart from "
         "max_failures; -1: no limit.",
     )
+    start_s: float = Field(
+        1800,
+        gt=0,
+        description="Seconds within which the workers must have started and loaded networks "
+        "and data, waiting for nodes included; else the run ends and says what they lack.",
+    )
     hang_s: float = Field(
         1800,
         gt=0,

@@ -186,6 +186,23 @@ def uses_gpus(cluster: ClusterConfig) -> bool:
     return on_gpus
 
 
+def not_started(cluster: ClusterConfig, on_gpus: bool) -> str:
+    """What workers that did not start within ``start_s`` wait for, and where to look."""
+    wanted = worker_resources(cluster, on_gpus)
+    if cluster.accelerator_type is not None:
+        wanted[f"accelerator_type:{cluster.accelerator_type}"] = 0.001  # As Ray asks for it.
+    free, has = ray.available_resources(), ray.cluster_resources()
+    lines = [
+        f"{share:g} {name} ({free.get(name, 0):g} of {has.get(name, 0):g} free)"
+        for name, share in wanted.items()
+    ]
+    return (
+        f"no training within {cluster.start_s:g} s (cluster.start_s): "
+        f"{counted(cluster.num_workers, 'worker')}, each with {', '.join(lines)}; Ray's logs "
+        "are on the head node, in /tmp/ray/session_latest/logs unless it was told otherwise"
+    )
+
+
 def worker_resources(cluster: ClusterConfig, on_gpus: bool) -> dict[str, float]:
     """Ray resources of each worker."""
     gpu = {"GPU": 1.0} if on_gpus else {}

@@ -126,6 +126,9 @@ def _train(
             return  # It came during the last step.
         tracker.finish("KILLED")
         raise TrainingStoppedError(f"Interrupted. {how_to_resume(run)}", 130) from None
+    except UserError:
+        tracker.finish("FAILED")
+        raise
     except ray.train.TrainingFailedError as error:
         tracker.finish("FAILED")
         cause = root_cause(error)

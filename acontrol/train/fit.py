@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import ray.train
@@ -14,7 +15,7 @@ from acontrol.errors import UserError, one_line
 from acontrol.messages import counted
 from acontrol.progress import waiting
 from acontrol.runs import storage
-from acontrol.runs.cluster import scaling, uses_gpus, worker_environment
+from acontrol.runs.cluster import not_started, scaling, uses_gpus, worker_environment
 from acontrol.runs.record import Launch
 
 # Errors of a program: met twice in a row without a checkpoint between, they will be met again.
@@ -118,6 +119,7 @@ def fit(
 
     Raises:
         KeyboardInterrupt: On SIGINT or SIGTERM.
+        UserError: If the workers did not start within ``cluster.start_s``.
         ray.train.TrainingFailedError: If workers failed and are not restarted.
     """
     cluster = launch.config.cluster
@@ -147,10 +149,10 @@ def fit(
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
-    _fit_until_stopped(trainer, launch)
+    _fit_until_stopped(trainer, launch, on_gpus)
 
 
-def _fit_until_stopped(trainer: TorchTrainer, launch: Launch) -> None:
+def _fit_until_stopped(trainer: TorchTrainer, launch: Launch, on_gpus: bool) -> None:
     """Wait for training. The first SIGINT or SIGTERM asks for a checkpoint, the second aborts.
 
     Ray runs in its own thread, because in the main one it would handle SIGINT itself and abort
@@ -174,16 +176,22 @@ def _fit_until_stopped(trainer: TorchTrainer, launch: Launch) -> None:
     in_main_thread = threading.current_thread() is threading.main_thread()
     watched = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
     before = {number: signal.signal(number, ask_to_stop) for number in watched}
-    many = launch.config.cluster.num_workers
+    cluster = launch.config.cluster
     starting = contextlib.ExitStack()
+    begun, started = time.monotonic(), False
     try:
-        workers = counted(many, "worker")
+        workers = counted(cluster.num_workers, "worker")
         starting.enter_context(waiting(f"Starting {workers}: libraries, networks and data"))
         thread.start()
         while thread.is_alive():
             thread.join(timeout=0.5)
-            if launch.reserved_file.exists():
+            if started:
+                continue
+            started = launch.reserved_file.exists()
+            if started:
                 starting.close()
+            elif time.monotonic() - begun > cluster.start_s:
+                raise UserError(not_started(cluster, on_gpus))
     finally:
         starting.close()
         for number, handler in before.items():

@@ -101,6 +101,23 @@ def test_a_finished_run_has_nothing_to_do(whole, shards, capsys) -> None:
     assert "Nothing to do" in printed and printed.count("MLflow:") == 1
 
 
+def test_workers_that_do_not_start_say_what_they_lack(
+    shards: Path, ray_address: str, tmp_path: Path
+) -> None:
+    lacking = ("--cluster.accelerator-type", "H100", "--cluster.start-s", 3)
+    run = tmp_path / "run"
+    done = commands.run("launch.train", *options(shards, run), *lacking, cluster=ray_address)
+    assert done.returncode == 2, done.stderr[-2000:]
+    (line,) = [line for line in done.stderr.splitlines() if "no training within 3 s" in line]
+    assert "2 workers, each with 1 CPU (" in line
+    assert "0.001 accelerator_type:H100 (0 of 0 free)" in line
+    assert "/tmp/ray/session_latest/logs" in line
+    assert not list(run.rglob("bundle-*"))
+    database = sqlite3.connect(tmp_path / "mlflow.db")
+    assert database.execute("select status from runs").fetchall() == [("FAILED",)]
+    database.close()
+
+
 def test_a_run_with_other_settings_is_not_continued(whole, shards) -> None:
     changed = [*options(shards, whole), "--asea.steps", 1]
     with pytest.raises(UserError, match=r"other settings \(asea\.steps: 3 -> 1\)"):
