@@ -15,13 +15,6 @@ from launch import generate
 
 
 @pytest.fixture(scope="module")
-def pipe() -> AnomalyControlPipeline:
-    made = acontrol.load_pipeline(str(built_in_adapter()))
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-@pytest.fixture(scope="module")
 def files(built_in_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A normal image larger than the model's, so that a crop and an edge matter."""
     folder = tmp_path_factory.mktemp("draw")

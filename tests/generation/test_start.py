@@ -15,37 +15,24 @@ from acontrol.rivals.copy_paste import pasted
 from launch import generate
 
 
-@pytest.fixture(scope="module")
-def files(built_in_data: Path) -> dict[str, Path]:
-    wood = built_in_data / "wood"
-    return {
-        "image": wood / "train/good/000.png",
-        "mask": wood / "ground_truth/crack/001_mask.png",
-        "reference_image": wood / "test/crack/000.png",
-        "reference_mask": wood / "ground_truth/crack/000_mask.png",
-    }
-
-
-def prepared(
-    files: dict[str, Path],
-) -> tuple[AnomalyControlPipeline, np.ndarray, np.ndarray, np.ndarray]:
-    """The built-in pipeline, the normal image, its mask, and the reference pasted there."""
-    pipe = acontrol.load_pipeline(str(built_in_adapter()))
-    pipe.set_progress_bar_config(disable=True)
+def prepared(files: dict[str, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The normal image, its mask, and the reference pasted there."""
     size = image_size(files["image"])
     normal, mask = read_image(files["image"]), np.asarray(read_mask(files["mask"], size))
     reference = read_image(files["reference_image"])
     reference_mask = np.asarray(read_mask(files["reference_mask"], size))
     paste = pasted(normal, mask, reference, reference_mask).pixels
-    return pipe, normal, mask, paste
+    return normal, mask, paste
 
 
-def test_a_low_strength_keeps_the_paste_and_a_high_one_does_not(files: dict[str, Path]) -> None:
-    pipe, normal, mask, paste = prepared(files)
+def test_a_low_strength_keeps_the_paste_and_a_high_one_does_not(
+    pipe: AnomalyControlPipeline, crack: dict[str, Path]
+) -> None:
+    normal, mask, paste = prepared(crack)
 
     def gap(target: np.ndarray, **settings: object) -> float:
         words = {"reference_phrase": "a crack", "product": "wood", "steps": 5}
-        drawn = acontrol.draw_defect(pipe, **files, **words, blend="hard", **settings)
+        drawn = acontrol.draw_defect(pipe, **crack, **words, blend="hard", **settings)
         pixels = np.asarray(drawn)
         assert np.array_equal(pixels[~mask], normal[~mask])
         return float(np.abs(pixels[mask].astype(int) - target[mask]).mean())
@@ -61,7 +48,7 @@ def test_a_low_strength_keeps_the_paste_and_a_high_one_does_not(files: dict[str,
 
 
 def test_a_request_sets_its_own_start_and_the_manifest_records_it(
-    files: dict[str, Path], built_in_data: Path, tmp_path: Path
+    built_in_data: Path, tmp_path: Path
 ) -> None:
     request = {"category": "wood", "defect": "crack", "seed": 3}
     lines = [request, request | {"start": "reference"}, request | {"start": "clean"}]
@@ -88,14 +75,16 @@ def test_a_request_sets_its_own_start_and_the_manifest_records_it(
     assert len(images) == 3
 
 
-def test_detail_keeps_what_the_base_cannot_draw(files: dict[str, Path]) -> None:
+def test_detail_keeps_what_the_base_cannot_draw(
+    pipe: AnomalyControlPipeline, crack: dict[str, Path]
+) -> None:
     """Of an unchanged start every pixel; the drawing's own difference on top of it."""
-    pipe, normal, mask, paste = prepared(files)
+    normal, mask, paste = prepared(crack)
 
     def drawn(**settings: object) -> np.ndarray:
         words = {"reference_phrase": "a crack", "product": "wood", "steps": 5}
         own = words | settings
-        return np.asarray(acontrol.draw_defect(pipe, **files, **own, blend="hard"))
+        return np.asarray(acontrol.draw_defect(pipe, **crack, **own, blend="hard"))
 
     assert np.array_equal(drawn(start="clean", strength=0, detail=True), normal)
     gaps = [
