@@ -168,7 +168,9 @@ class Rounds:
         return wanted
 
     def draw(self, number: int) -> None:
-        """Draw every plan of a round, the misses also by copy-paste."""
+        """Draw every plan of a round, the misses also by copy-paste; judged ones never again."""
+        if self._admitted(number).exists():
+            return
         for name in self.names:
             planned = "misses" if name == COPIES else name
             if not self.plan(number, planned):
@@ -189,7 +191,7 @@ class Rounds:
 
     def admit(self, number: int) -> dict[str, list[dict[str, Any]]]:
         """Judge the drawings of the set that goes on, and choose as many of the controls."""
-        file = self.folder(number) / "admitted.json"
+        file = self._admitted(number)
         if file.exists():
             return dict(_read(file))
         first, *controls = self.names
@@ -207,6 +209,9 @@ class Rounds:
             ]
         _write(file, admitted)
         return admitted
+
+    def _admitted(self, number: int) -> Path:
+        return self.folder(number) / "admitted.json"
 
     def make_sets(self, number: int) -> str | None:
         """Put what was kept so far where detectors read it: for each fold, and whole.
