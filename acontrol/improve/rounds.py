@@ -168,7 +168,7 @@ class Rounds:
         return wanted
 
     def draw(self, number: int) -> None:
-        """Draw every plan of a round, the misses also by copy-paste; judged ones never again."""
+        """Draw every plan of a round that is not judged yet, the misses also by copy-paste."""
         if self._admitted(number).exists():
             return
         for name in self.names:
