@@ -15,6 +15,7 @@ from acontrol.improve.misses import Region
 from acontrol.improve.rounds import Rounds
 from acontrol.runs import storage
 
+FINAL = "final"  # Folder of the figures of the test images.
 _SHOWN = 12  # Defects of a round.
 _DRAWN = 3  # Drawings of a defect.
 _AROUND = 2.0  # Sides of a square around a defect, in longer sides of the defect.
@@ -26,6 +27,9 @@ def write_page(rounds: Rounds, results: Sequence[Mapping[str, Any]]) -> Path:
         "<p>Detectors are tested on training images that their fold holds out. Round by round "
         "the test images stay closed.</p>"
     )
+    final = Path(FINAL, "index.html")
+    if (rounds.config.out / final).exists():
+        body += f"<p><a href='{final}'>What the test images say</a>, opened at the end.</p>"
     for number, result in enumerate(results, start=1):
         body += _figures(number, result).html() + _gains(number, result).html()
     for number in range(1, max(1, len(results)) + 1):
@@ -105,12 +109,14 @@ def _drawings(rounds: Rounds, number: int, results: Sequence[Mapping[str, Any]])
             box = (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1)
             cells.append(_crop(drawn / one["image"], box))
         cells += [Image.new("RGB", (8, 8), "white")] * (1 + _DRAWN - len(cells))
-        after = f"{region.kind} before"
+        became: str = region.kind
         if len(results) >= number:
-            after += ", found after" if _key(region) in found else ", missed after"
-        told = " | ".join(one["verdict"] for one in own[:_DRAWN])
+            now = "found" if _key(region) in found else "missed"
+            became = f"still {now}" if now == became else f"{became}, now {now}"
+        told = [one["verdict"] for one in own[:_DRAWN]]
+        told += [""] * (_DRAWN - len(told))  # A part of the caption under each picture.
         rows.append(cells)
-        captions.append(f"{region.defect} {region.area} px {after} | {told}")
+        captions.append(" | ".join([f"{region.defect} {region.area} px: {became}", *told]))
     if not rows:
         return ""
     titles = ["real", *(f"drawn {n + 1}" for n in range(_DRAWN))]

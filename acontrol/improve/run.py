@@ -16,7 +16,7 @@ from acontrol.evaluation.localization import detector_names, run_localization
 from acontrol.evaluation.settings import LocalizationConfig
 from acontrol.evaluation.trainings import announce
 from acontrol.improve.held import Folds
-from acontrol.improve.page import write_page
+from acontrol.improve.page import FINAL, write_page
 from acontrol.improve.rounds import Rounds
 from acontrol.improve.settings import ImproveConfig
 from acontrol.messages import counted
@@ -99,6 +99,7 @@ def improve(config: ImproveConfig) -> None:
         _keep(rounds, len(results))
         if config.final and results:
             _final(rounds, len(results))
+            page = write_page(rounds, results)
         log(tracker, settings, _metrics(results[-1]) if results else {}, [page])
         print(f"Look at {page}")
 
@@ -166,7 +167,7 @@ def _final(rounds: Rounds, number: int) -> None:
             real=config.root,
             split_file=config.split_file,
             category=config.category,
-            out=config.out / "final",
+            out=config.out / FINAL,
             synthetic=tuple(f"{name}={sets / name / 'all'}" for name in rounds.made(number)),
             sources=",".join(["real", *(f"real+{name}" for name in rounds.made(number))]),
             protocol="strict",

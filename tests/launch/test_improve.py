@@ -103,7 +103,9 @@ def tree(out: Path) -> dict[str, str]:
     return {
         name: hashlib.sha256(file.read_bytes()).hexdigest()
         for name, file in names.items()
-        if not re.search(r"(^|/)events/|mlflow|\.lock$|job\.json$|\.npz$", name)
+        if not re.search(
+            r"(^|/)events/|mlflow|\.lock$|job\.json$|\.npz$|^final/(command|index|report)", name
+        )
     }
 
 
@@ -132,9 +134,11 @@ def test_a_run_killed_in_every_phase_ends_with_the_same_tree(
         return [data, "--model", MODEL, "--out", out, *small]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = commands.run("launch.improve", *args(whole), cluster=ray_address)
+    done = commands.run("launch.improve", *args(whole), "--final", cluster=ray_address)
     assert done.returncode == 0, done.stderr
     assert "missed before" in done.stdout, done.stdout
+    assert "final/index.html" in (whole / "index.html").read_text()
+    assert "real+misses" in (whole / "final/report.md").read_text()
     phases = (
         *("trainings/wood/real/fold-1-seed-0.json", "round-1/misses.json"),
         *("round-1/plan/misses/plan.json", "round-1/drawn/misses/manifest.jsonl"),
@@ -150,7 +154,7 @@ def test_a_run_killed_in_every_phase_ends_with_the_same_tree(
             )
             time.sleep(0.02)
         commands.kill_with_children(process)
-    done = commands.run("launch.improve", *args(killed), cluster=ray_address)
+    done = commands.run("launch.improve", *args(killed), "--final", cluster=ray_address)
     assert done.returncode == 0, done.stderr
     ours, theirs = tree(killed), tree(whole)
     assert ours.keys() == theirs.keys()
