@@ -23,6 +23,7 @@ Kind = Literal["missed", "found", "false alarm", "suspect"]
 Box = tuple[int, int, int, int]  # Left, top, right, bottom.
 
 FOUND = 0.1  # Least share of a defect's pixels in regions for it to be found.
+_SPECK = 0.01  # Of the largest part of a mask: smaller ones are slips of the pen, no defects.
 _LEVELS = 2**16  # Of a map.
 _RING = 5  # Pixels around a defect that its contrast is measured against.
 
@@ -136,11 +137,14 @@ def _parts(
     one: Held, where: npt.NDArray[np.bool_], threshold: float, *, outside: bool = False
 ) -> list[Region]:
     labels, _ = ndimage.label(where, np.ones((3, 3)))
+    least = 0.0 if outside else _SPECK * np.bincount(labels[labels > 0], minlength=1).max()
     grey = one.image.mean(axis=-1)
     found = []
     for number, place in enumerate(ndimage.find_objects(labels), start=1):
         rows, columns = (slice(max(0, own.start - _RING), own.stop + _RING) for own in place)
         inside = labels[rows, columns] == number
+        if inside.sum() < least:
+            continue
         ring = ndimage.binary_dilation(inside, iterations=_RING) & ~inside
         values, levels = one.map[rows, columns][inside], grey[rows, columns]
         contrast = levels[inside].mean() - levels[ring].mean() if ring.any() else 0.0

@@ -68,6 +68,17 @@ def test_regions_are_what_was_drawn() -> None:
     assert Region.of_record(json.loads(json.dumps(missed.record()))) == missed
 
 
+def test_a_speck_of_a_mask_is_no_defect() -> None:
+    """Nor does its size let specks elsewhere pass as false alarms."""
+    spotted = held("a/test/crack/001.png", "crack", {}, [(50, 2, 51, 3), (2, 2, 22, 8)])
+    good = held("a/train/good/001.png", "good", {(20, 20, 30, 26): 0.8, (50, 5, 52, 6): 0.8})
+    missed, alarm = regions_of(lambda: iter((spotted, good)), 0.5)
+    assert (missed.kind, missed.area, alarm.box) == ("missed", 120, (20, 20, 30, 26))
+    assert part_of(spotted.mask, missed.number).sum() == 120
+    alone = held("a/test/crack/002.png", "crack", {}, [(50, 2, 51, 3)])
+    assert [r.area for r in regions_of(lambda: iter((alone,)), 0.5)] == [1]
+
+
 def test_a_weak_region_beside_a_defect_is_no_suspect() -> None:
     weak = held("a/test/crack/000.png", "crack", {(2, 2, 10, 6): 0.9, (45, 30, 51, 34): 0.7})
     strong = Held(weak.name, weak.defect, 1, weak.image, HELD[0].mask, weak.map)
