@@ -142,6 +142,7 @@ class Plan(Generic[Budget]):
         data: Digests of the images by what a training is tested on and source.
         note: Sentences on near duplicates in the test images.
         folds: Where images of each fold of a cross-validation are, from 1.
+        within: Another command's results that these are part of, if they are.
     """
 
     config: ComparisonConfig
@@ -151,6 +152,7 @@ class Plan(Generic[Budget]):
     data: Mapping[str, Mapping[str, str]]
     note: str
     folds: Mapping[int, Folders]
+    within: Path | None = None
 
     @property
     def out(self) -> Path | None:
@@ -197,7 +199,7 @@ class Plan(Generic[Budget]):
         assert self.out is not None
         digest = open_folder(self.folders.root, split_file=self.folders.split_file)
         trained_on = digest.trained_on("train")
-        file = openings.file_of(self.folders.split_file, self.out)
+        file = openings.file_of(self.folders.split_file, self.within or self.out)
         entry = {
             "command": command,
             "out": str(self.out),

@@ -1,5 +1,6 @@
 """Does synthetic data make a detector better? Train one on each source, and compare them."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -248,8 +249,11 @@ def detector_names(option: str) -> list[DetectorName]:
     return [known[name] for name in names]
 
 
-def run_localization(config: LocalizationConfig) -> None:
+def run_localization(config: LocalizationConfig, within: Path | None = None) -> None:
     """Train the missing detectors and write the report; the same call continues.
+
+    ``within`` is another command's results that these are part of: openings of the test images
+    are counted beside it.
 
     Raises:
         UserError: If a setting or the data must be fixed.
@@ -272,6 +276,7 @@ def run_localization(config: LocalizationConfig) -> None:
     plan = plan_comparison(
         config, budgets[detectors[0]], CONTROLS, categories, DETECTOR, detectors, drawn
     )
+    plan = dataclasses.replace(plan, within=within)
     for name in detectors[1:]:
         print(f"Budget of {name}: {budgets[name].describe()}")
     protocols = _protocols(config)

@@ -3,7 +3,7 @@
 import shutil
 from typing import Any
 
-from acontrol.config import ClusterConfig
+from acontrol.config import ClusterConfig, TrackingConfig
 from acontrol.data.mvtec import open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.errors import UserError
@@ -74,6 +74,7 @@ def improve(config: ImproveConfig) -> None:
             log(tracker, settings, {}, [write_page(rounds, [])])
             return
         results = []
+        nested = {"uri": tracker.uri, "parent_run": tracker.run_id}
         with joined_cluster(ClusterConfig(num_workers=config.num_workers or 1)):
             for number in range(1, config.rounds + 1):
                 result = _round(rounds, number)
@@ -81,15 +82,10 @@ def improve(config: ImproveConfig) -> None:
                     break
                 results.append(result)
                 page = write_page(rounds, results)
-                own = config.tracking.model_copy(
-                    update={
-                        "uri": tracker.uri,
-                        "parent_run": tracker.run_id,
-                        "run_name": f"round {number}",
-                    }
-                )
-                nested = open_run(rounds.folder(number), own, "improve", data)
-                log(nested, settings, _metrics(result), [])
+                own = nested | {"run_name": f"round {number}"}
+                tracking = config.tracking.model_copy(update=own)
+                nested_run = open_run(rounds.folder(number), tracking, "improve", data)
+                log(nested_run, settings, _metrics(result), [])
                 print(_sentence(rounds, number, result), flush=True)
                 if result["gains"][rounds.before(number)]["low"] <= 0:
                     print("The gain's interval is not above 0: no further round", flush=True)
@@ -98,7 +94,8 @@ def improve(config: ImproveConfig) -> None:
             page = write_page(rounds, results)
         _keep(rounds, len(results))
         if config.final and results:
-            _final(rounds, len(results))
+            tracking = config.tracking.model_copy(update=nested | {"run_name": FINAL})
+            _final(rounds, len(results), tracking)
             page = write_page(rounds, results)
         log(tracker, settings, _metrics(results[-1]) if results else {}, [page])
         print(f"Look at {page}")
@@ -159,7 +156,7 @@ def _keep(rounds: Rounds, number: int) -> None:
         print(f"Kept drawings: {kept}")
 
 
-def _final(rounds: Rounds, number: int) -> None:
+def _final(rounds: Rounds, number: int, tracking: TrackingConfig) -> None:
     config = rounds.config
     sets = rounds.folder(number) / "sets"
     run_localization(
@@ -178,9 +175,10 @@ def _final(rounds: Rounds, number: int) -> None:
             augment=True,
             seeds=config.seeds,
             num_workers=config.num_workers,
-            tracking=config.tracking,
+            tracking=tracking,
             yes=True,
-        )
+        ),
+        within=config.out,
     )
 
 

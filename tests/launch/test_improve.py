@@ -156,6 +156,10 @@ def test_a_run_killed_in_every_phase_ends_with_the_same_tree(
         commands.kill_with_children(process)
     done = commands.run("launch.improve", *args(killed), "--final", cluster=ray_address)
     assert done.returncode == 0, done.stderr
+    opened = (tmp_path / "test-openings.jsonl").read_text().splitlines()
+    assert [json.loads(line)["out"] for line in opened] == [
+        str(out / "final") for out in (whole, killed)
+    ]
     ours, theirs = tree(killed), tree(whole)
     assert ours.keys() == theirs.keys()
     assert {name for name in ours if ours[name] != theirs[name]} == set()
