@@ -100,7 +100,7 @@ def localization(args: Sequence[str], prog: str) -> None:
     """Compare sources by detectors."""
     config = parse(LocalizationConfig, args, prog=prog, description=LOCALIZATION)
     with loading():
-        from acontrol.evaluation.localization import run_localization
+        from acontrol.evaluation.localization_run import run_localization
 
     run_localization(config)
 

@@ -12,7 +12,7 @@ from acontrol.evaluation.budget import Budget, detector_budgets
 from acontrol.evaluation.comparison import chosen_categories, folds_in
 from acontrol.evaluation.dataset import Folders
 from acontrol.evaluation.estimate import seconds_on_features
-from acontrol.evaluation.localization import detector_names, run_localization
+from acontrol.evaluation.localization_run import detector_names, run_localization
 from acontrol.evaluation.settings import LocalizationConfig
 from acontrol.evaluation.trainings import announce
 from acontrol.improve.held import Folds

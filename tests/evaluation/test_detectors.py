@@ -20,7 +20,8 @@ from acontrol.evaluation.dataset import DETECTOR, CategoryDataset, Folders, chec
 from acontrol.evaluation.features import distances, in_batches
 from acontrol.evaluation.generation_metrics import kernel_distance
 from acontrol.evaluation.head import balanced_loss
-from acontrol.evaluation.localization import Localization, by_defect, detector_names
+from acontrol.evaluation.localization import Localization, by_defect
+from acontrol.evaluation.localization_run import detector_names
 from acontrol.evaluation.protocol import METRICS
 from acontrol.evaluation.quality import column_names
 from acontrol.evaluation.results import TrainingJob

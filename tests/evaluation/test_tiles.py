@@ -15,7 +15,8 @@ from acontrol.evaluation import tiles
 from acontrol.evaluation.budget import BUDGETS
 from acontrol.evaluation.dataset import DETECTOR, Folders, check
 from acontrol.evaluation.images import ImageSet
-from acontrol.evaluation.localization import Localization, _protocols
+from acontrol.evaluation.localization import Localization
+from acontrol.evaluation.localization_run import _protocols
 from acontrol.evaluation.metrics import region_weights
 from acontrol.evaluation.protocol import METRICS, Truth, score
 from acontrol.evaluation.results import TrainingJob
