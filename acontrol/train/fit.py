@@ -36,7 +36,7 @@ class Restarts(UserCallback):
 
     def __init__(self, allowed: int):
         """``allowed`` is ``cluster.max_failures``."""
-        self._allowed = allowed
+        self._allowed, self._failures = allowed, 0
         self._mistake: str | None = None
 
     def after_report(
@@ -57,7 +57,8 @@ class Restarts(UserCallback):
             failure = RepeatedError(f"{line}, again after a restart")
             raise ray.train.ControllerError(failure)
         self._mistake = line
-        if self._allowed:
+        self._failures += 1
+        if self._allowed < 0 or self._failures <= self._allowed:
             print(f"{line}. Restarting from the newest checkpoint", flush=True)
 
 

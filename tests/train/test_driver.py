@@ -92,6 +92,15 @@ def test_a_mistake_of_the_program_is_not_retried_for_ever(
     )
 
 
+def test_no_restart_is_announced_that_does_not_come(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    restarts = Restarts(1)
+    for _ in range(2):
+        restarts.after_exception(None, {0: OSError("no answer")})
+    assert capsys.readouterr().out.count("Restarting") == 1
+
+
 def test_ray_gets_the_workers_resources() -> None:
     cluster = ClusterConfig(
         num_workers=3,
