@@ -15,6 +15,7 @@ Departures: token indices start at 0 (the paper's at 1). e_g restarts at zero fo
 parameters.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -51,12 +52,17 @@ class GuidedAttention(Protocol):
         """The embedding's gradient from the attention's."""
 
 
+# Of an attention, e_v, the region and settings: e_g, and E before each step.
+Solver = Callable[[GuidedAttention, Tensor, Tensor, AseaConfig], tuple[Tensor, Tensor]]
+
+
 @torch.compiler.disable
 def guide(
     attention: GuidedAttention,
     visual_embedding: Float[Tensor, "batch token dim"],
     region: Float[Tensor, "batch patch"],
     settings: AseaConfig,
+    solve: Solver | None = None,
 ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "batch step"]]:
     """Take T_g gradient steps on e_g from zero, Eq. (4).
 
@@ -69,18 +75,21 @@ def guide(
     between models and grids: the token t that moves most moves by alpha of its own length.
     With ``normalized`` that length grows with the number of tokens outside the mask.
 
-    Under ``torch.compile`` the steps run uncompiled, between compiled graphs.
+    Within a compiled model the steps run as they are, between compiled graphs; ``solve`` may be
+    compiled itself.
 
     Args:
         attention: The frozen model on this batch.
         visual_embedding: e_v. The backward pass treats e_v + e_g as e_v: straight through.
         region: M_A on the token grid.
         settings: T_g (0 returns e_v itself), alpha, rule, solver, bound and stop.
+        solve: The steps; by default ``solver_of`` the settings.
 
     Returns:
         e_v + e_g after the last step, and E before each step.
     """
-    return AseaFunction.apply(visual_embedding, region, attention, settings)
+    solve = solve or solver_of(settings)
+    return AseaFunction.apply(visual_embedding, region, attention, settings, solve)
 
 
 class AseaFunction(torch.autograd.Function):
@@ -93,6 +102,7 @@ class AseaFunction(torch.autograd.Function):
         region: Tensor,
         attention: GuidedAttention,
         settings: AseaConfig,
+        solve: Solver,
     ) -> tuple[Tensor, Tensor]:
         """Return e_v + e_g, and E before each step."""
         e_v = at_least_float32(visual_embedding)
@@ -100,7 +110,6 @@ class AseaFunction(torch.autograd.Function):
             energies = e_v.new_zeros(len(e_v), 0)
             ctx.mark_non_differentiable(energies)
             return visual_embedding.clone(), energies
-        solve = {"all": _all_layers, "first": _first_layer}[settings.solver]
         # The weights' precision whatever the caller's autocast: C' is a pure function.
         with torch.autocast(e_v.device.type, enabled=False):
             e_g, energies = solve(attention, e_v, region.to(e_v.dtype), settings)
@@ -108,9 +117,16 @@ class AseaFunction(torch.autograd.Function):
         return (e_v + e_g).to(visual_embedding.dtype), energies
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _energies: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(
+        ctx: Any, grad: Tensor, _energies: Tensor
+    ) -> tuple[Tensor, None, None, None, None]:
         """Straight through to e_v."""
-        return grad, None, None, None
+        return grad, None, None, None, None
+
+
+def solver_of(settings: AseaConfig) -> Solver:
+    """The steps that ``solver`` names."""
+    return _all_layers if settings.solver == "all" else _first_layer
 
 
 def _all_layers(

@@ -21,9 +21,11 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from acontrol.config import AseaConfig, CsmConfig
 from acontrol.method.anomaly_map import ReferenceText, energy, region_on_grid
-from acontrol.method.asea import guide
+from acontrol.method.asea import Solver, guide
 from acontrol.method.qformer import QFormerPass
 from acontrol.method.words import LAVIS_TOKENS, warn_if_long
+
+PADDED_TO = 16  # Tokens of a text are padded to a multiple of it for compiled steps.
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class CrossModalEncoder:
         self.tokenizer = tokenizer
         self.csm = csm
         self.asea = attention
+        self.solve: Solver | None = None  # ASEA's steps, if they are compiled.
         self.image_px: int = vlm.config.vision_config.image_size
         self.grid: int = self.image_px // vlm.config.vision_config.patch_size
         self.text_limit: int = vlm.config.qformer_config.max_position_embeddings
@@ -89,19 +92,24 @@ class CrossModalEncoder:
         prefix = self.tokenizer(self.csm.template, add_special_tokens=False)["input_ids"]
         texts = [f"{self.csm.template} {phrase}" for phrase in phrases]
         batch = self.tokenizer(
-            texts, padding=True, return_tensors="pt", return_special_tokens_mask=True
+            texts,
+            padding=True,
+            # Few lengths, as compiled steps are for one each.
+            pad_to_multiple_of=PADDED_TO if self.solve else None,
+            return_tensors="pt",
+            return_special_tokens_mask=True,
         )
-        length, limit = batch["input_ids"].shape[1], self.text_limit
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        length, limit = max(lengths), self.text_limit
         if length > limit:
             longest = max(phrases, key=len)
             raise ValueError(
                 f"the anomaly text {longest!r} is too long: {length} tokens with its template, "
                 f"and the vision-language model takes {limit}"
             )
-        lengths = batch["attention_mask"].sum(dim=1).tolist()
         warn_if_long("BLIP-2 was trained on anomaly texts up to", texts, lengths, LAVIS_TOKENS)
         # [CLS] comes first, then the template's tokens, then the anomaly's.
-        position = torch.arange(length)
+        position = torch.arange(batch["input_ids"].shape[1])
         special = batch["special_tokens_mask"].bool()
         span = (position > len(prefix)) & ~special & batch["attention_mask"].bool()
         for phrase, row in zip(phrases, span, strict=True):
@@ -139,6 +147,7 @@ class CrossModalEncoder:
             attention: ASEA settings; by default the encoder's own.
         """
         settings = attention or self.asea
+        solve = self.solve if settings == self.asea else None
         text = self.read(phrases) if self.csm.text else None
         mask = mask.to(self.device)
         if self.csm.outside == "grey":
@@ -153,7 +162,7 @@ class CrossModalEncoder:
             first=settings.solver == "first",
             values=visual if settings.target == "keys" else None,
         )
-        embedding, energies = guide(qformer, visual, region, settings)
+        embedding, energies = guide(qformer, visual, region, settings, solve)
         tokens, attended = qformer.finish(embedding)
         after = energy(attended, region)
         before = energies[:, 0] if settings.steps else after

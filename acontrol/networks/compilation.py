@@ -1,4 +1,4 @@
-"""Compile a U-Net for training or drawing, as a whole or block by block."""
+"""Compile a U-Net for training or drawing, as a whole or block by block, and ASEA's steps."""
 
 import os
 import warnings
@@ -12,9 +12,11 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from acontrol.config import RunConfig
+from acontrol.config import AseaConfig, RunConfig
 from acontrol.config.training import Extent
 from acontrol.errors import one_line
+from acontrol.method.asea import Solver, solver_of
+from acontrol.method.csm import CrossModalEncoder
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAttnProcessor, cross_attention_layers
 
@@ -44,6 +46,30 @@ def compile_for_training(
     return _warmed_up(lambda: model.warm_up(batch_size), undo)
 
 
+def compile_asea(
+    semantics: CrossModalEncoder, batch_size: int, backend: Backend = "inductor"
+) -> str | None:
+    """Compile ASEA's steps for batches of that size, and take them on zeros.
+
+    Its arguments and what it returns are those of `compile_for_training`.
+    """
+    plain = solver_of(semantics.asea)
+    fast: Solver = torch.compile(plain, backend=backend, dynamic=False, fullgraph=True)
+
+    def solve(attention: Any, e_v: Tensor, region: Tensor, settings: AseaConfig) -> Any:
+        chosen = fast if len(e_v) == batch_size else plain
+        return chosen(attention, e_v, region, settings)
+
+    semantics.solve = solve
+    image = torch.zeros(batch_size, 3, semantics.image_px, semantics.image_px)
+    mask = torch.ones(batch_size, 1, semantics.image_px, semantics.image_px)
+
+    def undo() -> None:
+        semantics.solve = None
+
+    return _warmed_up(lambda: semantics(image, ["defect"] * batch_size, mask), undo)
+
+
 def compile_for_drawing(
     unet: UNet2DConditionModel,
     warm_up: Callable[[int], None],
@@ -71,7 +97,7 @@ def compile_for_drawing(
     return _warmed_up(lambda: warm_up(batch_size), undo)
 
 
-def _warmed_up(warm_up: Callable[[], None], undo: Callable[[], None]) -> str | None:
+def _warmed_up(warm_up: Callable[[], object], undo: Callable[[], None]) -> str | None:
     try:
         # Tracing warns of its own look at .grad.
         with warnings.catch_warnings(action="ignore"):

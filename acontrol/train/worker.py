@@ -27,6 +27,7 @@ from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.compilation import (
     chosen_extent,
+    compile_asea,
     compile_for_training,
     keep_compiled_code,
 )
@@ -124,11 +125,15 @@ def _compile(model: AnomalyControl, extent: Extent, launch: Launch, *, say: bool
         print(f"Compiling the U-Net ({extent})", flush=True)
     begun = time.monotonic()
     watchdog = Watchdog(max(launch.config.cluster.hang_s, COMPILE_S))
-    reason = compile_for_training(model, extent, launch.config.micro_batch_size)
+    size = launch.config.micro_batch_size
+    reasons = {"The U-Net": compile_for_training(model, extent, size)}
+    if launch.config.asea.steps and not launch.features:
+        reasons["ASEA"] = compile_asea(model.encoder.semantics, size)
     watchdog.close()
-    if reason is not None:
-        print(f"The U-Net runs uncompiled: {reason}", flush=True)
-    elif say:
+    for name, reason in reasons.items():
+        if reason is not None:
+            print(f"{name} runs uncompiled: {reason}", flush=True)
+    if say:
         print(f"Compiled in {time.monotonic() - begun:.0f} s", flush=True)
 
 

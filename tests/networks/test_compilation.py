@@ -11,12 +11,22 @@ from PIL import Image
 from torch._dynamo.utils import counters
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from acontrol.config import BaseConfig, DataConfig, OptimConfig, RunConfig, RuntimeConfig
+from acontrol.config import (
+    AseaConfig,
+    BaseConfig,
+    CsmConfig,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    RuntimeConfig,
+)
+from acontrol.method.csm import CrossModalEncoder
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter, install_processors
 from acontrol.networks.compilation import (
     CODE,
     chosen_extent,
+    compile_asea,
     compile_for_drawing,
     compile_for_training,
     keep_compiled_code,
@@ -111,6 +121,51 @@ def test_long_runs_on_a_gpu_compile_by_default() -> None:
     assert chosen_extent(run(30_000), on_gpu=False) is None
     assert chosen_extent(run(10, compile="whole"), on_gpu=False) == "whole"
     assert chosen_extent(run(30_000, compile="off"), on_gpu=True) is None
+
+
+def guided() -> dict[str, Any]:
+    """C' before and after compiling ASEA's steps, in a process as `compiled`'s."""
+    base = load_base(BaseConfig())
+    csm = CrossModalEncoder(base.vlm, base.vlm_tokenizer, CsmConfig(), AseaConfig(steps=3))
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(SIZE + 1, 1, csm.image_px, csm.image_px)
+    mask[..., 8:24, 8:24] = 1
+    image = torch.randn(SIZE + 1, 3, csm.image_px, csm.image_px, generator=generator)
+    words = ["a crack", "a hole", "a dark stain", "a blob", "a cut"]
+
+    def tokens(count: int, first: int = 0) -> torch.Tensor:
+        own = slice(first, first + count)
+        return csm(image[own], words[own], mask[own]).tokens
+
+    def apart(own: torch.Tensor, plain: torch.Tensor) -> float:
+        return ((own - plain).norm() / plain.norm()).item()
+
+    cases = {"full": (SIZE,), "other words": (SIZE, 1), "one": (1,), "larger": (SIZE + 1,)}
+    plain = {name: tokens(*case) for name, case in cases.items()}
+    refused = compile_asea(csm, SIZE, backend=broken)
+    after_refusal = torch.equal(tokens(SIZE), plain["full"])
+    torch._dynamo.reset()
+    counters.clear()
+    reason = compile_asea(csm, SIZE, backend="aot_eager")
+    made = graphs()
+    found = {name: apart(tokens(*case), plain[name]) for name, case in cases.items()}
+    return {
+        "refused": refused,
+        "after refusal": after_refusal,
+        "reason": reason,
+        "apart": found,
+        "made": made,
+        "later": graphs() - made,
+    }
+
+
+def test_compiled_asea_is_the_plain_one(tmp_path: Path) -> None:
+    """One graph for all steps, whatever the words' length; other sizes run uncompiled."""
+    result = run_ranks(guided, 1, tmp_path)
+    assert "no compiler found" in result["refused"] and result["after refusal"]
+    assert result["reason"] is None
+    assert max(result["apart"].values()) < 1e-5, result["apart"]
+    assert (result["made"], result["later"]) == (1, 0)
 
 
 def drawn(extent: str) -> dict[str, Any]:
