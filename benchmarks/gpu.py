@@ -108,7 +108,7 @@ PLAN: dict[str, tuple[Callable[[Any], None], float]] = {
     "numerics": (gpu_training.numerics, 10),
     "training, large batch": (lambda bench: gpu_training.training(bench, bench.batches[0]), 60),
     "memory and profile": (gpu_training.profile, 20),
-    "ASEA": (gpu_training.asea_overhead, 30),
+    "ASEA": (gpu_training.asea_overhead, 120),
     "drawing": (gpu_drawing.drawing, 60),
     "training, small batch": (lambda bench: gpu_training.training(bench, bench.batches[1]), 30),
     "loader": (gpu_drawing.loader, 20),

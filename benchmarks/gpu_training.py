@@ -5,6 +5,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -215,6 +216,7 @@ def asea_overhead(bench: Any) -> None:
 
         def with_asea(
             settings: AseaConfig,
+            solve: asea.Solver | None = None,
             visual: Tensor = visual,
             text: Any = text,
             region: Tensor = region,
@@ -225,7 +227,7 @@ def asea_overhead(bench: Any) -> None:
                 walk = QFormerPass(
                     bench.base.vlm, len(visual), text, method=settings.map, first=first
                 )
-                embedding, _ = asea.guide(walk, visual, region, settings)
+                embedding, _ = asea.guide(walk, visual, region, settings, solve)
                 walk.finish(embedding)
             plain()
 
@@ -234,16 +236,22 @@ def asea_overhead(bench: Any) -> None:
             "all": AseaConfig(steps=3),
             "first": AseaConfig(steps=3, solver="first"),
         }
-        median_s = medians(
-            bench,
-            {
-                name: lambda config=config: with_asea(config)
-                for name, config in settings.items()
-            },
-        )
+        cases = {name: partial(with_asea, config) for name, config in settings.items()}
+        fast = torch.compile(asea.solver_of(settings["all"]), dynamic=False, fullgraph=True)
+        cases["compiled"] = partial(with_asea, settings["all"], fast)
+        begun = time.monotonic()
+        cases["compiled"]()
+        bench.metadata[f"compile_s_asea_b{batch}"] = round(time.monotonic() - begun, 1)
+        median_s = medians(bench, cases)
         metric = f"ASEA, t(T_g 3) / t(0) - 1, batch {batch}"
         bench.row(
             f"{metric}: all layers", median_s["all"] / median_s["none"] - 1, goal, stretch
+        )
+        bench.row(
+            f"{metric}: all layers, compiled",
+            median_s["compiled"] / median_s["none"] - 1,
+            goal,
+            stretch,
         )
         bench.row(
             f"{metric}: first layer's closed form",

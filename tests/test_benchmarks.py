@@ -38,6 +38,7 @@ def test_the_gpu_benchmark_writes_every_row(tmp_path: Path) -> None:
         "DeepSpeed's engine / bare loop (no Ray)",
         "ASEA, t(T_g 3) / t(0) - 1, batch 2: all layers",
         "ASEA, t(T_g 3) / t(0) - 1, batch 1: first layer's closed form",
+        "ASEA, t(T_g 3) / t(0) - 1, batch 2: all layers, compiled",
         "drawing, images/s, batch 8",
         "drawing, speed-up over stock, batch 8",
         "drawing, speed-up over stock, batch 1",

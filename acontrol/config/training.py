@@ -111,7 +111,8 @@ class RuntimeConfig(Settings):
     compile: Literal["auto", "off", "blocks", "whole"] = Field(
         "auto",
         description="torch.compile of the U-Net for training: its blocks, within about half a "
-        "minute, or the whole of it. auto: blocks on a GPU in runs of 1,000 steps or more. "
+        "minute, or the whole of it; and of ASEA's steps, unless features are precomputed. "
+        "auto: blocks on a GPU in runs of 1,000 steps or more. "
         "What does not compile runs as it is, with a line that says so.",
     )
     channels_last: bool | None = Field(
