@@ -17,7 +17,7 @@ from benchmarks.trial import (
 from launch import generate
 
 pytestmark = pytest.mark.slow
-COMPILED = ("--runtime.compile", "blocks")
+COMPILED = ("--runtime.compile", "blocks", "--asea.steps", 3)  # The preset takes no steps.
 ON_ONE_GPU = ("--cluster.num-workers", 1, "--cluster.use-gpu", True, "--runtime.deterministic")
 STEPS, EVERY, KILLS = 44, 4, 10
 
