@@ -36,13 +36,9 @@ What was known when this was written: on ball_screw-choose, 2 seeds, pixel AP of
 real+perlin 35.9, real+cutpaste 22.8, real+copy-paste 35.9, copy-paste alone 36.3.
 """
 
-import argparse
 import csv
 import json
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +46,15 @@ from pathlib import Path
 from acontrol.data.mvtec import open_folder
 from acontrol.data.pieces import training_images
 from acontrol.data.split import Split
-from benchmarks.real_surfaces import ADAPTERS, BASE, PRODUCTS, TRAINING, Product
+from benchmarks.real_surfaces import (
+    ADAPTERS,
+    BASE,
+    PRODUCTS,
+    TRAINING,
+    Product,
+    carry_out,
+    parser_of,
+)
 
 STAGES = ("choose", "sets", "test")
 CANDIDATES = {
@@ -60,7 +64,7 @@ CANDIDATES = {
         *("--solver", "dpm++", "--steps", "15"),
     ),
 }
-CHOOSE, TRAINED, HELD = "ball_screw-choose", "012", "34"  # Folder, positions.
+CHOOSE, HELD = "ball_screw-choose", "34"  # Its folder, and the positions that test.
 OF_EACH = 3  # Photographs of each defect of magnetic_tile.
 
 
@@ -194,19 +198,11 @@ def handful_of_tiles(data: Path, split_file: Path, place: Path) -> None:
 
 def main() -> None:
     """Run, or print, a stage."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", type=Path)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--stage", choices=STAGES, required=True)
-    parser.add_argument("--product", choices=[product.name for product in PRODUCTS])
-    parser.add_argument(
-        "--positions", type=Path, required=True, help="IMAGE,POSITION of screws"
-    )
+    parser = parser_of(__doc__, STAGES)
     parser.add_argument("--split-file", type=Path, help="of magnetic_tile, by pieces")
-    parser.add_argument("--print", action="store_true", help="only show the commands")
     options = parser.parse_args()
+    if options.positions is None:
+        parser.error("--positions is needed")
     with options.positions.open(newline="") as file:
         positions = {name: position for name, position in csv.reader(file)}
     choice = Case(PRODUCTS[0], options.work / CHOOSE)
@@ -233,10 +229,7 @@ def main() -> None:
                 commands += case.sets(ways, adapters)
             else:
                 commands.append(case.test(ways, adapters, 5))
-    for arguments in commands:
-        print("acontrol", shlex.join(arguments), flush=True)
-        if not options.print:
-            subprocess.run([sys.executable, "-m", "acontrol", *arguments], check=True)
+    carry_out(commands, show=options.print)
 
 
 if __name__ == "__main__":

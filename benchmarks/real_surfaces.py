@@ -57,6 +57,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -268,18 +269,33 @@ def good_words(study: Study) -> None:
     (place / "prompt" / "phrases.json").write_text(json.dumps(words))
 
 
-def main() -> None:
-    """Run, or print, a stage of both products."""
+def parser_of(about: str | None, stages: Iterable[str]) -> argparse.ArgumentParser:
+    """The options of a study's stages."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--stage", choices=STAGES, required=True)
-    parser.add_argument("--product", choices=[product.name for product in PRODUCTS])
-    parser.add_argument("--round", type=int, choices=(1, 2), default=1)
+    parser.add_argument("data", type=Path, help="folder of ball_screw and magnetic_tile")
+    parser.add_argument("work", type=Path, help="folder for all results")
+    parser.add_argument("--stage", choices=stages, required=True)
+    names = [product.name for product in PRODUCTS]
+    parser.add_argument("--product", choices=names, help="only this one")
     parser.add_argument("--positions", type=Path, help="IMAGE,POSITION of ball_screw")
     parser.add_argument("--print", action="store_true", help="only show the commands")
+    return parser
+
+
+def carry_out(commands: Iterable[Sequence[str]], *, show: bool) -> None:
+    """Print acontrol's commands, and unless they are only to be shown run each."""
+    for arguments in commands:
+        print("acontrol", shlex.join(arguments), flush=True)
+        if not show:
+            subprocess.run([sys.executable, "-m", "acontrol", *arguments], check=True)
+
+
+def main() -> None:
+    """Run, or print, a stage of both products."""
+    parser = parser_of(__doc__, STAGES)
+    parser.add_argument("--round", type=int, choices=(1, 2), default=1, help="by default 1")
     options = parser.parse_args()
     for product in PRODUCTS:
         if options.product not in (None, product.name):
@@ -287,10 +303,7 @@ def main() -> None:
         study = Study(product, options.data, options.work, options.round)
         if (options.stage, options.round) == ("sets", 1) and not options.print:
             good_words(study)
-        for arguments in study.commands(options.stage, options.positions):
-            print("acontrol", shlex.join(arguments), flush=True)
-            if not options.print:
-                subprocess.run([sys.executable, "-m", "acontrol", *arguments], check=True)
+        carry_out(study.commands(options.stage, options.positions), show=options.print)
 
 
 if __name__ == "__main__":
