@@ -23,10 +23,10 @@ _AROUND = 2.0  # Sides of a square around a defect, in longer sides of the defec
 
 def write_page(rounds: Rounds, results: Sequence[Mapping[str, Any]]) -> Path:
     """Write OUT/index.html."""
-    body = (
-        "<p>Detectors are tested on training images that their fold holds out. Round by round "
-        "the test images stay closed.</p>"
-    )
+    tested = "Detectors are tested on training images that their fold holds out."
+    if rounds.folds is None:
+        tested = "The maps are another detector's; nothing was trained."
+    body = f"<p>{tested} Round by round the test images stay closed.</p>"
     final = Path(FINAL, "index.html")
     if (rounds.config.out / final).exists():
         body += f"<p><a href='{final}'>What the test images say</a>, opened at the end.</p>"

@@ -71,7 +71,9 @@ def improve(config: ImproveConfig) -> None:
         if folds is None:
             if _drawn(rounds, 1):
                 _keep(rounds, 1)
-            log(tracker, settings, {}, [write_page(rounds, [])])
+            page = write_page(rounds, [])
+            log(tracker, settings, {}, [page])
+            print(f"Look at {page}")
             return
         results = []
         nested = {"uri": tracker.uri, "parent_run": tracker.run_id}

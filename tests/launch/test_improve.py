@@ -71,7 +71,10 @@ def test_misses_of_another_detector_are_drawn(
     assert len(kept.labelled("all", "wood")) == len(verdicts) > 0
     page = (out / "index.html").read_text()
     assert re.findall(r"src='data:image/png", page)
-    assert f"Kept drawings: {out / 'kept'}" in capsys.readouterr().out
+    assert "another detector's; nothing was trained" in page
+    said = capsys.readouterr().out
+    assert f"Kept drawings: {out / 'kept'}\n" in said
+    assert f"Look at {out / 'index.html'}\n" in said
     assert not list(out.rglob("trainings"))
 
 
