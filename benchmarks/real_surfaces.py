@@ -8,8 +8,8 @@
 DATA holds ball_screw and magnetic_tile, in MVTec AD's layout. Each stage runs acontrol's own
 commands in WORK, which continue where they were stopped; --print only shows them.
 
-    split      ball_screw: the first third of the defects, which is one of position (POSITIONS:
-               a file IMAGE,POSITION of the training images); magnetic_tile: by pieces
+    split      ball_screw: the first third of the defects, which is one of position (folds are
+               of positions too, `positions_of_screws`); magnetic_tile: by pieces
     base       from the built-in base, squares of 64 px of the training part alone
     adapters   two, seeds 0 and 1, on squares of four times the defect
     draw       CANDIDATES, 60 images a defect, for the choice
@@ -52,6 +52,7 @@ files, and ASEA was not tested. Magnetic_tile, whose test was closed then, leave
 
 import argparse
 import csv
+import itertools
 import json
 import shlex
 import shutil
@@ -76,6 +77,10 @@ DETAILED = {
 }
 RIVALS = ("copy-paste", "reference-only")
 CONTROLS = ("perlin", "cutpaste")
+# Where on the ball screw its training images were taken: at each position from here on. Of the
+# pits by the place of their masks, which grow in runs; of the good images by their texture,
+# whose correlation with the image before falls from .8 to .3 there.
+POSITIONS = {"test/pitting": (0, 11, 21, 39, 48, 60), "train/good": (0, 44, 88, 130, 174, 219)}
 ADAPTERS: tuple[int | None, ...] = (0, 1)
 ONE: tuple[int | None, ...] = (None,)  # A set without an adapter of its own.
 
@@ -137,9 +142,10 @@ class Study:
         self.split = [] if product.name == "ball_screw" else ["--split-file", self._at("split")]
 
     def _at(self, name: str) -> str:
-        return str(self.work / (f"{name}.json" if name == "split" else name))
+        endings = {"split": ".json", "positions": ".csv"}
+        return str(self.work / f"{name}{endings.get(name, '')}")
 
-    def commands(self, stage: str, positions: Path | None) -> list[list[str]]:
+    def commands(self, stage: str) -> list[list[str]]:
         """Arguments of ``acontrol``, in order; whose output exists has been run."""
         root = str(self.root)
         if stage == "base":
@@ -156,7 +162,7 @@ class Study:
                 self._drawing(f"try-{name}", 0, 60, *how)
                 for name, how in self.candidates.items()
             ]
-        groups = ["--groups", str(positions)] if positions and not self.split else []
+        groups = [] if self.split else ["--groups", self._at("positions")]
         if stage == "improve":
             return [self._improvement(groups)]
         if stage == "choose":
@@ -257,6 +263,16 @@ class Study:
         return max(self.candidates, key=lambda name: found[f"real+try-{name}"])
 
 
+def positions_of_screws() -> dict[str, str]:
+    """Position of each training image of ball_screw, the pits before the good images."""
+    return {
+        f"ball_screw/{folder}/{number:03}.jpg": str(position)
+        for folder, starts in POSITIONS.items()
+        for position, (start, end) in enumerate(itertools.pairwise(starts))
+        for number in range(start, end)
+    }
+
+
 def good_words(study: Study) -> None:
     """A copy of the data whose words for each defect are those of a good surface."""
     place = study.good_words
@@ -279,7 +295,6 @@ def parser_of(about: str | None, stages: Iterable[str]) -> argparse.ArgumentPars
     parser.add_argument("--stage", choices=stages, required=True)
     names = [product.name for product in PRODUCTS]
     parser.add_argument("--product", choices=names, help="only this one")
-    parser.add_argument("--positions", type=Path, help="IMAGE,POSITION of ball_screw")
     parser.add_argument("--print", action="store_true", help="only show the commands")
     return parser
 
@@ -301,9 +316,14 @@ def main() -> None:
         if options.product not in (None, product.name):
             continue
         study = Study(product, options.data, options.work, options.round)
-        if (options.stage, options.round) == ("sets", 1) and not options.print:
-            good_words(study)
-        carry_out(study.commands(options.stage, options.positions), show=options.print)
+        if not options.print:
+            study.work.mkdir(parents=True, exist_ok=True)
+            if product.name == "ball_screw":
+                with (study.work / "positions.csv").open("w", newline="") as file:
+                    csv.writer(file).writerows(positions_of_screws().items())
+            if (options.stage, options.round) == ("sets", 1):
+                good_words(study)
+        carry_out(study.commands(options.stage), show=options.print)
 
 
 if __name__ == "__main__":
