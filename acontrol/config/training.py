@@ -98,6 +98,8 @@ class ZeroConfig(Settings):
 
 # Of the U-Net, what is compiled.
 Extent = Literal["blocks", "whole"]
+# Kernels of scaled dot-product attention, by torch's names.
+Attention = Literal["auto", "flash", "efficient", "cudnn", "math"]
 
 
 class RuntimeConfig(Settings):
@@ -119,6 +121,11 @@ class RuntimeConfig(Settings):
         None,
         description="Convolutions' weights with the channels last, which suits GPUs; by "
         "default where the U-Net is compiled on one.",
+    )
+    attention: Attention = Field(
+        "auto",
+        description="Kernel of the U-Net's attention that is tried first; what it cannot do is "
+        "left to the others. auto: torch's order; math: its plain operations, slower.",
     )
     deterministic: bool = Field(
         False,

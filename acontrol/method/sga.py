@@ -53,7 +53,7 @@ def decoupled_attention(
     if semantic_scale == 0:
         return text
     semantic = F.scaled_dot_product_attention(query, semantic_key, semantic_value)
-    return text + semantic_scale * semantic
+    return torch.add(text, semantic, alpha=semantic_scale)
 
 
 class SemanticAttnProcessor(AttnProcessor2_0):

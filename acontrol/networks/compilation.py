@@ -1,5 +1,6 @@
-"""Compile a U-Net for training or drawing, as a whole or block by block, and ASEA's steps."""
+"""Compile a U-Net for training or drawing, and ASEA's steps; choose attention's kernel."""
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from acontrol.config import AseaConfig, RunConfig
-from acontrol.config.training import Extent
+from acontrol.config.training import Attention, Extent
 from acontrol.errors import one_line
 from acontrol.method.asea import Solver, solver_of
 from acontrol.method.csm import CrossModalEncoder
@@ -25,6 +27,12 @@ Backend = str | Callable[..., Any]
 # most of them with and without a gradient. torch gives up after 8, without a word.
 GRAPHS = 64
 CODE = "TORCHINDUCTOR_CACHE_DIR"
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 LONG = 1_000  # Steps of a run that make up for compiling.
 
 
@@ -191,6 +199,25 @@ def chosen_extent(config: RunConfig, on_gpu: bool) -> Extent | None:
     if chosen == "auto":
         return "blocks" if on_gpu and config.optim.steps >= LONG else None
     return None if chosen == "off" else chosen
+
+
+def attention_by(kernel: Attention) -> contextlib.AbstractContextManager[None]:
+    """Let attention try a kernel first; what it cannot do is left to the others.
+
+    As the head size of some layers, a precision, or a device without it. ``math`` can do all.
+    """
+    if kernel == "auto":
+        return contextlib.nullcontext()
+    first = KERNELS[kernel]
+    others = (
+        []
+        if first is SDPBackend.MATH
+        else [own for own in KERNELS.values() if own is not first]
+    )
+    context: contextlib.AbstractContextManager[None] = sdpa_kernel(
+        [first, *others], set_priority=True
+    )
+    return context
 
 
 def keep_compiled_code(folder: str) -> None:

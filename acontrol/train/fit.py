@@ -205,6 +205,9 @@ def _fit_until_stopped(trainer: TorchTrainer, launch: Launch, on_gpus: bool) -> 
 
 def run_worker(settings: dict[str, Launch]) -> None:
     """Entry point of a worker."""
+    from acontrol.networks.compilation import attention_by
     from acontrol.train.worker import train_rank
 
-    train_rank(settings["launch"])
+    launch = settings["launch"]
+    with attention_by(launch.config.runtime.attention):
+        train_rank(launch)

@@ -2,7 +2,7 @@
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch._dynamo.utils import counters
 from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch.profiler import ProfilerActivity, profile
 
 from acontrol.config import (
     AseaConfig,
@@ -20,11 +21,13 @@ from acontrol.config import (
     RunConfig,
     RuntimeConfig,
 )
+from acontrol.config.training import Attention
 from acontrol.method.csm import CrossModalEncoder
 from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter, install_processors
 from acontrol.networks.compilation import (
     CODE,
+    attention_by,
     chosen_extent,
     compile_asea,
     compile_for_drawing,
@@ -110,6 +113,33 @@ def test_a_compiled_step_is_the_plain_one(tmp_path, extent) -> None:
     # What does not compile runs as it is.
     assert "no compiler found" in result["refused"]
     assert result["after refusal"]
+
+
+def attended() -> dict[str, tuple[float, bool]]:
+    """Loss of a step by each kernel of attention, and whether it took the fused one."""
+    base = load_base(BaseConfig())
+    torch.manual_seed(0)
+    adapter = SemanticAdapter.from_unet(base.unet, 64)
+    model = AnomalyControl(base, adapter, RunConfig(data=DataConfig(resolution=64)))
+    found = {}
+    for kernel in get_args(Attention):
+        with attention_by(kernel), profile(activities=[ProfilerActivity.CPU]) as profiler:
+            loss = model(random_batch(SIZE, 64, 64)).loss
+        names = {event.key for event in profiler.key_averages()}
+        fused = "aten::_scaled_dot_product_flash_attention_for_cpu" in names
+        found[kernel] = (loss.item(), fused)
+    return found
+
+
+def test_attention_tries_a_kernel_and_leaves_what_it_cannot_do_to_others(tmp_path) -> None:
+    found = run_ranks(attended, 1, tmp_path)
+    # This processor has the fused kernel and the plain operations, none of the other two.
+    assert {kernel: fused for kernel, (_, fused) in found.items()} == {
+        **dict.fromkeys(("auto", "flash", "efficient", "cudnn"), True),
+        "math": False,
+    }
+    loss = found["auto"][0]
+    assert all(value == pytest.approx(loss, rel=1e-6) for value, _ in found.values())
 
 
 def test_long_runs_on_a_gpu_compile_by_default() -> None:
