@@ -100,26 +100,27 @@ def _drawings(rounds: Rounds, number: int, results: Sequence[Mapping[str, Any]])
         if wanted.seed in by_seed:
             groups[wanted.region].append(by_seed[wanted.seed])
     rows, captions = [], []
+    shown = [*groups.items()][:_SHOWN]
+    count = min(_DRAWN, max((len(own) for _, own in shown), default=0))
     drawn = rounds.folder(number) / "drawn" / name
-    for region, own in [*groups.items()][:_SHOWN]:
+    for region, own in shown:
         cells = [_crop(rounds.image_file(region.name), region.box)]
-        for one in own[:_DRAWN]:
+        for one in own[:count]:
             mask = np.asarray(Image.fromarray(read_image(drawn / one["mask"])).convert("L")) > 0
             ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             box = (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1)
             cells.append(_crop(drawn / one["image"], box))
-        cells += [Image.new("RGB", (8, 8), "white")] * (1 + _DRAWN - len(cells))
         became: str = region.kind
         if len(results) >= number:
             now = "found" if _key(region) in found else "missed"
             became = f"still {now}" if now == became else f"{became}, now {now}"
-        told = [one["verdict"] for one in own[:_DRAWN]]
-        told += [""] * (_DRAWN - len(told))  # A part of the caption under each picture.
+        told = [one["verdict"] for one in own[:count]]
+        told += [""] * (count - len(told))  # A part of the caption under each picture.
         rows.append(cells)
         captions.append(" | ".join([f"{region.defect} {region.area} px: {became}", *told]))
     if not rows:
         return ""
-    titles = ["real", *(f"drawn {n + 1}" for n in range(_DRAWN))]
+    titles = ["real", *(f"drawn {n + 1}" for n in range(count))]
     sheet = reporting.contact_sheet(rows, titles, captions)
     heading = f"<h2>Round {number}: {html.escape(counts)}</h2>"
     return heading + reporting.picture(sheet, f"Round {number}: defects and their drawings")

@@ -21,6 +21,7 @@ SAMPLE_STEPS = 25
 SAMPLE_GUIDANCE = 4.0
 NUM_SAMPLES = 24
 SAMPLE_BATCH = 48
+_COLUMNS = 4  # Of the sheet of samples.
 
 
 def train_denoiser(
@@ -111,12 +112,18 @@ def generate_images(networks: Networks, captions: list[str], seed: int) -> list[
 
 
 def sample_sheet(networks: Networks, vocabulary: Sequence[DefectType]) -> Image.Image:
-    """Images of at most `NUM_SAMPLES` captions, spread over the vocabulary, in four columns."""
+    """At most `NUM_SAMPLES` images from captions that are spread over the vocabulary.
+
+    A row of one caption each where there are few, as for one product.
+    """
     stride = max(1, len(vocabulary) // NUM_SAMPLES)
     captions = [entry.caption for entry in vocabulary[::stride][:NUM_SAMPLES]]
-    images = generate_images(networks, captions, seed=0)
-    starts = range(0, len(images), 4)
-    rows = [images[start : start + 4] for start in starts]
-    names = [caption.removeprefix("a photo of ") for caption in captions]
-    titles = [" | ".join(names[start : start + 4]) for start in starts]
-    return contact_sheet(rows, [""] * 4, titles)
+    copies = _COLUMNS if len(captions) * _COLUMNS <= NUM_SAMPLES else 1
+    drawn = [caption for caption in captions for _ in range(copies)]
+    images = generate_images(networks, drawn, seed=0)
+    names = [caption.removeprefix("a photo of ") for caption in drawn]
+    names += [""] * (-len(names) % _COLUMNS)  # Each lies under its picture.
+    starts = range(0, len(names), _COLUMNS)
+    rows = [images[start : start + _COLUMNS] for start in starts]
+    titles = [" | ".join(names[start : start + _COLUMNS]) for start in starts]
+    return contact_sheet(rows, [""] * _COLUMNS, titles)
