@@ -1,16 +1,22 @@
 """How fast are images generated, compared with diffusers' own IP-Adapter pipeline?
 
     python -m benchmarks.bench_generate [--batch 4] [--rounds 5] [--device cpu] [--full-size]
+                                        [--compile blocks|whole]
 
 Both take the same prompts, C' (precomputed: diffusers cannot make it), noise and weights, with
 DDIM and classifier-free guidance, and the images are compared before anything is timed.
-"ours, onto normal images" also keeps the pixels outside a mask. Writes
+"ours, onto normal images" also keeps the pixels outside a mask; "ours, compiled" is ours after
+`acontrol generate --compile` has done its work, which is not timed. Writes
 benchmarks/results/DATE_generate_HARDWARE.{json,md}.
 """
 
 import argparse
 import copy
+import dataclasses
 import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import get_args
 
 import numpy as np
 import torch
@@ -21,7 +27,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from acontrol.config import AdapterCard, AseaConfig, BaseConfig, CsmConfig, SgaConfig
+from acontrol.config.training import Extent
 from acontrol.method.sga import SemanticAdapter, cross_attention_layers
+from acontrol.networks.compilation import compile_for_drawing
 from acontrol.networks.load import BaseModels, load_base, quieten
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from benchmarks.full_size import random_sd15
@@ -79,6 +87,7 @@ def main() -> None:
         "--full-size", action="store_true", help="SD1.5, BLIP-2, random weights"
     )
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", choices=get_args(Extent), help="by default not")
     arguments = parser.parse_args()
     quieten()
     torch.set_num_threads(arguments.threads)
@@ -135,23 +144,35 @@ def main() -> None:
             **sampling,
         ).images
 
-    def draw_ours(*places: list[Image.Image]) -> list[Image.Image]:
+    def draw_ours(
+        *places: list[Image.Image], by: AnomalyControlPipeline = ours
+    ) -> list[Image.Image]:
         with torch.no_grad():
             fused: Tensor = adapter(tokens.expand(count, -1, -1))
-        conditions = ours.conditions(ours.encode_text([PROMPT] * count), fused)
-        return ours.sample(conditions, *places, generator=generators(), **sampling).images
+        conditions = by.conditions(by.encode_text([PROMPT] * count), fused)
+        return by.sample(conditions, *places, generator=generators(), **sampling).images
 
     onto = [Image.fromarray(picture)] * count, [Image.fromarray(inside)] * count
-    cases = {
+    cases: dict[str, Callable[[], list[Image.Image]]] = {
         "diffusers' IP-Adapter": draw_stock,
         "ours": draw_ours,
         "ours, onto normal images": lambda: draw_ours(*onto),
     }
-    stocks, free = (
+    if arguments.compile:
+        fast = AnomalyControlPipeline.from_base(
+            dataclasses.replace(base, unet=copy.deepcopy(base.unet)), adapter
+        )
+        fast.set_progress_bar_config(disable=True)
+        refused = compile_for_drawing(fast.unet, fast.warm_up, arguments.compile, count)
+        if refused is not None:
+            raise SystemExit(f"did not compile: {refused}")
+        cases[f"ours, compiled {arguments.compile}"] = partial(draw_ours, by=fast)
+    stocks, *own = (
         np.stack([np.asarray(image, np.int16) for image in draw()])
-        for draw in (draw_stock, draw_ours)
+        for name, draw in cases.items()
+        if "onto" not in name
     )
-    difference = int(np.abs(stocks - free).max())
+    difference = max(int(np.abs(stocks - drawn).max()) for drawn in own)
     print(f"largest difference between the pictures: {difference} of 255")
     if difference > 2:
         raise SystemExit("these are not the same pictures: nothing is timed")

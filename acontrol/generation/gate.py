@@ -18,6 +18,9 @@ from acontrol.masks.sampler import DefectType
 from acontrol.networks.defect_features import defect_features
 
 BATCH = 8
+ENOUGH = (
+    8  # Training defects that tell how far apart defects of a type lie; with fewer no limit.
+)
 
 
 def missed_limits(scores: Mapping[str, Any], gate: Gate) -> dict[str, str]:
@@ -49,8 +52,8 @@ class TypeFeatures:
 
     Attributes:
         features: (defect, width), of length 1.
-        limit: The largest cosine distance of one of them to its nearest other; None for a
-            single defect.
+        limit: The largest cosine distance of one of them to its nearest other; None for fewer
+            than `ENOUGH`.
     """
 
     features: Tensor
@@ -78,7 +81,7 @@ class DefectScorer:
         Returns:
             Distance and limit of each image; None without training defects. The limit is None
             where the reference is of another product than the image, since then the product
-            differs too, or where there is only one training defect.
+            differs too, or where there are fewer than `ENOUGH` training defects.
         """
         features = self._features(images, (image.mask.image() for image in planned))
         distances: list[tuple[float, float | None] | None] = []
@@ -110,7 +113,7 @@ class DefectScorer:
                 for batch in batches
             ]
         )
-        if len(images) == 1:
+        if len(images) < ENOUGH:
             return TypeFeatures(features, None)
         similarity = features @ features.T
         similarity.fill_diagonal_(-1)

@@ -39,7 +39,7 @@ class LoadedMethod:
         base_digest: Of that base.
         seen: The images that base and adapter come from.
         split: Part of the data for references and masks.
-        latent_side: Side of the grid of attention cells, whose area a mask covers at least.
+        latent_side: Side of the grid of attention cells.
         resolution: Side of the square that networks see, in pixels.
         dtype: Of the networks.
         card: The adapter's, of a method that draws with it.
@@ -63,6 +63,11 @@ class LoadedMethod:
     tokenizer: CLIPTokenizer | None = None
     read_phrase: Callable[[Sequence[str]], object] | None = None
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def crop(self) -> float:
+        """What is drawn by default: a square of so many longest sides of a defect, 0 is all."""
+        return REGION if self.card is None else self.card.target_crop or 0.0
 
 
 def load_method(

@@ -136,6 +136,7 @@ class Planner:
         *,
         split: Literal["train", "test", "all"],
         cells: int = 16,
+        crop: float = 0,
         masks_path: Path | None = None,
         normal_folder: MvtecFolder | None = None,
         masks: SourceName = "real",
@@ -149,7 +150,10 @@ class Planner:
         Args:
             folder: The defects.
             split: Part of the data for references and masks: what the adapter was trained on.
-            cells: Side of the grid of attention cells; a mask covers at least one's area.
+            cells: Side of the model's grid of attention cells. Where it draws whole images, a
+                mask covers at least one's area.
+            crop: What it draws where no sampling settings say: squares of so many longest
+                sides of the defect, or 0 for whole images.
             masks_path: Folder of masks for "file" and "learned".
             normal_folder: The good images, if elsewhere.
             masks: Default source of masks.
@@ -163,12 +167,12 @@ class Planner:
         self.normal_folder = normal_folder or folder
         self.mask_sampler = MaskSampler(
             self.training,
-            cells=cells,
             files=masks_path,
             base_digest=base_digest,
             split=split,
             split_digest=folder.trained_on(split).split_digest,
         )
+        self._cells, self._crop = cells, crop
         self.masks: SourceName = masks
         self.sampling = sampling or Sampling()
         self.seed = seed
@@ -252,6 +256,7 @@ class Planner:
                     normal,
                     rng.choice(training) if training else None,
                     derive_seed(seed, "place", number),
+                    cells=self.cells(sampling),
                 )
             if isinstance(mask, NotPlaced):
                 left_out.append(f"{where} {number}, on {normal.name}: {mask.reason}")
@@ -273,6 +278,11 @@ class Planner:
                 )
             )
         return images, left_out
+
+    def cells(self, sampling: Sampling) -> int | None:
+        """Cells of the whole image, or None where a square around the defect is drawn."""
+        crop = self._crop if sampling.crop is None else sampling.crop
+        return None if crop else self._cells
 
     def training(self, defect_type: DefectType) -> list[LabelledImage]:
         """The training images of a category and defect; empty for unknown ones."""

@@ -261,6 +261,7 @@ def make_planner(config: GenerationConfig, loaded: LoadedMethod) -> Planner:
         folder,
         split=config.split or loaded.split,
         cells=loaded.latent_side,
+        crop=loaded.crop,
         masks_path=config.masks_path,
         normal_folder=normal_folder,
         masks=config.masks,

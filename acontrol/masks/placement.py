@@ -86,7 +86,7 @@ def learn_rules(pairs: Iterable[tuple[Mask, Mask]]) -> Rules:
 
 
 def place(
-    source: MaskSource, product: Mask, rules: Rules, *, cells: int, seed: int
+    source: MaskSource, product: Mask, rules: Rules, *, cells: int | None, seed: int
 ) -> Placed | NotPlaced:
     """Sample shapes until one fits, up to ``TRIES``; then shapes that are hardly changed.
 
@@ -94,14 +94,15 @@ def place(
         source: Where shapes come from.
         product: Foreground of the image, (height, width).
         rules: What fits.
-        cells: Side of the square grid of attention cells; a mask covers at least one's area.
+        cells: Side of the square grid of attention cells on the image; a mask covers at least
+            one's area. None where a square around the defect is drawn, with cells of its own.
         seed: The same seed gives the same mask.
     """
     rng = np.random.default_rng(seed)
     ground = product if rules.on_product else np.ones_like(product)
     if not ground.any():
         return NotPlaced("the image shows no product")
-    min_pixels = max(1, int(np.ceil(ground.size / cells**2)))
+    min_pixels = 1 if cells is None else max(1, int(np.ceil(ground.size / cells**2)))
     failures: Counter[str] = Counter()
     samples = [source.sample] * TRIES
     if isinstance(source, GentleSource):

@@ -87,7 +87,6 @@ class MaskSampler:
         self,
         training: Callable[[DefectType], Sequence[LabelledImage]],
         *,
-        cells: int,
         files: Path | None,
         base_digest: str | None,
         split: Literal["train", "test", "all"],
@@ -97,7 +96,6 @@ class MaskSampler:
 
         Args:
             training: Gives the labelled images of a category and defect, none if unknown.
-            cells: Side of the grid of attention cells; a mask covers at least one's area.
             files: Folder of masks for "file", FILES/DEFECT/* or FILES/* for all; or
                 the output of launch.masks, for "learned".
             base_digest: The base of learned masks; None accepts any.
@@ -105,7 +103,6 @@ class MaskSampler:
             split_digest: Its record.
         """
         self._training = training
-        self._cells = cells
         self._files = files
         self._base_digest = base_digest
         self._split: Literal["train", "test", "all"] = split
@@ -122,6 +119,8 @@ class MaskSampler:
         normal: Path,
         same: LabelledImage | None,
         seed: int,
+        *,
+        cells: int | None,
     ) -> PlacedMask | NotPlaced:
         """Find the place of one new defect.
 
@@ -132,6 +131,7 @@ class MaskSampler:
             normal: The image to draw on.
             same: The training image whose mask "same" copies.
             seed: The same seed gives the same place.
+            cells: As `acontrol.masks.placement.place` takes it.
 
         Raises:
             UserError: If an image or a mask is bad, or the source has no masks of this defect.
@@ -147,7 +147,7 @@ class MaskSampler:
             prepared.source,
             self._product(product, normal),
             prepared.rules,
-            cells=self._cells,
+            cells=cells,
             seed=seed,
         )
         if isinstance(placed, NotPlaced):

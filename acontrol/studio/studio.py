@@ -171,6 +171,7 @@ class Studio:
                 self.library.normal(category, normal),
                 reference,
                 derive_seed(seed, "place", 0),
+                cells=self.planner.cells(self.planner.sampling),
             )
         if isinstance(placed, NotPlaced):
             raise UserError(f"no place found: {placed.reason}; paint one, or try again")
