@@ -1,6 +1,7 @@
 """Percentile bootstrap of a detector's metrics over test images.
 
-Test images are resampled with replacement, good and defective ones separately. Pixels are
+Test images are resampled with replacement, good and defective ones separately, and those of one
+group, as photographs of one piece, together. Pixels are
 binned by score first, finely where scores are dense, so that a thousand resamples cost a
 matrix product; the reported metrics themselves are exact.
 """
@@ -23,17 +24,31 @@ LEVEL = 0.95
 _BINS = 500  # By quantiles of all pixels, and as many of defective ones.
 
 
-def resample_weights(anomalous: npt.NDArray[np.bool_], category: str) -> FloatArray:
+def resample_weights(
+    anomalous: npt.NDArray[np.bool_],
+    category: str,
+    groups: npt.NDArray[np.int64] | None = None,
+) -> FloatArray:
     """How often each test image is in each resample, (resample, image).
 
     Good and defective images are drawn separately, with the same draws for all sources.
+
+    Args:
+        anomalous: Which images have a defect.
+        category: What the draws follow from.
+        groups: Number of each image's group, which is drawn as a whole; None draws images.
     """
     rng = np.random.default_rng(derive_seed("bootstrap", category, 0))
     weights = np.zeros((RESAMPLES, len(anomalous)))
-    for group in (np.flatnonzero(anomalous), np.flatnonzero(~anomalous)):
-        if len(group):
-            even = np.full(len(group), 1 / len(group))
-            weights[:, group] = rng.multinomial(len(group), even, RESAMPLES)
+    for own in (np.flatnonzero(anomalous), np.flatnonzero(~anomalous)):
+        if not len(own):
+            continue
+        labels = np.arange(len(own))
+        if groups is not None:
+            labels = np.unique(groups[own], return_inverse=True)[1]
+        number = int(labels.max()) + 1
+        drawn = rng.multinomial(number, np.full(number, 1 / number), RESAMPLES)
+        weights[:, own] = drawn[:, labels]
     return weights
 
 

@@ -108,7 +108,7 @@ class Classification:
         losses = [loss for _, loss in epochs]
         labels = predict(classifier, test, lambda logits: logits.argmax(dim=1))
         table = confusion(labels, test, names)
-        weights = resample_weights(test.anomalous, job.unit)
+        weights = resample_weights(test.anomalous, job.unit, dataset.groups_of(test.files))
         metrics = self.metadata(job) | {
             "losses": losses,
             "names": names,

@@ -292,6 +292,7 @@ def plan_comparison(
         budget.size,
         budget.pairs,
         split_file=config.split_file and config.split_file.resolve(),
+        groups=config.groups and config.groups.resolve(),
     )
     real = open_folder(folders.root, split_file=folders.split_file)
     for name, path in synthetic.items():
@@ -320,6 +321,8 @@ def plan_comparison(
             flush=True,
         )
     digests = {unit: data.digests for unit, data in checked.items()}
+    if config.groups is not None:
+        note += " Test images of one group are resampled together."
     return Plan(config, budget, folders, jobs, digests, note, folds)
 
 
@@ -328,8 +331,6 @@ def _folds(
 ) -> dict[int, Folders]:
     """Where images of each fold are; empty without folds."""
     if config.cross_validate is None:
-        if config.groups is not None:
-            raise UserError("--groups: says what folds hold out; give --cross-validate N")
         return {}
     return folds_in(folders, real, categories, config.cross_validate, config.groups)
 

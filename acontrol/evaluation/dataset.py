@@ -11,9 +11,11 @@ from PIL import Image
 
 from acontrol.data import builtin
 from acontrol.data.mvtec import LabelledImage, MvtecFolder, open_folder
+from acontrol.data.pieces import Labels
 from acontrol.data.split import Split
 from acontrol.errors import UserError, nearest
 from acontrol.evaluation.budget import Drawing
+from acontrol.evaluation.folds import labels_of, read_groups
 from acontrol.evaluation.images import ImageSet, load
 from acontrol.evaluation.leaks import refuse_leaks
 from acontrol.evaluation.near_duplicates import other_photographs
@@ -47,6 +49,7 @@ class Folders:
         left_out: Real images to leave out of the test set.
         split_file: Which real images train; by default the first third.
         fold: Which of these train in a fold of a cross-validation, and which it tests on.
+        groups: Which images intervals resample together (`acontrol.evaluation.folds`).
     """
 
     root: Path
@@ -56,6 +59,7 @@ class Folders:
     left_out: frozenset[Path] = frozenset()
     split_file: Path | None = None
     fold: Split | None = None
+    groups: Path | None = None
 
 
 class CategoryDataset:
@@ -140,6 +144,17 @@ class CategoryDataset:
         if with_good and not good:
             raise self._error("has no images in test/good; image-level metrics need both")
         return good, defects
+
+    def groups_of(self, files: Sequence[Path]) -> Labels | None:
+        """Number of each image's group; None where each is drawn by itself.
+
+        Raises:
+            UserError: If the file of groups is bad, or names none of an image.
+        """
+        if self.folders.groups is None:
+            return None
+        names = [self.real.name_of(self.category, file) for file in files]
+        return labels_of(names, read_groups(self.folders.groups), self.folders.groups)
 
     def _error(self, problem: str) -> UserError:
         return UserError(f"{self.real.folders.get(self.category, self.real.root)}: {problem}")
@@ -238,8 +253,9 @@ def check(
         for images in photographs
         for file, training_file in other_photographs(test, images, photographs[0])
     }
+    groups = dataset.groups_of(test.files)
     digests = {
-        source: _digest([test, *common, *map(dataset.part, labelled_parts(source))])
+        source: _digest([test, *common, *map(dataset.part, labelled_parts(source))], groups)
         for source in sources
     }
     return CheckedData(digests, len(test), near_duplicates)
@@ -257,8 +273,8 @@ def category_in(folder: MvtecFolder, category: str, single: bool) -> str | None:
     return folder.categories[0] if itself and single else None
 
 
-def _digest(parts: Sequence[ImageSet]) -> str:
-    total = hashlib.sha256()
+def _digest(parts: Sequence[ImageSet], groups: Labels | None) -> str:
+    total = hashlib.sha256(b"" if groups is None else groups.tobytes())
     for part in parts:
         total.update(json.dumps([part.digests, part.defects]).encode())
         total.update(part.masks.numpy().tobytes())

@@ -50,7 +50,7 @@ def folds_of(
                 )
             labels = found.labels
         else:
-            labels = _labels(names, named, groups)
+            labels = labels_of(names, named, groups)
         chosen = assigned(labels, defects, number, derive_seed("folds", category))
         _check(category, defects, chosen, number)
         training += names
@@ -100,12 +100,17 @@ def read_groups(file: Path) -> dict[str, str]:
     return {name.strip(): group.strip() for name, group in rows}
 
 
-def _labels(names: Sequence[str], named: Mapping[str, str], file: Path | None) -> Labels:
+def labels_of(names: Sequence[str], named: Mapping[str, str], file: Path | None) -> Labels:
+    """Number of the group of each image.
+
+    Raises:
+        UserError: If one has none.
+    """
     missing = [name for name in names if name not in named]
     if missing:
         raise UserError(
             f"{file}: names no group of {missing[0]} (and {len(missing) - 1} more): add a line "
-            "IMAGE,GROUP for each training image"
+            "IMAGE,GROUP for each of these images"
         )
     groups = sorted({named[name] for name in names})
     return np.array([groups.index(named[name]) for name in names], np.int64)

@@ -106,7 +106,8 @@ class Localization:
             maps = {epoch: maps[epoch] for epoch in best}
         metrics: dict[str, Any] = self.metadata(job) | {"losses": losses}
         arrays: dict[str, Any] = {"shown": np.array(shown(test))}
-        weights = resample_weights(test.anomalous, job.unit)
+        groups = dataset.groups_of(test.files)
+        weights = resample_weights(test.anomalous, job.unit, groups)
         for protocol, scores in history.items():
             epoch = chosen_epoch(scores, protocol)
             own = maps[epoch]
@@ -116,7 +117,8 @@ class Localization:
                 truth = truths[protocol].subset(images)
                 values = metrics[protocol].setdefault(summary.BY_DEFECT, {})
                 values[defect] = score(own[images], truth)
-                drawn = resample_weights(truth.images, f"{job.unit}/{defect}")
+                some = None if groups is None else groups[images]
+                drawn = resample_weights(truth.images, f"{job.unit}/{defect}", some)
                 drawn = resampled(own[images], truth, drawn)
                 arrays[f"{protocol}_resamples_{defect}"] = drawn
             (counts,) = count(own.numpy(), truths[protocol].pixels)
@@ -158,7 +160,8 @@ class Localization:
                 maps[index] = resized(logits.sigmoid(), budget.size)
         images = range(len(test))
         scores: dict[str, Any] = {"epoch": budget.epochs, **tally.score(images)}
-        weights = resample_weights(test.anomalous, job.unit)
+        groups = dataset.groups_of(test.files)
+        weights = resample_weights(test.anomalous, job.unit, groups)
         arrays: dict[str, Any] = {
             "shown": np.array(pictures),
             "strict_resamples": tally.resampled(images, weights),
@@ -173,7 +176,8 @@ class Localization:
             }
         for defect, own in by_defect(test.defects).items():
             scores.setdefault(summary.BY_DEFECT, {})[defect] = tally.score(own)
-            weights = resample_weights(test.anomalous[own], f"{job.unit}/{defect}")
+            some = None if groups is None else groups[own]
+            weights = resample_weights(test.anomalous[own], f"{job.unit}/{defect}", some)
             arrays[f"strict_resamples_{defect}"] = tally.resampled(own, weights)
         losses = [loss for _, loss in epochs]
         save(job.file(out), self.metadata(job) | {"losses": losses, "strict": scores}, arrays)

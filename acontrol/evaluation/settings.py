@@ -85,8 +85,9 @@ class ComparisonConfig(Settings):
     )
     groups: Path | None = Field(
         None,
-        description="CSV of IMAGE,GROUP, images as a split file names them: what "
-        "--cross-validate holds out together, where textures cannot tell pieces apart.",
+        description="CSV of IMAGE,GROUP, images as a split file names them: what intervals "
+        "resample together, as photographs of one piece, and what --cross-validate holds out "
+        "together, where textures cannot tell pieces apart.",
     )
     new_pieces: bool = Field(
         False,

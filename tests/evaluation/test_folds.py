@@ -149,3 +149,44 @@ def test_what_folds_lack_is_said(root: Path, groups: Path, tmp_path: Path) -> No
     short.write_text("a,b,c\n")
     with pytest.raises(UserError, match="line 1 is not IMAGE,GROUP"):
         folds_of(real, ["wood"], 3, short)
+
+
+def test_intervals_resample_groups_of_test_images(tmp_path: Path) -> None:
+    root = tmp_path / "real"
+    write_dataset(
+        root,
+        num_good=2,
+        num_good_test=3,
+        num_defects=6,
+        categories=("wood",),
+        defects=("crack",),
+    )
+    real = open_folder(root)
+    files = [*real.normals("wood", "test"), *(row.image for row in real.labelled("test"))]
+    names = [real.name_of("wood", file) for file in files]
+    file = tmp_path / "groups.csv"
+
+    def spread(out: str, lines: list[str] | None) -> tuple[str, np.ndarray]:
+        if lines is not None:
+            file.write_text("\n".join(lines))
+        groups = None if lines is None else file
+        config = LocalizationConfig(
+            real=root, out=tmp_path / out, seeds=1, sources="none", groups=groups
+        )
+        budget = BUDGETS["smallest"].model_copy(update={"epochs": 1})
+        plan = plan_comparison(config, budget, CONTROLS, ["wood"], DETECTOR)
+        experiment = Localization(plan.folders, budget, ("strict",), plan.data, perlin_blobs)
+        (job,) = plan.jobs
+        experiment.run(job, config.out)
+        resamples = job.array(config.out, "strict_resamples")
+        return plan.data[job.unit]["none"], np.nan_to_num(resamples).std(axis=1)
+
+    digest, alone = spread("a", None)
+    same, singles = spread("b", [f"{name},{n}" for n, name in enumerate(names)])
+    other, one_each = spread("c", [f"{name},{name.split('/')[2]}" for name in names])
+    np.testing.assert_array_equal(alone, singles)
+    assert (alone > 0).any()
+    assert (one_each < 1e-9).all(), "one group of each is drawn whole every time"
+    assert len({digest, same, other}) == 3
+    with pytest.raises(UserError, match=r"groups.csv: names no group of wood/test/crack/"):
+        spread("d", [f"{name},0" for name in names[:-1]])
