@@ -46,6 +46,8 @@ Changed before any figure of ours, after a review of this file and of what it ru
                  as small as training masks are. The pilot's pasted copies had that size
     gate         its limit, by the distances of three specks, rejected 47 of 48 drawings; with
                  fewer than eight training defects there is none now
+    intervals    resample positions (seven of the test's pits) and pieces as wholes, no longer
+                 photographs (`evaluate --groups`)
     rows         for want of hours: the choice has real, real+copy-paste and the candidates with
                  the real ones; ball_screw's test real+perlin besides real, real+copy-paste and
                  real+ours; magnetic_tile's test those three alone
@@ -54,17 +56,19 @@ Changed before any figure of ours, after a review of this file and of what it ru
 import csv
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from acontrol.data.mvtec import open_folder
-from acontrol.data.pieces import training_images
+from acontrol.data.pieces import find_pieces, training_images
 from acontrol.data.split import Split
 from benchmarks.real_surfaces import (
     ADAPTERS,
     BASE,
+    POSITIONS,
     PRODUCTS,
+    TEST_POSITIONS,
     TRAINING,
     Product,
     carry_out,
@@ -138,6 +142,7 @@ class Case:
             *("--detector", "head", "--protocol", "strict", "--budget", "paper", "--augment"),
             *("--sources", ",".join(sources), "--seeds", str(seeds), "--num-workers", "2"),
             *("--yes", *self.product.reading, *self._split()),
+            *(("--groups", str(self.groups)) if self.groups.exists() else ()),
             *("--synthetic", *(f"{name}={folders}" for name, folders in drawn.items())),
         ]
 
@@ -155,6 +160,16 @@ class Case:
                 shutil.copyfile(one, target)
         split = Split(train=tuple(train), test=tuple(test))
         (self.place / "split.json").write_text(split.model_dump_json(indent=1))
+
+    @property
+    def groups(self) -> Path:
+        """Which test images belong together."""
+        return self.place / "groups.csv"
+
+    def group(self, groups: Mapping[str, str]) -> None:
+        """Write them."""
+        with self.groups.open("w", newline="") as file:
+            csv.writer(file).writerows(groups.items())
 
     def best(self) -> str:
         """The candidate with the highest pixel AP, if this is the case of the choice.
@@ -206,7 +221,7 @@ def screws(data: Path, place: Path, held: str, *, two: bool) -> Case:
     ``held`` are positions of the training part that test; empty for the test part.
     """
     root, product = data / "ball_screw", PRODUCTS[0]
-    positions = positions_of_screws()
+    positions = positions_of_screws(POSITIONS)
     pits: dict[str, list[str]] = {}
     for name, position in positions.items():
         if "/train/" not in name and position not in held:
@@ -218,12 +233,12 @@ def screws(data: Path, place: Path, held: str, *, two: bool) -> Case:
     if held:
         test = [name for name, position in positions.items() if position in held]
     else:
-        folder = root / "test"
-        files = (file for kind in folder.iterdir() for file in kind.iterdir())
-        names = (f"ball_screw/{file.relative_to(root)}" for file in files)
-        test = [name for name in names if name not in positions]
+        tested = positions_of_screws(TEST_POSITIONS)
+        test = list(tested)
     case = Case(product, place / "two" if two else place)
     case.copy(root, sorted(train), sorted(test))
+    if not held:
+        case.group(tested)
     return case
 
 
@@ -241,6 +256,11 @@ def tiles(data: Path, split_file: Path, place: Path) -> Case:
     train = sorted([*good, *(name for own in some for name in own)])
     case = Case(PRODUCTS[1], place)
     case.copy(root, train, split["test"])
+    good = [name for name in split["test"] if name.split("/")[2] == "good"]
+    names = [*good, *(name for name in split["test"] if name not in good)]
+    files = [root / name.partition("/")[2] for name in names]
+    pieces = find_pieces(files, len(good)).labels.tolist()
+    case.group(dict(zip(names, map(str, pieces), strict=True)))
     return case
 
 

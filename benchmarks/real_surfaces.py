@@ -58,7 +58,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +81,11 @@ CONTROLS = ("perlin", "cutpaste")
 # pits by the place of their masks, which grow in runs; of the good images by their texture,
 # whose correlation with the image before falls from .8 to .3 there.
 POSITIONS = {"test/pitting": (0, 11, 21, 39, 48, 60), "train/good": (0, 44, 88, 130, 174, 219)}
+# The same of the test images; their good ones are in the seven runs of most alike textures.
+TEST_POSITIONS = {
+    "test/pitting": (60, 85, 86, 102, 124, 144, 164, 180),
+    "test/good": (0, 9, 21, 45, 48, 53, 64, 90),
+}
 ADAPTERS: tuple[int | None, ...] = (0, 1)
 ONE: tuple[int | None, ...] = (None,)  # A set without an adapter of its own.
 
@@ -263,11 +268,11 @@ class Study:
         return max(self.candidates, key=lambda name: found[f"real+try-{name}"])
 
 
-def positions_of_screws() -> dict[str, str]:
-    """Position of each training image of ball_screw, the pits before the good images."""
+def positions_of_screws(positions: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Position of each training or test image of ball_screw, the pits before the good ones."""
     return {
         f"ball_screw/{folder}/{number:03}.jpg": str(position)
-        for folder, starts in POSITIONS.items()
+        for folder, starts in positions.items()
         for position, (start, end) in enumerate(itertools.pairwise(starts))
         for number in range(start, end)
     }
@@ -320,7 +325,7 @@ def main() -> None:
             study.work.mkdir(parents=True, exist_ok=True)
             if product.name == "ball_screw":
                 with (study.work / "positions.csv").open("w", newline="") as file:
-                    csv.writer(file).writerows(positions_of_screws().items())
+                    csv.writer(file).writerows(positions_of_screws(POSITIONS).items())
             if (options.stage, options.round) == ("sets", 1):
                 good_words(study)
         carry_out(study.commands(options.stage), show=options.print)
