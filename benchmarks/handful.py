@@ -274,7 +274,8 @@ def main() -> None:
     choice = screws(options.data, place, HELD, two=True)
 
     def make(first: Case, case: Case, ways: Iterable[str], adapters: Iterable[int]) -> None:
-        carry_out([first.pretrain()], show=options.print)
+        if options.print or not first.base.exists():  # A finished base is not begun again.
+            carry_out([first.pretrain()], show=options.print)
         if not options.print and case is not first:
             take_base(first, case)
         carry_out(case.sets(ways, adapters), show=options.print)
