@@ -7,12 +7,15 @@ from pydantic import Field
 from acontrol.config.settings import Settings
 
 Solver = Literal["ddim", "dpm++", "unipc"]
+# Stable Diffusion's "leading" timesteps are a whole number apart: with more steps they are 1
+# apart, and drawing would begin at as many of 1,000 as there are steps, far below pure noise.
+MOST_STEPS = 500
 
 
 class Sampling(Settings):
     """How one image is drawn. A request may set each of these itself."""
 
-    steps: int = Field(30, ge=1, le=1000, description="Denoising steps (Sec. 4.1: 30).")
+    steps: int = Field(30, ge=1, le=MOST_STEPS, description="Denoising steps (Sec. 4.1: 30).")
     solver: Solver = Field(
         "ddim",
         description="ddim: the paper's. dpm++, unipc: DPM-Solver++ and UniPC, which draw about "

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from acontrol.config.sampling import MOST_STEPS
 from acontrol.config.settings import Settings
 
 LossWeighting = Literal["none", "late"]
@@ -203,7 +204,7 @@ class SamplesConfig(Settings):
 
     every: int = Field(500, ge=0, description="Steps between grids; 0: only at the end.")
     count: int = Field(4, ge=1, le=64, description="Rows of the grid.")
-    steps: int = Field(30, ge=1, description="DDIM steps per sample.")
+    steps: int = Field(30, ge=1, le=MOST_STEPS, description="DDIM steps per sample.")
     guidance_scale: float = Field(7.5, ge=1, description="Classifier-free guidance.")
 
 

@@ -68,8 +68,10 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
         check_new(config.out)
     refuse_if_locked(work_folder(config.out))
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Workers load their own, and need the memory of the device.
+    place = device if config.num_workers == 1 else "cpu"
     loaded = load_method(
-        config.method, model, config.base_path, device, config.precision, config.fitted
+        config.method, model, config.base_path, place, config.precision, config.fitted
     )
     planner = make_planner(config, loaded)
     roots = {"data": planner.folder.root, "normal": planner.normal_folder.root}
@@ -112,7 +114,9 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
     with only_launch(job.folder):
         gate = Gate.model_validate(metadata["gate"])
         output = OutputSettings.model_validate(metadata["finish"])
-        compiled = None if config.compile == "off" else (config.compile, config.batch_size)
+        # A replay's batches are as large as the earlier job's.
+        largest = max(len(batch) for batch in batches)
+        compiled = None if config.compile == "off" else (config.compile, largest)
         if config.num_workers == 1:
             if compiled is not None and isinstance(loaded.method, AdapterMethod):
                 loaded.method.compile(*compiled)
@@ -151,7 +155,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
             elif config.format == "yolo":
                 write_as_yolo(folder, kept, roots)
 
-        _print_summary(config, job.finish(report), left_out)
+        _print_summary(config.out, gate, job.finish(report), left_out)
 
 
 def _how(config: GenerationConfig) -> list[str]:
@@ -172,6 +176,9 @@ def ignored_by_replay(config: GenerationConfig) -> list[str]:
         "batch",
         "num_workers",
         "format",
+        "split_file",
+        "precision",
+        "compile",
     }
     return sorted(config.model_fields_set - used - {"base_path"})
 
@@ -343,7 +350,7 @@ def _failures(scored: Sequence[dict[str, Any]], gate: Gate) -> str:
 
 
 def _print_summary(
-    config: GenerationConfig, lines: list[dict[str, Any]], left_out: Sequence[str]
+    out: Path, gate: Gate, lines: list[dict[str, Any]], left_out: Sequence[str]
 ) -> None:
     """Print what was drawn and, last, where it is."""
     failed = [line for line in lines if "error" in line]
@@ -357,16 +364,16 @@ def _print_summary(
         )
     if failed:
         print(f"{len(failed)} could not be drawn; the first: {failed[0]['error']}")
-    if config.gate != "off" and rejected:
+    if gate.gate != "off" and rejected:
         action = (
             "the best try of each is kept, marked in the manifest"
-            if config.gate == "keep"
-            else f"the best try of each is in {config.out / 'rejected'}"
+            if gate.gate == "keep"
+            else f"the best try of each is in {out / 'rejected'}"
         )
         print(f"{rejected} of {len(scored)} did not pass the gate: {action}")
-        print(f"  {_failures(scored, config)}")
-    if not kept and scored and config.gate == "reject":
+        print(f"  {_failures(scored, gate)}")
+    if not kept and scored and gate.gate == "reject":
         print("None passed; --gate keep with another --out keeps them in the set")
     if scored:
-        print(f"Look at {config.out / 'report' / 'index.html'}")
-    print(f"{counted(len(kept), 'image')} with masks: {os.fspath(config.out)}")
+        print(f"Look at {out / 'report' / 'index.html'}")
+    print(f"{counted(len(kept), 'image')} with masks: {os.fspath(out)}")

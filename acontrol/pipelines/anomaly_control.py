@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from acontrol.config import AdapterCard, AseaConfig
-from acontrol.config.sampling import Solver
+from acontrol.config.sampling import MOST_STEPS, Solver
 from acontrol.data.images import pictures
 from acontrol.data.pixels import as_rgb, image_pixels, mask_pixels
 from acontrol.method.csm import CrossModalEncoder
@@ -183,9 +183,9 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             "generator": generator,
         }
         check_lists(lists)
-        if num_inference_steps < 1:
+        if not 1 <= num_inference_steps <= MOST_STEPS:
             raise ValueError(
-                f"num_inference_steps must be at least 1, got {num_inference_steps}"
+                f"num_inference_steps must be 1 to {MOST_STEPS}, got {num_inference_steps}"
             )
         conditions = self.conditions(
             self.encode_text(prompt),

@@ -6,7 +6,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,14 +19,14 @@ from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.data.publish import WORK, check_new, put_in_place, work_folder
 from acontrol.data.split import refuse_mix
-from acontrol.errors import UserError
+from acontrol.errors import UserError, nearest
 from acontrol.networks import locate
 from acontrol.networks.load import load_base, quieten
 from acontrol.networks.locate import BUILT_IN_DATA, CARD
 from acontrol.pretrain import networks as net
 from acontrol.pretrain.denoiser import generate_images, train_denoiser
 from acontrol.pretrain.initial import sizes_of, start_from
-from acontrol.pretrain.pool import Pool, draw_pool, folder_pools, good_pool
+from acontrol.pretrain.pool import DefectType, Pool, draw_pool, folder_pools, good_pool
 from acontrol.pretrain.probe import Probe, as_tensor, train_probe
 from acontrol.pretrain.settings import HELD_OUT, PretrainConfig
 from acontrol.pretrain.vae import edges, psnr, train_vae
@@ -90,6 +90,7 @@ def _pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
         test = draw_pool(config.test, derive_seed(config.seed, "test"), side)
     else:
         pool, test = folder_pools(folder, config.pool, config.test, config.seed, side, scale)
+    _check_held_out(hold_out, pool.vocabulary)
     all_views = pool
     if others:
         all_views = pool.joined(
@@ -222,6 +223,20 @@ def _with_sizes(config: PretrainConfig) -> PretrainConfig:
     except ValueError as error:
         raise UserError(f"--init {config.init}: {error}") from error
     return resolved
+
+
+def _check_held_out(names: Sequence[str], vocabulary: Sequence[DefectType]) -> None:
+    """Check that each name hides something, and that something is left.
+
+    Raises:
+        UserError: If not.
+    """
+    for name in names:
+        if not any(entry.held_out([name]) for entry in vocabulary):
+            known = sorted({entry.defect for entry in vocabulary})
+            raise UserError(f"--hold-out {name}: no such defect; {nearest(name, known)}")
+    if all(entry.held_out(names) for entry in vocabulary):
+        raise UserError("--hold-out: nothing is left for the U-Net to learn from")
 
 
 def _seen(config: PretrainConfig, data: Mapping[str, TrainedOn]) -> list[TrainedOn]:

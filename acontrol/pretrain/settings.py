@@ -162,7 +162,7 @@ class PretrainConfig(Settings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train.")
     bfloat16: bool = Field(
-        True, description="bfloat16 autocast of the autoencoder, and on CUDA of everything."
+        True, description="bfloat16 autocast of the autoencoder, and on CUDA of the U-Net too."
     )
     judge_steps: int = Field(
         1_500, ge=1, description="Steps of the classifier behind the card's metrics."

@@ -19,6 +19,7 @@ from acontrol.reporting import contact_sheet, tinted
 from acontrol.seeding import derive_seed
 
 TITLES = ("reference", "its mask", "sample, from noise alone")
+BATCH = 8  # Images sampled at once.
 
 
 def sample_grid(
@@ -51,18 +52,21 @@ def sample_grid(
     captions = [target.caption for target, _ in pairs]
     references = [reference.image for _, reference in pairs]
     masks = [reference.mask for _, reference in pairs]
-    drawn = pipeline(
-        captions,
-        references,
-        masks,
-        [reference.phrase for _, reference in pairs],
-        num_inference_steps=config.samples.steps,
-        guidance_scale=config.samples.guidance_scale,
-        generator=[
-            torch.Generator().manual_seed(derive_seed(config.seed, "grid", row))
-            for row in range(count)
-        ],
-    ).images
+    drawn: list[Image.Image] = []
+    for first in range(0, count, BATCH):
+        own = slice(first, first + BATCH)
+        drawn += pipeline(
+            captions[own],
+            references[own],
+            masks[own],
+            [reference.phrase for _, reference in pairs[own]],
+            num_inference_steps=config.samples.steps,
+            guidance_scale=config.samples.guidance_scale,
+            generator=[
+                torch.Generator().manual_seed(derive_seed(config.seed, "grid", row))
+                for row in range(count)[own]
+            ],
+        ).images
     views = list(zip(references, masks, strict=True))
     if config.data.reference_view == "region":
         views = [region(*view) for view in views]
@@ -90,7 +94,6 @@ def _settings(adapter: SemanticAdapter) -> list[str]:
 
 # The denoising loss, of conditioned samples, does not measure condition dropout, by which
 # guidance works. Agreement does: it samples with guidance, as users do.
-BATCH = 8  # Images sampled at once.
 
 
 @torch.no_grad()

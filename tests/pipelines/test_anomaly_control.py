@@ -414,6 +414,7 @@ def generators(count: int) -> list[torch.Generator]:
         ),
         ({"reference_phrase": ["a crack", "", "hole"]}, "gives no token"),
         ({"semantic_scale": -0.5}, "semantic_scale"),
+        ({"num_inference_steps": 501}, "must be 1 to 500, got 501"),
     ],
 )
 def test_bad_arguments_are_refused(make: Make, changes: dict[str, Any], message: str) -> None:

@@ -56,6 +56,21 @@ def test_a_folder_becomes_a_base(
         pretrain.run([str(built_in_data), "--output", str(base), *SMALL])
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["scrach"], "--hold-out scrach: no such defect"),
+        (["good", "crack", "stain", "spots"], "nothing is left for the U-Net"),
+    ],
+)
+def test_what_is_held_out_exists_and_leaves_something(
+    names: list[str], message: str, built_in_data: Path, tmp_path: Path
+) -> None:
+    args = [*SMALL[: SMALL.index("--hold-out") + 1], *names]
+    with pytest.raises(UserError, match=message):
+        pretrain.run([str(built_in_data), "--output", str(tmp_path / "base"), *args])
+
+
 def without(args: list[str], group: str) -> list[str]:
     """Options without those of a group, and their values."""
     kept: list[str] = []
