@@ -4,6 +4,7 @@ The plan is a pure function of the requests and the folders' contents, and each 
 own seed, so every image can be drawn again.
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,8 @@ from acontrol.masks.sampler import DefectType, MaskSampler, PlacedMask
 from acontrol.masks.settings import SourceName
 from acontrol.progress import progress
 from acontrol.seeding import derive_seed
+
+AS_LARGE = 4  # A reference's defect has a quarter to four times the mask's pixels, if one has.
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ class Planner:
         self._read_phrase = read_phrase
         self._training: dict[DefectType, list[LabelledImage]] = {}
         self._good: dict[str, tuple[Path, ...]] = {}
+        self._areas: dict[Path, int] = {}
         self._counts: dict[DefectType, int] = {}
 
     def plan_images(
@@ -244,7 +248,6 @@ class Planner:
         for number in range(request.count):
             advance()
             rng = random.Random(derive_seed(seed, "plan", number))
-            reference = rng.choice(references)
             normal = rng.choice(normals)
             mask: PlacedMask | NotPlaced | None = own_mask
             if mask is None:
@@ -261,6 +264,7 @@ class Planner:
             if isinstance(mask, NotPlaced):
                 left_out.append(f"{where} {number}, on {normal.name}: {mask.reason}")
                 continue
+            reference = self._as_large(references, mask, rng)
             count = self._counts.get(label, 0)
             self._counts[label] = count + 1
             images.append(
@@ -313,6 +317,28 @@ class Planner:
                 "(train/good); name a folder that has some with --normal ROOT"
             )
         return self._good[category]
+
+    def _as_large(
+        self, references: Sequence[Reference], mask: PlacedMask, rng: random.Random
+    ) -> Reference:
+        """One of the references whose defect is about as large as the mask, else the nearest.
+
+        A speck's look says little of a large defect, and in a large mask it is a blur.
+        """
+        if len(references) == 1:
+            return references[0]
+        wanted = math.log(max(1, mask.pixels))
+        apart = [abs(math.log(self._area(own)) - wanted) for own in references]
+        limit = max(min(apart), math.log(AS_LARGE))
+        near = [own for own, far in zip(references, apart, strict=True) if far <= limit]
+        return rng.choice(near)
+
+    def _area(self, reference: Reference) -> int:
+        """Pixels of its defect."""
+        if reference.mask not in self._areas:
+            mask = read_mask(reference.mask, image_size(reference.image))
+            self._areas[reference.mask] = max(1, int(np.asarray(mask).sum()))
+        return self._areas[reference.mask]
 
     def _references(
         self, request: Request, defect_type: DefectType, base: Path

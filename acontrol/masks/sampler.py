@@ -50,6 +50,11 @@ class PlacedMask:
         """Width and height."""
         return self.packed.shape[1], self.packed.shape[0]
 
+    @property
+    def pixels(self) -> int:
+        """How many it has."""
+        return int(self.packed.unpacked().sum())
+
     def image(self) -> Image.Image:
         """The mask, 1-bit."""
         return Image.fromarray(self.packed.unpacked())
