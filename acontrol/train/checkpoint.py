@@ -10,6 +10,7 @@ Without a manifest it is not a checkpoint. Nothing in a checkpoint is pickled.
 """
 
 import hashlib
+import json
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +19,7 @@ from pydantic import Field, ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from acontrol.config import RunConfig, Settings
+from acontrol.config import AdapterCard, RunConfig, Settings
 from acontrol.errors import UserError, explain
 from acontrol.networks.checksum import save_with_checksum
 from acontrol.runs import storage
@@ -106,6 +107,15 @@ class Checkpoint:
         if not weights:
             return AdapterState(exported, moments, self.state.step)
         return AdapterState(weights, moments, self.state.step, averages=exported)
+
+    def card(self) -> AdapterCard:
+        """The exported adapter's card, checked against the manifest.
+
+        Raises:
+            ValueError: If it has changed.
+        """
+        config = json.loads(_vouched(self.path, self.manifest, CONFIG_NAME))
+        return AdapterCard.model_validate(config["card"])
 
 
 def write_checkpoint(
@@ -229,6 +239,11 @@ def _vouched(path: StoragePath, manifest: Manifest, name: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != manifest.files[name].sha256:
         raise ValueError(f"{name} is damaged")
     return content
+
+
+def has_checkpoint(run: StoragePath) -> bool:
+    """Whether a run has a finished checkpoint, which may turn out to be damaged."""
+    return any((path / MANIFEST).exists() for path in _furthest_first(run))
 
 
 def newest_checkpoint(run: StoragePath) -> Checkpoint | None:

@@ -16,7 +16,7 @@ from acontrol.errors import UserError, one_line
 from acontrol.networks import hub, locate
 from acontrol.runs.paths import absolute
 from acontrol.runs.storage import StoragePath, storage_path
-from acontrol.train.checkpoint import Checkpoint, newest_checkpoint
+from acontrol.train.checkpoint import Checkpoint, has_checkpoint, newest_checkpoint
 from acontrol.train.resume import check_continues, known_mlflow_run
 
 
@@ -89,6 +89,8 @@ class RunPlan(RunInputs):
         run = storage_path(config.output or "")
         if config.sga.scale == 0:
             raise UserError("sga.scale is 0: the adapter would not be used, so it cannot learn")
+        if has_checkpoint(run):  # Its weights count, whatever init is now.
+            config = config.model_copy(update={"init": None})
         if config.init is not None:
             from acontrol.interop.begin import check_init  # Imports diffusers.
 
@@ -101,6 +103,8 @@ class RunPlan(RunInputs):
                 check_continues(
                     checkpoint, config, inputs.reader.index.digest, inputs.base_digest
                 )
+                began_from = checkpoint.state.config.init  # For the next checkpoints' record.
+                config = config.model_copy(update={"init": began_from})
             yield cls(
                 config,
                 inputs.reader,

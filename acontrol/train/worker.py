@@ -15,7 +15,7 @@ import ray.train
 import torch
 
 from acontrol._version import __version__
-from acontrol.config import AdapterCard, RunConfig
+from acontrol.config import AdapterCard, RunConfig, TrainedOn
 from acontrol.config.training import Extent
 from acontrol.data.features import feature_folder
 from acontrol.data.reader import ShardReader
@@ -67,7 +67,7 @@ def train_rank(launch: Launch) -> None:
     agree_on_damage(reader, config.data)
     if checkpoint is not None:
         refuse_other_skips(checkpoint.state.skipped_digest, reader)
-    adapter = new_adapter(base, launch, reader).to(device)
+    adapter = new_adapter(base, launch, reader, checkpoint).to(device)
     model = AnomalyControl(base, adapter, config)
     held, stream = _streams(reader, config, model.encoder.semantics.image_px, launch)
     engine = AdapterEngine(adapter, config, checkpoint.adapter_state() if checkpoint else None)
@@ -192,10 +192,16 @@ def _profiler(config: RunConfig, folder: StoragePath) -> torch.profiler.profile:
     )
 
 
-def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> SemanticAdapter:
-    """The initial adapter, with its card."""
+def new_adapter(
+    base: BaseModels, launch: Launch, reader: ShardReader, checkpoint: Checkpoint | None
+) -> SemanticAdapter:
+    """The initial adapter, with its card; a checkpoint's weights replace its own later."""
     config = launch.config
-    seen = itertools.chain(*seen_before(config).values())
+    if checkpoint is None:
+        seen = itertools.chain(*seen_before(config).values(), [reader.index.trained_on])
+        trained_on: tuple[TrainedOn, ...] | None = tuple(dict.fromkeys(seen))
+    else:  # What its weights come from, whatever init is now.
+        trained_on = checkpoint.card().trained_on
     card = AdapterCard(
         acontrol_version=__version__,
         base=config.base,
@@ -211,7 +217,7 @@ def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> Semant
         data_digest=reader.index.digest,
         seed=config.seed,
         steps=0,
-        trained_on=tuple(dict.fromkeys([*seen, reader.index.trained_on])),
+        trained_on=trained_on,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(
@@ -223,7 +229,7 @@ def new_adapter(base: BaseModels, launch: Launch, reader: ShardReader) -> Semant
             mode=config.csm.mode,
             card=json.loads(card.model_dump_json()),
         )
-    if config.init is not None:
+    if config.init is not None and checkpoint is None:
         load_init(adapter, config.init)
     return adapter
 

@@ -15,9 +15,13 @@ from acontrol.masks.inversion_run import claim
 from acontrol.masks.settings import MaskCard, MasksConfig
 from acontrol.masks.store import read_learned
 from acontrol.method.sga import SemanticAdapter
+from acontrol.networks.load import BaseModels
 from acontrol.networks.locate import PARTS, built_in_adapter, built_in_base, digest
 from acontrol.presets import preset
-from acontrol.train.plan import RunInputs, seen_before
+from acontrol.runs.record import Launch
+from acontrol.train.checkpoint import AdapterState, TrainState, write_checkpoint
+from acontrol.train.plan import RunInputs, RunPlan, seen_before
+from acontrol.train.worker import new_adapter
 from launch import evaluate, generate, shard
 from tests.launch.test_errors import error_of
 
@@ -110,6 +114,42 @@ def test_initial_weights_of_another_split_are_refused(
             continue
         with pytest.raises(UserError, match=r"init .*model comes from the split file"):
             RunInputs.resolve(config)
+
+
+def test_a_resume_keeps_what_the_initial_weights_had_seen(
+    wood: Path,
+    record: TrainedOn,
+    model: Callable[..., Path],
+    tiny_base: BaseModels,
+    tmp_path: Path,
+) -> None:
+    """Without --init, with one that is gone, and with one that a new run may not have."""
+    shard.run([str(wood), "--out", str(tmp_path / "shards")])
+    run, nut = tmp_path / "run", TrainedOn(categories=("nut",), split="train")
+    values = {"data.shards": str(tmp_path / "shards"), "output": str(run)}
+    started = preset("tiny").with_values({**values, "init": str(model(nut))})
+    with RunPlan.locked(started) as plan:
+        launch = Launch(plan.config, run / "launches" / "a", "", "", plan.base_digest, False)
+        first = new_adapter(tiny_base, launch, plan.reader, None)
+        weights = {name: value + 1 for name, value in first.state_dict().items()}
+        first.load_state_dict(weights)
+        state = TrainState(
+            step=1,
+            position=16,
+            data_digest=plan.reader.index.digest,
+            base_digest=plan.base_digest,
+            config=plan.config,
+        )
+        write_checkpoint(launch.folder, first, AdapterState(weights, {}, 1), state)
+    seen = [nut, TrainedOn(categories=("wood",), split="train")]
+    for init in (None, str(tmp_path / "gone"), str(model(record))):
+        with RunPlan.locked(preset("tiny").with_values({**values, "init": init})) as plan:
+            launch = Launch(
+                plan.config, run / "launches" / "b", "", "", plan.base_digest, False
+            )
+            assert plan.config.init == started.init, "the run's record stays true"
+            resumed = new_adapter(tiny_base, launch, plan.reader, plan.checkpoint)
+        assert [*AdapterCard.model_validate(resumed.config["card"]).seen] == seen
 
 
 def test_good_images_come_from_the_files_training_side(

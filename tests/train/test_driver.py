@@ -232,7 +232,7 @@ def test_the_seed_decides_the_new_adapter(tiny_base: BaseModels, tmp_path, name)
     for seed in (1, 1, 2):
         config = RunConfig(seed=seed, csm=CsmConfig(mode=name))
         launch = Launch(config, tmp_path, "", "", "b", False)
-        made.append(new_adapter(tiny_base, launch, Reader()).state_dict())
+        made.append(new_adapter(tiny_base, launch, Reader(), None).state_dict())
     assert all(made[0][key].equal(made[1][key]) for key in made[0])
     alike = all(made[0][key].equal(made[2][key]) for key in made[0])
     assert alike == (name == "queries")  # There the start is a copy, not a draw.
