@@ -56,8 +56,9 @@ class OptimConfig(Settings):
         None,
         gt=0,
         lt=1,
-        description="Export a moving average of the weights with this decay per step; None: "
-        "the weights themselves. Costs a gather per step under ZeRO.",
+        description="Export, and validate, a moving average of the weights with this decay per "
+        "step, at first a smaller one: (1 + n) / (10 + n) after n steps; None: the weights "
+        "themselves. Costs a gather per step under ZeRO.",
     )
 
     @model_validator(mode="after")

@@ -137,7 +137,7 @@ class RunObserver:
         self.validated = {"validation_loss": result.loss, "validation_energy": result.energy}
         drawings = self.config.validation.drawings
         if drawings and self.held is not None:
-            weights = self.engine.weights()
+            weights = self.engine.exported()
             if self.tracker is not None:
                 self.validated["guided_agreement"] = guided_agreement(
                     self.base, self.adapter, weights, self.held, self.config
@@ -168,7 +168,7 @@ class RunObserver:
 
     def on_samples(self, step: int) -> None:
         """Log a sample grid; other ranks only help to gather the weights."""
-        weights = self.engine.weights()
+        weights = self.engine.exported()
         if self.tracker is not None:
             grid = sample_grid(self.base, self.adapter, weights, self.stream, self.config)
             self.tracker.log_image(grid, "samples", step)

@@ -7,7 +7,7 @@ ranks, and a checkpoint needs no pickle.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -185,11 +185,13 @@ class AdapterEngine:
             return rate, False
         if skip:
             raise RuntimeError("DeepSpeed took a step with a non-finite gradient")
-        self._updates += 1
         decay = self.config.optim.ema_decay
         if self._averages is not None and decay is not None:
+            # Faster at first, or a short run's average would be mostly its initial weights.
+            decay = min(decay, (1 + self._updates) / (10 + self._updates))
             for name, weight in self.weights().items():
                 self._averages[name].lerp_(weight, 1 - decay)
+        self._updates += 1
         return rate, True
 
     @property
@@ -200,6 +202,21 @@ class AdapterEngine:
     def weights(self) -> dict[str, Tensor]:
         """Whole fp32 weights on the CPU; collective."""
         return {name: self._whole(weight) for name, weight in self.adapter.named_parameters()}
+
+    def exported(self) -> dict[str, Tensor]:
+        """What a checkpoint exports: the averages if the run keeps them; collective."""
+        return self._averages or self.weights()
+
+    def exported_projection(self) -> Callable[[Tensor], Tensor]:
+        """``project`` with the exported weights; for inference."""
+        if self._averages is None:
+            return self.project
+        precision = getattr(torch, self.config.runtime.precision)
+        config = self.adapter.config
+        copy = SemanticAdapter(config.layers, config.semantic_dim, config.mode)
+        copy.load_state_dict(self._averages)
+        copy.to(self.engine.device, precision)
+        return lambda tokens: copy(tokens.to(precision))
 
     def state(self) -> AdapterState:
         """Whole weights and moments on the CPU; collective."""

@@ -264,7 +264,7 @@ NO_DROPOUT = DropoutConfig(text=0, semantic=0, both=0)
 def validate(
     model: AnomalyControl, stream: TrainingStream, engine: AdapterEngine
 ) -> Validation:
-    """Mean losses over the held-out samples.
+    """Mean losses over the held-out samples, of the weights that a checkpoint exports.
 
     Ranks share the samples and make equally many passes; padding after the last sample is not
     counted.
@@ -272,8 +272,9 @@ def validate(
     per_rank = engine.config.micro_batch_size
     passes = math.ceil(len(stream) / (per_rank * engine.world_size))
     loss, energy, count = torch.zeros(3, device=model.device)
+    project = engine.exported_projection()
     for batch in stream.batches(0, per_rank, engine.rank, engine.world_size, passes):
-        losses = model(batch, engine.project, seed=stream.seed, dropout=NO_DROPOUT)
+        losses = model(batch, project, seed=stream.seed, dropout=NO_DROPOUT)
         counted = [row for row, at in enumerate(batch.positions) if at < len(stream)]
         loss += losses.per_sample[counted].sum()
         energy += losses.energy_after[counted].sum()

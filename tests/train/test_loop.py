@@ -4,6 +4,7 @@ import math
 import re
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import pytest
@@ -107,10 +108,13 @@ def run(shards: str, **changes) -> dict[str, object]:
         error = str(raised)
     after = engine.weights()["proj.weight"]
     rows = []
+    state = engine.state()
+    exported = (state.averages or state.weights)["proj.weight"]
     with torch.no_grad():
         for place in range(len(held)):
             (batch,) = held.batches(place, 1, 0, 1, 1)
-            losses = model(batch, engine.project, seed=held.seed, dropout=NO_DROPOUT)
+            project = partial(torch.nn.functional.linear, weight=exported)
+            losses = model(batch, project, seed=held.seed, dropout=NO_DROPOUT)
             rows.append(losses.loss.item())
     return {
         "events": notes.events,
@@ -131,6 +135,7 @@ def many(shards: str) -> dict[str, dict[str, object]]:
         "plain": run(shards),
         "two passes": run(shards, optim={**optim, "accumulation": 2}),
         "bfloat16": run(shards, runtime={"precision": "bfloat16"}),
+        "averaged": run(shards, optim={**optim, "ema_decay": 0.9}),
         "slow data": run(shards, pause=0.3, optim={**optim, "accumulation": 2}),
         "stopped": run(shards, stop_at=3),
         "warned": run(shards, checkpoint_at=3),
@@ -224,8 +229,11 @@ def test_bfloat16_trains_close_to_float32(runs) -> None:
     assert runs["bfloat16"]["changed"]
 
 
-def test_validation_is_the_mean_over_the_held_out_samples(runs) -> None:
-    assert runs["plain"]["validations"][-1] == pytest.approx(runs["plain"]["by_hand"], abs=1e-5)
+@pytest.mark.parametrize("name", ["plain", "averaged"])
+def test_validation_is_the_mean_over_the_held_out_samples(runs, name) -> None:
+    """Of the weights that are exported: the averages, if the run keeps them."""
+    assert runs[name]["losses"] == runs["plain"]["losses"]
+    assert runs[name]["validations"][-1] == pytest.approx(runs[name]["by_hand"], abs=1e-5)
 
 
 def test_validation_moves_with_the_weights_alone(runs) -> None:
