@@ -6,6 +6,7 @@ driver, which alone writes.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ from acontrol.generation.plan import PlannedImage, Planner
 from acontrol.generation.sampler import Generator
 from acontrol.generation.settings import Gate, MethodName, OutputSettings
 from acontrol.networks.load import quieten
-from acontrol.runs.cluster import joined_cluster, uses_gpus
+from acontrol.runs.cluster import joined_cluster, uses_gpus, without_rays_traceback
 
 _RESTARTS = 3  # Of a worker that died, for instance out of memory; then the job fails.
 
@@ -81,12 +82,16 @@ class _Worker:
     def __init__(self, spec: GeneratorSpec, batches: Sequence[Sequence[PlannedImage]]):
         quieten()
         torch.set_num_threads(spec.threads)
-        self.generator = spec.build("cuda" if torch.cuda.is_available() else "cpu")
-        self.roots = spec.roots
-        self.batches = batches
+        self.spec, self.batches = spec, batches
+
+    # Not in __init__, whose errors Ray reports as the actor's death.
+    @cached_property
+    def generator(self) -> Generator:
+        return self.spec.build("cuda" if torch.cuda.is_available() else "cpu")
 
     def draw(self, number: int) -> tuple[int, BatchResult]:
-        return number, generate_batch(self.generator, self.batches[number], number, self.roots)
+        batch = self.batches[number]
+        return number, generate_batch(self.generator, batch, number, self.spec.roots)
 
 
 def draw_on_ray(job: Job, spec: GeneratorSpec, num_workers: int) -> Iterator[int]:
@@ -101,14 +106,15 @@ def draw_on_ray(job: Job, spec: GeneratorSpec, num_workers: int) -> Iterator[int
         The number of each batch once it is written, in the order they finish.
 
     Raises:
-        UserError: If RAY_ADDRESS names a cluster that does not answer, or it has too few GPUs.
+        UserError: If RAY_ADDRESS names a cluster that does not answer, it has too few GPUs, or
+            a worker cannot build its generator.
     """
     missing = job.missing()
     cluster = ClusterConfig(num_workers=max(1, min(num_workers, len(missing))))
-    with joined_cluster(cluster):
+    with joined_cluster(cluster), without_rays_traceback():
         worker = ray.remote(_Worker).options(
             num_cpus=1,
-            num_gpus=1 if uses_gpus(cluster) else 0,
+            num_gpus=1 if uses_gpus(cluster, "--num-workers") else 0,
             max_restarts=_RESTARTS,
             max_task_retries=_RESTARTS,
         )

@@ -159,10 +159,14 @@ def _answers(address: str) -> bool:
         return False
 
 
-def uses_gpus(cluster: ClusterConfig) -> bool:
+def uses_gpus(cluster: ClusterConfig, option: str | None = None) -> bool:
     """Whether workers get a GPU each. Prints what the cluster lacks.
 
     That is no error, since an autoscaling cluster starts with less.
+
+    Args:
+        cluster: Workers and their resources.
+        option: What names the number of workers, of a command without ``--cluster`` options.
 
     Raises:
         UserError: If ``use_gpu`` is unset and the cluster has some GPUs, but too few.
@@ -170,10 +174,10 @@ def uses_gpus(cluster: ClusterConfig) -> bool:
     resources = ray.cluster_resources()
     workers, gpus = cluster.num_workers, int(resources.get("GPU", 0))
     if cluster.use_gpu is None and 0 < gpus < workers:
+        others = ", or --cluster.use-gpu True to wait for more, or False to train on CPUs"
+        give = f"--cluster.num-workers {gpus}{others}" if option is None else f"{option} {gpus}"
         raise UserError(
-            f"the cluster has {counted(gpus, 'GPU')} for {workers} workers: give "
-            f"--cluster.num-workers {gpus}, or --cluster.use-gpu True to wait for more, or "
-            "False to train on CPUs"
+            f"the cluster has {counted(gpus, 'GPU')} for {workers} workers: give {give}"
         )
     on_gpus = gpus >= workers if cluster.use_gpu is None else cluster.use_gpu
     for name, share in worker_resources(cluster, on_gpus).items():
@@ -184,6 +188,17 @@ def uses_gpus(cluster: ClusterConfig) -> bool:
                 flush=True,
             )
     return on_gpus
+
+
+@contextlib.contextmanager
+def without_rays_traceback() -> Iterator[None]:
+    """Let a UserError of a task or an actor through as itself, since it is one line."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from error
+        raise
 
 
 def not_started(cluster: ClusterConfig, on_gpus: bool) -> str:

@@ -19,6 +19,7 @@ from acontrol.progress import progress
 from acontrol.runs.cluster import (
     joined_cluster,
     uses_gpus,
+    without_rays_traceback,
     worker_environment,
     worker_resources,
 )
@@ -69,12 +70,8 @@ def _run_tasks(inputs: RunInputs, folder: FeatureFolder, missing: list[int]) -> 
                 running.add(task.remote(config, inputs.base_digest, waiting.popleft()))
             ready, rest = ray.wait(list(running))
             running = set(rest)
-            try:
+            with without_rays_traceback():
                 bar.update(sum(ray.get(ready)))
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise error.cause from error
-                raise
 
 
 def write_chunk(config: RunConfig, base_digest: str, first: int) -> int:

@@ -271,6 +271,8 @@ def test_too_few_gpus_are_an_error(monkeypatch) -> None:
     assert not cluster.uses_gpus(ClusterConfig(num_workers=4, use_gpu=False))
     with pytest.raises(UserError, match="2 GPUs for 4 workers"):
         cluster.uses_gpus(ClusterConfig(num_workers=4))
+    with pytest.raises(UserError, match=r"4 workers: give --num-workers 2$"):
+        cluster.uses_gpus(ClusterConfig(num_workers=4), "--num-workers")
 
 
 def test_far_more_workers_than_cores_are_refused(monkeypatch) -> None:
