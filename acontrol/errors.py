@@ -40,10 +40,15 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: torch's on a CPU is a plain RuntimeError."""
-    signs = ("out of memory", "can't allocate", "not enough memory")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
+        isinstance(error, RuntimeError) and says_out_of_memory(str(error))
     )
+
+
+def says_out_of_memory(message: str) -> bool:
+    """Whether an error's message is of a failed allocation."""
+    signs = ("out of memory", "can't allocate", "not enough memory")
+    return any(sign in message.lower() for sign in signs)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

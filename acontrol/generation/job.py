@@ -22,7 +22,7 @@ from PIL import Image
 
 from acontrol.data.images import encode_png, read_image, read_mask
 from acontrol.data.publish import check_new, put_in_place, work_folder
-from acontrol.errors import UserError, is_out_of_memory, one_line
+from acontrol.errors import UserError, is_out_of_memory, one_line, says_out_of_memory
 from acontrol.generation.manifest import (
     DIGESTED,
     Line,
@@ -105,6 +105,8 @@ def generate_batch(
                 ranges = [(first, middle), (middle, end), *ranges]
                 continue
             reason = one_line(error) or type(error).__name__
+            if isinstance(error, MemoryError):  # Python's own says nothing, or how much.
+                reason = f"out of memory: {reason}"
             mask = rejected_paths(batch[first].name)["mask"]
             files[mask] = _mask_png(batch[first])
             lines.append(
@@ -210,6 +212,9 @@ class Job:
 
         Returns:
             The lines of all images, kept or not.
+
+        Raises:
+            UserError: If no image fitted in memory; the job is then as if never begun.
         """
         placed = self.folder / PLACED
         if placed.exists():
@@ -218,6 +223,12 @@ class Job:
             return lines
         records = [self._record(number) for number in range(len(self.batches))]
         lines = [line for record in records for line in _read_jsonl(record)]
+        if lines and all(says_out_of_memory(line.get("error", "")) for line in lines):
+            shutil.rmtree(self.folder)
+            raise UserError(
+                f"no image fits in memory ({lines[0]['error']}): give --precision bfloat16, or "
+                "free the GPU, and repeat the command"
+            )
         kept = [line for line in lines if line["image"] is not None]
         not_kept = [line for line in lines if line["image"] is None]
         storage.write(self.folder / MANIFEST_NAME, _jsonl(kept))

@@ -23,6 +23,7 @@ from acontrol.generation.job import (
     Job,
     batches_of,
     check_inputs,
+    draw_locally,
     generate_batch,
     read_job,
 )
@@ -157,6 +158,37 @@ def test_a_failed_allocation_costs_one_image(built_in_data) -> None:
     with pytest.raises(RuntimeError, match="shapes differ"):
         generate_batch(setup.generator, setup.planned[:2], 0, setup.roots)
     handle.remove()
+
+
+def test_a_job_of_which_no_image_fits_in_memory_can_be_repeated(
+    built_in_data, tmp_path
+) -> None:
+    setup = Setup(built_in_data, Gate(gate="off"))
+    batches = [setup.planned[:1], setup.planned[1:2]]
+
+    def draw(failing: int) -> list[dict]:
+        """Draw the two images, of which the first few fail."""
+        job = Job(tmp_path / "out", {}, batches, setup.roots)
+        assert job.missing() == [0, 1]
+        for number in draw_locally(job, setup.generator):
+            if number + 1 == failing:
+                handle.remove()
+        return job.finish(lambda *_: None)
+
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
+
+        def fail(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        handle = setup.pipeline.unet.register_forward_pre_hook(fail)
+        with pytest.raises(
+            UserError, match=r"no image fits in memory \(.*out of memory.*bfloat"
+        ):
+            draw(2)
+        assert not list(tmp_path.iterdir())
+    handle = setup.pipeline.unet.register_forward_pre_hook(fail)
+    assert ["error" in line for line in draw(1)] == [True, False]
+    assert (tmp_path / "out" / "job.json").is_file()
 
 
 def test_large_photographs_are_drawn_in_smaller_batches() -> None:
