@@ -1,6 +1,7 @@
 """Pretraining from images to a base: the stages in turn, then the base card with metrics."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import platform
@@ -9,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +19,7 @@ from acontrol.config import BaseConfig, TrainedOn
 from acontrol.data.lock import only_launch
 from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
+from acontrol.data.pieces import training_images
 from acontrol.data.publish import WORK, check_new, put_in_place, work_folder
 from acontrol.data.split import refuse_mix
 from acontrol.errors import UserError, nearest
@@ -80,7 +83,8 @@ def _pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
     data = {} if folder is None else {"ROOT": folder.trained_on("train")}
     data |= {f"--also {other.root}": other.trained_on("train") for other in others}
     trained_on = _seen(config, data)
-    context, times = _context(config, root, folder, data.get("ROOT"))
+    _claim(config, root, folder, others, data.get("ROOT"))
+    context, times = _context(config, folder)
     hold_out = config.hold_out
     if hold_out is None:
         hold_out = HELD_OUT if root is None else ()
@@ -196,7 +200,7 @@ class _Times:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0) + time.monotonic() - started
-            self.file.write_text(json.dumps(self.seconds))
+            storage.write(self.file, json.dumps(self.seconds).encode())
 
     def minutes(self) -> dict[str, float]:
         return {part: round(seconds / 60, 1) for part, seconds in self.seconds.items()}
@@ -253,23 +257,52 @@ def _seen(config: PretrainConfig, data: Mapping[str, TrainedOn]) -> list[Trained
     return [*dict.fromkeys((*before, *data.values()))]
 
 
-def _context(
-    config: PretrainConfig,
-    root: Path | None,
-    data: MvtecFolder | None,
-    trained_on: TrainedOn | None,
-) -> tuple[StageContext, _Times]:
-    """The working folder, with the same config as before if it is not new."""
-    folder = _training_folder(config)
-    settings = config.model_dump(
+def _settings(config: PretrainConfig) -> dict[str, Any]:
+    return config.model_dump(
         mode="json",
         exclude={"output", "save_every", "samples_every", "tracking", "split_file"},
     )
+
+
+def _claim(
+    config: PretrainConfig,
+    root: Path | None,
+    data: MvtecFolder | None,
+    others: Sequence[MvtecFolder],
+    trained_on: TrainedOn | None,
+) -> None:
+    """Claim the working folder, which must be new or of the same settings and images.
+
+    Raises:
+        UserError: If it is of others.
+    """
+    folder = _training_folder(config)
     # A run from before splits has seen the test images: this is not the same command.
     record = {} if trained_on is None else {"split_digest": trained_on.split_digest}
     if config.init is not None:
         record["init_digest"] = locate.digest(BaseConfig(path=config.init))
-    claim(folder / "config.json", {"root": str(root), **settings, **record})
+    claim(folder / "config.json", {"root": str(root), **_settings(config), **record})
+    if data is not None:  # In a file of its own: a run begun without the record continues.
+        claim(folder / "images.json", {"training images": _images_digest(data, others)})
+
+
+def _images_digest(data: MvtecFolder, others: Sequence[MvtecFolder]) -> str:
+    """Sha256 over names and sizes in bytes of the files that train, of ``others`` good ones."""
+    total = hashlib.sha256()
+    for folder in (data, *others):
+        for category in folder.categories:
+            files = [*folder.normals(category)]
+            for row in training_images(folder, category) if folder is data else ():
+                files += [row.image, row.mask]
+            for file in files:
+                size = file.stat().st_size if file.exists() else 0  # Reported when it is read.
+                total.update(f"{folder.name_of(category, file)} {size}\n".encode())
+    return total.hexdigest()
+
+
+def _context(config: PretrainConfig, data: MvtecFolder | None) -> tuple[StageContext, _Times]:
+    """The working folder's tracker and times, of this launch and earlier ones."""
+    folder = _training_folder(config)
     run_file = folder / "mlflow_run"
     known = run_file.read_text().split("\n") if run_file.exists() else []
     store = tracking_store(config.tracking.uri, folder, known[1] if known[1:] else None)
@@ -279,7 +312,7 @@ def _context(
         f"base {config.output.resolve().name}",
         known[0] if known else None,
         folder,
-        resolved=settings,
+        resolved=_settings(config),
         data=None if data is None else DataInput.of_folder(data, "train", "training"),
     )
     if not known:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from acontrol.networks.locate import (
 )
 from acontrol.pretrain import run
 from acontrol.pretrain.settings import PretrainConfig, Sizes
+from acontrol.runs import storage
 from launch import pretrain
 from launch.options import parse
 
@@ -149,6 +151,45 @@ def test_a_run_that_began_with_all_images_is_not_continued(
     (tmp_path / "base-training" / "config.json").write_text(record)
     with pytest.raises(UserError, match="split_digest: None -> third"):
         pretrain.run([str(built_in_data), "--output", str(tmp_path / "base"), *SMALL])
+
+
+def test_a_run_is_not_continued_on_changed_training_images(
+    built_in_data: Path, tmp_path: Path
+) -> None:
+    """Good images and masks count too; test images, which are never read, do not."""
+    data = shutil.copytree(built_in_data, tmp_path / "data")
+    args = ["--output", str(tmp_path / "base"), *SMALL]
+    config = run._with_sizes(parse(PretrainConfig, args, prog=""))
+
+    def begin() -> None:
+        folder = open_folder(data)
+        run._claim(config, data, folder, [], folder.trained_on("train"))
+
+    begin()
+    with (data / "wood/test/crack/002.png").open("ab") as test_image:
+        test_image.write(b" ")
+    begin()
+    for name in ("wood/train/good/000.png", "wood/ground_truth/crack/000_mask.png"):
+        file = data / name
+        before = file.read_bytes()
+        file.write_bytes(before + b" ")
+        with pytest.raises(UserError, match=r"settings \(training images: "):
+            pretrain.run([str(data), *args])
+        file.write_bytes(before)
+    (tmp_path / "base-training" / "images.json").unlink()
+    begin()  # Begun by a version that had no such record.
+
+
+def test_times_outlive_a_kill_while_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = run._Times(tmp_path / "times.json")
+    with times("first"):
+        pass
+    monkeypatch.setattr(storage.os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt), times("second"):
+        pass
+    assert [*run._Times(tmp_path / "times.json").seconds] == ["first"]
 
 
 def test_products_that_a_small_base_has_not_learnt_are_noted(tmp_path: Path) -> None:
