@@ -89,7 +89,7 @@ def run_localization(config: LocalizationConfig, within: Path | None = None) -> 
     announce(
         plan.jobs,
         plan.out,
-        lambda: _seconds_each(plan.jobs, budgets, protocols, len(test)),
+        lambda: seconds_each(plan.jobs, budgets, protocols, len(test)),
         yes=config.yes,
     )
     if plan.out is None:
@@ -134,7 +134,7 @@ def _changes(config: LocalizationConfig) -> dict[str, object]:
     return changes | ({"pairs": config.pairs} if config.pairs is not None else {})
 
 
-def _seconds_each(
+def seconds_each(
     jobs: Sequence[TrainingJob],
     budgets: Mapping[DetectorName, DetectorBudget],
     protocols: Sequence[Protocol],

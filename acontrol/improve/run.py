@@ -11,8 +11,11 @@ from acontrol.evaluation import caveats
 from acontrol.evaluation.budget import Budget, detector_budgets
 from acontrol.evaluation.comparison import chosen_categories, folds_in
 from acontrol.evaluation.dataset import Folders
-from acontrol.evaluation.estimate import seconds_on_features
-from acontrol.evaluation.localization_run import detector_names, run_localization
+from acontrol.evaluation.localization_run import (
+    detector_names,
+    run_localization,
+    seconds_each,
+)
 from acontrol.evaluation.settings import LocalizationConfig
 from acontrol.evaluation.trainings import announce
 from acontrol.improve.held import Folds
@@ -58,10 +61,11 @@ def improve(config: ImproveConfig) -> None:
             flush=True,
         )
         images = len(folds.folders[1].fold.test) if folds.folders[1].fold else 0
+        budgets = {folds.detector: folds.budget}
         announce(
             [*trainings, *(j for n in rounds.names for j in folds.jobs(rounds.source(n, 1)))],
             config.out,
-            lambda: seconds_on_features(folds.budget, images),
+            lambda: seconds_each(trainings, budgets, ("strict",), images),
             yes=config.yes,
             besides=" (detectors of the first round alone: drawings come besides)",
         )
