@@ -11,6 +11,7 @@ from acontrol.evaluation import caveats
 from acontrol.evaluation.budget import Budget, detector_budgets
 from acontrol.evaluation.comparison import chosen_categories, folds_in
 from acontrol.evaluation.dataset import Folders
+from acontrol.evaluation.leaks import refuse_seen_tests
 from acontrol.evaluation.localization_run import (
     detector_names,
     run_localization,
@@ -23,7 +24,9 @@ from acontrol.improve.page import FINAL, write_page
 from acontrol.improve.rounds import Rounds
 from acontrol.improve.settings import ImproveConfig
 from acontrol.messages import counted
+from acontrol.networks import locate
 from acontrol.networks.load import quieten
+from acontrol.pipelines.loading import load_adapter
 from acontrol.runs.cluster import joined_cluster
 from acontrol.runs.guard import claim
 from acontrol.runs.inputs import DataInput
@@ -47,6 +50,9 @@ def improve(config: ImproveConfig) -> None:
     )
     real = open_folder(config.root.resolve(), split_file=config.split_file)
     categories = chosen_categories(real, config.category)
+    card = load_adapter(config.model)[1]
+    seen = (*locate.trained_on(card.base), *card.seen)
+    refuse_seen_tests(f"--model {config.model}", seen, real, categories)
     if config.final and config.predictions is not None:
         raise UserError("--final: trains our detectors; leave it or --predictions out")
     folds = None if config.predictions is not None else _folds(config, real, categories)

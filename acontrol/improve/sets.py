@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from acontrol.evaluation.leaks import JOB
+
 # Folder of drawings, round, and what was decided on the drawing.
 Kept = tuple[Path, int, Mapping[str, Any]]
 
@@ -15,7 +17,8 @@ def make_set(
 ) -> str | None:
     """Put drawings where detectors read them, all at once.
 
-    A drawing whose reference a fold holds out is left out for that fold.
+    A drawing whose reference a fold holds out is left out for that fold. Every part has the
+    first drawings' job.json, which records the images behind them.
 
     Args:
         place: Folder to create: ``fold-2`` for that fold's detectors, ``all`` for the whole.
@@ -32,6 +35,8 @@ def make_set(
         parts = [f"fold-{fold}" for fold in folds if fold != one["fold"]]
         for part in (*parts, "all"):
             _link(drawn, one, partial / part, round_)
+            if not (partial / part / JOB).exists():
+                shutil.copyfile(drawn / JOB, partial / part / JOB)
     for category in categories:
         for part in (*(f"fold-{fold}" for fold in folds), "all"):
             if not (partial / part / category).exists():

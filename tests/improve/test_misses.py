@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from acontrol.config import TrainedOn
 from acontrol.data.builtin import write_dataset
 from acontrol.data.mvtec import open_folder
+from acontrol.evaluation.leaks import job_of
 from acontrol.evaluation.metrics import count, f1_max
 from acontrol.improve import admission, plan
 from acontrol.improve.misses import Held, Region, best_threshold, part_of, regions_of
@@ -219,11 +221,16 @@ def test_a_control_without_drawings_is_left_out_and_ends_nothing(
     for file in files.values():
         (drawn / file).parent.mkdir(parents=True)
         Image.new("L", (8, 8), 255).save(drawn / file)
+    record = TrainedOn(categories=("wood",), split="all")
+    job = {"split": "all", "trained_on": [record.model_dump()]}
+    (drawn / "job.json").write_text(json.dumps(job))
     kept = {**files, "fold": 0, "verdict": "kept"}
     admitted = {"uniform": [kept], "misses": [], "copy-paste": []}
     (out / "round-1" / "admitted.json").write_text(json.dumps(admitted))
     assert rounds.make_sets(1) is None
     assert rounds.made(1) == ("uniform",)
+    made = open_folder(out / "round-1" / "sets" / "uniform" / "all")
+    assert job_of(made) == (record,), "so that a test on images that it has seen is refused"
     assert capsys.readouterr().err.count("left out") == 2
     (out / "round-2").mkdir()
     admitted["uniform"] = [{**kept, "verdict": "trivial"}]
