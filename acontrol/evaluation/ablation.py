@@ -9,7 +9,7 @@ from acontrol.config import RunConfig
 from acontrol.data.mvtec import open_folder
 from acontrol.data.overlap import refuse_overlap
 from acontrol.errors import UserError
-from acontrol.evaluation import caveats, figures, published, quality, summary
+from acontrol.evaluation import caveats, figures, openings, published, quality, summary
 from acontrol.evaluation.backends import load_backend
 from acontrol.evaluation.budget import BUDGETS
 from acontrol.evaluation.comparison import note_near_duplicates
@@ -92,6 +92,9 @@ def run_ablation(config: AblationConfig) -> None:
     )
     if config.dry_run:
         return
+    record = openings.file_of(split_file, out)
+    opened = openings.times_opened(folder, record, out, jobs, budget, "ablation")
+    print(f"The test images have been opened {opened}", flush=True)
     inputs = DataInput.of_folder(folder, "test", "evaluation")
     with (
         results_in(out, "ablation", base.tracking, inputs) as tracker,
@@ -129,7 +132,7 @@ def run_ablation(config: AblationConfig) -> None:
             f"{counted(count, 'image')} drawn of each defect, "
             f"{counted(config.optim.steps, 'training step')}, "
             f"{counted(config.seeds, 'seed')} of detectors, one of adapters. "
-            f"Data {real.name}.{note}"
+            f"Data {real.name}. The test images have been opened {opened}.{note}"
         )
         report = Report(out, "What does each part add?", cautions)
         _report(config, experiment, jobs, count, about, report, tracker)

@@ -197,21 +197,9 @@ class Plan(Generic[Budget]):
     def _openings(self, command: str | None = None) -> str:
         """How often the test images have been opened; a command's name records it."""
         assert self.out is not None
-        digest = open_folder(self.folders.root, split_file=self.folders.split_file)
-        trained_on = digest.trained_on("train")
+        real = open_folder(self.folders.root, split_file=self.folders.split_file)
         file = openings.file_of(self.folders.split_file, self.within or self.out)
-        entry = {
-            "command": command,
-            "out": str(self.out),
-            "categories": [*dict.fromkeys(job.category for job in self.jobs)],
-            "detectors": [*dict.fromkeys(job.detector for job in self.jobs)],
-            "sources": [*dict.fromkeys(job.source for job in self.jobs)],
-            "budget": self.budget.model_dump(exclude_defaults=True),
-        }
-        missing = any(not job.file(self.out).is_file() for job in self.jobs)
-        data = f"{self.folders.root.name} {trained_on.split_digest}"
-        count = openings.opened(file, entry, data, new=command is not None and missing)
-        return f"{count} time{'' if count == 1 else 's'} ({file})"
+        return openings.times_opened(real, file, self.out, self.jobs, self.budget, command)
 
     def data_input(self) -> DataInput:
         """The real test data, for MLflow."""

@@ -7,10 +7,15 @@ chooses by them.
 
 import datetime
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from acontrol.data.mvtec import MvtecFolder
 from acontrol.errors import UserError
+from acontrol.evaluation.budget import Reading
+from acontrol.evaluation.results import TrainingJob
+from acontrol.messages import counted
 
 
 def file_of(split_file: Path | None, out: Path) -> Path:
@@ -18,6 +23,41 @@ def file_of(split_file: Path | None, out: Path) -> Path:
     if split_file is not None:
         return split_file.with_name(f"{split_file.name}.openings.jsonl")
     return out.parent / "test-openings.jsonl"
+
+
+def times_opened(
+    real: MvtecFolder,
+    file: Path,
+    out: Path,
+    jobs: Sequence[TrainingJob],
+    budget: Reading,
+    command: str | None = None,
+) -> str:
+    """How often the test images have been opened, and where that is recorded.
+
+    Args:
+        real: The data, with its split.
+        file: From `file_of`.
+        out: Folder of results.
+        jobs: All trainings that are tested on them.
+        budget: Of the trainings.
+        command: Records this opening by the command's name, if a training is missing.
+
+    Raises:
+        UserError: As `opened` does.
+    """
+    entry = {
+        "command": command,
+        "out": str(out),
+        "categories": [*dict.fromkeys(job.category for job in jobs)],
+        "detectors": [*dict.fromkeys(job.detector for job in jobs)],
+        "sources": [*dict.fromkeys(job.source for job in jobs)],
+        "budget": budget.model_dump(exclude_defaults=True),
+    }
+    missing = any(not job.file(out).is_file() for job in jobs)
+    data = f"{real.root.name} {real.trained_on('train').split_digest}"
+    count = opened(file, entry, data, new=command is not None and missing)
+    return f"{counted(count, 'time')} ({file})"
 
 
 def opened(file: Path, entry: dict[str, Any], data: str, *, new: bool) -> int:

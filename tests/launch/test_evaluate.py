@@ -6,6 +6,7 @@ import re
 import shutil
 import sqlite3
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import ray
@@ -13,6 +14,7 @@ from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from acontrol.errors import UserError
+from acontrol.evaluation import ablation
 from acontrol.evaluation.trainings import _results
 from launch import evaluate, shard
 from tests.evaluation.test_detectors import needs_weights
@@ -315,6 +317,27 @@ def test_a_dry_ablation_counts(wood: Path, tmp_path: Path, capsys) -> None:
     assert re.search(r"About [\d.]+ min per training on this machine", said)
     assert CHAIN in said and TOY in said
     assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "test-openings.jsonl").exists()
+
+
+def test_an_ablation_opens_the_test_images(
+    wood: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    shard.run([str(wood), "--out", str(tmp_path / "shards")])
+    args = ["ablation", "tiny", "--real", wood, "--data.shards", tmp_path / "shards"]
+    args += ["--out", tmp_path / "out", "--rows", "sga,t3", *SMALLEST]
+
+    def results_in(*_: object) -> NoReturn:
+        raise UserError("in use")
+
+    monkeypatch.setattr(ablation, "results_in", results_in)
+    for _ in range(2):  # The same again is the same opening.
+        assert error_of(evaluate.run, *args) == "in use"
+    file = tmp_path / "test-openings.jsonl"
+    (line,) = map(json.loads, file.read_text().splitlines())
+    assert (line["command"], line["out"]) == ("ablation", str(tmp_path / "out"))
+    assert (line["sources"], line["detectors"]) == (["real", "sga", "t3"], ["unet"])
+    assert f"The test images have been opened 1 time ({file})\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow  # Two trainings through Ray; the plan and its rows are tested above.
@@ -333,6 +356,7 @@ def test_ablation_adds_parts(
     assert said.splitlines()[-1] == f"Results: {out / 'report.md'}"
     is_cautioned(said, out, CHAIN, TOY)
     text = (out / "report.md").read_text()
+    assert "The test images have been opened 1 time (" in text
     assert "| nothing |" in text
     assert "| SGA |" in text
     assert "Quoted from the paper's Table 4" in text
