@@ -56,6 +56,8 @@ def judged(
 def as_many(lines: Sequence[Mapping[str, Any]], kept: Mapping[str, int]) -> list[str]:
     """Of a control's drawings the first of each defect, as many as the round kept.
 
+    All of a defect's are chosen where the control has fewer.
+
     Args:
         lines: Its manifest.
         kept: Number of images that were kept by CATEGORY/DEFECT.

@@ -31,7 +31,7 @@ def write_page(rounds: Rounds, results: Sequence[Mapping[str, Any]]) -> Path:
     if (rounds.config.out / final).exists():
         body += f"<p><a href='{final}'>What the test images say</a>, opened at the end.</p>"
     for number, result in enumerate(results, start=1):
-        body += _figures(number, result).html() + _gains(number, result).html()
+        body += _figures(rounds, number, result).html() + _gains(number, result).html()
     for number in range(1, max(1, len(results)) + 1):
         if (rounds.folder(number) / "admitted.json").exists():
             body += _drawings(rounds, number, results)
@@ -40,11 +40,17 @@ def write_page(rounds: Rounds, results: Sequence[Mapping[str, Any]]) -> Path:
     return file
 
 
-def _figures(number: int, result: Mapping[str, Any]) -> Table:
+def _figures(rounds: Rounds, number: int, result: Mapping[str, Any]) -> Table:
+    drawn = {
+        rounds.source(name, round_): len(rounds.kept(name, round_))
+        for round_ in range(1, number + 1)
+        for name in rounds.names
+    }
     names = ("found", "missed", "false alarm", "suspect")
     rows = [
         (
             source,
+            str(drawn.get(source, 0)),
             *(str(own[name]) for name in names),
             *(f"{100 * own[name]:.1f}" for name in ("pixel_ap", "pixel_aupro", "image_auroc")),
         )
@@ -54,6 +60,7 @@ def _figures(number: int, result: Mapping[str, Any]) -> Table:
         f"Round {number}",
         (
             "trained on",
+            "drawings",
             "found",
             "missed",
             "false alarms",
@@ -63,9 +70,10 @@ def _figures(number: int, result: Mapping[str, Any]) -> Table:
             "image AUROC",
         ),
         tuple(rows),
-        "Defects found and missed at each source's own best threshold; metrics in per cent. A "
-        "suspect is a strong response outside the label of a defective image: perhaps a defect "
-        "that is not labelled.",
+        "Drawings of all rounds so far, of which a fold's detectors see those whose reference "
+        "it does not hold out. Defects found and missed at each source's own best threshold; "
+        "metrics in per cent. A suspect is a strong response outside the label of a defective "
+        "image: perhaps a defect that is not labelled.",
     )
 
 

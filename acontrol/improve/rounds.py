@@ -35,7 +35,7 @@ from acontrol.generation.settings import GenerationConfig
 from acontrol.improve import admission, plan
 from acontrol.improve.held import Folds, read_predictions
 from acontrol.improve.misses import Held, Region, best_threshold, regions_of
-from acontrol.improve.sets import make_set
+from acontrol.improve.sets import Kept, make_set
 from acontrol.improve.settings import ImproveConfig
 from acontrol.masks.perlin import perlin_blobs
 from acontrol.messages import print_note
@@ -190,7 +190,7 @@ class Rounds:
             )
 
     def admit(self, number: int) -> dict[str, list[dict[str, Any]]]:
-        """Judge the drawings of the set that goes on, and choose as many of the controls."""
+        """Judge the drawings of the set that goes on, and choose at most as many of others."""
         file = self._admitted(number)
         if file.exists():
             return dict(_read(file))
@@ -213,6 +213,15 @@ class Rounds:
     def _admitted(self, number: int) -> Path:
         return self.folder(number) / "admitted.json"
 
+    def kept(self, name: str, number: int) -> list[Kept]:
+        """What was kept of a set's drawings up to a round."""
+        return [
+            (self.folder(round_) / "drawn" / name, round_, one)
+            for round_ in range(1, number + 1)
+            for one in self.admit(round_)[name]
+            if one["verdict"] == "kept"
+        ]
+
     def make_sets(self, number: int) -> str | None:
         """Put what was kept so far where detectors read it: for each fold, and whole.
 
@@ -226,13 +235,7 @@ class Rounds:
             place = self.folder(number) / "sets" / name
             if place.exists():
                 continue
-            kept = [
-                (self.folder(round_) / "drawn" / name, round_, one)
-                for round_ in range(1, number + 1)
-                for one in self.admit(round_)[name]
-                if one["verdict"] == "kept"
-            ]
-            lacking = make_set(place, kept, folds, self.categories)
+            lacking = make_set(place, self.kept(name, number), folds, self.categories)
             if lacking is None:
                 continue
             if name == self.names[0]:

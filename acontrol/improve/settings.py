@@ -32,8 +32,9 @@ class ImproveConfig(Settings):
     )
     controls: bool = Field(
         True,
-        description="Also train on as many images of the other plan, and on the misses drawn "
-        "by copy-paste: which of them helps is what a round shows. Takes three times as long.",
+        description="Also train on at most as many images of the other plan, and on the "
+        "misses drawn by copy-paste: which of them helps is what a round shows. Takes three "
+        "times as long.",
     )
     predictions: Path | None = Field(
         None,

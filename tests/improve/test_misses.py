@@ -11,10 +11,10 @@ from PIL import Image
 
 from acontrol.config import TrainedOn
 from acontrol.data.builtin import write_dataset
-from acontrol.data.mvtec import open_folder
+from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.evaluation.leaks import job_of
 from acontrol.evaluation.metrics import count, f1_max
-from acontrol.improve import admission, plan
+from acontrol.improve import admission, page, plan
 from acontrol.improve.misses import Held, Region, best_threshold, part_of, regions_of
 from acontrol.improve.rounds import Rounds
 from acontrol.improve.settings import ImproveConfig
@@ -237,3 +237,21 @@ def test_a_control_without_drawings_is_left_out_and_ends_nothing(
     (out / "round-1" / "admitted.json").write_text(json.dumps(admitted))
     (out / "round-2" / "admitted.json").write_text(json.dumps(admitted))
     assert rounds.make_sets(2) == "uniform of wood (all)"
+
+
+def test_the_page_says_how_many_drawings_each_set_holds(tmp_path: Path) -> None:
+    config = ImproveConfig(root=tmp_path, model="m", out=tmp_path, category=("wood",))
+    rounds = Rounds(config, MvtecFolder(tmp_path, {}), ("wood",), None)
+    kept, left = ({"verdict": verdict} for verdict in ("kept", "trivial"))
+    for number, misses in ((1, [kept]), (2, [kept, left])):
+        admitted = {"uniform": [kept, kept, left], "misses": misses, "copy-paste": []}
+        rounds.folder(number).mkdir()
+        (rounds.folder(number) / "admitted.json").write_text(json.dumps(admitted))
+    sources = ("real", "real+uniform-1", "real+uniform-2", "real+misses-2")
+    names = ("found", "missed", "false alarm", "suspect")
+    names += ("pixel_ap", "pixel_aupro", "image_auroc")
+    result = {"figures": {source: dict.fromkeys(names, 0) for source in sources}}
+    table = page._figures(rounds, 2, result)
+    assert table.head[:2] == ("trained on", "drawings")
+    counts = {row[0]: row[1] for row in table.rows}
+    assert counts == dict(zip(sources, ("0", "2", "4", "2"), strict=True))
