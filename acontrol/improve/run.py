@@ -1,11 +1,14 @@
 """The command: rounds until nothing is gained, the page, and MLflow's runs."""
 
+import hashlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from acontrol.config import ClusterConfig, TrackingConfig
-from acontrol.data.mvtec import open_folder
+from acontrol.data.mvtec import MvtecFolder, open_folder
 from acontrol.data.overlap import refuse_overlap
+from acontrol.data.pieces import training_images
 from acontrol.errors import UserError
 from acontrol.evaluation import caveats
 from acontrol.evaluation.budget import Budget, detector_budgets
@@ -31,6 +34,7 @@ from acontrol.runs.cluster import joined_cluster
 from acontrol.runs.guard import claim
 from acontrol.runs.inputs import DataInput
 from acontrol.runs.results import log, open_run, results_in
+from acontrol.runs.storage import sha256
 
 SETTINGS = "settings.json"
 # What may change when a command goes on.
@@ -76,6 +80,7 @@ def improve(config: ImproveConfig) -> None:
             besides=" (detectors of the first round alone: drawings come besides)",
         )
     settings = config.model_dump(mode="json", exclude=_FREE)
+    settings["training_data_sha256"] = _digest(real, categories)
     with results_in(config.out, "improve", config.tracking, data) as tracker:
         claim(config.out / SETTINGS, settings, "--out")
         if folds is None:
@@ -133,6 +138,22 @@ def _folds(config: ImproveConfig, real: Any, categories: Any) -> Folds:
         config.seeds,
         config.out,
     )
+
+
+def _digest(real: MvtecFolder, categories: Sequence[str]) -> str:
+    """Sha256 of the training part: names and files of images and masks.
+
+    Phases keep what they found by an image's name or place, and cannot tell it from others.
+    """
+    total = hashlib.sha256()
+    for category in categories:
+        files = [*real.normals(category)]
+        for row in training_images(real, category):
+            row.read_mask()  # Says what is wrong if it is missing.
+            files += [row.image, row.mask]
+        for file in files:
+            total.update(f"{real.name_of(category, file)} {sha256(file)}\n".encode())
+    return total.hexdigest()
 
 
 def _round(rounds: Rounds, number: int) -> dict[str, Any] | None:

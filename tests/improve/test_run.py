@@ -1,13 +1,16 @@
 """What improve says and refuses before a detector trains."""
 
+import contextlib
 import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from PIL import Image, ImageOps
 
 from acontrol.config import BaseConfig, TrainedOn
 from acontrol.data.builtin import write_dataset
@@ -21,7 +24,9 @@ Settings = Callable[..., ImproveConfig]
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Make settings on small data; a detector that starts to train fails the test."""
+    monkeypatch.setattr(run, "results_in", lambda *_: pytest.fail("was not refused"))
     write_dataset(
         tmp_path / "data",
         num_good=4,
@@ -77,3 +82,30 @@ def test_an_adapter_whose_base_saw_the_test_images_is_refused(
     monkeypatch.setattr(locate, "trained_on", trained_on)
     with pytest.raises(UserError, match="comes from the test images of wood"):
         run.improve(settings())
+
+
+def mirror(file: Path) -> None:
+    with Image.open(file) as image:
+        mirrored = ImageOps.mirror(image)
+    mirrored.save(file)
+
+
+@pytest.mark.parametrize("changed", ["train/good/001", "ground_truth/crack/000_mask"])
+def test_changed_data_is_not_continued(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    def results_in(*_: object) -> contextlib.AbstractContextManager[Mock]:
+        return contextlib.nullcontext(Mock())
+
+    monkeypatch.setattr(run, "results_in", results_in)
+    monkeypatch.setattr(run, "log", Mock())
+    monkeypatch.setattr(run, "_drawn", lambda *_: False)
+    config = settings(predictions=tmp_path / "maps")
+    run.improve(config)
+    file = tmp_path / "data" / "wood" / "test" / "crack" / "005.png"
+    mirror(file)
+    run.improve(config)  # It is a test image.
+    file = tmp_path / "data" / "wood" / f"{changed}.png"
+    mirror(file)
+    with pytest.raises(UserError, match=r"training_data_sha256: \w+\.\.\. -> \w+\.\.\.\)"):
+        run.improve(config)

@@ -14,6 +14,7 @@ from PIL import Image
 from acontrol.data.builtin import write_dataset
 from acontrol.data.images import image_size, read_mask
 from acontrol.data.mvtec import open_folder
+from acontrol.evaluation.leaks import job_of
 from acontrol.networks.locate import built_in_adapter
 from launch import improve
 from tests.launch import commands
@@ -67,6 +68,7 @@ def test_misses_of_another_detector_are_drawn(
     assert {line["defect"] for line in lines} == {"stain"}
     assert lines[0]["normal"].endswith(alarm.removeprefix("wood/"))
     kept = open_folder(out / "kept")
+    assert job_of(kept) == (open_folder(wood).trained_on("train"),)
     verdicts = json.loads((out / "round-1/admitted.json").read_text())["misses"]
     assert len(kept.labelled("all", "wood")) == len(verdicts) > 0
     page = (out / "index.html").read_text()
