@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from acontrol.data.mvtec import open_folder
 from acontrol.data.prompts import target_text
@@ -45,6 +47,37 @@ def test_a_drawing_has_the_references_caption_on_its_own_product(
     template = target_text(asked["category"], image.reference.phrase)
     assert image.prompt == (prompt or template)
     assert asked["category"] in template
+
+
+def test_a_reference_is_about_as_large_as_the_mask(built_in_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(built_in_data, data)
+    sides = {"000": 2, "001": 12, "002": 16}
+    for name, side in sides.items():
+        (file,) = (data / "wood/ground_truth/crack").glob(f"{name}*")
+        mask = np.zeros((64, 64), np.uint8)
+        mask[8 : 8 + side, 8 : 8 + side] = 255
+        Image.fromarray(mask).save(file)
+    folder = open_folder(data)
+    normal = str(folder.normals("wood")[0])
+
+    def chosen(side: int) -> set[str]:
+        mask = np.zeros((64, 64), np.uint8)
+        mask[:side, :side] = 255
+        Image.fromarray(mask).save(tmp_path / "mask.png")
+        own = Request(
+            category="wood",
+            defect="crack",
+            normal=normal,
+            mask=str(tmp_path / "mask.png"),
+            count=20,
+        )
+        images, _ = Planner(folder, split="all").plan_images([("here", own)])
+        return {image.reference.image.stem for image in images}
+
+    assert chosen(3) == {"000"}
+    assert chosen(14) == chosen(20) == {"001", "002"}
+    assert chosen(60) == {"002"}, "none is as large: the nearest"
 
 
 @pytest.mark.parametrize(("counts", "last"), [((1000,), "999"), ((600, 401), "1000")])
