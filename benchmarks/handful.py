@@ -51,6 +51,9 @@ Changed before any figure of ours, after a review of this file and of what it ru
     rows         for want of hours: the choice has real, real+copy-paste and the candidates with
                  the real ones; ball_screw's test real+perlin besides real, real+copy-paste and
                  real+ours; magnetic_tile's test those three alone
+
+What came out, on ball_screw-choose: real 62.4, the candidates and copy-paste 17 to 27 below
+(docs/results.md). So neither test was opened for it.
 """
 
 import csv
