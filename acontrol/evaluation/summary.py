@@ -164,12 +164,14 @@ def comparison_tables(
 
     The note holds the metrics' definition, and text about budget and data.
     """
+    several = any(len(row.by_seed) > 1 for row in rows.values())
+    drawn = f"test images{' and seeds' if several else ''}"
     first = Table(
         titles[0],
         ("trained on", *heads),
         tuple((source, *cells(row.values, row.interval)) for source, row in rows.items()),
-        f"In per cent; {definition}. {about} In brackets 95 %, percentile bootstrap over test "
-        "images and seeds.",
+        f"In per cent; {definition}. {about} In brackets 95 %, percentile bootstrap over "
+        f"{drawn}.",
     )
     if BASELINE not in rows or len(rows) == 1:
         return [first]
@@ -188,7 +190,7 @@ def comparison_tables(
         titles[1],
         ("trained on", *heads),
         differences,
-        "Differences in percentage points, paired by test images and seeds. An interval that "
+        f"Differences in percentage points, paired by {drawn}. An interval that "
         "holds 0 shows no difference.",
     )
     return [first, second]

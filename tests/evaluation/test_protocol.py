@@ -18,6 +18,7 @@ from acontrol.evaluation.bootstrap import (
 from acontrol.evaluation.detector import DetectorUNet, focal_loss, image_scores
 from acontrol.evaluation.images import ImageSet, truncate
 from acontrol.evaluation.protocol import METRICS, PROTOCOLS, Truth, chosen_epoch, score
+from acontrol.evaluation.summary import Row, comparison_tables
 
 
 def image_set(masks: torch.Tensor, truncated: torch.Tensor | None = None) -> ImageSet:
@@ -193,3 +194,17 @@ def test_nan_is_left_out() -> None:
     # A category without the metric leaves the mean to the others.
     categories = [[np.full((1, 5), 0.5)], [np.full((1, 5), np.nan)]]
     np.testing.assert_allclose(mean_over_trainings(categories), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "over"), [(1, "test images."), (2, "test images and seeds.")]
+)
+def test_tables_say_what_intervals_are_over(seeds: int, over: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = {
+        name: Row(rng.random(2), rng.random((2, 9)), rng.random((seeds, 2)), {})
+        for name in ("real", "real+a")
+    }
+    tables = comparison_tables(rows, ["AP", "AUROC"], ("a", "b"), "strict", "")
+    assert tables[0].note.endswith(f"bootstrap over {over}")
+    assert f"paired by {over}" in tables[1].note
