@@ -13,7 +13,7 @@ from PIL import Image
 from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
 from launch import cli, shard
-from tests.data import test_importing as formats
+from tests.data import annotated as formats
 
 
 def labelme_in_the_layout(root: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from acontrol.data.importing.recognise import annotations
 from acontrol.data.outlines import run_lengths, runs_mask
 from launch import shard
-from tests.data.test_importing import SOURCES
+from tests.data.annotated import SOURCES
 from tests.fuzz.mutations import (
     images,
     long,
