@@ -61,7 +61,7 @@ def test_a_folder_becomes_a_base(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["scrach"], "--hold-out scrach: no such defect"),
+        (["scuff"], "--hold-out scuff: no such defect"),
         (["good", "crack", "stain", "spots"], "nothing is left for the U-Net"),
     ],
 )
