@@ -1,6 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from acontrol.data.mvtec import open_folder
+from acontrol.generation.plan import Planner
+from acontrol.generation.settings import Sampling
 from acontrol.masks.listed import ListedMasks
 from acontrol.masks.placement import NotPlaced, Placed, Rules, learn_rules, place
 from acontrol.masks.real import RealMasks
@@ -133,3 +138,19 @@ def test_a_scratch_that_reaches_the_edge_stays_there() -> None:
         masks[str(number)][30 + 20 * number, : 90 + number] = True
     placed = place(RealMasks(masks), np.ones((128, 128), bool), Rules(), cells=16, seed=1)
     assert isinstance(placed, Placed) and placed.mask[:, 0].any()
+
+
+def test_small_defects_stay_small_where_squares_are_drawn(built_in_data: Path) -> None:
+    masks = {"a": box(30, 30, 2, 3), "b": box(50, 40, 3, 3)}
+    everywhere = np.ones(SIZE, bool)
+
+    def areas(cells: int | None) -> list[int]:
+        source = RealMasks(masks)
+        placed = [place(source, everywhere, Rules(), cells=cells, seed=n) for n in range(8)]
+        return [int(own.mask.sum()) for own in placed]
+
+    assert max(areas(None)) < 16
+    assert min(areas(16)) >= 25  # A cell of 5 x 5 pixels.
+    planner = Planner(open_folder(built_in_data), split="all", cells=16, crop=4)
+    assert planner.cells(Sampling()) is None
+    assert planner.cells(Sampling(crop=0)) == 16
