@@ -1,16 +1,18 @@
-"""Every row of one GPU's table, in one command and one report, without Ray.
+"""Every row of one GPU's table, in one command and one report.
 
     python -m benchmarks.gpu [--minutes 8] [--tiny]
 
 Builds Stable Diffusion 1.5 and BLIP-2 at their real shapes with random weights on the device,
 checks that activations are like a trained network's, compares bfloat16 with float32, then
 times, in this order: a training step at batch 64 and 8 (our variants and the public trainer's,
-benchmarks/bench_step.py), its memory and profile, ASEA, drawing, the loader, and drawing and a
-step compiled. Stages that do not fit into the minutes are left out and listed; what was
+benchmarks/bench_step.py), its memory and profile, ASEA, drawing, the built-in preset through
+`launch.train` and Ray, the loader, drawing and a step compiled; last come the tests that need
+a GPU. Stages that do not fit into the minutes are left out and listed; what was
 measured is written after each stage. Ratios are within the same run, cases interleaved. --tiny
 runs everything on the built-in base, on a CPU too: a check of the command, not a measurement.
 
-Writes benchmarks/results/DATE_gpu_HARDWARE.{json,md}.
+Writes benchmarks/results/DATE_gpu_HARDWARE.{json,md}, and what the processes and Ray printed
+into logs/ beside them.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import torch
 
 from acontrol.config import BaseConfig
 from acontrol.networks.load import BaseModels, load_base, quieten
-from benchmarks import gpu_drawing, gpu_training
+from benchmarks import gpu_drawing, gpu_ray, gpu_training
 from benchmarks.bench_step import join_alone
 from benchmarks.full_size import random_sd15
 from benchmarks.report import RESULTS, write_report
@@ -45,6 +47,7 @@ class Bench:
         rows: The table so far.
         facts: What else goes into the report, by stage.
         times: Seconds of earlier stages' cases, by (batch size, case).
+        logs: Folder of what other processes print.
         reached_tflop_s: What a large product reached on the device in this run.
         save: Writes the report so far.
     """
@@ -55,6 +58,7 @@ class Bench:
     batches: tuple[int, int]
     rounds: int
     deadline: float
+    logs: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     times: dict[tuple[int, str], float] = field(default_factory=dict)
@@ -110,10 +114,12 @@ PLAN: dict[str, tuple[Callable[[Any], None], float]] = {
     "memory and profile": (gpu_training.profile, 20),
     "ASEA": (gpu_training.asea_overhead, 120),
     "drawing": (gpu_drawing.drawing, 60),
+    "through Ray": (gpu_ray.through_ray, 120),
     "training, small batch": (lambda bench: gpu_training.training(bench, bench.batches[1]), 30),
     "loader": (gpu_drawing.loader, 20),
     "drawing, compiled": (gpu_drawing.compiled, 60),
     "training, compiled": (gpu_training.compiled, 150),
+    "GPU tests": (gpu_ray.gpu_tests, 120),
 }
 
 
@@ -128,6 +134,8 @@ def run(bench: Bench) -> Iterator[str]:
             stage(bench)
         except torch.OutOfMemoryError as error:
             yield f"{name}: out of memory: {str(error).splitlines()[0]}"
+        except gpu_ray.ProcessError as error:
+            yield f"{name}: {error}"
         bench.save()  # A run that is cut off keeps what it measured.
         gc.collect()
         if bench.device == "cuda":
@@ -159,6 +167,7 @@ def main(arguments: list[str] | None = None) -> Path:
         tuple(args.batch),
         args.rounds,
         begun + 60 * args.minutes,
+        args.out / "logs",
     )
     left_out: list[str] = []
 

@@ -51,10 +51,11 @@ def medians(bench: Any, cases: Mapping[str, Callable[[], object]]) -> dict[str, 
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def _config(bench: Any, batch: int) -> RunConfig:
-    precision = "float32" if bench.device == "cpu" else "bfloat16"
+def config_of(device: str, batch: int, *, tiny: bool) -> RunConfig:
+    """A run's configuration, in the precision that suits the device."""
+    precision = "float32" if device == "cpu" else "bfloat16"
     return RunConfig(
-        data=DataConfig(resolution=64 if bench.tiny else 512),
+        data=DataConfig(resolution=64 if tiny else 512),
         optim=OptimConfig(batch_size=batch),
         runtime=RuntimeConfig(precision=precision),
         zero=ZeroConfig(stage=1),
@@ -63,7 +64,9 @@ def _config(bench: Any, batch: int) -> RunConfig:
 
 def _steps(bench: Any, batch: int) -> StepBench:
     samples = random_batch(batch, *((64, 64) if bench.tiny else (512, 224)))
-    return StepBench(bench.base, samples, _config(bench, batch), bench.device)
+    return StepBench(
+        bench.base, samples, config_of(bench.device, batch, tiny=bench.tiny), bench.device
+    )
 
 
 def sanity(bench: Any) -> None:
@@ -93,7 +96,7 @@ def numerics(bench: Any) -> None:
         ValueError: If one is not finite.
     """
     batch = 2
-    config = _config(bench, batch)
+    config = config_of(bench.device, batch, tiny=bench.tiny)
     low = bench.base if bench.base.unet.dtype == LOW else _cast(bench.base, LOW)
     samples = random_batch(batch, *((64, 64) if bench.tiny else (512, 224)))
     torch.manual_seed(0)

@@ -6,10 +6,11 @@ import pkgutil
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 import benchmarks
-from benchmarks import scale
+from benchmarks import gpu_ray, scale
 from tests.launch import commands
 
 
@@ -43,6 +44,9 @@ def test_the_gpu_benchmark_writes_every_row(tmp_path: Path) -> None:
         "drawing, speed-up over stock, batch 8",
         "drawing, speed-up over stock, batch 1",
         "drawing, latency of one",
+        "launch.train tiny through Ray, in all",
+        "through Ray / bare, tiny, online, batch 8",
+        "GPU tests passed",
         "loader's capacity / use, one process",
         "data_wait share, no loader process",
         "a large product",
@@ -66,6 +70,15 @@ def test_activations_unlike_a_trained_networks_are_refused(spread: float) -> Non
     check_spreads({"latents": 1.0, "prediction": 0.2})
     with pytest.raises(ValueError, match="mid_block"):
         check_spreads({"latents": 1.0, "mid_block": spread})
+
+
+def test_a_process_that_hangs_is_killed_and_its_output_kept(tmp_path: Path) -> None:
+    with pytest.raises(gpu_ray.ProcessError, match=r"http\.server did not end in 3 s"):
+        gpu_ray.run_module(["http.server", "0", "--bind", "127.0.0.1"], 3, tmp_path)
+    assert not [one for one in psutil.Process().children() if "http.server" in one.cmdline()]
+    with pytest.raises(gpu_ray.ProcessError, match=r"ended with 2: .*unrecognized arguments"):
+        gpu_ray.run_module(["http.server", "--nonsense"], 30, tmp_path)
+    assert "--nonsense" in (tmp_path / "http.server.txt").read_text()
 
 
 MODULES = [info.name for info in pkgutil.iter_modules(benchmarks.__path__)]

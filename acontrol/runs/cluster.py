@@ -228,8 +228,8 @@ def worker_environment(on_gpus: bool) -> dict[str, str]:
     """Environment variables of the workers."""
     environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
     environment |= origin_environment()
-    if not on_gpus:
-        environment["DS_ACCELERATOR"] = "cpu"
+    # Also on GPUs: else a worker inherits what its driver, which may be on the CPU, has set.
+    environment["DS_ACCELERATOR"] = "cuda" if on_gpus else "cpu"
     return environment
 
 

@@ -33,3 +33,11 @@ def test_a_local_clusters_processes_know_it_from_another_on_their_machine(
         assert own != ray_address
         assert ray.get(found.remote()) == own
     assert "RAY_GCS_SERVER_PORT" not in os.environ
+
+
+@pytest.mark.parametrize(("on_gpus", "accelerator"), [(True, "cuda"), (False, "cpu")])
+def test_workers_do_not_inherit_the_drivers_accelerator(
+    on_gpus: bool, accelerator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert cluster.worker_environment(on_gpus)["DS_ACCELERATOR"] == accelerator
