@@ -55,8 +55,9 @@ def replayed(
         )
     if metadata["model"] != current["model"]:
         raise UserError(f"--replay {folder}: was drawn with another model or version of it")
-    for name in ("dtype", "device", "threads", "versions", "compile"):
-        before, now = (of.get(name, "off") for of in (metadata, current))
+    for name in ("dtype", "device", "threads", "versions", "compile", "attention"):
+        default = "auto" if name == "attention" else "off"
+        before, now = (of.get(name, default) for of in (metadata, current))
         if before != now:
             print_note(f"{name} was {before}, now {now}: pixels may differ")
     if metadata["format"] != FORMAT:

@@ -118,10 +118,14 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
         largest = max(len(batch) for batch in batches)
         compiled = None if config.compile == "off" else (config.compile, largest)
         if config.num_workers == 1:
+            from acontrol.networks.compilation import attention_by  # Slow to import.
+
             if compiled is not None and isinstance(loaded.method, AdapterMethod):
                 loaded.method.compile(*compiled)
             scorer = DefectScorer(loaded.vlm, planner.training)
-            _draw(job, draw_locally(job, Generator(loaded.method, scorer, gate, output)))
+            generator = Generator(loaded.method, scorer, gate, output)
+            with attention_by(config.attention):
+                _draw(job, draw_locally(job, generator))
         else:
             from acontrol.generation.workers import GeneratorSpec, draw_on_ray
 
@@ -140,6 +144,7 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
                 threads,
                 config.fitted,
                 compiled,
+                config.attention,
             )
             _draw(job, draw_on_ray(job, spec, config.num_workers))
 
@@ -179,6 +184,7 @@ def ignored_by_replay(config: GenerationConfig) -> list[str]:
         "split_file",
         "precision",
         "compile",
+        "attention",
     }
     return sorted(config.model_fields_set - used - {"base_path"})
 
@@ -254,6 +260,7 @@ def job_metadata(
         "finish": config.model_dump(include=set(OutputSettings.model_fields)),
         **machine_metadata(loaded, device, threads),
         **({} if config.compile == "off" else {"compile": config.compile}),
+        **({} if config.attention == "auto" else {"attention": config.attention}),
     }
 
 

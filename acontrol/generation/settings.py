@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from acontrol.config import Precision, Settings
 from acontrol.config.sampling import Sampling as Sampling
+from acontrol.config.training import Attention
 from acontrol.data.settings import SPLIT_FILE
 from acontrol.masks.settings import SourceName
 
@@ -156,6 +157,11 @@ class Selection(Settings):
         description="torch.compile of the adapter's U-Net, for thousands of images on a GPU: "
         "its blocks, or the whole of it, which takes longer to compile. Full batches that "
         "follow their text run compiled; last bits differ.",
+    )
+    attention: Attention = Field(
+        "auto",
+        description="Kernel of attention that is tried first; what it cannot do is left to the "
+        "others. auto: torch's order; math: its plain operations, slower.",
     )
     format: Literal["mvtec", "shards", "coco", "yolo"] = Field(
         "mvtec",

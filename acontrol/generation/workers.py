@@ -15,7 +15,7 @@ import torch
 from ray.util import ActorPool
 
 from acontrol.config import ClusterConfig, Precision
-from acontrol.config.training import Extent
+from acontrol.config.training import Attention, Extent
 from acontrol.data.mvtec import open_folder
 from acontrol.generation.adapter import AdapterMethod
 from acontrol.generation.gate import DefectScorer
@@ -48,6 +48,7 @@ class GeneratorSpec:
         threads: Torch threads of each worker.
         fitted: What a fitted method draws with.
         compile: The U-Net's parts to compile, and the batches' size; None is nothing.
+        attention: The kernel of attention that is tried first.
     """
 
     method: MethodName
@@ -62,6 +63,7 @@ class GeneratorSpec:
     threads: int
     fitted: Path | None = None
     compile: tuple[Extent, int] | None = None
+    attention: Attention = "auto"
 
     def build(self, device: str) -> Generator:
         """Load the method and the scorer."""
@@ -91,7 +93,10 @@ class _Worker:
 
     def draw(self, number: int) -> tuple[int, BatchResult]:
         batch = self.batches[number]
-        return number, generate_batch(self.generator, batch, number, self.spec.roots)
+        from acontrol.networks.compilation import attention_by
+
+        with attention_by(self.spec.attention):
+            return number, generate_batch(self.generator, batch, number, self.spec.roots)
 
 
 def draw_on_ray(job: Job, spec: GeneratorSpec, num_workers: int) -> Iterator[int]:

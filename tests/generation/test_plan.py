@@ -97,6 +97,7 @@ def test_sorted_names_keep_the_plans_order(
 def test_settings_that_a_replay_does_not_use_are_known() -> None:
     args = ["--model", "m", "--data", "d", "--out", "o", "--replay", "r", "--batch", "1"]
     how = ["--num-workers", "2", "--precision", "bfloat16", "--compile", "blocks"]
+    how += ["--attention", "math"]
     quiet = parse(GenerationConfig, [*args, *how, "--split-file", "s"], prog="generate")
     assert ignored_by_replay(quiet) == []
     loud = parse(GenerationConfig, [*args, "--batch-size", "4", "--seed", "0"], prog="generate")

@@ -1,0 +1,37 @@
+"""A drawing by another kernel of attention."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch.profiler import ProfilerActivity, profile
+
+from acontrol.data.images import read_image
+from acontrol.networks.locate import built_in_adapter
+from launch import generate
+
+FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+
+def test_a_drawing_by_plain_operations_says_so_and_is_nearly_the_same(
+    built_in_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fused, images = {}, {}
+    for kernel in ("auto", "math"):
+        out = tmp_path / kernel
+        where = ["--model", built_in_adapter(), "--data", built_in_data, "--out", out]
+        what = ["--category", "wood", "--defect", "crack", "--split", "all", "--count", "1"]
+        how = ["--steps", "2", "--gate", "off", "--attention", kernel]
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            generate.run([str(word) for word in (*where, *what, *how)])
+        fused[kernel] = FUSED in {event.key for event in profiler.key_averages()}
+        (file,) = (out / "wood" / "test" / "crack").glob("*.png")
+        images[kernel] = read_image(file).astype(int)
+    assert fused == {"auto": True, "math": False}
+    assert np.abs(images["auto"] - images["math"]).max() <= 1
+    assert json.loads((tmp_path / "math" / "job.json").read_text())["attention"] == "math"
+    capsys.readouterr()
+    again = ["--model", str(built_in_adapter()), "--data", str(built_in_data)]
+    generate.run([*again, "--out", str(tmp_path / "re"), "--replay", str(tmp_path / "math")])
+    assert "attention was math, now auto: pixels may differ" in capsys.readouterr().err
