@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from acontrol.config import BUILT_IN
 from acontrol.errors import UserError
 from acontrol.generation.settings import FITTED, WITH_ADAPTER, GenerationConfig
 from acontrol.runs.paths import full_path, in_ray_job
@@ -70,6 +71,8 @@ def _absolute(command: GenerationConfig) -> GenerationConfig:
     for name in (*names, "base_path"):
         value = getattr(command, name)
         if value is None or str(value).startswith("models:"):
+            continue
+        if value == BUILT_IN:  # The shipped model or base; a Path equals no word.
             continue
         full = full_path(str(value), f"--{name.replace('_', '-')}")
         changed[name] = full if isinstance(value, str) else Path(full or "")

@@ -93,9 +93,9 @@ class Selection(Settings):
 
     model: str | None = Field(
         None,
-        description="A run's or adapter's folder or its URI, or models:/NAME@ALIAS of the "
-        "server in MLFLOW_TRACKING_URI. Other methods draw without it; with it, they plan and "
-        "score as it does.",
+        description="A run's or adapter's folder or its URI, tiny for the one that ships with "
+        "acontrol, or models:/NAME@ALIAS of the server in MLFLOW_TRACKING_URI. Other methods "
+        "draw without it; with it, they plan and score as it does.",
     )
     method: MethodName = Field(
         "acontrol",

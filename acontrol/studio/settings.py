@@ -19,8 +19,8 @@ class StudioConfig(Settings):
     """Every setting of launch.studio."""
 
     model: str = Field(
-        description="A run's or adapter's folder or its URI, or models:/NAME@ALIAS of the "
-        "server in MLFLOW_TRACKING_URI."
+        description="A run's or adapter's folder or its URI, tiny for the one that ships with "
+        "acontrol, or models:/NAME@ALIAS of the server in MLFLOW_TRACKING_URI."
     )
     data: Path = Field(description="Folder of normal images and defects, in MVTec AD's layout.")
     out: Path = Field(description="Folder for what is kept; created, or continued.")

@@ -11,12 +11,15 @@ from safetensors.torch import load
 
 import acontrol
 from acontrol.errors import UserError
+from acontrol.generation.settings import GenerationConfig
 from acontrol.interop.begin import check_init
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks.checksum import WEIGHTS, save_with_checksum
 from acontrol.networks.locate import built_in_adapter
 from acontrol.pipelines.anomaly_control import AnomalyControlPipeline
 from acontrol.pipelines.loading import load_adapter, load_with_digest
+from launch import generate
+from launch.options import parse
 
 
 def test_the_public_name_returns_the_pipeline_alone() -> None:
@@ -30,6 +33,14 @@ def test_the_digest_names_weights_and_base() -> None:
     pipe, digest = load_with_digest(str(folder))
     weights = (folder / "diffusion_pytorch_model.safetensors").read_bytes()
     assert digest == hashlib.sha256(weights + pipe.card.base_digest.encode()).hexdigest()
+
+
+def test_the_shipped_adapter_has_a_short_name_also_for_workers_elsewhere() -> None:
+    assert load_adapter("tiny")[2] == (built_in_adapter() / WEIGHTS).read_bytes()
+    words = ["--model", "tiny", "--data", "d", "--out", "o", "--num-workers", "2"]
+    command = generate._absolute(parse(GenerationConfig, words, prog="generate"))
+    assert command.model == "tiny"
+    assert command.data.is_absolute()
 
 
 def test_a_pipeline_saved_before_the_adapter_moved_loads(tmp_path: Path) -> None:
