@@ -10,7 +10,8 @@ import transformers
 
 from acontrol.config import THIRD
 from acontrol.errors import UserError
-from acontrol.generation.job import FORMAT, INPUTS, read_job
+from acontrol.generation.inputs import INPUTS
+from acontrol.generation.job import FORMAT, read_job
 from acontrol.generation.manifest import Roots, planned_of
 from acontrol.generation.methods import LoadedMethod
 from acontrol.generation.plan import PlannedImage

@@ -20,15 +20,8 @@ from acontrol.errors import UserError
 from acontrol.generation.adapter import AdapterMethod
 from acontrol.generation.exports import write_as_coco, write_as_yolo
 from acontrol.generation.gate import DefectScorer, missed_limits
-from acontrol.generation.job import (
-    INPUTS,
-    JOB_NAME,
-    Job,
-    batches_of,
-    check_inputs,
-    draw_locally,
-    refuse_changed,
-)
+from acontrol.generation.inputs import INPUTS, check_inputs, refuse_changed
+from acontrol.generation.job import JOB_NAME, Job, batches_of, draw_locally
 from acontrol.generation.methods import LoadedMethod, load_method
 from acontrol.generation.plan import PlannedImage, Planner, requests_for_all
 from acontrol.generation.replay import machine_metadata, replayed

@@ -20,7 +20,8 @@ from pydantic import Field, ValidationError
 
 from acontrol.config import Settings
 from acontrol.errors import UserError, one_line
-from acontrol.generation.job import FORMAT, INPUTS, JOB_NAME, MANIFEST_NAME, BatchResult
+from acontrol.generation.inputs import INPUTS
+from acontrol.generation.job import FORMAT, JOB_NAME, MANIFEST_NAME, BatchResult
 from acontrol.generation.manifest import Line, output_paths
 from acontrol.generation.request import Request
 from acontrol.runs import guard, storage

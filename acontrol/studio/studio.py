@@ -20,7 +20,8 @@ from acontrol.errors import UserError, explain, one_line
 from acontrol.generation.adapter import AdapterMethod
 from acontrol.generation.exports import write_as_coco, write_as_yolo
 from acontrol.generation.gate import DefectScorer, missed_limits
-from acontrol.generation.job import check_inputs, generate_batch
+from acontrol.generation.inputs import check_inputs
+from acontrol.generation.job import generate_batch
 from acontrol.generation.manifest import Line
 from acontrol.generation.methods import load_method
 from acontrol.generation.report import write_as_shards

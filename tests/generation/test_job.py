@@ -17,12 +17,11 @@ from acontrol.data.mvtec import open_folder
 from acontrol.errors import UserError
 from acontrol.generation.adapter import AdapterMethod
 from acontrol.generation.gate import DefectScorer
+from acontrol.generation.inputs import INPUTS, check_inputs
 from acontrol.generation.job import (
-    INPUTS,
     BatchResult,
     Job,
     batches_of,
-    check_inputs,
     draw_locally,
     generate_batch,
     read_job,
