@@ -4,7 +4,7 @@
 
 Builds Stable Diffusion 1.5 and BLIP-2 at their real shapes with random weights on the device,
 checks that activations are like a trained network's, compares bfloat16 with float32, then
-times, in this order: a training step at batch 64 and 8 (our variants and the public trainer's,
+times: a training step at batch 64 and 8 (our variants and the public trainer's,
 benchmarks/bench_step.py), its memory and profile, ASEA, drawing, the built-in preset through
 `launch.train` and Ray, the loader, drawing and a step compiled; last come the tests that need
 a GPU. Stages that do not fit into the minutes are left out and listed; what was
@@ -119,7 +119,7 @@ PLAN: dict[str, tuple[Callable[[Any], None], float]] = {
     "loader": (gpu_drawing.loader, 20),
     "drawing, compiled": (gpu_drawing.compiled, 60),
     "training, compiled": (gpu_training.compiled, 150),
-    "GPU tests": (gpu_ray.gpu_tests, 120),
+    "GPU tests": (gpu_ray.gpu_tests, 300),
 }
 
 

@@ -34,7 +34,7 @@ from acontrol.evaluation.metrics import Counts, average_precision
 from acontrol.evaluation.sources import Mixed, Paired, Source
 from acontrol.evaluation.tally import Tally
 from acontrol.evaluation.tiles import WholeImages, logit_map
-from acontrol.evaluation.trainer import drawn_from, fit
+from acontrol.evaluation.trainer import drawn_from, fit, untrained_detector
 from acontrol.seeding import derive_seed
 
 TILE, SCALE = 128, 0.5
@@ -60,13 +60,10 @@ def plain(
 
 def trained(normals: WholeImages, source: Source, loss: Loss, seed: int) -> nn.Module:
     """A head after its training on crops."""
-    rng = np.random.default_rng(derive_seed("standardised", seed))
-    some = rng.permutation(len(normals))[:64]
+    budget = HEAD_BUDGETS["paper"].model_copy(update={"augment": True})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("detector", seed))
-        crops = torch.stack([normals.at(int(index), rng)[0] for index in some])
-        budget = HEAD_BUDGETS["paper"]
-        detector: nn.Module = head.head_detector(budget.width, crops, "cpu")
+        detector = untrained_detector("head", budget, normals, seed, "cpu")
     draw = drawn_from(normals, source, None, augment=True)
     *_, (detector, _) = fit(
         detector, budget, draw, lambda images, masks: loss(detector(images), masks), seed

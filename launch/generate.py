@@ -23,8 +23,8 @@ from typing import Any
 from acontrol.config import BUILT_IN
 from acontrol.errors import UserError
 from acontrol.generation.settings import FITTED, WITH_ADAPTER, GenerationConfig
+from acontrol.networks.locate import adapter_path
 from acontrol.runs.paths import full_path, in_ray_job
-from acontrol.runs.storage import storage_path
 from launch.entry import loading, main
 from launch.options import parse
 
@@ -70,9 +70,8 @@ def _absolute(command: GenerationConfig) -> GenerationConfig:
     changed: dict[str, Any] = {}
     for name in (*names, "base_path"):
         value = getattr(command, name)
-        if value is None or str(value).startswith("models:"):
-            continue
-        if value == BUILT_IN:  # The shipped model or base; a Path equals no word.
+        # The shipped model or base stays a word; a Path equals none.
+        if value in (None, BUILT_IN) or str(value).startswith("models:"):
             continue
         full = full_path(str(value), f"--{name.replace('_', '-')}")
         changed[name] = full if isinstance(value, str) else Path(full or "")
@@ -88,7 +87,7 @@ def _check(command: GenerationConfig) -> None:
                 f"--model MODEL is needed: --method {command.method} draws with a trained "
                 "adapter"
             )
-    elif not model.startswith("models:") and not storage_path(model).is_dir():
+    elif not model.startswith("models:") and not adapter_path(model).is_dir():
         if Path(model).is_file():
             raise UserError(f"--model {model}: is a file; give the adapter's folder")
         raise UserError(f"--model {model}: no such folder")

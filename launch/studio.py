@@ -14,9 +14,8 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from acontrol.config import BUILT_IN
 from acontrol.errors import UserError
-from acontrol.runs.storage import storage_path
+from acontrol.networks.locate import adapter_path
 from acontrol.studio.settings import LOOPBACK, StudioConfig
 from launch.entry import loading, main
 from launch.options import parse
@@ -39,7 +38,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
             pull(config.model, Path(model), server_uri(None))
             _serve(config, model)
         return
-    if config.model != BUILT_IN and not storage_path(config.model).is_dir():
+    if not adapter_path(config.model).is_dir():
         raise UserError(f"--model {config.model}: no such folder")
     _serve(config, config.model)
 

@@ -23,9 +23,9 @@ from acontrol.generation.manifest import Line
 from acontrol.generation.run import generate
 from acontrol.generation.settings import WITH_ADAPTER, GenerationConfig, MethodName
 from acontrol.messages import counted
+from acontrol.networks.locate import adapter_path
 from acontrol.progress import waiting
 from acontrol.reporting import contact_sheet, outlined
-from acontrol.runs.storage import storage_path
 
 OURS = "ours"  # In --methods and the tables, the method that draws with an adapter of ours.
 _SHOWN = 6  # Columns of the grid of a category.
@@ -70,7 +70,7 @@ def planned_sets(config: LocalizationConfig, count: int) -> dict[str, Generation
                 f"--methods {method}: draws with a trained adapter; give --model MODEL, or "
                 f"{method}=MODEL for one of its own"
             )
-        if model is not None and not storage_path(model).is_dir():
+        if model is not None and not adapter_path(model).is_dir():
             raise UserError(f"--methods {method}: no folder {model} of a run or an adapter")
         sets[name] = GenerationConfig(
             method=known[method],

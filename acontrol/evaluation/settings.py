@@ -129,7 +129,8 @@ class LocalizationConfig(ComparisonConfig):
     )
     model: str | None = Field(
         None,
-        description="Run's or adapter's folder of --methods, also of their masks and seeds.",
+        description="Run's or adapter's folder of --methods, also of their masks and seeds; "
+        "tiny for the one that ships with acontrol.",
     )
     size: int | None = Field(
         None, multiple_of=32, ge=32, description="Side of images; by default the budget's."

@@ -102,7 +102,7 @@ def train_detector(
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("detector", seed))
-        detector = _detector(name, budget, normals, seed, device)
+        detector = untrained_detector(name, budget, normals, seed, device)
     draw = drawn_from(normals, source, clean, augment=budget.augment, originals=name == "draem")
     yield from fit(detector, budget, draw, loss_of(name, detector), seed)
 
@@ -146,7 +146,7 @@ def drawn_from(
     return draw
 
 
-def _detector(
+def untrained_detector(
     name: DetectorName, budget: Budget, normals: Images, seed: int, device: str
 ) -> nn.Module:
     """A detector before its training."""

@@ -113,11 +113,11 @@ def generate(config: GenerationConfig, model: str | None = None) -> None:
         if config.num_workers == 1:
             from acontrol.networks.compilation import attention_by  # Slow to import.
 
-            if compiled is not None and isinstance(loaded.method, AdapterMethod):
-                loaded.method.compile(*compiled)
             scorer = DefectScorer(loaded.vlm, planner.training)
             generator = Generator(loaded.method, scorer, gate, output)
-            with attention_by(config.attention):
+            with attention_by(config.attention):  # Compiling chooses the kernel for good.
+                if compiled is not None and isinstance(loaded.method, AdapterMethod):
+                    loaded.method.compile(*compiled)
                 _draw(job, draw_locally(job, generator))
         else:
             from acontrol.generation.workers import GeneratorSpec, draw_on_ray

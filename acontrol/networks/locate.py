@@ -13,6 +13,7 @@ from acontrol.config import BUILT_IN, BaseConfig, TrainedOn
 from acontrol.data import builtin
 from acontrol.errors import UserError, one_line
 from acontrol.networks import hub
+from acontrol.runs import storage
 
 CARD, BUILT_IN_DATA = "card.json", "built-in"  # Of launch.pretrain.
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
@@ -159,6 +160,11 @@ def unseen_note(config: BaseConfig, defect_types: Iterable[tuple[str, str]]) -> 
 def built_in_base() -> Path:
     """The folder of the tiny base that ships with the package."""
     return Path(__file__).parents[1] / "assets" / "tiny-base"
+
+
+def adapter_path(model: str) -> storage.StoragePath:
+    """Where an adapter is: its folder or URI, or the shipped one by the name ``tiny``."""
+    return built_in_adapter() if model == BUILT_IN else storage.storage_path(model)
 
 
 def built_in_adapter() -> Path:

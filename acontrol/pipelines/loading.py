@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from pydantic import ValidationError
 
-from acontrol.config import BUILT_IN, AdapterCard, BaseConfig, Precision
+from acontrol.config import AdapterCard, BaseConfig, Precision
 from acontrol.errors import UserError, explain, one_line
 from acontrol.method.sga import SemanticAdapter
 from acontrol.networks import locate
@@ -103,8 +103,7 @@ def load_adapter(model: str) -> tuple[SemanticAdapter, AdapterCard, bytes]:
     Raises:
         UserError: If there is no adapter, its config is invalid or its weights are damaged.
     """
-    where = str(locate.built_in_adapter()) if model == BUILT_IN else model
-    with storage.local_copy(storage.storage_path(where), ADAPTER_FILES) as folder:
+    with storage.local_copy(locate.adapter_path(model), ADAPTER_FILES) as folder:
         return _load_adapter(model, folder)
 
 

@@ -74,7 +74,7 @@ def joined_cluster(
             folders = [Path(acontrol.__file__).parent, *packages]
             environment = {
                 "py_modules": [str(folder) for folder in folders],
-                "env_vars": worker_environment(on_gpus=True),
+                "env_vars": worker_environment(),
             }
         with waiting(f"Joining the Ray cluster at {address}"):
             try:
@@ -224,12 +224,13 @@ def worker_resources(cluster: ClusterConfig, on_gpus: bool) -> dict[str, float]:
     return {"CPU": cluster.cpus_per_worker, **gpu, **cluster.resources}
 
 
-def worker_environment(on_gpus: bool) -> dict[str, str]:
-    """Environment variables of the workers."""
+def worker_environment(on_gpus: bool | None = None) -> dict[str, str]:
+    """Environment variables of the workers, or of all processes of a job."""
     environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
     environment |= origin_environment()
-    # Also on GPUs: else a worker inherits what its driver, which may be on the CPU, has set.
-    environment["DS_ACCELERATOR"] = "cuda" if on_gpus else "cpu"
+    if on_gpus is not None:
+        # Also on GPUs: else a worker inherits what its driver has set, which may have none.
+        environment["DS_ACCELERATOR"] = "cuda" if on_gpus else "cpu"
     return environment
 
 

@@ -39,6 +39,7 @@ def test_the_shipped_adapter_has_a_short_name_also_for_workers_elsewhere() -> No
     assert load_adapter("tiny")[2] == (built_in_adapter() / WEIGHTS).read_bytes()
     words = ["--model", "tiny", "--data", "d", "--out", "o", "--num-workers", "2"]
     command = generate._absolute(parse(GenerationConfig, words, prog="generate"))
+    generate._check(command)  # Which refuses what is no folder.
     assert command.model == "tiny"
     assert command.data.is_absolute()
 
