@@ -23,7 +23,6 @@ from typing import Any
 from acontrol.config import BUILT_IN
 from acontrol.errors import UserError
 from acontrol.generation.settings import FITTED, WITH_ADAPTER, GenerationConfig
-from acontrol.networks.locate import adapter_path
 from acontrol.runs.paths import full_path, in_ray_job
 from launch.entry import loading, main
 from launch.options import parse
@@ -80,6 +79,8 @@ def _absolute(command: GenerationConfig) -> GenerationConfig:
 
 def _check(command: GenerationConfig) -> None:
     """Refuse settings that are wrong whatever the model is."""
+    from acontrol.networks.locate import adapter_path  # Slow to import, and --help needs none.
+
     model = command.model
     if model is None:
         if command.method in WITH_ADAPTER:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from acontrol.errors import UserError
-from acontrol.networks.locate import adapter_path
 from acontrol.studio.settings import LOOPBACK, StudioConfig
 from launch.entry import loading, main
 from launch.options import parse
@@ -27,6 +26,7 @@ def run(args: Sequence[str], prog: str = PROG) -> None:
     """Check the settings, load the model, and serve until interrupted."""
     config = parse(StudioConfig, args, prog=prog, description=__doc__)
     from acontrol.data.mvtec import open_folder
+    from acontrol.networks.locate import adapter_path
 
     open_folder(config.data, config.captions, split_file=config.split_file)
     if config.model.startswith("models:"):
