@@ -75,12 +75,12 @@ def through_ray(bench: Any) -> None:
 
 
 def gpu_tests(bench: Any) -> None:
-    """The tests that need a GPU; without one they skip.
+    """Two of the tests that need a GPU, a kill and the timer; without one they skip.
 
     Raises:
         ProcessError: If one fails, or they do not end in time.
     """
-    # One of the kill tests: each starts a run three times.
+    # One kill test of five: each starts a run three times.
     files = ["tests/train", "tests/launch/test_kills.py"]
     command = ["pytest", "-q", "-m", "gpu", "-k", "one_gpu[1-float32] or real_card", *files]
     text = run_module(command, LIMIT_S if bench.tiny else bench.left_s, bench.logs)
