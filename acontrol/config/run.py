@@ -67,6 +67,12 @@ class DataConfig(Settings):
         "a square four times as large as the defect, cut from original pixels (shards of "
         "acontrol shard --resolution None).",
     )
+    target_px: int | None = Field(
+        None,
+        ge=16,
+        description="Largest side of that square, in original pixels: a defect too long for it "
+        "is drawn in several along it. By default any side.",
+    )
     features: str | None = Field(
         None,
         description="Folder that acontrol precompute wrote. Features of these settings, "
@@ -268,6 +274,9 @@ class AdapterCard(Settings):
         ge=0,
         description="Side of the training images in longest sides of the defect; 0: whole "
         "images; null: not recorded, by versions that knew nothing else.",
+    )
+    target_px: int | None = Field(
+        None, ge=16, description="Largest side of those squares in original pixels."
     )
     split: Literal["train", "test", "all"] = Field(
         description="Which part of each defect's images was trained on."

@@ -88,6 +88,7 @@ def identity(config: RunConfig, data_digest: str, base_digest: str) -> dict[str,
         "reference_view": config.data.reference_view,
         # Named only where it is no earlier version's, whose features stay good.
         **({"target_view": "region"} if config.data.target_view == "region" else {}),
+        **({} if config.data.target_px is None else {"target_px": config.data.target_px}),
         **{f"csm.{name}": value for name, value in settings["csm"].items() if name != "mode"},
         **{f"asea.{name}": value for name, value in settings["asea"].items()},
     }

@@ -220,7 +220,14 @@ class TrainingStream(Dataset[dict[str, object]]):
         reference = sample if other == number else self.reader.read(other)
         size = self.config.resolution
         image, mask = fit(
-            *target_view(sample.image, sample.mask, self.config.target_crop, size), size
+            *target_view(
+                sample.image,
+                sample.mask,
+                self.config.target_crop,
+                size,
+                self.config.target_px,
+            ),
+            size,
         )
         reference_image, reference_mask = reference_view(
             reference.image, reference.mask, self.config.reference_view, self.reference_px

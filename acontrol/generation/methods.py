@@ -247,5 +247,6 @@ def _rival(
         case _:
             from acontrol.rivals.reference_only import ReferenceOnly
 
-            crop = REGION if card is None else card.target_crop or 0.0
-            return ReferenceOnly(models, resolution, crop)
+            if card is None:
+                return ReferenceOnly(models, resolution, REGION)
+            return ReferenceOnly(models, resolution, card.target_crop or 0.0, card.target_px)

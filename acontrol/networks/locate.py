@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from acontrol.config import BUILT_IN, BaseConfig, TrainedOn
@@ -93,23 +94,49 @@ def trained_on(config: BaseConfig) -> tuple[TrainedOn, ...]:
     folders = [Path(path), Path(vlm_path), Path(vlm_path).parent]
     records: list[TrainedOn] = []
     for folder in dict.fromkeys(folders[: 3 if folders[1].name == "vlm" else 2]):
-        records += _own_card(folder) or []
+        own = _OwnCard.of(folder)
+        records += own.trained_on if own else ()
     return tuple(records)
 
 
-def _own_card(folder: Path) -> list[TrainedOn] | None:
-    """What launch.pretrain's card records: [] for the built-in data; None for other bases."""
-    file = folder / CARD
-    if not file.is_file():
-        return None
-    try:
-        card = json.loads(file.read_bytes())
-        if "held_out_from_denoiser" not in card:
+@dataclass(frozen=True)
+class _OwnCard:
+    """What launch.pretrain's card says of its base.
+
+    Attributes:
+        trained_on: Records of its images, none for the built-in data.
+        squares: Smallest and largest side of the squares that it was taught on, in original
+            pixels; None for whole images.
+    """
+
+    trained_on: tuple[TrainedOn, ...]
+    squares: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, folder: Path) -> "_OwnCard | None":
+        """Read it; None for other bases.
+
+        Raises:
+            UserError: If it is damaged.
+        """
+        file = folder / CARD
+        if not file.is_file():
             return None
-        before = [] if card["data"] == BUILT_IN_DATA else [{"split": "all"}]
-        return [TrainedOn.model_validate(part) for part in card.get("trained_on", before)]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file}: is damaged ({one_line(error)}); restore it") from error
+        try:
+            card = json.loads(file.read_bytes())
+            if "held_out_from_denoiser" not in card:
+                return None
+            before = [] if card["data"] == BUILT_IN_DATA else [{"split": "all"}]
+            records = [
+                TrainedOn.model_validate(part) for part in card.get("trained_on", before)
+            ]
+            view = card.get("config", {}).get("view")
+            if view is None:
+                return cls(tuple(records), None)
+            sides = [round(view / scale) for scale in card["config"]["scale"] or (1,)]
+            return cls(tuple(records), (min(sides), max(sides)))
+        except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+            raise UserError(f"{file}: is damaged ({one_line(error)}); restore it") from error
 
 
 def has_small_vlm(config: BaseConfig) -> bool:
@@ -122,7 +149,7 @@ def has_small_vlm(config: BaseConfig) -> bool:
     folder = Path(path)
     if not subfolder and folder.name == "vlm":  # Of another base.
         folder = folder.parent
-    return _own_card(folder) is not None
+    return _OwnCard.of(folder) is not None
 
 
 def unseen_note(config: BaseConfig, defect_types: Iterable[tuple[str, str]]) -> str | None:
@@ -137,9 +164,10 @@ def unseen_note(config: BaseConfig, defect_types: Iterable[tuple[str, str]]) -> 
         UserError: As ``trained_on``.
     """
     path = resolve(config)[0]
-    records = _own_card(Path(path))
-    if records is None or any(record.categories is None for record in records):
+    own = _OwnCard.of(Path(path))
+    if own is None or any(record.categories is None for record in own.trained_on):
         return None
+    records = own.trained_on
     seen = {name for record in records for name in record.categories or ()}
     unseen = sorted(
         {
@@ -155,6 +183,31 @@ def unseen_note(config: BaseConfig, defect_types: Iterable[tuple[str, str]]) -> 
     product = "this product" if len(unseen) == 1 else "these products"
     unseen_here = f"{base} has not seen {product} ({names})"
     return f"{unseen_here}: pictures check the chain; see docs/recipes.md"
+
+
+def squares_note(config: BaseConfig, crop: float, limit: int | None) -> str | None:
+    """A sentence on training at another scale than a base was taught at, if it is one.
+
+    Args:
+        config: The base.
+        crop: As ``data.target_crop``.
+        limit: As ``data.target_px``.
+
+    Raises:
+        UserError: As ``trained_on``.
+    """
+    own = _OwnCard.of(Path(resolve(config)[0]))
+    if own is None or own.squares is None or (crop and limit):
+        return None
+    least, most = own.squares
+    sides = f"{least} to {most}" if least < most else f"{most}"
+    base = f"the base {config.path} was taught on squares of {sides} px"
+    if crop:
+        return f"{base}: --data.target-px {most} draws a longer defect in several of them"
+    return (
+        f"{base}, and this adapter on whole images: --data.target-view region "
+        f"--data.target-px {most} trains and draws in such squares"
+    )
 
 
 def built_in_base() -> Path:

@@ -26,6 +26,7 @@ LOSS_SETTINGS = (
     "data.reference",
     "data.reference_view",
     "data.target_view",
+    "data.target_px",
     "optim.loss_weighting",
     "optim.mask_weight",
     "validation.share",

@@ -97,9 +97,11 @@ def _train(
 ) -> None:
     config, run = plan.config, plan.run
     samples = (sample for shard in plan.reader.index.shards for sample in shard.samples)
-    note = locate.unseen_note(config.base, {(row.category, row.defect) for row in samples})
-    if note is not None:
-        print_note(note)
+    seen = locate.unseen_note(config.base, {(row.category, row.defect) for row in samples})
+    scale = locate.squares_note(config.base, config.data.target_crop, config.data.target_px)
+    for note in (seen, scale):
+        if note is not None:
+            print_note(note)
     if plan.has_features:
         print(f"Features: precomputed, {plan.features().path}", flush=True)
     elif plan.online_reason is not None:

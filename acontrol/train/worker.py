@@ -213,6 +213,7 @@ def new_adapter(
         resolution=config.data.resolution,
         reference_view=config.data.reference_view,
         target_crop=config.data.target_crop,
+        target_px=config.data.target_px,
         split=reader.index.split,
         data_digest=reader.index.digest,
         seed=config.seed,

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from acontrol.data.crops import crops, target_view
+from acontrol.pipelines.compositing import paste
 
 
 def disc(shape, *centres, radius=3):
@@ -70,3 +71,71 @@ def test_training_sees_the_square_that_drawing_draws_in() -> None:
     assert (np.asarray(region) == mask[top:bottom, left:right]).all()
     assert right - left == bottom - top == 4 * 19
     assert target_view(image, region, 0, 64) == (image, region)
+
+
+@given(
+    st.tuples(st.integers(0, 119), st.integers(0, 299)),
+    st.tuples(st.integers(1, 120), st.integers(1, 300)),
+    st.sampled_from([1, 4]),
+    st.sampled_from([32, 50, 1000]),
+)
+def test_squares_along_a_long_defect_cover_it(corner, size, scale, limit) -> None:
+    mask = np.zeros((120, 300), bool)
+    mask[corner[0] :, corner[1] :][: size[0], : size[1]] = True
+    mask[::3] = False  # Lines: components of their own.
+    if not mask.any():
+        return
+    result = crops(mask, scale, 32, limit)
+    assert (np.any([crop.mask for crop in result], axis=0) == mask).all()
+    for crop in result:
+        left, top, right, bottom = crop.box
+        assert max(right - left, bottom - top) <= limit
+        assert crop.mask.sum() == crop.mask[top:bottom, left:right].sum()
+
+
+def test_a_limit_changes_nothing_for_what_fits() -> None:
+    mask = disc((512, 400), (256, 200), (30, 30), radius=10)
+    for crop, other in zip(crops(mask, 4, 64, 84), crops(mask, 4, 64), strict=True):
+        assert crop.box == other.box
+        assert (crop.mask == other.mask).all()
+    near = crops(mask, 4, 64, 40)  # Room for the defect, not for four times it.
+    assert [crop.box[2] - crop.box[0] for crop in near] == [40, 40]
+    assert len(crops(mask, 0, 64, 40)) == 1
+
+
+def test_a_long_line_drawn_in_parts_has_no_gaps() -> None:
+    """Each part fades out at its ends, where the next is drawn in full."""
+    mask = np.zeros((64, 400), bool)
+    mask[20:40, 10:390] = True
+    black = np.zeros((64, 400, 3), np.uint8)
+    whole = paste(black, black + 200, mask, "feather", 5)
+    parts = crops(mask, 4, 64, 160)
+    assert len(parts) > 2
+    drawn = black
+    for part in parts:
+        left, top, right, bottom = part.box
+        seen = drawn[top:bottom, left:right]
+        pasted = paste(
+            seen,
+            black[top:bottom, left:right] + 200,
+            part.mask[top:bottom, left:right],
+            "feather",
+            5,
+        )
+        drawn = drawn.copy()
+        drawn[top:bottom, left:right] = pasted
+    assert (drawn[30, 20:380] == whole[30, 20:380]).all()
+    assert (drawn >= whole).all()
+    assert not drawn[~mask].any()
+
+
+def test_training_sees_a_part_of_a_long_defect() -> None:
+    mask = np.zeros((300, 400), bool)
+    mask[100:103, 20:380] = True
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3)).astype(np.uint8)
+    image, region = target_view(Image.fromarray(pixels), Image.fromarray(mask), 4, 64, 100)
+    parts = crops(mask, 4, 64, 100)
+    left, top, right, bottom = max(parts, key=lambda part: int(part.mask.sum())).box
+    assert image.size == (100, 100)
+    assert (np.asarray(image) == pixels[top:bottom, left:right]).all()
+    assert (np.asarray(region) == mask[top:bottom, left:right]).all()

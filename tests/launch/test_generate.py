@@ -422,16 +422,21 @@ def test_a_scratch_on_a_large_image_is_drawn_near_and_changes_nothing_else(
 
 
 @pytest.mark.parametrize(
-    ("trained", "sides", "words"),
-    [(0.0, [2048], None), (4.0, [96, 96], None), (None, [2048], "whole images are assumed")],
+    ("trained", "limit", "sides", "words"),
+    [
+        (0.0, None, [2048], None),
+        (4.0, None, [96, 96], None),
+        (4.0, 30, [30, 30, 30, 30], None),  # Two along each.
+        (None, None, [2048], "whole images are assumed"),
+    ],
 )
 def test_drawing_follows_the_view_of_the_adapters_card(
-    built_in_data, large, tmp_path, capsys, trained, sides, words
+    built_in_data, large, tmp_path, capsys, trained, limit, sides, words
 ) -> None:
     adapter = tmp_path / "adapter"
     shutil.copytree(built_in_adapter(), adapter)
     config = json.loads((adapter / "config.json").read_text())
-    config["card"]["target_crop"] = trained
+    config["card"] |= {"target_crop": trained, "target_px": limit}
     if trained is None:
         del config["card"]["target_crop"]  # As earlier versions wrote it.
     (adapter / "config.json").write_text(json.dumps(config))

@@ -16,6 +16,7 @@ from acontrol.networks.locate import (
     built_in_base,
     digest,
     has_small_vlm,
+    squares_note,
     trained_on,
     unseen_note,
 )
@@ -222,6 +223,29 @@ def test_products_that_a_small_base_has_not_learnt_are_noted(tmp_path: Path) -> 
     assert f"the base {base} has not seen" in (unseen_note(own, [crack]) or "")
     (base / "card.json").write_text(json.dumps(card | {"trained_on": [{"split": "all"}]}))
     assert unseen_note(own, [crack]) is None, "unknown products"
+
+
+def test_training_at_another_scale_than_a_bases_is_noted(tmp_path: Path) -> None:
+    assert squares_note(BaseConfig(), 0, None) is None
+    for part in (*PARTS, "vlm"):
+        (tmp_path / part).symlink_to(built_in_base() / part)
+    own, file = BaseConfig(path=str(tmp_path)), tmp_path / "card.json"
+    card = {"data": "nuts", "held_out_from_denoiser": []}
+    assert squares_note(own, 0, None) is None, "no base of launch.pretrain"
+    for config in ({}, {"view": None, "scale": None}):
+        file.write_text(json.dumps(card | {"config": config}))
+        assert squares_note(own, 0, None) is None
+    file.write_text(json.dumps(card | {"config": {"view": 64, "scale": [0.33, 0.5]}}))
+    whole, any_side = squares_note(own, 0, None) or "", squares_note(own, 4, None) or ""
+    assert whole.startswith(f"the base {tmp_path} was taught on squares of 128 to 194 px, and")
+    assert "--data.target-view region --data.target-px 194" in whole
+    assert "--data.target-px 194 draws" in any_side and "whole" not in any_side
+    assert squares_note(own, 4, 100) is None
+    file.write_text(json.dumps(card | {"config": {"view": 64, "scale": None}}))
+    assert "squares of 64 px" in (squares_note(own, 0, None) or "")
+    file.write_text(json.dumps(card | {"config": {"view": 64, "scale": [0]}}))
+    with pytest.raises(UserError, match="is damaged"):
+        squares_note(own, 0, None)
 
 
 def test_a_card_says_what_a_base_has_seen(tmp_path: Path) -> None:
