@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -70,8 +70,8 @@ class DataConfig(Settings):
     target_px: int | None = Field(
         None,
         ge=16,
-        description="Largest side of that square, in original pixels: a defect too long for it "
-        "is drawn in several along it. By default any side.",
+        description="Side of that square in original pixels, instead: the scale that the base "
+        "was taught at, for every defect; one too long for it is drawn in several along it.",
     )
     features: str | None = Field(
         None,
@@ -93,6 +93,12 @@ class DataConfig(Settings):
     max_damaged: float = unit_interval(
         0.01, "Maximum share of samples that data.damaged skip may leave out."
     )
+
+    @model_validator(mode="after")
+    def _squares_have_a_side(self) -> Self:
+        if self.target_px is not None and self.target_view != "region":
+            raise ValueError("target_px is of the squares of target_view region: give both")
+        return self
 
     @property
     def target_crop(self) -> float:
@@ -276,7 +282,7 @@ class AdapterCard(Settings):
         "images; null: not recorded, by versions that knew nothing else.",
     )
     target_px: int | None = Field(
-        None, ge=16, description="Largest side of those squares in original pixels."
+        None, ge=16, description="Side of those squares in original pixels, if it was fixed."
     )
     split: Literal["train", "test", "all"] = Field(
         description="Which part of each defect's images was trained on."

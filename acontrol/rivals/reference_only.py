@@ -69,11 +69,9 @@ class ReferenceOnly(DiffusionMethod):
 
     name = "reference-only"
 
-    def __init__(
-        self, base: BaseModels, resolution: int, crop: float, limit: int | None = None
-    ):
+    def __init__(self, base: BaseModels, resolution: int, crop: float, side: int | None = None):
         """Replace the U-Net's self-attention; arguments as ``DiffusionMethod``."""
-        super().__init__(base, resolution, crop, limit)
+        super().__init__(base, resolution, crop, side)
         self.bank = _Bank()
         names = list(base.unet.attn_processors)
         base.unet.set_attn_processor(
