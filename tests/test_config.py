@@ -126,6 +126,13 @@ def test_dropout_leaves_conditioned_samples(
         assert line == "dropout: text + semantic + both must stay under 1"
 
 
+def test_a_side_is_of_squares() -> None:
+    data = {"target_view": "region", "target_px": 96}
+    assert RunConfig.model_validate({"data": data}).data.target_px == 96
+    line = refusal({"data": {"target_px": 96}})
+    assert line == "data: target_px is of the squares of target_view region: give both"
+
+
 @pytest.mark.parametrize(("size", "workers", "share"), [(12, 4, 3), (12, 1, 12), (12, 5, None)])
 def test_a_batch_divides_among_workers(size: int, workers: int, share: int | None) -> None:
     entries = {"optim": {"batch_size": size}, "cluster": {"num_workers": workers}}

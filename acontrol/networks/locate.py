@@ -185,28 +185,31 @@ def unseen_note(config: BaseConfig, defect_types: Iterable[tuple[str, str]]) -> 
     return f"{unseen_here}: pictures check the chain; see docs/recipes.md"
 
 
-def squares_note(config: BaseConfig, crop: float, limit: int | None) -> str | None:
+def squares_note(config: BaseConfig, crop: float, side: int | None) -> str | None:
     """A sentence on training at another scale than a base was taught at, if it is one.
 
     Args:
         config: The base.
         crop: As ``data.target_crop``.
-        limit: As ``data.target_px``.
+        side: As ``data.target_px``.
 
     Raises:
         UserError: As ``trained_on``.
     """
     own = _OwnCard.of(Path(resolve(config)[0]))
-    if own is None or own.squares is None or (crop and limit):
+    if own is None or own.squares is None:
         return None
     least, most = own.squares
+    if side is not None and least <= side <= most:
+        return None
+    here = (
+        "whole images" if not crop else "squares of any side" if side is None else f"{side} px"
+    )
     sides = f"{least} to {most}" if least < most else f"{most}"
-    base = f"the base {config.path} was taught on squares of {sides} px"
-    if crop:
-        return f"{base}: --data.target-px {most} draws a longer defect in several of them"
     return (
-        f"{base}, and this adapter on whole images: --data.target-view region "
-        f"--data.target-px {most} trains and draws in such squares"
+        f"the base {config.path} was taught on squares of {sides} px, and this adapter is on "
+        f"{here}: --data.target-view region --data.target-px {least} trains and draws in its "
+        "finest"
     )
 
 

@@ -236,11 +236,12 @@ def test_training_at_another_scale_than_a_bases_is_noted(tmp_path: Path) -> None
         file.write_text(json.dumps(card | {"config": config}))
         assert squares_note(own, 0, None) is None
     file.write_text(json.dumps(card | {"config": {"view": 64, "scale": [0.33, 0.5]}}))
-    whole, any_side = squares_note(own, 0, None) or "", squares_note(own, 4, None) or ""
+    whole, larger = squares_note(own, 0, None) or "", squares_note(own, 4, 200) or ""
     assert whole.startswith(f"the base {tmp_path} was taught on squares of 128 to 194 px, and")
-    assert "--data.target-view region --data.target-px 194" in whole
-    assert "--data.target-px 194 draws" in any_side and "whole" not in any_side
-    assert squares_note(own, 4, 100) is None
+    assert "is on whole images: --data.target-view region --data.target-px 128" in whole
+    assert "squares of any side" in (squares_note(own, 4, None) or "")
+    assert "is on 200 px" in larger
+    assert squares_note(own, 4, 128) is squares_note(own, 4, 194) is None
     file.write_text(json.dumps(card | {"config": {"view": 64, "scale": None}}))
     assert "squares of 64 px" in (squares_note(own, 0, None) or "")
     file.write_text(json.dumps(card | {"config": {"view": 64, "scale": [0]}}))
