@@ -150,15 +150,20 @@ class Case:
     ) -> list[str]:
         """The command that trains and tests detectors."""
         drawn = {way: ",".join(self._at(f"{way}-{seed}") for seed in adapters) for way in ways}
-        drawn["copy-paste"] = self._at("copy-paste")
-        sources = ["real", *(f"real+{own}" for own in drawn), *more]
+        return self.evaluation(drawn | {"copy-paste": self._at("copy-paste")}, seeds, more)
+
+    def evaluation(
+        self, sets: Mapping[str, str], seeds: int, more: Iterable[str] = ()
+    ) -> list[str]:
+        """The command that trains and tests detectors on sets, folders by name."""
+        sources = ["real", *(f"real+{own}" for own in sets), *more]
         return [
             *("evaluate", "localization", "--real", str(self.root), "--out", self._at("test")),
             *("--detector", "head", "--protocol", "strict", "--budget", "paper", "--augment"),
             *("--sources", ",".join(sources), "--seeds", str(seeds), "--num-workers", "2"),
             *("--yes", *self.product.reading, *self._split()),
             *(("--groups", str(self.groups)) if self.groups.exists() else ()),
-            *("--synthetic", *(f"{name}={folders}" for name, folders in drawn.items())),
+            *("--synthetic", *(f"{name}={folders}" for name, folders in sets.items())),
         ]
 
     def copy(self, source: Path, train: list[str], test: list[str]) -> None:
@@ -186,7 +191,7 @@ class Case:
         with self.groups.open("w", newline="") as file:
             csv.writer(file).writerows(groups.items())
 
-    def best(self) -> str:
+    def best(self, candidates: Iterable[str]) -> str:
         """The candidate with the highest pixel AP, if this is the case of the choice.
 
         Raises:
@@ -198,7 +203,7 @@ class Case:
                 for row in csv.DictReader(file)
                 if (row["category"], row["metric"]) == ("mean", "pixel_ap")
             }
-        return max(CANDIDATES, key=lambda name: found[f"real+{name}"])
+        return max(candidates, key=lambda name: found[f"real+{name}"])
 
     def _drawing(self, out: str, seed: int, how: Iterable[str]) -> list[str]:
         model = self._at(f"adapter-{seed}")
@@ -299,7 +304,7 @@ def main() -> None:
         make(screws(options.data, place, HELD, two=False), choice, CANDIDATES, [0])
         carry_out([choice.test(CANDIDATES, [0], 2)], show=options.print)
         return
-    ways = [choice.best()]
+    ways = [choice.best(CANDIDATES)]
     for product in PRODUCTS:
         if options.product not in (None, product.name):
             continue

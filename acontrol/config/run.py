@@ -70,8 +70,8 @@ class DataConfig(Settings):
     target_px: int | None = Field(
         None,
         ge=16,
-        description="Side of that square in original pixels, instead: the scale that the base "
-        "was taught at, for every defect; one too long for it is drawn in several along it.",
+        description="Largest side of that square, in original pixels: a defect too long for it "
+        "is drawn in several along it. By default any side.",
     )
     features: str | None = Field(
         None,
@@ -282,7 +282,7 @@ class AdapterCard(Settings):
         "images; null: not recorded, by versions that knew nothing else.",
     )
     target_px: int | None = Field(
-        None, ge=16, description="Side of those squares in original pixels, if it was fixed."
+        None, ge=16, description="Largest side of those squares in original pixels."
     )
     split: Literal["train", "test", "all"] = Field(
         description="Which part of each defect's images was trained on."

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 _MAGNIFY = 4  # Largest enlargement of a square: beyond, the normal image is only blur.
-# Of a square of a fixed size, what a part of a longer defect takes, and by how much it
+# Of a square of the largest size, what a part of a longer defect takes, and by how much it
 # reaches over its neighbours, so that none fades out before the next begins: together 3/4.
 _PART = 5 / 8
 _SHARED = 1 / 16
@@ -68,28 +68,26 @@ class Crop:
     mask: Mask
 
 
-def crops(mask: Mask, crop: float, resolution: int, side: int | None = None) -> list[Crop]:
+def crops(mask: Mask, crop: float, resolution: int, limit: int | None = None) -> list[Crop]:
     """Divide a mask into crops, drawn one after the other.
 
     Connected components that reach into each other's squares share a crop; components far
-    apart have a crop each, so that each is drawn at the model's resolution. Of squares of one
-    ``side``, a defect too long for one has several along it.
+    apart have a crop each, so that each is drawn at the model's resolution. A defect too long
+    for a square of ``limit`` pixels has several along it.
 
     Args:
         mask: (height, width), not empty.
         crop: Side of the square in longest sides of the component; 0 is the whole image.
         resolution: The model's.
-        side: Side of every square in pixels, whatever the component's; None for by ``crop``.
+        limit: Largest side of a square in pixels; None for any.
     """
     height, width = mask.shape
     if crop == 0:
         return [Crop((0, 0, width, height), mask)]
-    least = resolution / _MAGNIFY
-    if side is not None:
-        crop, least = 0, side
     labels, sizes = label_components(mask)
     components = [labels == number for number in range(1, len(sizes) + 1)]
-    boxes = [_square(component, crop, least) for component in components]
+    least, most = resolution / _MAGNIFY, math.inf if limit is None else limit
+    boxes = [_square(component, crop, least, most) for component in components]
     first = 0
     while first < len(components):
         others = [
@@ -104,15 +102,16 @@ def crops(mask: Mask, crop: float, resolution: int, side: int | None = None) -> 
         for other in reversed(others):
             components[first] = components[first] | components.pop(other)
             boxes.pop(other)
-        boxes[first] = _square(components[first], crop, least)
+        boxes[first] = _square(components[first], crop, least, most)
         first = 0
-    if side is None:
-        return [Crop(box, part) for box, part in zip(boxes, components, strict=True)]
-    return [
-        Crop(_square(part, 0, side), part)
-        for component in components
-        for part in _parts(component, side)
-    ]
+    result = []
+    for box, component in zip(boxes, components, strict=True):
+        parts = [component] if limit is None else _parts(component, limit)
+        if len(parts) > 1:
+            result += [Crop(_square(part, crop, most, most), part) for part in parts]
+        else:
+            result.append(Crop(box, component))
+    return result
 
 
 def around(mask: Mask, crop: float) -> Crop:
@@ -122,7 +121,7 @@ def around(mask: Mask, crop: float) -> Crop:
         mask: (height, width), not empty.
         crop: Side of the square in longest sides of the mask.
     """
-    return Crop(_square(mask, crop, 0), mask)
+    return Crop(_square(mask, crop, 0, math.inf), mask)
 
 
 def target_view(
@@ -130,21 +129,24 @@ def target_view(
     mask: Image.Image,
     crop: float,
     resolution: int,
-    side: int | None = None,
+    limit: int | None = None,
 ) -> tuple[Image.Image, Image.Image]:
     """What training sees of an image: of several crops the one with most of the defect."""
     if crop == 0:
         return image, mask
-    parts = crops(np.asarray(mask), crop, resolution, side)
+    parts = crops(np.asarray(mask), crop, resolution, limit)
     box = max(parts, key=lambda part: int(part.mask.sum())).box
     return image.crop(box), mask.crop(box)
 
 
-def _square(component: Mask, crop: float, least: float) -> Box:
-    """A square around a component, moved into the image, and cut where it does not fit."""
+def _square(component: Mask, crop: float, least: float, most: float) -> Box:
+    """A square around a component, moved into the image, and cut where it does not fit.
+
+    Its side is ``crop`` times the component's, but within the bounds; what is larger fits.
+    """
     left, top, right, bottom = bounds(component)
     height, width = component.shape
-    side = round(max(crop * max(right - left, bottom - top), least))
+    side = round(min(max(crop * max(right - left, bottom - top), least), most))
     side = max(side, right - left, bottom - top)
     across, down = min(side, width), min(side, height)
     x = min(max((left + right - across) // 2, 0), width - across)
@@ -152,15 +154,15 @@ def _square(component: Mask, crop: float, least: float) -> Box:
     return x, y, x + across, y + down
 
 
-def _parts(component: Mask, side: int) -> list[Mask]:
+def _parts(component: Mask, limit: int) -> list[Mask]:
     """Divide a component along its bounding box into parts that fit in squares of a side."""
     left, top, right, bottom = bounds(component)
-    if max(right - left, bottom - top) <= (_PART + 2 * _SHARED) * side:
+    if max(right - left, bottom - top) <= (_PART + 2 * _SHARED) * limit:
         return [component]
-    shared = math.ceil(_SHARED * side)
+    shared = math.ceil(_SHARED * limit)
     parts = []
-    for first, last in _divided(top, bottom, _PART * side):
-        for start, end in _divided(left, right, _PART * side):
+    for first, last in _divided(top, bottom, _PART * limit):
+        for start, end in _divided(left, right, _PART * limit):
             if not component[first:last, start:end].any():
                 continue
             own = grown((start, first, end, last), shared, component.shape)

@@ -99,9 +99,8 @@ class AdapterMethod:
     def crops(self, mask: Mask, crop: float | None) -> list[Crop]:
         """Squares around the components, or the whole image."""
         card = self.pipeline.card
-        if crop is not None:
-            return crops(mask, crop, card.resolution)
-        return crops(mask, card.target_crop or 0, card.resolution, card.target_px)
+        side = card.target_crop or 0 if crop is None else crop
+        return crops(mask, side, card.resolution, card.target_px)
 
     def fade_px(self, side: int) -> int:
         """Two of the model's pixels."""

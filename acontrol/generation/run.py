@@ -191,12 +191,10 @@ def view_notes(card: AdapterCard, sampling: Iterable[Sampling]) -> list[str]:
             "assumed, as earlier versions trained (--crop 4 draws near)"
         )
         return [unknown] if None in used else []
-    fixed = card.target_px is not None
-    trained = f"squares of {card.target_px} px" if fixed else _view(card.target_crop)
-    others = used - ({None} if fixed else {None, card.target_crop})
+    others = used - {None, card.target_crop}
     return [
         f"--crop {crop:g} draws {_view(crop)}, but the adapter was trained on "
-        f"{trained}: details come out at another size than was learnt"
+        f"{_view(card.target_crop)}: details come out at another size than was learnt"
         for crop in sorted(crop for crop in others if crop is not None)
     ]
 

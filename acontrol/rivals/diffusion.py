@@ -28,23 +28,25 @@ class DiffusionMethod(ABC):
 
     name: str
 
-    def __init__(self, base: BaseModels, resolution: int, crop: float, side: int | None = None):
+    def __init__(
+        self, base: BaseModels, resolution: int, crop: float, limit: int | None = None
+    ):
         """Take a loaded base, whose U-Net is no longer of use to anything else.
 
         Args:
             base: The networks.
             resolution: Side of the square to draw, in pixels.
             crop: Side of what is drawn in longest sides of the defect; 0 is the whole image.
-            side: Side of it in pixels, instead.
+            limit: Largest side of it in pixels; None for any.
         """
-        self.base, self.resolution, self.crop, self.side = base, resolution, crop, side
+        self.base, self.resolution, self.crop, self.limit = base, resolution, crop, limit
         self.scheduler = ddim(base.scheduler.config)
 
     @property
     def state(self) -> Mapping[str, Any]:
         """What it was built with; the base's digest names the weights."""
-        side = {} if self.side is None else {"side": self.side}
-        return {"version": 1, "resolution": self.resolution, "crop": self.crop, **side}
+        limit = {} if self.limit is None else {"limit": self.limit}
+        return {"version": 1, "resolution": self.resolution, "crop": self.crop, **limit}
 
     @abstractmethod
     def predictor(
@@ -60,9 +62,8 @@ class DiffusionMethod(ABC):
 
     def crops(self, mask: Mask, crop: float | None) -> list[Crop]:
         """Squares around the components, or the whole image."""
-        if crop is not None:
-            return crops(mask, crop, self.resolution)
-        return crops(mask, self.crop, self.resolution, self.side)
+        side = self.crop if crop is None else crop
+        return crops(mask, side, self.resolution, self.limit)
 
     def fade_px(self, side: int) -> int:
         """Two of the model's pixels."""

@@ -69,9 +69,11 @@ class ReferenceOnly(DiffusionMethod):
 
     name = "reference-only"
 
-    def __init__(self, base: BaseModels, resolution: int, crop: float, side: int | None = None):
+    def __init__(
+        self, base: BaseModels, resolution: int, crop: float, limit: int | None = None
+    ):
         """Replace the U-Net's self-attention; arguments as ``DiffusionMethod``."""
-        super().__init__(base, resolution, crop, side)
+        super().__init__(base, resolution, crop, limit)
         self.bank = _Bank()
         names = list(base.unet.attn_processors)
         base.unet.set_attn_processor(

@@ -125,12 +125,12 @@ def guided_agreement(
         held.reader.read(held.pair(position)[0])
         for position in range(min(config.validation.drawings, len(held)))
     ]
-    crop, side = config.data.target_crop, config.data.target_px
+    crop, most = config.data.target_crop, config.data.target_px
     size = config.data.resolution
     cosines: list[float] = []
     for first in range(0, len(samples), BATCH):
         batch = samples[first : first + BATCH]
-        views = [target_view(sample.image, sample.mask, crop, size, side) for sample in batch]
+        views = [target_view(sample.image, sample.mask, crop, size, most) for sample in batch]
         images, masks = [image for image, _ in views], [mask for _, mask in views]
         drawn = pipeline(
             [sample.caption for sample in batch],

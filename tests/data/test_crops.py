@@ -76,29 +76,31 @@ def test_training_sees_the_square_that_drawing_draws_in() -> None:
 @given(
     st.tuples(st.integers(0, 119), st.integers(0, 299)),
     st.tuples(st.integers(1, 120), st.integers(1, 300)),
+    st.sampled_from([1, 4]),
     st.sampled_from([32, 50, 1000]),
 )
-def test_squares_of_a_side_cover_whatever_defect(corner, size, side) -> None:
+def test_squares_along_a_long_defect_cover_it(corner, size, scale, limit) -> None:
     mask = np.zeros((120, 300), bool)
     mask[corner[0] :, corner[1] :][: size[0], : size[1]] = True
     mask[::3] = False  # Lines: components of their own.
     if not mask.any():
         return
-    result = crops(mask, 4, 32, side)
+    result = crops(mask, scale, 32, limit)
     assert (np.any([crop.mask for crop in result], axis=0) == mask).all()
     for crop in result:
         left, top, right, bottom = crop.box
-        assert (right - left, bottom - top) == (min(side, 300), min(side, 120))
+        assert max(right - left, bottom - top) <= limit
         assert crop.mask.sum() == crop.mask[top:bottom, left:right].sum()
 
 
-def test_at_a_fixed_side_small_defects_are_seen_at_the_scale_of_large_ones() -> None:
-    mask = disc((512, 400), (256, 200), radius=10) | disc((512, 400), (40, 40), radius=3)
-    near, far = crops(mask, 4, 64, 96)
-    assert [crop.box[2] - crop.box[0] for crop in (near, far)] == [96, 96]
-    assert near.box == (0, 0, 96, 96)
-    assert far.box == (152, 208, 248, 304)
-    assert len(crops(mask, 0, 64, 40)) == 1, "whole images have no squares"
+def test_a_limit_changes_nothing_for_what_fits() -> None:
+    mask = disc((512, 400), (256, 200), (30, 30), radius=10)
+    for crop, other in zip(crops(mask, 4, 64, 84), crops(mask, 4, 64), strict=True):
+        assert crop.box == other.box
+        assert (crop.mask == other.mask).all()
+    near = crops(mask, 4, 64, 40)  # Room for the defect, not for four times it.
+    assert [crop.box[2] - crop.box[0] for crop in near] == [40, 40]
+    assert len(crops(mask, 0, 64, 40)) == 1
 
 
 def test_a_long_line_drawn_in_parts_has_no_gaps() -> None:
