@@ -202,14 +202,12 @@ def squares_note(config: BaseConfig, crop: float, side: int | None) -> str | Non
     least, most = own.squares
     if side is not None and least <= side <= most:
         return None
-    here = (
-        "whole images" if not crop else "squares of any side" if side is None else f"{side} px"
-    )
+    squares = "squares of any side" if side is None else f"squares of up to {side} px"
     sides = f"{least} to {most}" if least < most else f"{most}"
     return (
         f"the base {config.path} was taught on squares of {sides} px, and this adapter is on "
-        f"{here}: --data.target-view region --data.target-px {least} trains and draws in its "
-        "finest"
+        f"{squares if crop else 'whole images'}: --data.target-view region --data.target-px "
+        f"{least} draws a long defect in several squares of its finest scale"
     )
 
 

@@ -240,7 +240,7 @@ def test_training_at_another_scale_than_a_bases_is_noted(tmp_path: Path) -> None
     assert whole.startswith(f"the base {tmp_path} was taught on squares of 128 to 194 px, and")
     assert "is on whole images: --data.target-view region --data.target-px 128" in whole
     assert "squares of any side" in (squares_note(own, 4, None) or "")
-    assert "is on 200 px" in larger
+    assert "squares of up to 200 px" in larger
     assert squares_note(own, 4, 128) is squares_note(own, 4, 194) is None
     file.write_text(json.dumps(card | {"config": {"view": 64, "scale": None}}))
     assert "squares of 64 px" in (squares_note(own, 0, None) or "")
