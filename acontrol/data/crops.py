@@ -62,10 +62,12 @@ class Crop:
         box: Left, top, right and bottom of what the model sees.
         mask: (height, width) of the whole image: where to draw, all of it inside the box.
             Parts of one long defect share their edges.
+        whole: (height, width), the long defect that this is a part of, if it is one.
     """
 
     box: Box
     mask: Mask
+    whole: Mask | None = None
 
 
 def crops(mask: Mask, crop: float, resolution: int, limit: int | None = None) -> list[Crop]:
@@ -108,7 +110,10 @@ def crops(mask: Mask, crop: float, resolution: int, limit: int | None = None) ->
     for box, component in zip(boxes, components, strict=True):
         parts = [component] if limit is None else _parts(component, limit)
         if len(parts) > 1:
-            result += [Crop(_square(part, crop, most, most), part) for part in parts]
+            squares = [_square(part, crop, most, most) for part in parts]
+            result += [
+                Crop(box, part, component) for box, part in zip(squares, parts, strict=True)
+            ]
         else:
             result.append(Crop(box, component))
     return result

@@ -161,6 +161,10 @@ def _start(tasks: Sequence[Task]) -> list[Image.Image] | None:
     from acontrol.rivals.copy_paste import pasted
 
     return [
-        Image.fromarray(pasted(task.image, task.mask, *task.reference()).pixels)
+        Image.fromarray(
+            pasted(task.image, task.mask, *task.reference()).pixels
+            if task.under is None
+            else task.under
+        )
         for task in tasks
     ]

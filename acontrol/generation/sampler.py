@@ -5,7 +5,7 @@ batches nor an interruption change it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -216,11 +216,11 @@ class Generator:
 
 def _task(canvas: _Canvas, number: int) -> Task:
     """The crop of that number."""
-    planned = canvas.planned
-    left, top, right, bottom = canvas.crops[number].box
-    return Task(
+    planned, crop = canvas.planned, canvas.crops[number]
+    left, top, right, bottom = crop.box
+    task = Task(
         image=canvas.pixels[top:bottom, left:right],
-        mask=canvas.crops[number].mask[top:bottom, left:right],
+        mask=crop.mask[top:bottom, left:right],
         category=planned.name[0],
         defect=planned.name[1],
         reference_image=planned.reference.image,
@@ -230,6 +230,13 @@ def _task(canvas: _Canvas, number: int) -> Task:
         seed=derive_seed(canvas.seed, "stroke", number) if number else canvas.seed,
         sampling=planned.sampling,
     )
+    if planned.sampling.start != "reference" or crop.whole is None:
+        return task
+    # Its defect into the whole of the mask, not once more into each part.
+    from acontrol.rivals.copy_paste import pasted
+
+    whole = pasted(canvas.pixels, crop.whole, *task.reference()).pixels
+    return replace(task, under=whole[top:bottom, left:right])
 
 
 def _change(task: Task, drawing: Drawing, pixels: Pixels) -> Mask:

@@ -34,6 +34,8 @@ class Task:
         prompt: Target text.
         seed: All randomness follows from it.
         sampling: Of methods that sample.
+        under: (H, W, 3), what ``start reference`` puts under the noise where ``mask`` is a
+            part of a defect; by default the reference's defect, warped into ``mask``.
     """
 
     image: Pixels
@@ -46,6 +48,7 @@ class Task:
     prompt: str
     seed: int
     sampling: Sampling
+    under: Pixels | None = None
 
     def reference(self) -> tuple[Pixels, Mask]:
         """Read the reference: (H, W, 3) and (H, W).

@@ -1,12 +1,14 @@
 """What lies under the noise when a drawing starts."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import acontrol
+from acontrol.data.crops import crops
 from acontrol.data.images import image_size, read_image, read_mask
 from acontrol.errors import UserError
 from acontrol.networks.locate import built_in_adapter
@@ -45,6 +47,26 @@ def test_a_low_strength_keeps_the_paste_and_a_high_one_does_not(
     assert gap(normal, **clean) < 0.7 * gap(paste, **clean)
     with pytest.raises(ValueError, match="give start reference or clean"):
         gap(paste, strength=0.5)
+
+
+def test_a_long_defect_starts_from_its_reference_once(
+    crack: dict[str, Path], tmp_path: Path
+) -> None:
+    """Not with the reference's whole defect in every part."""
+    adapter = shutil.copytree(built_in_adapter(), tmp_path / "adapter")
+    config = json.loads((adapter / "config.json").read_text())
+    config["card"] |= {"target_crop": 4.0, "target_px": 24}
+    (adapter / "config.json").write_text(json.dumps(config))
+    _, mask, paste = prepared(crack)
+    assert len(crops(mask, 4.0, 64, 24)) > 2
+    drawn = acontrol.draw_defect(
+        acontrol.load_pipeline(adapter),
+        **crack,
+        **{"reference_phrase": "a crack", "product": "wood", "steps": 5, "blend": "hard"},
+        **{"start": "reference", "strength": 0},
+    )
+    gap = np.abs(np.asarray(drawn)[mask].astype(int) - paste[mask]).mean()
+    assert gap < 15  # 6 here; 29 with the whole of it in every part.
 
 
 def test_a_request_sets_its_own_start_and_the_manifest_records_it(
