@@ -191,7 +191,7 @@ class Case:
         with self.groups.open("w", newline="") as file:
             csv.writer(file).writerows(groups.items())
 
-    def best(self, candidates: Iterable[str]) -> str:
+    def best(self) -> str:
         """The candidate with the highest pixel AP, if this is the case of the choice.
 
         Raises:
@@ -203,7 +203,7 @@ class Case:
                 for row in csv.DictReader(file)
                 if (row["category"], row["metric"]) == ("mean", "pixel_ap")
             }
-        return max(candidates, key=lambda name: found[f"real+{name}"])
+        return max(CANDIDATES, key=lambda name: found[f"real+{name}"])
 
     def _drawing(self, out: str, seed: int, how: Iterable[str]) -> list[str]:
         model = self._at(f"adapter-{seed}")
@@ -304,7 +304,7 @@ def main() -> None:
         make(screws(options.data, place, HELD, two=False), choice, CANDIDATES, [0])
         carry_out([choice.test(CANDIDATES, [0], 2)], show=options.print)
         return
-    ways = [choice.best(CANDIDATES)]
+    ways = [choice.best()]
     for product in PRODUCTS:
         if options.product not in (None, product.name):
             continue
