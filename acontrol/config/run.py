@@ -70,8 +70,8 @@ class DataConfig(Settings):
     target_px: int | None = Field(
         None,
         ge=16,
-        description="Largest side of that square, in original pixels: a defect too long for it "
-        "is drawn in several along it. By default any side.",
+        description="Largest side of that square, in original pixels: a defect longer than "
+        "three quarters of it is drawn in several along it. By default any side.",
     )
     features: str | None = Field(
         None,

@@ -60,22 +60,37 @@ class Crop:
 
     Attributes:
         box: Left, top, right and bottom of what the model sees.
-        mask: (height, width) of the whole image: where to draw, all of it inside the box.
-            Parts of one long defect share their edges.
-        whole: (height, width), the long defect that this is a part of, if it is one.
+        defect: (height, width) of the whole image: what is drawn here, or partly here.
+        part: Rows and columns of the part that is, if it is one of a long defect; parts share
+            their edges.
     """
 
     box: Box
-    mask: Mask
-    whole: Mask | None = None
+    defect: Mask
+    part: tuple[slice, slice] | None = None
+
+    @property
+    def mask(self) -> Mask:
+        """Where to draw, of the box's size."""
+        left, top, right, bottom = self.box
+        seen = self.defect[top:bottom, left:right]
+        if self.part is None:
+            return seen
+        rows, columns = self.part
+        own = np.zeros_like(seen)
+        here = np.s_[
+            rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+        ]
+        own[here] = seen[here]
+        return own
 
 
 def crops(mask: Mask, crop: float, resolution: int, limit: int | None = None) -> list[Crop]:
     """Divide a mask into crops, drawn one after the other.
 
     Connected components that reach into each other's squares share a crop; components far
-    apart have a crop each, so that each is drawn at the model's resolution. A defect too long
-    for a square of ``limit`` pixels has several along it.
+    apart have a crop each, so that each is drawn at the model's resolution. A defect longer
+    than three quarters of a square of ``limit`` pixels has several along it.
 
     Args:
         mask: (height, width), not empty.
@@ -89,7 +104,11 @@ def crops(mask: Mask, crop: float, resolution: int, limit: int | None = None) ->
     labels, sizes = label_components(mask)
     components = [labels == number for number in range(1, len(sizes) + 1)]
     least, most = resolution / _MAGNIFY, math.inf if limit is None else limit
-    boxes = [_square(component, crop, least, most) for component in components]
+
+    def square(component: Mask) -> Box:
+        return _square(bounds(component), mask.shape, crop, least, most)
+
+    boxes = [square(component) for component in components]
     first = 0
     while first < len(components):
         others = [
@@ -104,19 +123,13 @@ def crops(mask: Mask, crop: float, resolution: int, limit: int | None = None) ->
         for other in reversed(others):
             components[first] = components[first] | components.pop(other)
             boxes.pop(other)
-        boxes[first] = _square(components[first], crop, least, most)
+        boxes[first] = square(components[first])
         first = 0
-    result = []
-    for box, component in zip(boxes, components, strict=True):
-        parts = [component] if limit is None else _parts(component, limit)
-        if len(parts) > 1:
-            squares = [_square(part, crop, most, most) for part in parts]
-            result += [
-                Crop(box, part, component) for box, part in zip(squares, parts, strict=True)
-            ]
-        else:
-            result.append(Crop(box, component))
-    return result
+    return [
+        own
+        for box, component in zip(boxes, components, strict=True)
+        for own in ([Crop(box, component)] if limit is None else _along(component, box, limit))
+    ]
 
 
 def around(mask: Mask, crop: float) -> Crop:
@@ -126,7 +139,7 @@ def around(mask: Mask, crop: float) -> Crop:
         mask: (height, width), not empty.
         crop: Side of the square in longest sides of the mask.
     """
-    return Crop(_square(mask, crop, 0, math.inf), mask)
+    return Crop(_square(bounds(mask), mask.shape, crop, 0, math.inf), mask)
 
 
 def target_view(
@@ -136,7 +149,10 @@ def target_view(
     resolution: int,
     limit: int | None = None,
 ) -> tuple[Image.Image, Image.Image]:
-    """What training sees of an image: of several crops the one with most of the defect."""
+    """What training sees of an image: of several crops the one with most of the defect.
+
+    Its mask is of all that is in view, also of a defect of which drawing draws a part there.
+    """
     if crop == 0:
         return image, mask
     parts = crops(np.asarray(mask), crop, resolution, limit)
@@ -144,13 +160,13 @@ def target_view(
     return image.crop(box), mask.crop(box)
 
 
-def _square(component: Mask, crop: float, least: float, most: float) -> Box:
-    """A square around a component, moved into the image, and cut where it does not fit.
+def _square(inner: Box, shape: tuple[int, ...], crop: float, least: float, most: float) -> Box:
+    """A square around a box, moved into the image, and cut where it does not fit.
 
-    Its side is ``crop`` times the component's, but within the bounds; what is larger fits.
+    Its side is ``crop`` times the box's, but within the bounds; what is larger fits.
     """
-    left, top, right, bottom = bounds(component)
-    height, width = component.shape
+    left, top, right, bottom = inner
+    height, width = shape
     side = round(min(max(crop * max(right - left, bottom - top), least), most))
     side = max(side, right - left, bottom - top)
     across, down = min(side, width), min(side, height)
@@ -159,26 +175,29 @@ def _square(component: Mask, crop: float, least: float, most: float) -> Box:
     return x, y, x + across, y + down
 
 
-def _parts(component: Mask, limit: int) -> list[Mask]:
-    """Divide a component along its bounding box into parts that fit in squares of a side."""
-    left, top, right, bottom = bounds(component)
+def _along(defect: Mask, box: Box, limit: int) -> list[Crop]:
+    """Squares of that side along a defect, or its own box if it fits in one."""
+    left, top, right, bottom = bounds(defect)
     if max(right - left, bottom - top) <= (_PART + 2 * _SHARED) * limit:
-        return [component]
+        return [Crop(box, defect)]
     shared = math.ceil(_SHARED * limit)
     parts = []
     for first, last in _divided(top, bottom, _PART * limit):
         for start, end in _divided(left, right, _PART * limit):
-            if not component[first:last, start:end].any():
+            if not defect[first:last, start:end].any():
                 continue
-            own = grown((start, first, end, last), shared, component.shape)
-            part = np.zeros_like(component)
-            part[own] = component[own]
-            parts.append(part)
+            part = grown((start, first, end, last), shared, defect.shape)
+            x, y, x_end, y_end = bounds(defect[part])
+            across, down = part[1].start, part[0].start
+            inner = x + across, y + down, x_end + across, y_end + down
+            parts.append(Crop(_square(inner, defect.shape, 0, limit, limit), defect, part))
+    if len({part.box for part in parts}) == 1:
+        return [Crop(parts[0].box, defect)]
     return parts
 
 
 def _divided(start: int, end: int, longest: float) -> list[tuple[int, int]]:
-    """Equal spans from start to end, none over the longest."""
+    """Equal spans from start to end, none over the longest but for rounding."""
     count = math.ceil((end - start) / longest)
     edges = [start + (end - start) * number // count for number in range(count + 1)]
     return list(pairwise(edges))

@@ -159,19 +159,19 @@ def _fitted(
                 f"{model}: give acontrol fit that one's --base"
             )
     models = load_base(base, device, getattr(torch, precision))
-    view = fitted.resolution, fitted.fit.crop
+    view, limit = (fitted.resolution, fitted.fit.crop), fitted.fit.target_px
     method: Method
     versions = {}
     if name == "lora":
         from acontrol.rivals.lora import Lora, require
 
         require("--method lora")
-        method = Lora(models, *view, weights)
+        method = Lora(models, *view, weights, limit)
         versions["peft"] = importlib.metadata.version("peft")
     else:
         from acontrol.rivals.anodiff import AnoDiff
 
-        method = AnoDiff(models, *view, weights, fitted.types)
+        method = AnoDiff(models, *view, weights, fitted.types, limit)
     return LoadedMethod(
         name,
         method,

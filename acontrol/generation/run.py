@@ -192,9 +192,10 @@ def view_notes(card: AdapterCard, sampling: Iterable[Sampling]) -> list[str]:
         )
         return [unknown] if None in used else []
     others = used - {None, card.target_crop}
+    trained = _view(card.target_crop, card.target_px)
     return [
-        f"--crop {crop:g} draws {_view(crop)}, but the adapter was trained on "
-        f"{_view(card.target_crop)}: details come out at another size than was learnt"
+        f"--crop {crop:g} draws {_view(crop, card.target_px)}, but the adapter was trained on "
+        f"{trained}: details come out at another size than was learnt"
         for crop in sorted(crop for crop in others if crop is not None)
     ]
 
@@ -232,8 +233,9 @@ def _unseen_note(
     return [] if note is None else [note]
 
 
-def _view(crop: float) -> str:
-    return f"squares of {crop:g} times the defect" if crop else "whole images"
+def _view(crop: float, limit: int | None) -> str:
+    most = "" if limit is None else f" (at most {limit} px)"
+    return f"squares of {crop:g} times the defect{most}" if crop else "whole images"
 
 
 def job_metadata(

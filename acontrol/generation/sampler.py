@@ -86,6 +86,7 @@ class _Canvas:
     crops: list[Crop]
     change: Mask
     leaks: list[float] = field(default_factory=list)
+    starts: dict[int, Pixels] = field(default_factory=dict)  # By the id of a crop's defect.
     exact: bool = True  # Whether ``change`` is known, not measured.
 
 
@@ -151,7 +152,7 @@ class Generator:
         normal = read_image(planned.normal)
         mask = np.asarray(planned.mask.image())
         parts = self.method.crops(mask, planned.sampling.crop)
-        return _Canvas(planned, seed, normal, normal, mask, parts, np.zeros_like(mask))
+        return _Canvas(planned, seed, normal, normal.copy(), mask, parts, np.zeros_like(mask))
 
     def _draw_crops(self, canvases: Sequence[_Canvas], number: int) -> None:
         """Draw the crop of that number into each canvas."""
@@ -171,7 +172,6 @@ class Generator:
                 canvas.leaks.append(leak)
             if self.output.composite:
                 pixels = self._composited(task, drawing, pixels)
-            canvas.pixels = canvas.pixels.copy()
             canvas.pixels[top:bottom, left:right] = pixels
 
     def _composited(self, task: Task, drawing: Drawing, pixels: Pixels) -> Pixels:
@@ -220,7 +220,7 @@ def _task(canvas: _Canvas, number: int) -> Task:
     left, top, right, bottom = crop.box
     task = Task(
         image=canvas.pixels[top:bottom, left:right],
-        mask=crop.mask[top:bottom, left:right],
+        mask=crop.mask,
         category=planned.name[0],
         defect=planned.name[1],
         reference_image=planned.reference.image,
@@ -230,13 +230,16 @@ def _task(canvas: _Canvas, number: int) -> Task:
         seed=derive_seed(canvas.seed, "stroke", number) if number else canvas.seed,
         sampling=planned.sampling,
     )
-    if planned.sampling.start != "reference" or crop.whole is None:
+    if planned.sampling.start != "reference" or crop.part is None:
         return task
     # Its defect into the whole of the mask, not once more into each part.
     from acontrol.rivals.copy_paste import pasted
 
-    whole = pasted(canvas.pixels, crop.whole, *task.reference()).pixels
-    return replace(task, under=whole[top:bottom, left:right])
+    if id(crop.defect) not in canvas.starts:
+        start = pasted(canvas.normal, crop.defect, *task.reference()).pixels
+        canvas.starts[id(crop.defect)] = start
+    seen = canvas.starts[id(crop.defect)][top:bottom, left:right]
+    return replace(task, under=np.where(task.mask[..., None], seen, task.image))
 
 
 def _change(task: Task, drawing: Drawing, pixels: Pixels) -> Mask:

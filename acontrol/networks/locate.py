@@ -135,7 +135,7 @@ class _OwnCard:
                 return cls(tuple(records), None)
             sides = [round(view / scale) for scale in card["config"]["scale"] or (1,)]
             return cls(tuple(records), (min(sides), max(sides)))
-        except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
             raise UserError(f"{file}: is damaged ({one_line(error)}); restore it") from error
 
 
@@ -207,7 +207,7 @@ def squares_note(config: BaseConfig, crop: float, side: int | None) -> str | Non
     return (
         f"the base {config.path} was taught on squares of {sides} px, and this adapter is on "
         f"{squares if crop else 'whole images'}: --data.target-view region --data.target-px "
-        f"{least} draws a long defect in several squares of its finest scale"
+        f"{max(16, least)} draws a long defect in several squares of its finest scale"
     )
 
 

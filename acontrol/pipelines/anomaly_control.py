@@ -149,7 +149,8 @@ class AnomalyControlPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 defect.
             reference_phrase: The anomaly's words, "a crack": T_a without its template.
             image: Normal images to draw on, of any size, in the view that was trained: whole,
-                or the square of ``card.target_crop`` times the defect.
+                or the square of ``card.target_crop`` times the defect, at most
+                ``card.target_px`` pixels.
             mask_image: Where to draw, each of its image's size: black, and one other level
                 inside.
             num_inference_steps: Steps of the pipeline's scheduler, DDIM.

@@ -31,7 +31,8 @@ LOSS_SETTINGS = (
     "optim.mask_weight",
     "validation.share",
 )
-LATER = {"data.target_view": "image"}  # What runs did before they had such a setting.
+# What runs did before they had such a setting.
+LATER = {"data.target_view": "image", "data.target_px": "None"}
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,7 @@ class AnoDiff(DiffusionMethod):
         crop: float,
         weights: Mapping[str, Tensor],
         types: Sequence[str],
+        limit: int | None = None,
     ):
         """Load the embedding; otherwise as ``DiffusionMethod``.
 
@@ -196,8 +197,9 @@ class AnoDiff(DiffusionMethod):
             crop: As there.
             weights: Of ``AnomalyEmbedding``.
             types: Its "category/defect" in order.
+            limit: As there.
         """
-        super().__init__(base, resolution, crop)
+        super().__init__(base, resolution, crop, limit)
         start = weights["start"]
         self.types = {name: number for number, name in enumerate(types)}
         embedding = AnomalyEmbedding(start, int(base.unet.config.cross_attention_dim))

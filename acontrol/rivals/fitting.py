@@ -70,7 +70,7 @@ def fit(config: FitConfig, root: Path) -> FittedCard:
     captions = [[image.key, image.caption] for image in images]
     record = _claim(
         config.output,
-        settings.model_dump(mode="json")
+        settings.model_dump(mode="json", exclude_none=True)
         | {"base_digest": digest, "data": inputs.digest, "captions": captions},
     )
     with only_launch(config.output):
@@ -92,7 +92,7 @@ def _fit(
     base = load_base(config.base_config, device)
     resolution = int(base.unet.config.sample_size) * base.latent_shape[1]
     objective = DefectObjective(
-        TrainingImages(base, images, settings.crop, resolution), settings
+        TrainingImages(base, images, settings.crop, resolution, settings.target_px), settings
     )
     store = tracking_store(config.tracking_uri, config.output.resolve(), record["mlflow_uri"])
     tracker = Tracker.open(
@@ -101,7 +101,7 @@ def _fit(
         f"{settings.method} {config.output.name}",
         record["mlflow_run"],
         config.output.resolve(),
-        resolved={name: record["settings"][name] for name in Fit.model_fields},
+        resolved={name: record["settings"].get(name) for name in Fit.model_fields},
         data=inputs,
     )
     if record["mlflow_run"] is None:

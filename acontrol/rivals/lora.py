@@ -67,10 +67,15 @@ class Lora(DiffusionMethod):
     name = "lora"
 
     def __init__(
-        self, base: BaseModels, resolution: int, crop: float, weights: Mapping[str, Tensor]
+        self,
+        base: BaseModels,
+        resolution: int,
+        crop: float,
+        weights: Mapping[str, Tensor],
+        limit: int | None = None,
     ):
         """Add the matrices to the U-Net's own; as ``DiffusionMethod`` otherwise."""
-        super().__init__(base, resolution, crop)
+        super().__init__(base, resolution, crop, limit)
         base.unet.load_lora_adapter(dict(weights), prefix=_PREFIX.removesuffix("."))
         base.unet.fuse_lora()
         base.unet.unload_lora()

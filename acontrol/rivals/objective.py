@@ -33,7 +33,12 @@ class TrainingImages:
     """
 
     def __init__(
-        self, base: BaseModels, images: Sequence[LabelledImage], crop: float, resolution: int
+        self,
+        base: BaseModels,
+        images: Sequence[LabelledImage],
+        crop: float,
+        resolution: int,
+        limit: int | None = None,
     ):
         """Read and encode them.
 
@@ -45,7 +50,8 @@ class TrainingImages:
         for image in images:
             mask = Image.fromarray(image.read_mask())
             picture = Image.fromarray(read_image(image.image))
-            pairs.append(fit(*target_view(picture, mask, crop, resolution), resolution))
+            view = target_view(picture, mask, crop, resolution, limit)
+            pairs.append(fit(*view, resolution))
         pixels, masks = (torch.stack(list(part)) for part in zip(*pairs, strict=True))
         with torch.no_grad():
             parts = [self._encode(p, m) for p, m in self._chunks(pixels, masks)]

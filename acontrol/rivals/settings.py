@@ -53,6 +53,9 @@ class Fit(Settings):
         description="Side of the square that is learnt, and drawn, in longest sides of the "
         "defect; 0: the whole image.",
     )
+    target_px: int | None = Field(
+        None, ge=16, description="Largest side of it in pixels, as data.target_px."
+    )
     split: Literal["train", "test", "all"] = Field(
         "train", description="Which defects to learn from, as in the adapter's training."
     )

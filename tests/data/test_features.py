@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from acontrol.config import AseaConfig, CsmConfig, RunConfig, RuntimeConfig
+from acontrol.config import AseaConfig, CsmConfig, DataConfig, RunConfig, RuntimeConfig
 from acontrol.data.features import (
     ABOUT,
     CHUNK,
@@ -80,6 +80,10 @@ def test_a_set_without_its_last_file_is_not_finished(whole: FeatureFolder) -> No
         ({"asea": AseaConfig(steps=5)}, "asea.steps: 3 -> 5"),
         ({"asea": AseaConfig(step_size=0.2)}, "asea.step_size: 0.1 -> 0.2"),
         ({"asea": AseaConfig(map="query_mean")}, "asea.map: rollout -> query_mean"),
+        (
+            {"data": DataConfig(target_view="region", target_px=96)},
+            "target_px: None -> 96",
+        ),
         ({"csm": CsmConfig(text=False)}, "csm.text: True -> False"),
         ({"runtime": RuntimeConfig(precision="bfloat16")}, "precision: float32 -> bfloat16"),
     ],

@@ -66,8 +66,9 @@ def test_features_take_the_places_of_sample_and_reference(shards, tmp_path) -> N
     assert differ > 5
 
 
+@pytest.mark.parametrize("limit", [None, 24])
 def test_a_region_is_cut_from_original_pixels_as_drawing_cuts_it(
-    built_in_data, shards, tmp_path
+    built_in_data, shards, tmp_path, limit
 ) -> None:
     images = []
     for number, small in enumerate(open_folder(built_in_data).labelled("all")):
@@ -78,18 +79,19 @@ def test_a_region_is_cut_from_original_pixels_as_drawing_cuts_it(
         pixels.save(files[0]), mask.save(files[1])
         images.append(dataclasses.replace(small, image=files[0], mask=files[1]))
     write_shards(images, tmp_path / "s", split="all", resolution=None)
-    stream = stream_of(str(tmp_path / "s"), target_view="region")
+    stream = stream_of(str(tmp_path / "s"), target_view="region", target_px=limit)
     whole = stream_of(str(tmp_path / "s"))
     near = 0
     for number in range(len(stream)):
         sample = stream.reader.read(number)
-        parts = crops(np.asarray(sample.mask), 4, 32)
+        parts = crops(np.asarray(sample.mask), 4, 32, limit)
         box = max(parts, key=lambda part: part.mask.sum()).box
         image, mask = fit(sample.image.crop(box), sample.mask.crop(box), 32)
         row = stream.paired(number, number, number)
         assert torch.equal(row["image"], image)
         assert torch.equal(row["mask"], mask)
         near += not torch.equal(row["image"], whole.paired(number, number, number)["image"])
+        assert limit is None or box[2] - box[0] <= limit
     assert near == len(stream)
     check_view(stream.config, stream.reader.index, stream.reader.root)
     check_view(DataConfig(), stream_of(shards).reader.index, shards)

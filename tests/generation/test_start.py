@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import acontrol
 from acontrol.data.crops import crops
@@ -49,24 +50,53 @@ def test_a_low_strength_keeps_the_paste_and_a_high_one_does_not(
         gap(paste, strength=0.5)
 
 
-def test_a_long_defect_starts_from_its_reference_once(
-    crack: dict[str, Path], tmp_path: Path
-) -> None:
-    """Not with the reference's whole defect in every part."""
+@pytest.fixture
+def near(tmp_path: Path) -> Path:
+    """An adapter that draws in squares of up to 24 pixels."""
     adapter = shutil.copytree(built_in_adapter(), tmp_path / "adapter")
     config = json.loads((adapter / "config.json").read_text())
     config["card"] |= {"target_crop": 4.0, "target_px": 24}
     (adapter / "config.json").write_text(json.dumps(config))
+    return Path(adapter)
+
+
+def test_a_long_defect_starts_from_its_reference_once(
+    crack: dict[str, Path], near: Path
+) -> None:
+    """Not with the reference's whole defect in every part."""
     _, mask, paste = prepared(crack)
     assert len(crops(mask, 4.0, 64, 24)) > 2
     drawn = acontrol.draw_defect(
-        acontrol.load_pipeline(adapter),
+        acontrol.load_pipeline(near),
         **crack,
         **{"reference_phrase": "a crack", "product": "wood", "steps": 5, "blend": "hard"},
         **{"start": "reference", "strength": 0},
     )
     gap = np.abs(np.asarray(drawn)[mask].astype(int) - paste[mask]).mean()
     assert gap < 15  # 6 here; 29 with the whole of it in every part.
+
+
+def test_what_lies_beyond_a_part_is_not_taken_for_a_leak(
+    crack: dict[str, Path], near: Path, tmp_path: Path
+) -> None:
+    """The start holds the whole defect; of its square a part changes its own pixels alone."""
+    blob = np.zeros((64, 64), np.uint8)
+    blob[12:52, 12:52] = 255
+    Image.fromarray(blob).save(tmp_path / "blob.png")
+    request = {
+        **{"category": "wood", "defect": "crack", "reference_phrase": "a crack"},
+        **{"normal": str(crack["image"]), "mask": "blob.png"},
+        "reference_image": str(crack["reference_image"]),
+        "reference_mask": str(crack["reference_mask"]),
+    }
+    (tmp_path / "r.jsonl").write_text(json.dumps(request))
+    args = ["--model", near, "--data", crack["image"].parents[3], "--split", "all"]
+    args += ["--out", tmp_path / "out", "--requests", tmp_path / "r.jsonl", "--gate", "off"]
+    args += ["--steps", 5, "--start", "reference", "--strength", 0.2, "--detail"]
+    generate.run([str(arg) for arg in args])
+    line = json.loads((tmp_path / "out" / "manifest.jsonl").read_text())
+    assert len(line["boxes"]) == 9
+    assert line["scores"]["leak_psnr"] > 30  # 35 here; 24 with the paste beyond the part.
 
 
 def test_a_request_sets_its_own_start_and_the_manifest_records_it(

@@ -268,6 +268,26 @@ def test_losses_on_other_data_do_not_compare(
     assert not promote("data-moves", server, metric="kid").promoted
 
 
+@pytest.mark.parametrize(("view", "side"), [("image", "None"), ("region", "96")])
+def test_a_run_before_a_setting_did_what_is_its_default(
+    server: str, finished_run: Callable[..., Path], view: str, side: str
+) -> None:
+    name, client = f"settings-{view}", mlflow.MlflowClient(server, server)
+    metrics = {"validation_loss": 0.3}
+    register_run(finished_run(f"{view}-old", server, seed=1, metrics=metrics), name)
+    promote(name, server)
+    run = finished_run(f"{view}-new", server, seed=2, metrics={"validation_loss": 0.2})
+    run_id = client.get_model_version(name, register_run(run, name).version).run_id
+    assert run_id is not None
+    for key, value in (("data.target_view", view), ("data.target_px", side)):
+        client.log_param(run_id, key, value)
+    if view == "image":
+        assert promote(name, server).promoted
+    else:
+        with pytest.raises(UserError, match=r"data\.target_view, data\.target_px differ"):
+            promote(name, server)
+
+
 def test_a_bad_run_is_not_registered(
     server: str, finished_run: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -125,6 +125,11 @@ def test_it_draws_the_plan_of_every_method(
     (other / "fitted.json").write_text(json.dumps(card))
     with pytest.raises(UserError, match=r"begun with other settings \(model: "):
         generate.run(options("lora", built_in_data, out, "--fitted", other))
+    card["fit"] |= {"crop": 4.0, "target_px": 16}
+    (other / "fitted.json").write_text(json.dumps(card))
+    generate.run(options("lora", built_in_data, tmp_path / "near", "--fitted", other))
+    boxes = [box for line in lines_of(tmp_path / "near") for box in line["boxes"]]
+    assert {right - left for left, _, right, _ in boxes} == {16}
 
 
 def test_what_cannot_be_drawn_or_fitted_is_told_in_a_line(

@@ -8,7 +8,14 @@ from mlflow import MlflowClient
 from ray.train import ControllerError, FailureConfig, WorkerGroupError
 from sqlalchemy import create_engine
 
-from acontrol.config import ClusterConfig, CsmConfig, OptimConfig, RunConfig, TrainedOn
+from acontrol.config import (
+    ClusterConfig,
+    CsmConfig,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    TrainedOn,
+)
 from acontrol.data.lock import only_launch
 from acontrol.errors import UserError
 from acontrol.networks.load import BaseModels
@@ -230,9 +237,13 @@ def test_the_seed_decides_the_new_adapter(tiny_base: BaseModels, tmp_path, name)
 
     made = []
     for seed in (1, 1, 2):
-        config = RunConfig(seed=seed, csm=CsmConfig(mode=name))
+        data = DataConfig(target_view="region", target_px=96)
+        config = RunConfig(seed=seed, csm=CsmConfig(mode=name), data=data)
         launch = Launch(config, tmp_path, "", "", "b", False)
-        made.append(new_adapter(tiny_base, launch, Reader(), None).state_dict())
+        adapter = new_adapter(tiny_base, launch, Reader(), None)
+        card = adapter.config.card
+        assert (card["target_crop"], card["target_px"]) == (4.0, 96)
+        made.append(adapter.state_dict())
     assert all(made[0][key].equal(made[1][key]) for key in made[0])
     alike = all(made[0][key].equal(made[2][key]) for key in made[0])
     assert alike == (name == "queries")  # There the start is a copy, not a draw.
