@@ -1,7 +1,6 @@
 """Magnetic tile with a handful of photographs, again: defects as strong as photographed.
 
-    python -m benchmarks.handful_again DATA WORK --split-file SPLIT --stage look|sets|test
-    python -m benchmarks.handful_again DATA WORK --split-file SPLIT --stage test --print
+    python -m benchmarks.handful_again DATA WORK --split-file SPLIT --stage STAGE [--print]
 
 The second round of `benchmarks.handful`, in its WORK: data, base, copies and detectors are
 taken over. What its drawings lacked was looked up in its sets and its twelve photographs
@@ -16,6 +15,9 @@ drawn in several, and guidance is lower.
     sets     two adapters, 60 drawings a defect each at CHOSEN, in half the steps by dpm++
     test     once, the head, 5 seeds, beside the first round's rows of real and
              real+copy-paste: real+limit, and real+copy-paste+limit
+    controls 3 seeds, added before any figure of the test was seen: limit alone; what the same
+             base draws in the same masks on words of a good surface, with gamma 0, as defects
+             and as normal images
 
 What was looked at and left: squares of exactly 96 and 128 px (blowholes vanish), squares up to
 160 px (cracks stay faint below guidance 7.5), guidance 2 (faint) and 7.5 (blowholes too steep).
@@ -30,13 +32,15 @@ the same images, and said as such. The look reads none of them. Whether drawings
 anything to who already pastes is the row of both, against real+copy-paste.
 """
 
+import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.handful import Case, tiles
 from benchmarks.real_surfaces import TRAINING, carry_out, parser_of
 
-STAGES = ("look", "sets", "test")
+STAGES = ("look", "sets", "test", "controls")
 SIDE = "96"  # Pixels; the base was taught on squares of 96 to 194.
 GUIDANCE = ("4", "6")
 CHOSEN = (*("--guidance-scale", "4"), *("--solver", "dpm++", "--steps", "15"))
@@ -64,6 +68,18 @@ def adapter(case: Case, seed: int) -> str:
     return str(case.place / f"limit{SIDE}-adapter-{seed}")
 
 
+def good_words(case: Case, *, show: bool) -> Path:
+    """A copy of the data whose words for each defect are those of a good surface."""
+    place = case.place / "good-words" / case.product.name
+    if not show and not place.exists():
+        shutil.copytree(case.root, place)
+        defects = [path.name for path in (place / "test").iterdir() if path.name != "good"]
+        (place / "prompt").mkdir(exist_ok=True)
+        words = dict.fromkeys(sorted(defects), case.product.words)
+        (place / "prompt" / "phrases.json").write_text(json.dumps(words))
+    return place
+
+
 def main() -> None:
     """Run, or print, a stage."""
     parser = parser_of(__doc__, STAGES)
@@ -84,7 +100,15 @@ def main() -> None:
             "copy-paste": str(case.place / "copy-paste"),
             "limit": ",".join(str(case.place / f"limit-{seed}") for seed in ADAPTERS),
         }
-        commands.append(case.evaluation(sets, 5, ["real+copy-paste+limit"]))
+        if options.stage == "test":
+            commands.append(case.evaluation(sets, 5, ["real+copy-paste+limit"]))
+        else:
+            words = good_words(case, show=options.print)
+            how = (*CHOSEN, "--scale", "0", "--gate", "off", "--data", str(words))
+            commands.append(draw(case, "clean", 0, 60, how))
+            more = ["limit", "clean-as-defect", "real+limit+clean-as-normal"]
+            clean = ["--clean", str(case.place / "clean")]
+            commands.append([*case.evaluation(sets, 3, more), *clean])
     carry_out(commands, show=options.print)
 
 
