@@ -218,7 +218,7 @@ def _report(
     out = report.out
     metrics = list(METRICS)
     rows = summary.summarise(jobs, out, PART, metrics)
-    titles = ("Classification of defects", f"Against {summary.BASELINE} alone")
+    titles = ("Classification of defects", "")
     definition = (
         "of real defects outside the training third, last epoch; balanced: mean over a "
         "category's defects"

@@ -14,7 +14,8 @@ from acontrol.evaluation.protocol import METRICS, Protocol
 from acontrol.evaluation.report import Table
 from acontrol.evaluation.results import TrainingJob, method_of
 
-BASELINE = "real"  # The source that synthetic data has to beat.
+# What synthetic data has to beat: the photographs alone, and their pixels pasted.
+BASELINES = {"real": "real alone", "real+copy-paste": "real+copy-paste"}
 BY_DEFECT = "by_defect"  # In a result, the metrics of each defect's images and the good ones.
 NAMES = {
     "pixel_auroc": "pixel AUROC",
@@ -141,13 +142,13 @@ def _by(detector: DetectorName) -> str:
 def tables(
     rows: Mapping[str, Row], protocol: Protocol, about: str, detector: DetectorName = "unet"
 ) -> list[Table]:
-    """Tables of detectors' metrics in per cent, and of differences to the baseline."""
+    """Tables of detectors' metrics in per cent, and of differences to each baseline."""
     definition = {
         "strict": "last epoch, F1 over all thresholds, binary masks",
         "paper": "best epoch on the test set, pixel F1 over 21 thresholds, truncated masks",
     }[protocol]
     title = f"Detection and localization{_by(detector)}, protocol {protocol}"
-    against = f"Against {BASELINE} alone{_by(detector)}, protocol {protocol}"
+    against = f"{_by(detector)}, protocol {protocol}"
     return comparison_tables(
         rows, [NAMES[name] for name in METRICS], (title, against), definition, about
     )
@@ -160,9 +161,14 @@ def comparison_tables(
     definition: str,
     about: str,
 ) -> list[Table]:
-    """Tables of metrics in per cent, and of differences to the baseline if it is a row.
+    """Tables of metrics in per cent, and of differences to each baseline that is a row.
 
-    The note holds the metrics' definition, and text about budget and data.
+    Args:
+        rows: By source.
+        heads: Of the metrics' columns.
+        titles: Of the first table, and what follows "Against BASELINE" in the others'.
+        definition: Of the metrics.
+        about: Budget and data.
     """
     several = any(len(row.by_seed) > 1 for row in rows.values())
     drawn = f"test images{' and seeds' if several else ''}"
@@ -173,27 +179,32 @@ def comparison_tables(
         f"In per cent; {definition}. {about} In brackets 95 %, percentile bootstrap over "
         f"{drawn}.",
     )
-    if BASELINE not in rows or len(rows) == 1:
+    if len(rows) == 1:
         return [first]
-    base = rows[BASELINE]
-    differences = tuple(
-        (
-            source,
-            *cells(
-                row.values - base.values, interval(row.resamples - base.resamples), sign="+"
+    note = (
+        f"Differences in percentage points, paired by {drawn}. An interval that holds 0 shows "
+        "no difference."
+    )
+    against = [
+        Table(
+            f"Against {shown}{titles[1]}",
+            ("trained on", *heads),
+            tuple(
+                (source, *_difference(row, rows[baseline]))
+                for source, row in rows.items()
+                if source != baseline
             ),
+            note,
         )
-        for source, row in rows.items()
-        if source != BASELINE
-    )
-    second = Table(
-        titles[1],
-        ("trained on", *heads),
-        differences,
-        f"Differences in percentage points, paired by {drawn}. An interval that "
-        "holds 0 shows no difference.",
-    )
-    return [first, second]
+        for baseline, shown in BASELINES.items()
+        if baseline in rows
+    ]
+    return [first, *against]
+
+
+def _difference(row: Row, base: Row) -> list[str]:
+    """Cells of the paired difference."""
+    return cells(row.values - base.values, interval(row.resamples - base.resamples), sign="+")
 
 
 def long_rows(

@@ -208,3 +208,26 @@ def test_tables_say_what_intervals_are_over(seeds: int, over: str) -> None:
     tables = comparison_tables(rows, ["AP", "AUROC"], ("a", "b"), "strict", "")
     assert tables[0].note.endswith(f"bootstrap over {over}")
     assert f"paired by {over}" in tables[1].note
+
+
+def test_sources_are_compared_with_photographs_and_with_pasted_ones() -> None:
+    def row(value: float, spread: float) -> Row:
+        resamples = value + spread * np.linspace(-1, 1, 1001)[None]
+        return Row(np.array([value]), resamples, np.array([[value]]), {})
+
+    rows = {
+        "real": row(0.2, 0.1),
+        "real+copy-paste": row(0.4, 0.2),
+        "real+a": row(0.35, 0.2),
+    }
+    _, alone, pasted = comparison_tables(rows, ["AP"], ("", ", by x"), "", "")
+    assert (alone.title, pasted.title) == (
+        "Against real alone, by x",
+        "Against real+copy-paste, by x",
+    )
+    # Paired: what both have in common is no doubt about their difference.
+    assert [source for source, *_ in alone.rows] == ["real+copy-paste", "real+a"]
+    assert pasted.rows[1] == ("real+a", "-5.0 [-5.0, -5.0]")
+    assert pasted.rows[0] == ("real", "-20.0 [-29.5, -10.5]")
+    del rows["real+copy-paste"]
+    assert len(comparison_tables(rows, ["AP"], ("", ""), "", "")) == 2
