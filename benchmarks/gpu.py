@@ -12,14 +12,16 @@ measured is written after each stage. Ratios are within the same run, cases inte
 runs everything on the built-in base, on a CPU too: a check of the command, not a measurement.
 
 Writes benchmarks/results/DATE_gpu_HARDWARE.{json,md}, and what the processes and Ray printed
-into logs/ beside them.
+into logs/TIME beside them. Ends with 1 if a stage failed.
 """
 
 import argparse
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ class Bench:
         logs: Folder of what other processes print.
         reached_tflop_s: What a large product reached on the device in this run.
         save: Writes the report so far.
+        failed: Names of the stages that failed.
     """
 
     base: BaseModels
@@ -64,6 +67,7 @@ class Bench:
     times: dict[tuple[int, str], float] = field(default_factory=dict)
     reached_tflop_s: float | None = None
     save: Callable[[], object] = lambda: None
+    failed: list[str] = field(default_factory=list)
 
     @property
     def left_s(self) -> float:
@@ -132,18 +136,17 @@ def run(bench: Bench) -> Iterator[str]:
         print(f"{name} ({bench.left_s:.0f} s left)", flush=True)
         try:
             stage(bench)
-        except torch.OutOfMemoryError as error:
-            yield f"{name}: out of memory: {str(error).splitlines()[0]}"
-        except gpu_ray.ProcessError as error:
-            yield f"{name}: {error}"
+        except (torch.OutOfMemoryError, gpu_ray.ProcessError) as error:
+            bench.failed.append(name)
+            yield f"{name}: {str(error).splitlines()[0]}"
         bench.save()  # A run that is cut off keeps what it measured.
         gc.collect()
         if bench.device == "cuda":
             torch.cuda.empty_cache()
 
 
-def main(arguments: list[str] | None = None) -> Path:
-    """Measure and write."""
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and write; returns 1 if a stage failed, however much was measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--tiny", action="store_true", help="the built-in base")
@@ -167,7 +170,7 @@ def main(arguments: list[str] | None = None) -> Path:
         tuple(args.batch),
         args.rounds,
         begun + 60 * args.minutes,
-        args.out / "logs",
+        args.out / "logs" / f"{datetime.now(UTC):%Y-%m-%d_%H%M%S}",
     )
     left_out: list[str] = []
 
@@ -188,8 +191,11 @@ def main(arguments: list[str] | None = None) -> Path:
     for line in run(bench):
         print(f"left out: {line}")
         left_out.append(line)
-    return save(show=True)
+    save(show=True)
+    if bench.failed:
+        print(f"failed: {', '.join(bench.failed)} (logs in {bench.logs})")
+    return int(bool(bench.failed))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

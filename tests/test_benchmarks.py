@@ -128,3 +128,25 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
         gpu.main([])
     assert stop.value.code == 2
     assert "no GPU here" in capsys.readouterr().err
+
+
+def test_a_stage_that_fails_is_listed_and_the_command_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import gpu
+
+    def fail(_: gpu.Bench) -> None:
+        raise gpu_ray.ProcessError("pytest ended with 1: 1 failed")
+
+    plan = {"fine": (lambda bench: bench.row("one", 1), 0), "tests": (fail, 0)}
+    monkeypatch.setattr(gpu, "PLAN", plan)
+    monkeypatch.setattr(gpu, "join_alone", lambda: None)  # No stage here needs a group.
+    options = ["--tiny", "--out", str(tmp_path)]
+    assert gpu.main(options) == 1
+    assert "failed: tests (logs in " in capsys.readouterr().out
+    (file,) = tmp_path.glob("*_gpu_*.json")
+    report = json.loads(file.read_text())
+    assert [row["metric"] for row in report["rows"]] == ["one"]
+    assert report["config"]["left_out"] == ["tests: pytest ended with 1: 1 failed"]
+    del plan["tests"]
+    assert gpu.main(options) == 0

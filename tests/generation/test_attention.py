@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 from acontrol.data.images import read_image
@@ -14,18 +16,23 @@ from launch import generate
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 
+def is_fused(data: Path, out: Path, kernel: str, *more: str) -> bool:
+    """Draw a crack on wood; whether the fused kernel was taken anywhere."""
+    where = ["--model", built_in_adapter(), "--data", data, "--out", out]
+    what = ["--category", "wood", "--defect", "crack", "--split", "all", "--count", "1"]
+    how = ["--steps", "2", "--gate", "off", "--attention", kernel, *more]
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        generate.run([str(word) for word in (*where, *what, *how)])
+    return FUSED in {event.key for event in profiler.key_averages()}
+
+
 def test_a_drawing_by_plain_operations_says_so_and_is_nearly_the_same(
     built_in_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fused, images = {}, {}
     for kernel in ("auto", "math"):
         out = tmp_path / kernel
-        where = ["--model", built_in_adapter(), "--data", built_in_data, "--out", out]
-        what = ["--category", "wood", "--defect", "crack", "--split", "all", "--count", "1"]
-        how = ["--steps", "2", "--gate", "off", "--attention", kernel]
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            generate.run([str(word) for word in (*where, *what, *how)])
-        fused[kernel] = FUSED in {event.key for event in profiler.key_averages()}
+        fused[kernel] = is_fused(built_in_data, out, kernel)
         (file,) = (out / "wood" / "test" / "crack").glob("*.png")
         images[kernel] = read_image(file).astype(int)
     assert fused == {"auto": True, "math": False}
@@ -35,3 +42,20 @@ def test_a_drawing_by_plain_operations_says_so_and_is_nearly_the_same(
     again = ["--model", str(built_in_adapter()), "--data", str(built_in_data)]
     generate.run([*again, "--out", str(tmp_path / "re"), "--replay", str(tmp_path / "math")])
     assert "attention was math, now auto: pixels may differ" in capsys.readouterr().err
+
+
+def test_a_compiled_drawing_keeps_the_chosen_kernel(
+    built_in_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tracing chooses the kernel for good; making machine code of it takes a minute more.
+    make, traced = torch.compile, []
+
+    def trace(run: Any, **settings: Any) -> Any:
+        traced.append(run)
+        return make(run, **{**settings, "backend": "aot_eager"})
+
+    monkeypatch.setattr(torch, "compile", trace)
+    for kernel in ("math", "auto"):
+        out = tmp_path / kernel
+        assert is_fused(built_in_data, out, kernel, "--compile", "blocks") == (kernel == "auto")
+    assert traced
