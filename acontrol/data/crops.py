@@ -15,9 +15,9 @@ from scipy import ndimage
 
 _MAGNIFY = 4  # Largest enlargement of a square: beyond, the normal image is only blur.
 # Of a square of the largest size, what a part of a longer defect takes, and by how much it
-# reaches over its neighbours, so that none fades out before the next begins: together 3/4.
-_PART = 5 / 8
-_SHARED = 1 / 16
+# reaches over each neighbour, to fade into it: 3/4 in all. With less, patches show as squares.
+_PART = 1 / 2
+_SHARED = 1 / 8
 
 Mask = npt.NDArray[np.bool_]
 Box = tuple[int, int, int, int]
@@ -63,26 +63,56 @@ class Crop:
         defect: (height, width) of the whole image: what is drawn here, or partly here.
         part: Rows and columns of the part that is, if it is one of a long defect; parts share
             their edges.
+        shared: Pixels that two neighbouring parts have in common.
     """
 
     box: Box
     defect: Mask
     part: tuple[slice, slice] | None = None
+    shared: int = 0
+
+    @property
+    def seen(self) -> Mask:
+        """All of the defect that is in view, of the box's size."""
+        left, top, right, bottom = self.box
+        return self.defect[top:bottom, left:right]
 
     @property
     def mask(self) -> Mask:
         """Where to draw, of the box's size."""
-        left, top, right, bottom = self.box
-        seen = self.defect[top:bottom, left:right]
         if self.part is None:
-            return seen
-        rows, columns = self.part
-        own = np.zeros_like(seen)
-        here = np.s_[
-            rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-        ]
-        own[here] = seen[here]
+            return self.seen
+        own = np.zeros_like(self.seen)
+        own[self._here] = self.seen[self._here]
         return own
+
+    @property
+    def weight(self) -> npt.NDArray[np.float64]:
+        """Of the part at each pixel where parts overlap, of the box's size; 0 outside it.
+
+        It falls towards every edge that the part has in common with another.
+        """
+        weight = np.zeros(self.seen.shape)
+        if self.part is None:
+            return weight + 1
+        left, top, right, bottom = bounds(self.defect)
+        down, across = (
+            _trapezoid(own, self.shared, rises=own.start > first, falls=own.stop < end)
+            for own, first, end in zip(self.part, (top, left), (bottom, right), strict=True)
+        )
+        weight[self._here] = down[:, None] * across
+        return weight
+
+    @property
+    def _here(self) -> tuple[slice, slice]:
+        """Where the part is in the box."""
+        assert self.part is not None
+        left, top, *_ = self.box
+        rows, columns = self.part
+        return (
+            slice(rows.start - top, rows.stop - top),
+            slice(columns.start - left, columns.stop - left),
+        )
 
 
 def crops(mask: Mask, crop: float, resolution: int, limit: int | None = None) -> list[Crop]:
@@ -190,10 +220,22 @@ def _along(defect: Mask, box: Box, limit: int) -> list[Crop]:
             x, y, x_end, y_end = bounds(defect[part])
             across, down = part[1].start, part[0].start
             inner = x + across, y + down, x_end + across, y_end + down
-            parts.append(Crop(_square(inner, defect.shape, 0, limit, limit), defect, part))
+            square = _square(inner, defect.shape, 0, limit, limit)
+            parts.append(Crop(square, defect, part, 2 * shared))
     if len({part.box for part in parts}) == 1:
         return [Crop(parts[0].box, defect)]
     return parts
+
+
+def _trapezoid(span: slice, over: int, *, rises: bool, falls: bool) -> npt.NDArray[np.float64]:
+    """1 along a span, but growing over so many pixels at its start, or falling at its end."""
+    weight = np.ones(span.stop - span.start)
+    ramp = (np.arange(len(weight)) + 0.5) / over
+    if rises:
+        weight = np.minimum(weight, ramp)
+    if falls:
+        weight = np.minimum(weight, ramp[::-1])
+    return weight
 
 
 def _divided(start: int, end: int, longest: float) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from acontrol.data.crops import Box, Crop
@@ -18,7 +19,7 @@ from acontrol.generation.plan import PlannedImage
 from acontrol.generation.scoring import changed, psnr, refined, ssim
 from acontrol.generation.settings import Gate, OutputSettings
 from acontrol.masks.shape import Mask
-from acontrol.pipelines.compositing import Pixels, limit_saturation, paste
+from acontrol.pipelines.compositing import Pixels, limit_saturation, paste, paste_part
 from acontrol.rivals.task import Drawing, Method, Task
 from acontrol.seeding import derive_seed
 
@@ -87,6 +88,7 @@ class _Canvas:
     change: Mask
     leaks: list[float] = field(default_factory=list)
     starts: dict[int, Pixels] = field(default_factory=dict)  # By the id of a crop's defect.
+    weight: npt.NDArray[np.float64] | None = None  # Of the parts of long defects so far.
     exact: bool = True  # Whether ``change`` is known, not measured.
 
 
@@ -171,16 +173,27 @@ class Generator:
             if leak is not None:
                 canvas.leaks.append(leak)
             if self.output.composite:
-                pixels = self._composited(task, drawing, pixels)
+                pixels = self._composited(canvas, canvas.crops[number], task, drawing, pixels)
             canvas.pixels[top:bottom, left:right] = pixels
 
-    def _composited(self, task: Task, drawing: Drawing, pixels: Pixels) -> Pixels:
+    def _composited(
+        self, canvas: _Canvas, crop: Crop, task: Task, drawing: Drawing, pixels: Pixels
+    ) -> Pixels:
         """The drawing's defect on the normal image."""
         mask = task.mask if drawing.pasted is None else drawing.pasted
         if not mask.any():
             return task.image
         width = self.method.fade_px(max(mask.shape))
-        return paste(task.image, pixels, mask, self.output.blend, width)
+        if crop.part is None or drawing.pasted is not None or self.output.blend != "feather":
+            return paste(task.image, pixels, mask, self.output.blend, width)
+        if canvas.weight is None:
+            canvas.weight = np.zeros(canvas.mask.shape)
+        left, top, right, bottom = crop.box
+        here = np.s_[top:bottom, left:right]
+        normal, before = canvas.normal[here], canvas.weight[here]
+        result = paste_part(task.image, normal, pixels, crop, before, width)
+        before += crop.weight
+        return result
 
     def _result(
         self, canvas: _Canvas, attempt: int, distance: float | None, limit: float | None

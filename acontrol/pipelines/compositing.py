@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import spsolve
 
-from acontrol.data.crops import bounds, grown
+from acontrol.data.crops import Crop, bounds, grown
 
 Pixels = npt.NDArray[np.uint8]
 Blend = Literal["feather", "poisson", "hard"]
@@ -92,6 +92,37 @@ def paste(
     box = grown(bounds(mask), width + 1, mask.shape)
     result[box] = _pasted(normal[box], drawn[box], mask[box], blend, width)
     return result
+
+
+def paste_part(
+    canvas: Pixels,
+    normal: Pixels,
+    drawn: Pixels,
+    crop: Crop,
+    before: npt.NDArray[np.float64],
+    width: int,
+) -> Pixels:
+    """Composite a part of a long defect: faded in at the defect's edge, not at the part's own.
+
+    Where parts overlap, the last of them leaves the mean of all by their weights, so that parts
+    of unlike brightness have no seam.
+
+    Args:
+        canvas: (H, W, 3), what the crop's box shows: the normal image with the parts so far.
+        normal: (H, W, 3), the same of the normal image.
+        drawn: (H, W, 3).
+        crop: With a ``part``.
+        before: (H, W), the sum of the earlier parts' weights.
+        width: Of the fade at the defect's edge, in pixels.
+
+    Returns:
+        (H, W, 3), equal to ``canvas`` outside the crop's mask.
+    """
+    own = paste(normal, drawn, crop.seen, "feather", width)
+    mask, weight = crop.mask, crop.weight
+    share = np.divide(weight, weight + before, where=mask, out=np.zeros_like(weight))
+    mixed = canvas + share[..., None] * (own.astype(float) - canvas)
+    return np.where(mask[..., None], np.rint(mixed), canvas).astype(np.uint8)
 
 
 def _pasted(

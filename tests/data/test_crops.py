@@ -1,10 +1,11 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from acontrol.data.crops import Crop, crops, target_view
-from acontrol.pipelines.compositing import paste
+from acontrol.pipelines.compositing import paste, paste_part
 
 
 def disc(shape, *centres, radius=3):
@@ -118,30 +119,43 @@ def test_squares_that_would_be_one_are_one() -> None:
     assert (crop.mask == mask).all()
 
 
-def test_a_long_line_drawn_in_parts_has_no_gaps() -> None:
-    """Each part fades out at its ends, where the next is drawn in full."""
-    mask = np.zeros((64, 400), bool)
-    mask[20:40, 10:390] = True
-    black = np.zeros((64, 400, 3), np.uint8)
-    whole = paste(black, black + 200, mask, "feather", 5)
+def in_parts(mask: np.ndarray, parts: list[Crop], levels: list[int]) -> np.ndarray:
+    """Parts of these grey levels on black, one after the other."""
+    black = np.zeros((*mask.shape, 3), np.uint8)
+    drawn, before = black.copy(), np.zeros(mask.shape)
+    for part, level in zip(parts, levels, strict=True):
+        left, top, right, bottom = part.box
+        here = np.s_[top:bottom, left:right]
+        whole = black[here] + np.uint8(level)
+        drawn[here] = paste_part(drawn[here], black[here], whole, part, before[here], 5)
+        before[here] += part.weight
+    assert before[mask].all()
+    return drawn
+
+
+@pytest.mark.parametrize("size", [(20, 380), (200, 380)])
+def test_a_defect_drawn_in_equal_parts_is_as_if_drawn_at_once(size: tuple[int, int]) -> None:
+    mask = np.zeros((220, 400), bool)
+    mask[10 : 10 + size[0], 10 : 10 + size[1]] = True
+    mask[12:16, 100:300] = False
     parts = crops(mask, 4, 64, 160)
     assert len(parts) > 2
-    drawn = black
-    for part in parts:
-        left, top, right, bottom = part.box
-        seen = drawn[top:bottom, left:right]
-        pasted = paste(
-            seen,
-            black[top:bottom, left:right] + 200,
-            part.mask,
-            "feather",
-            5,
-        )
-        drawn = drawn.copy()
-        drawn[top:bottom, left:right] = pasted
-    assert (drawn[30, 20:380] == whole[30, 20:380]).all()
-    assert (drawn >= whole).all()
+    black = np.zeros((*mask.shape, 3), np.uint8)
+    whole = paste(black, black + 200, mask, "feather", 5)
+    drawn = in_parts(mask, parts, [200] * len(parts)).astype(int)
+    assert np.abs(drawn - whole).max() <= 1
     assert not drawn[~mask].any()
+
+
+def test_parts_of_unlike_brightness_have_no_seam() -> None:
+    mask = np.zeros((300, 400), bool)
+    mask[10:290, 10:390] = True
+    parts = crops(mask, 4, 64, 160)
+    levels = [100 + 100 * (number % 2) for number in range(len(parts))]
+    drawn = in_parts(mask, parts, levels)[..., 0].astype(int)[20:-20, 20:-20]
+    assert {100, 200} <= {*drawn.ravel().tolist()}
+    steps = [np.abs(np.diff(drawn, axis=axis)).max() for axis in (0, 1)]
+    assert max(steps) <= 100 / parts[0].shared + 1
 
 
 def test_training_sees_a_part_of_a_long_defect() -> None:
@@ -149,8 +163,8 @@ def test_training_sees_a_part_of_a_long_defect() -> None:
     mask[100:103, 20:380] = True
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3)).astype(np.uint8)
     image, region = target_view(Image.fromarray(pixels), Image.fromarray(mask), 4, 64, 100)
-    # Of six spans of 60 px the second, the first that reaches over two neighbours.
-    left, top, right, bottom = 60, 51, 160, 151
+    # Of eight spans of 45 px the second, the first that reaches over two neighbours.
+    left, top, right, bottom = 37, 51, 137, 151
     assert image.size == (100, 100)
     assert (np.asarray(image) == pixels[top:bottom, left:right]).all()
     assert (np.asarray(region) == mask[top:bottom, left:right]).all()

@@ -95,7 +95,7 @@ def test_what_lies_beyond_a_part_is_not_taken_for_a_leak(
     args += ["--steps", 5, "--start", "reference", "--strength", 0.2, "--detail"]
     generate.run([str(arg) for arg in args])
     line = json.loads((tmp_path / "out" / "manifest.jsonl").read_text())
-    assert len(line["boxes"]) == 9
+    assert len(line["boxes"]) == 16
     assert line["scores"]["leak_psnr"] > 30  # 35 here; 24 with the paste beyond the part.
 
 
