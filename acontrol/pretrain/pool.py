@@ -5,6 +5,7 @@ in MVTec AD's layout. Image ``i`` of a pool depends on the seed and ``i`` alone.
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,15 @@ from acontrol.data.prompts import phrase as plain_phrase
 from acontrol.data.prompts import target_text
 from acontrol.data.validation import check
 from acontrol.errors import UserError
-from acontrol.pretrain.views import Photograph, augmented, resized
+from acontrol.pretrain.settings import Turns
+from acontrol.pretrain.views import Photograph, augmented, resized, uprightness
 from acontrol.progress import progress
 from acontrol.seeding import derive_seed
 
 GOOD = builtin.GOOD
+_LOOKED_AT = 64  # Good images that say whether a product's grain has a direction.
+_STREAKED = math.log(1.5)  # Of `uprightness`; ground tiles have 1.1, a ball screw -1.7.
+_ALIKE = 0.8  # Of the images: those one way less those the other way.
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,7 @@ def folder_pools(
     seed: int,
     resolution: int,
     scale: Sequence[float] | None = None,
+    turns: Turns = "auto",
 ) -> tuple[Pool, Pool]:
     """Random views of a folder's training images, half of them good if it has any.
 
@@ -188,6 +194,8 @@ def folder_pools(
         resolution: Side of the views.
         scale: Views are squares of original pixels at this scale, or between these two; turned,
             mirrored, darker and brighter in the first pool. None: squashed photographs.
+        turns: Whether squares are turned by right angles: "any", "half" by half turns alone,
+            "auto" so in products whose grain has one direction, as `has_direction` says.
 
     Raises:
         UserError: If the folder has no training images, a bad one, or none to hold out.
@@ -208,7 +216,7 @@ def folder_pools(
     vocabulary = tuple(dict.fromkeys(source.entry for source in sources))
     test_seed = derive_seed(seed, "test")
     return (
-        _views(parts[True], count, seed, resolution, vocabulary, scale),
+        _views(parts[True], count, seed, resolution, vocabulary, scale, turns),
         _views(parts[False], test_count, test_seed, resolution, vocabulary, scale, plain=True),
     )
 
@@ -219,6 +227,7 @@ def good_pool(
     seed: int,
     resolution: int,
     scale: Sequence[float] | None = None,
+    turns: Turns = "auto",
 ) -> Pool:
     """Views, as of `folder_pools`, of the good training images of other products.
 
@@ -237,7 +246,7 @@ def good_pool(
         sources += own
     vocabulary = tuple(dict.fromkeys(source.entry for source in sources))
     seed = derive_seed(seed, "other products")
-    return _views(sources, count, seed, resolution, vocabulary, scale)
+    return _views(sources, count, seed, resolution, vocabulary, scale, turns)
 
 
 def _kept(sources: Sequence[_Source], seed: int) -> list[bool]:
@@ -250,6 +259,27 @@ def _kept(sources: Sequence[_Source], seed: int) -> list[bool]:
     return balanced(pieces.labels, defects, targets, seed).tolist()
 
 
+def has_direction(
+    sources: Sequence[_Source], seed: int, resolution: int, scale: Sequence[float]
+) -> bool:
+    """Whether streaks run the same way in nearly all of a product's good images.
+
+    Args:
+        sources: Of one category; if none is good, all count.
+        seed: Of the squares that are looked at.
+        resolution: Side of these.
+        scale: As of `folder_pools`.
+    """
+    good = [source for source in sources if source.entry.defect == GOOD] or sources
+    rng = np.random.default_rng(derive_seed(seed, "direction"))
+    found = [
+        uprightness(source.read().square(rng, resolution, scale)[0])
+        for source in good[:: math.ceil(len(good) / _LOOKED_AT)]
+    ]
+    ways = np.sign(found) * (np.abs(found) > _STREAKED)
+    return bool(abs(ways.mean()) >= _ALIKE)
+
+
 def _views(
     sources: Sequence[_Source],
     count: int,
@@ -257,6 +287,7 @@ def _views(
     resolution: int,
     vocabulary: tuple[DefectType, ...],
     scale: Sequence[float] | None,
+    turns: Turns = "auto",
     *,
     plain: bool = False,
 ) -> Pool:
@@ -271,6 +302,19 @@ def _views(
         if defective and good:
             chosen = defective if rng.random() < 0.5 else good
         views.setdefault(chosen[rng.integers(len(chosen))], []).append((number, rng))
+    turned: dict[str, bool] = {}
+    if scale is not None and not plain:
+        for category in sorted({source.entry.category for source in sources}):
+            turned[category] = turns == "any"
+            if turns == "auto":
+                same = [source for source in sources if source.entry.category == category]
+                turned[category] = not has_direction(same, seed, resolution, scale)
+                if not turned[category]:
+                    print(
+                        f"{category}: its grain has one direction, so squares are mirrored but "
+                        "not turned by right angles (--turns any turns them)",
+                        flush=True,
+                    )
     images = torch.zeros((count, 3, resolution, resolution), dtype=torch.uint8)
     masks = torch.zeros((count, 1, resolution, resolution), dtype=torch.bool)
     labels = torch.zeros(count, dtype=torch.long)
@@ -282,7 +326,9 @@ def _views(
                     view = photograph.whole(rng, resolution)
                 else:
                     view = photograph.square(rng, resolution, scale)
-                    view = view if plain else augmented(*view, rng)
+                    if not plain:
+                        quarters = turned[source.entry.category]
+                        view = augmented(*view, rng, quarter_turns=quarters)
                 images[number], masks[number] = view
                 labels[number] = numbers[source.entry]
                 bar.update()

@@ -93,12 +93,15 @@ def _pretrain(config: PretrainConfig, root: Path | None, command: str) -> Path:
         pool = draw_pool(config.pool, config.seed, side)
         test = draw_pool(config.test, derive_seed(config.seed, "test"), side)
     else:
-        pool, test = folder_pools(folder, config.pool, config.test, config.seed, side, scale)
+        sizes = config.pool, config.test
+        pool, test = folder_pools(folder, *sizes, config.seed, side, scale, config.turns)
     _check_held_out(hold_out, pool.vocabulary)
     all_views = pool
     if others:
         all_views = pool.joined(
-            good_pool(others, config.pool // OTHERS_SHARE, config.seed, side, scale)
+            good_pool(
+                others, config.pool // OTHERS_SHARE, config.seed, side, scale, config.turns
+            )
         )
     words = {word for entry in pool.vocabulary for word in entry.caption.lower().split()}
     parts = net.build(

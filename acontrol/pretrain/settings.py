@@ -13,6 +13,7 @@ from acontrol.data.settings import SPLIT_FILE
 # defect everywhere, and three on one product each.
 HELD_OUT = ("spots", "leather/crack", "metal/stain", "wood/hole")
 MAX_SCALE = 4  # Beyond, a square is only blur.
+Turns = Literal["auto", "any", "half"]
 
 
 class Sizes(Settings):
@@ -146,6 +147,12 @@ class PretrainConfig(Settings):
         description="Pixels of a view per pixel of the photograph, or the smallest and the "
         "largest: at .5, --view 64 shows squares of 128 pixels. By default 1.",
     )
+    turns: Turns = Field(
+        "auto",
+        description="Orientations of the squares of --view: any of eight; half: mirrored and "
+        "by half turns, in which streaks keep their direction; auto: half for products whose "
+        "grain has one direction.",
+    )
     also: tuple[Path, ...] | None = Field(
         None,
         description="Folders of other products, whose good training images the autoencoder "
@@ -179,6 +186,8 @@ class PretrainConfig(Settings):
     def _fits_together(self) -> Self:
         if self.view is None and self.scale is not None:
             raise ValueError("--scale is of the squares of --view: give --view too")
+        if self.view is None and self.turns != "auto":
+            raise ValueError("--turns is of the squares of --view: give --view too")
         if self.scale is not None and not 0 < min(self.scale) <= max(self.scale) <= MAX_SCALE:
             raise ValueError(f"scale must be over 0 and at most {MAX_SCALE}, got {self.scale}")
         own = self.sizes.resolution

@@ -1,5 +1,6 @@
 """What a base sees of a photograph: all of it squashed, or squares of its own pixels."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -75,13 +76,29 @@ class Photograph:
         return resized(self.image.crop(box), self.mask.crop(box), resolution)
 
 
-def augmented(image: Tensor, mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """One of a square's eight orientations, darker or brighter; grey stays grey."""
-    turns, mirrored, factor = rng.integers(4), rng.random() < 0.5, rng.uniform(*BRIGHTNESS)
-    image, mask = (torch.rot90(part, int(turns), (1, 2)) for part in (image, mask))
+def augmented(
+    image: Tensor, mask: Tensor, rng: np.random.Generator, *, quarter_turns: bool = True
+) -> tuple[Tensor, Tensor]:
+    """One of a square's eight orientations, darker or brighter; grey stays grey.
+
+    Without ``quarter_turns`` one of the four in which streaks keep their direction.
+    """
+    turns, mirrored, factor = int(rng.integers(4)), rng.random() < 0.5, rng.uniform(*BRIGHTNESS)
+    turns = turns if quarter_turns else 2 * (turns % 2)
+    image, mask = (torch.rot90(part, turns, (1, 2)) for part in (image, mask))
     if mirrored:
         image, mask = image.flip(2), mask.flip(2)
     return (image.float() * factor).round().clamp(0, 255).to(torch.uint8), mask
+
+
+def uprightness(image: Tensor) -> float:
+    """How upright an image's streaks are: log of its gradients' energy across by that down.
+
+    Over 0 if they stand, under 0 if they lie, near 0 without a direction.
+    """
+    levels = image.float().mean(dim=0)
+    across, down = (float(levels.diff(dim=axis).square().mean()) + 1e-3 for axis in (1, 0))
+    return math.log(across / down)
 
 
 def resized(image: Image.Image, mask: Image.Image, size: int) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,17 @@ from PIL import Image
 
 from acontrol.data import builtin
 from acontrol.data.builtin import write_dataset
-from acontrol.data.mvtec import image_names, open_folder
+from acontrol.data.mvtec import MvtecFolder, image_names, open_folder
 from acontrol.data.split import Split
 from acontrol.errors import UserError
-from acontrol.pretrain.pool import built_in_vocabulary, draw_pool, folder_pools, good_pool
+from acontrol.pretrain.pool import (
+    Pool,
+    built_in_vocabulary,
+    draw_pool,
+    folder_pools,
+    good_pool,
+)
+from acontrol.pretrain.views import uprightness
 
 
 def test_the_built_in_vocabulary_names_every_drawing() -> None:
@@ -139,6 +146,45 @@ def test_squares_show_original_pixels_good_and_bad(wood: Path) -> None:
     assert torch.equal(test.images, again[1].images)
     longer, _ = folder_pools(open_folder(wood), 70, 12, 0, 32, (1.0,))
     assert torch.equal(longer.images[:60], pool.images), "a view depends on its number alone"
+
+
+def streaked(root: Path, upright: list[bool]) -> MvtecFolder:
+    """Good images with streaks one way or the other, and defects that do not matter."""
+    rng = np.random.default_rng(0)
+    for number, stands in enumerate(upright):
+        lines = np.repeat(rng.integers(60, 200, (1, 64)), 64, axis=0).astype(np.uint8)
+        file = root / "steel" / "train" / "good" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(lines if stands else lines.T).save(file)
+    return open_folder(root)
+
+
+def standing(pool: Pool) -> float:
+    """Share of the views whose streaks stand."""
+    return float(np.mean([uprightness(image) > 0 for image in pool.images]))
+
+
+def test_squares_keep_the_direction_of_a_products_grain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steel = streaked(tmp_path / "a", [True] * 11 + [False])  # One lay askew.
+    pool, _ = folder_pools(steel, 60, 12, 0, 32, (1.0,))
+    assert "steel: its grain has one direction" in capsys.readouterr().out
+    assert standing(pool) > 0.8
+    first = pool.images[0]
+    assert not all(torch.equal(first, image) for image in pool.images), "they are mirrored"
+    turned, _ = folder_pools(steel, 60, 12, 0, 32, (1.0,), "any")
+    assert 0.3 < standing(turned) < 0.7
+    assert standing(good_pool([steel], 60, 0, 32, (1.0,))) > 0.8
+    # Where they lie either way, either way is right, unless one says otherwise.
+    wood = streaked(tmp_path / "b", [True] * 8 + [False] * 4)
+    capsys.readouterr()
+    either, _ = folder_pools(wood, 60, 12, 0, 32, (1.0,))
+    assert capsys.readouterr().out == ""
+    same, _ = folder_pools(wood, 60, 12, 0, 32, (1.0,), "any")
+    assert torch.equal(either.images, same.images)
+    half, _ = folder_pools(wood, 60, 12, 0, 32, (1.0,), "half")
+    assert not torch.equal(half.images, same.images)
 
 
 def test_other_products_are_good_ones_alone(wood: Path, tmp_path: Path) -> None:
