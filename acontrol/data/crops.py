@@ -88,7 +88,7 @@ class Crop:
 
     @property
     def weight(self) -> npt.NDArray[np.float64]:
-        """Of the part at each pixel where parts overlap, of the box's size; 0 outside it.
+        """Of the part at each pixel of the defect, of the box's size; 0 elsewhere.
 
         It falls towards every edge that the part has in common with another.
         """
@@ -101,7 +101,7 @@ class Crop:
             for own, first, end in zip(self.part, (top, left), (bottom, right), strict=True)
         )
         weight[self._here] = down[:, None] * across
-        return weight
+        return weight * self.seen  # Another defect's parts may lie in this rectangle.
 
     @property
     def _here(self) -> tuple[slice, slice]:
@@ -216,11 +216,10 @@ def _along(defect: Mask, box: Box, limit: int) -> list[Crop]:
         for start, end in _divided(left, right, _PART * limit):
             if not defect[first:last, start:end].any():
                 continue
-            part = grown((start, first, end, last), shared, defect.shape)
-            x, y, x_end, y_end = bounds(defect[part])
-            across, down = part[1].start, part[0].start
-            inner = x + across, y + down, x_end + across, y_end + down
+            rows, columns = grown((start, first, end, last), shared, defect.shape)
+            inner = columns.start, rows.start, columns.stop, rows.stop
             square = _square(inner, defect.shape, 0, limit, limit)
+            part = rows, columns
             parts.append(Crop(square, defect, part, 2 * shared))
     if len({part.box for part in parts}) == 1:
         return [Crop(parts[0].box, defect)]

@@ -25,13 +25,15 @@ from acontrol.data.prompts import target_text
 from acontrol.data.validation import check
 from acontrol.errors import UserError
 from acontrol.pretrain.settings import Turns
-from acontrol.pretrain.views import Photograph, augmented, resized, uprightness
+from acontrol.pretrain.views import Orientations, Photograph, augmented, resized, streaks
 from acontrol.progress import progress
 from acontrol.seeding import derive_seed
 
 GOOD = builtin.GOOD
-_LOOKED_AT = 64  # Good images that say whether a product's grain has a direction.
-_STREAKED = math.log(1.5)  # Of `uprightness`; ground tiles have 1.1, a ball screw -1.7.
+_LOOKED_AT = 64  # Good images that say which way a product's streaks run.
+_TOO_FEW = 4  # Fewer say nothing.
+_STREAKED = math.log(1.5)  # Of `streaks`; ground tiles have 1.4, a ball screw's thread -2.2.
+_SLANTED = 0.3  # The same have 0 and .5.
 _ALIKE = 0.8  # Of the images: those one way less those the other way.
 
 
@@ -194,8 +196,7 @@ def folder_pools(
         resolution: Side of the views.
         scale: Views are squares of original pixels at this scale, or between these two; turned,
             mirrored, darker and brighter in the first pool. None: squashed photographs.
-        turns: Whether squares are turned by right angles: "any", "half" by half turns alone,
-            "auto" so in products whose grain has one direction, as `has_direction` says.
+        turns: In which orientations: "any" of eight, or "auto", those of `orientations_of`.
 
     Raises:
         UserError: If the folder has no training images, a bad one, or none to hold out.
@@ -259,25 +260,32 @@ def _kept(sources: Sequence[_Source], seed: int) -> list[bool]:
     return balanced(pieces.labels, defects, targets, seed).tolist()
 
 
-def has_direction(
+def orientations_of(
     sources: Sequence[_Source], seed: int, resolution: int, scale: Sequence[float]
-) -> bool:
-    """Whether streaks run the same way in nearly all of a product's good images.
+) -> Orientations:
+    """Those in which streaks run as in nearly all of a product's good images.
 
     Args:
-        sources: Of one category; if none is good, all count.
+        sources: Of one category.
         seed: Of the squares that are looked at.
         resolution: Side of these.
         scale: As of `folder_pools`.
     """
-    good = [source for source in sources if source.entry.defect == GOOD] or sources
+    good = [source for source in sources if source.entry.defect == GOOD]
+    if len(good) < _TOO_FEW:
+        return Orientations()
     rng = np.random.default_rng(derive_seed(seed, "direction"))
-    found = [
-        uprightness(source.read().square(rng, resolution, scale)[0])
-        for source in good[:: math.ceil(len(good) / _LOOKED_AT)]
-    ]
-    ways = np.sign(found) * (np.abs(found) > _STREAKED)
-    return bool(abs(ways.mean()) >= _ALIKE)
+    looked_at = good[:: math.ceil(len(good) / _LOOKED_AT)]
+    with progress("direction", len(looked_at), "image", leave=False) as bar:
+        found = []
+        for source in looked_at:
+            found.append(streaks(source.read().square(rng, resolution, scale)[0]))
+            bar.update()
+    upright, slant = (
+        abs(float((np.sign(own) * (np.abs(own) > least)).mean())) >= _ALIKE
+        for own, least in zip(np.transpose(found), (_STREAKED, _SLANTED), strict=True)
+    )
+    return Orientations(quarter_turns=not (upright or slant), mirrors=not slant)
 
 
 def _views(
@@ -302,19 +310,19 @@ def _views(
         if defective and good:
             chosen = defective if rng.random() < 0.5 else good
         views.setdefault(chosen[rng.integers(len(chosen))], []).append((number, rng))
-    turned: dict[str, bool] = {}
-    if scale is not None and not plain:
+    allowed: dict[str, Orientations] = {}
+    if scale is not None and not plain and turns == "auto":
         for category in sorted({source.entry.category for source in sources}):
-            turned[category] = turns == "any"
-            if turns == "auto":
-                same = [source for source in sources if source.entry.category == category]
-                turned[category] = not has_direction(same, seed, resolution, scale)
-                if not turned[category]:
-                    print(
-                        f"{category}: its grain has one direction, so squares are mirrored but "
-                        "not turned by right angles (--turns any turns them)",
-                        flush=True,
-                    )
+            same = [source for source in sources if source.entry.category == category]
+            own_ways = orientations_of(same, seed, resolution, scale)
+            allowed[category] = own_ways
+            if not own_ways.quarter_turns:
+                how = "mirrored but not" if own_ways.mirrors else "neither mirrored nor"
+                print(
+                    f"{category}: its streaks run one way, so squares are {how} turned by "
+                    "right angles (--turns any does both)",
+                    flush=True,
+                )
     images = torch.zeros((count, 3, resolution, resolution), dtype=torch.uint8)
     masks = torch.zeros((count, 1, resolution, resolution), dtype=torch.bool)
     labels = torch.zeros(count, dtype=torch.long)
@@ -327,8 +335,7 @@ def _views(
                 else:
                     view = photograph.square(rng, resolution, scale)
                     if not plain:
-                        quarters = turned[source.entry.category]
-                        view = augmented(*view, rng, quarter_turns=quarters)
+                        view = augmented(*view, rng, allowed.get(source.entry.category))
                 images[number], masks[number] = view
                 labels[number] = numbers[source.entry]
                 bar.update()

@@ -284,7 +284,10 @@ def _claim(
     record = {} if trained_on is None else {"split_digest": trained_on.split_digest}
     if config.init is not None:
         record["init_digest"] = locate.digest(BaseConfig(path=config.init))
-    claim(folder / "config.json", {"root": str(root), **_settings(config), **record})
+    settings = _settings(config)
+    if config.view is None or config.turns == "any":  # As all was before there was a choice.
+        del settings["turns"]
+    claim(folder / "config.json", {"root": str(root), **settings, **record})
     if data is not None:  # In a file of its own: a run begun without the record continues.
         claim(folder / "images.json", {"training images": _images_digest(data, others)})
 

@@ -13,7 +13,7 @@ from acontrol.data.settings import SPLIT_FILE
 # defect everywhere, and three on one product each.
 HELD_OUT = ("spots", "leather/crack", "metal/stain", "wood/hole")
 MAX_SCALE = 4  # Beyond, a square is only blur.
-Turns = Literal["auto", "any", "half"]
+Turns = Literal["auto", "any"]
 
 
 class Sizes(Settings):
@@ -149,9 +149,8 @@ class PretrainConfig(Settings):
     )
     turns: Turns = Field(
         "auto",
-        description="Orientations of the squares of --view: any of eight; half: mirrored and "
-        "by half turns, in which streaks keep their direction; auto: half for products whose "
-        "grain has one direction.",
+        description="Orientations of the squares of --view: any of eight, or auto: those in "
+        "which a product's streaks run as in nearly all of its good images.",
     )
     also: tuple[Path, ...] | None = Field(
         None,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ class Photograph:
     def __init__(self, image: Image.Image, mask: Image.Image):
         """Find the components of the defect."""
         self.image, self.mask = image, mask
-        self._labels, self._sizes = label_components(np.asarray(mask))
+        self._labels, self._sizes = np.zeros((0, 0), np.int32), np.zeros(0, np.int64)
+        if mask.getbbox() is not None:  # Labelling nothing takes a second of a large image.
+            self._labels, self._sizes = label_components(np.asarray(mask))
 
     def whole(self, rng: np.random.Generator, resolution: int) -> tuple[Tensor, Tensor]:
         """At least three quarters of each side, with all of the defect, squashed to a square.
@@ -76,29 +79,49 @@ class Photograph:
         return resized(self.image.crop(box), self.mask.crop(box), resolution)
 
 
-def augmented(
-    image: Tensor, mask: Tensor, rng: np.random.Generator, *, quarter_turns: bool = True
-) -> tuple[Tensor, Tensor]:
-    """One of a square's eight orientations, darker or brighter; grey stays grey.
+@dataclass(frozen=True)
+class Orientations:
+    """Which of a square's eight orientations are like its product's photographs.
 
-    Without ``quarter_turns`` one of the four in which streaks keep their direction.
+    Attributes:
+        quarter_turns: Whether those turned by a right angle are.
+        mirrors: Whether mirrored ones are.
     """
+
+    quarter_turns: bool = True
+    mirrors: bool = True
+
+
+def augmented(
+    image: Tensor, mask: Tensor, rng: np.random.Generator, allowed: Orientations | None = None
+) -> tuple[Tensor, Tensor]:
+    """A square in a random orientation of these, darker or brighter; grey stays grey."""
+    allowed = allowed or Orientations()
     turns, mirrored, factor = int(rng.integers(4)), rng.random() < 0.5, rng.uniform(*BRIGHTNESS)
-    turns = turns if quarter_turns else 2 * (turns % 2)
+    if not allowed.quarter_turns:
+        turns = 2 * (turns % 2)
     image, mask = (torch.rot90(part, turns, (1, 2)) for part in (image, mask))
-    if mirrored:
+    if mirrored and allowed.mirrors:
         image, mask = image.flip(2), mask.flip(2)
     return (image.float() * factor).round().clamp(0, 255).to(torch.uint8), mask
 
 
-def uprightness(image: Tensor) -> float:
-    """How upright an image's streaks are: log of its gradients' energy across by that down.
+def streaks(image: Tensor) -> tuple[float, float]:
+    """How an image's streaks run, by the spread of its gradients; even shading has none.
 
-    Over 0 if they stand, under 0 if they lie, near 0 without a direction.
+    Returns:
+        Log of the spread across by that down, over 0 if they stand and under 0 if they lie; and
+        the correlation of the two, from -1 to 1, not 0 if they are slanted. Both near 0 without
+        a direction.
     """
     levels = image.float().mean(dim=0)
-    across, down = (float(levels.diff(dim=axis).square().mean()) + 1e-3 for axis in (1, 0))
-    return math.log(across / down)
+    # Both in the middle of four pixels, so that a mirrored image has the opposite slant.
+    across, down = levels.diff(dim=1), levels.diff(dim=0)
+    across, down = across[1:] + across[:-1], down[:, 1:] + down[:, :-1]
+    across, down = across - across.mean(), down - down.mean()
+    spreads = float(across.square().mean()) + 1e-3, float(down.square().mean()) + 1e-3
+    slant = float((across * down).mean()) / math.sqrt(math.prod(spreads))
+    return math.log(spreads[0] / spreads[1]), slant
 
 
 def resized(image: Image.Image, mask: Image.Image, size: int) -> tuple[Tensor, Tensor]:

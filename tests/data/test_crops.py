@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from acontrol.data.crops import Crop, crops, target_view
 from acontrol.pipelines.compositing import paste, paste_part
@@ -100,6 +100,24 @@ def test_squares_along_a_long_defect_cover_it(corner, size, scale, limit) -> Non
         assert max(right - left, bottom - top) <= limit
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 119), st.integers(0, 299)), min_size=2, max_size=4),
+    st.sampled_from([24, 50, 96]),
+)
+def test_parts_of_a_bent_crack_lie_in_their_squares(corners, limit) -> None:
+    picture = Image.new("1", (300, 120))
+    ImageDraw.Draw(picture).line([(x, y) for y, x in corners], fill=1, width=3)
+    mask = np.asarray(picture)
+    if not mask.any():
+        return
+    parts = crops(mask, 4, 16, limit)
+    assert (np.any([placed(part, mask.shape) for part in parts], axis=0) == mask).all()
+    for part in parts:
+        assert part.mask.any()
+        if part.part is not None:
+            assert ((part.weight > 0) == part.mask).all()
+
+
 def test_a_limit_changes_nothing_for_what_fits() -> None:
     mask = disc((512, 400), (256, 200), (30, 30), radius=10)
     for crop, other in zip(crops(mask, 4, 64, 84), crops(mask, 4, 64), strict=True):
@@ -156,6 +174,16 @@ def test_parts_of_unlike_brightness_have_no_seam() -> None:
     assert {100, 200} <= {*drawn.ravel().tolist()}
     steps = [np.abs(np.diff(drawn, axis=axis)).max() for axis in (0, 1)]
     assert max(steps) <= 100 / parts[0].shared + 1
+
+
+def test_neighbouring_defects_do_not_weaken_each_other() -> None:
+    mask = np.zeros((600, 1400), bool)
+    mask[300:304, 20:620] = True
+    mask[300:304, 650:1380] = True
+    parts = crops(mask, 4, 64, 512)
+    assert len({id(part.defect) for part in parts}) == 2
+    drawn = in_parts(mask, parts, [200] * len(parts))
+    assert (drawn[301, 25:615] >= 199).all() and (drawn[301, 655:1375] >= 199).all()
 
 
 def test_training_sees_a_part_of_a_long_defect() -> None:

@@ -45,17 +45,20 @@ def test_a_drawing_by_plain_operations_says_so_and_is_nearly_the_same(
 
 
 def test_a_compiled_drawing_keeps_the_chosen_kernel(
-    built_in_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built_in_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # Tracing chooses the kernel for good; making machine code of it takes a minute more.
-    make, traced = torch.compile, []
+    make = torch.compile
 
     def trace(run: Any, **settings: Any) -> Any:
-        traced.append(run)
         return make(run, **{**settings, "backend": "aot_eager"})
 
     monkeypatch.setattr(torch, "compile", trace)
     for kernel in ("math", "auto"):
         out = tmp_path / kernel
         assert is_fused(built_in_data, out, kernel, "--compile", "blocks") == (kernel == "auto")
-    assert traced
+    assert "Compiling the U-Net" in (said := "".join(capsys.readouterr()))
+    assert "runs uncompiled" not in said

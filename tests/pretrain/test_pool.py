@@ -18,7 +18,7 @@ from acontrol.pretrain.pool import (
     folder_pools,
     good_pool,
 )
-from acontrol.pretrain.views import uprightness
+from acontrol.pretrain.views import streaks
 
 
 def test_the_built_in_vocabulary_names_every_drawing() -> None:
@@ -148,43 +148,61 @@ def test_squares_show_original_pixels_good_and_bad(wood: Path) -> None:
     assert torch.equal(longer.images[:60], pool.images), "a view depends on its number alone"
 
 
-def streaked(root: Path, upright: list[bool]) -> MvtecFolder:
-    """Good images with streaks one way or the other, and defects that do not matter."""
+def streaked(root: Path, ways: str) -> MvtecFolder:
+    """Good images with streaks that stand, lie or are slanted, and uneven light."""
     rng = np.random.default_rng(0)
-    for number, stands in enumerate(upright):
-        lines = np.repeat(rng.integers(60, 200, (1, 64)), 64, axis=0).astype(np.uint8)
+    rows, columns = np.indices((64, 64))
+    along = {"|": columns, "-": rows, "/": rows + columns}
+    for number, way in enumerate(ways):
+        lines = rng.integers(40, 180, 127)[along[way]] + rows
         file = root / "steel" / "train" / "good" / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(lines if stands else lines.T).save(file)
+        Image.fromarray(lines.astype(np.uint8)).save(file)
     return open_folder(root)
 
 
-def standing(pool: Pool) -> float:
-    """Share of the views whose streaks stand."""
-    return float(np.mean([uprightness(image) > 0 for image in pool.images]))
+def shares(pool: Pool) -> tuple[float, float]:
+    """Of the views: whose streaks stand, and, where they are slanted, rise to the right."""
+    found = np.array([streaks(image) for image in pool.images])
+    return float(np.mean(found[:, 0] > 0)), float(np.mean(found[:, 1] > 0))
 
 
-def test_squares_keep_the_direction_of_a_products_grain(
+def test_squares_keep_the_direction_of_a_products_streaks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    steel = streaked(tmp_path / "a", [True] * 11 + [False])  # One lay askew.
-    pool, _ = folder_pools(steel, 60, 12, 0, 32, (1.0,))
-    assert "steel: its grain has one direction" in capsys.readouterr().out
-    assert standing(pool) > 0.8
-    first = pool.images[0]
-    assert not all(torch.equal(first, image) for image in pool.images), "they are mirrored"
-    turned, _ = folder_pools(steel, 60, 12, 0, 32, (1.0,), "any")
-    assert 0.3 < standing(turned) < 0.7
-    assert standing(good_pool([steel], 60, 0, 32, (1.0,))) > 0.8
-    # Where they lie either way, either way is right, unless one says otherwise.
-    wood = streaked(tmp_path / "b", [True] * 8 + [False] * 4)
-    capsys.readouterr()
-    either, _ = folder_pools(wood, 60, 12, 0, 32, (1.0,))
-    assert capsys.readouterr().out == ""
-    same, _ = folder_pools(wood, 60, 12, 0, 32, (1.0,), "any")
-    assert torch.equal(either.images, same.images)
-    half, _ = folder_pools(wood, 60, 12, 0, 32, (1.0,), "half")
-    assert not torch.equal(half.images, same.images)
+    def said() -> str:
+        return capsys.readouterr().out
+
+    standing = streaked(tmp_path / "a", 11 * "|" + "-")  # One lay askew.
+    pool, _ = folder_pools(standing, 60, 12, 0, 32, (1.0,))
+    assert "steel: its streaks run one way, so squares are mirrored but not turned" in said()
+    assert shares(pool)[0] > 0.8
+    assert shares(good_pool([standing], 60, 0, 32, (1.0,)))[0] > 0.8
+    turned, _ = folder_pools(standing, 60, 12, 0, 32, (1.0,), "any")
+    assert 0.3 < shares(turned)[0] < 0.7
+    said()
+    slanted = streaked(tmp_path / "b", 12 * "/")
+    pool, _ = folder_pools(slanted, 60, 12, 0, 32, (1.0,))
+    assert "squares are neither mirrored nor turned by right angles" in said()
+    assert shares(pool)[1] == 1
+    turned, _ = folder_pools(slanted, 60, 12, 0, 32, (1.0,), "any")
+    assert 0.3 < shares(turned)[1] < 0.7
+    # Where they lie either way, and of few images, any way is right.
+    for name, ways in (("c", 8 * "|" + 4 * "-"), ("d", "|||")):
+        folder = streaked(tmp_path / name, ways)
+        said()
+        pool, _ = folder_pools(folder, 60, 12, 0, 32, (1.0,))
+        assert said() == ""
+        same, _ = folder_pools(folder, 60, 12, 0, 32, (1.0,), "any")
+        assert torch.equal(pool.images, same.images)
+
+
+def test_uneven_light_is_no_direction() -> None:
+    rng = np.random.default_rng(0)
+    shade = np.broadcast_to(np.linspace(60, 180, 64), (3, 64, 64))
+    pixels = torch.from_numpy((shade + rng.normal(0, 3, (64, 64))).astype(np.uint8))
+    assert all(abs(value) < 0.15 for value in streaks(pixels))
+    assert streaks(torch.full((3, 8, 8), 9, dtype=torch.uint8)) == (0, 0)
 
 
 def test_other_products_are_good_ones_alone(wood: Path, tmp_path: Path) -> None:
