@@ -47,8 +47,6 @@ import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-import numpy as np
-
 from acontrol.data.mvtec import open_folder
 from acontrol.data.pieces import find_pieces, training_images
 from benchmarks.handful import Case, tiles
