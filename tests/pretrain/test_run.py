@@ -154,6 +154,21 @@ def test_a_run_that_began_with_all_images_is_not_continued(
         pretrain.run([str(built_in_data), "--output", str(tmp_path / "base"), *SMALL])
 
 
+def test_a_run_from_before_turns_had_any(built_in_data: Path, tmp_path: Path) -> None:
+    options = ["--output", str(tmp_path / "base"), "--view", "64", *SMALL]
+    config = parse(PretrainConfig, options, prog="")
+    left_out = {"output", "save_every", "samples_every", "tracking", "split_file", "turns"}
+    before = config.model_dump(mode="json", exclude=left_out) | {"seed": 5}
+    (tmp_path / "base-training").mkdir()
+    record = {"root": str(built_in_data), **before, "split_digest": "third"}
+    (tmp_path / "base-training" / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="turns: None -> auto"):
+        pretrain.run([str(built_in_data), *options])
+    with pytest.raises(UserError, match="seed: 5 -> 0") as other:
+        pretrain.run([str(built_in_data), *options, "--turns", "any"])
+    assert "turns" not in str(other.value)
+
+
 def test_a_run_is_not_continued_on_changed_training_images(
     built_in_data: Path, tmp_path: Path
 ) -> None:
@@ -290,6 +305,7 @@ def test_other_settings_do_not_continue_a_run(tmp_path: Path) -> None:
         (["--output", "b", "--also", "c"], "--also is for a folder: name ROOT"),
         ([".", "--output", "b", "--view", "50"], "--view: Input should be a multiple of 32"),
         ([".", "--output", "b", "--scale", "0.5"], "--scale is of the squares of --view"),
+        ([".", "--output", "b", "--turns", "any"], "--turns is of the squares of --view"),
         ([".", "--output", "b", "--view", "64", "--scale", "0"], "scale must be over 0"),
         ([".", "--output", "b", "--view", "64", "--scale", "1", "9"], "at most 4"),
         (
