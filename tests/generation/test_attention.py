@@ -1,5 +1,7 @@
 """A drawing by another kernel of attention."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from acontrol.data.images import read_image
 from acontrol.networks.locate import built_in_adapter
 from launch import generate
+from tests.train.ranks import run_ranks
 
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
@@ -44,22 +47,29 @@ def test_a_drawing_by_plain_operations_says_so_and_is_nearly_the_same(
     assert "attention was math, now auto: pixels may differ" in capsys.readouterr().err
 
 
-def test_a_compiled_drawing_keeps_the_chosen_kernel(
-    built_in_data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    # Tracing chooses the kernel for good; making machine code of it takes a minute more.
+def compiled(data: Path, out: Path) -> dict[str, Any]:
+    """Whether compiled drawings took the fused kernel, and what was printed.
+
+    In a process of its own: the tests' type checks do not compile.
+    """
     make = torch.compile
 
     def trace(run: Any, **settings: Any) -> Any:
         return make(run, **{**settings, "backend": "aot_eager"})
 
-    monkeypatch.setattr(torch, "compile", trace)
-    for kernel in ("math", "auto"):
-        out = tmp_path / kernel
-        assert is_fused(built_in_data, out, kernel, "--compile", "blocks") == (kernel == "auto")
-    printed = capsys.readouterr().out
-    assert printed.count("1 image with masks") == 2
-    assert "runs uncompiled" not in printed
+    # Tracing chooses the kernel for good; making machine code of it takes a minute more.
+    torch.compile = trace
+    found: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        for kernel in ("math", "auto"):
+            found[kernel] = is_fused(data, out / kernel, kernel, "--compile", "blocks")
+    return {**found, "printed": printed.getvalue()}
+
+
+def test_a_compiled_drawing_keeps_the_chosen_kernel(
+    built_in_data: Path, tmp_path: Path
+) -> None:
+    found = run_ranks(compiled, 1, tmp_path, built_in_data, tmp_path)
+    assert "runs uncompiled" not in found["printed"]
+    assert found["printed"].count("1 image with masks") == 2
+    assert (found["math"], found["auto"]) == (False, True)

@@ -155,7 +155,7 @@ def test_a_run_that_began_with_all_images_is_not_continued(
 
 
 def test_a_run_from_before_turns_had_any(built_in_data: Path, tmp_path: Path) -> None:
-    options = ["--output", str(tmp_path / "base"), "--view", "64", *SMALL]
+    options = ["--output", str(tmp_path / "base"), "--view", "32", *SMALL]
     config = parse(PretrainConfig, options, prog="")
     left_out = {"output", "save_every", "samples_every", "tracking", "split_file", "turns"}
     before = config.model_dump(mode="json", exclude=left_out) | {"seed": 5}
@@ -164,9 +164,8 @@ def test_a_run_from_before_turns_had_any(built_in_data: Path, tmp_path: Path) ->
     (tmp_path / "base-training" / "config.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="turns: None -> auto"):
         pretrain.run([str(built_in_data), *options])
-    with pytest.raises(UserError, match="seed: 5 -> 0") as other:
+    with pytest.raises(UserError, match=r"\(seed: 5 -> 0\)"):
         pretrain.run([str(built_in_data), *options, "--turns", "any"])
-    assert "turns" not in str(other.value)
 
 
 def test_a_run_is_not_continued_on_changed_training_images(
