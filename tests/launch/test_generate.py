@@ -426,7 +426,7 @@ def test_a_scratch_on_a_large_image_is_drawn_near_and_changes_nothing_else(
     [
         (0.0, None, [2048], None),
         (4.0, None, [96, 96], None),
-        (4.0, 30, [30, 30, 30, 30], None),  # Two along each.
+        (4.0, 30, [30] * 6, None),  # Three along each.
         (None, None, [2048], "whole images are assumed"),
     ],
 )
