@@ -33,6 +33,9 @@ KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
+# With torch 2.13 its loss is right and its gradient 12 % off, by the norm; that of blocks is
+# the plain one to 2e-7, and that of the whole by other backends, too.
+WRONG = "gradients of the whole, compiled on a CPU, are wrong; give runtime.compile blocks"
 LONG = 1_000  # Steps of a run that make up for compiling.
 
 
@@ -50,6 +53,9 @@ def compile_for_training(
     Returns:
         Why the U-Net stays uncompiled, in one line; None if it does not.
     """
+    on_cpu = next(model.unet.parameters()).device.type == "cpu"
+    if extent == "whole" and on_cpu and backend == "inductor":
+        return WRONG
     undo = compile_unet(model.unet, extent, lambda _: torch.is_grad_enabled(), backend)
     return _warmed_up(lambda: model.warm_up(batch_size), undo)
 

@@ -27,6 +27,7 @@ from acontrol.method.model import AnomalyControl
 from acontrol.method.sga import SemanticAdapter, install_processors
 from acontrol.networks.compilation import (
     CODE,
+    WRONG,
     attention_by,
     chosen_extent,
     compile_asea,
@@ -76,6 +77,7 @@ def compiled(extent: str) -> dict[str, Any]:
     loss, gradient = step()
     plain = without_gradient()
     refused = compile_for_training(model, "blocks", SIZE, backend=broken)
+    wrong = compile_for_training(model, "whole", SIZE)
     after_refusal = step()[0]
     torch._dynamo.reset()
     counters.clear()
@@ -85,6 +87,7 @@ def compiled(extent: str) -> dict[str, Any]:
     again = step()[0]
     return {
         "refused": refused,
+        "wrong": wrong,
         "after refusal": torch.equal(after_refusal, loss),
         "reason": reason,
         "loss": (loss.item(), found.item(), again.item()),
@@ -112,6 +115,7 @@ def test_a_compiled_step_is_the_plain_one(tmp_path, extent) -> None:
     assert result["names"]
     # What does not compile runs as it is.
     assert "no compiler found" in result["refused"]
+    assert result["wrong"] == WRONG  # With inductor on this processor.
     assert result["after refusal"]
 
 
