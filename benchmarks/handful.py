@@ -191,18 +191,22 @@ class Case:
         with self.groups.open("w", newline="") as file:
             csv.writer(file).writerows(groups.items())
 
-    def best(self) -> str:
-        """The candidate with the highest pixel AP, if this is the case of the choice.
+    def precisions(self) -> dict[str, float]:
+        """Pixel AP by source, of the detectors that were tested.
 
         Raises:
-            FileNotFoundError: If nothing was chosen yet.
+            FileNotFoundError: If none was tested yet.
         """
         with (self.place / "test" / "results.csv").open(newline="") as file:
-            found = {
+            return {
                 row["source"]: float(row["value"])
                 for row in csv.DictReader(file)
                 if (row["category"], row["metric"]) == ("mean", "pixel_ap")
             }
+
+    def best(self) -> str:
+        """The candidate with the highest pixel AP, if this is the case of the choice."""
+        found = self.precisions()
         return max(CANDIDATES, key=lambda name: found[f"real+{name}"])
 
     def _drawing(self, out: str, seed: int, how: Iterable[str]) -> list[str]:

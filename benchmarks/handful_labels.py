@@ -48,7 +48,6 @@ rounds have failed on these test images by then; a third that succeeds would hav
 less than a first.
 """
 
-import csv
 import json
 import shutil
 from collections.abc import Callable, Collection
@@ -139,12 +138,7 @@ def training_part(data: Path, split_file: Path, case: Case) -> tuple[Case, Colle
 
 def best(case: Case, kind: str, names: Collection[str]) -> str:
     """The variant of a set that had the highest pixel AP at the choice."""
-    with (case.place / "test" / "results.csv").open(newline="") as file:
-        found = {
-            row["source"]: float(row["value"])
-            for row in csv.DictReader(file)
-            if (row["category"], row["metric"]) == ("mean", "pixel_ap")
-        }
+    found = case.precisions()
     return max(names, key=lambda name: found[f"real+{kind}-{name}"])
 
 
