@@ -66,6 +66,11 @@ be shown any more, and what is left to see is half of it, on one.
 Added while those twenty trainings ran, when two seeds of real and of real+noise and one of
 real+copy-paste had been seen (real 16, the others 17 to 22): what a sceptic would ask for next,
 real+perlin, which knows no defect, and the two sets alone. Another opening, said as such.
+
+Declared before it is run: ball_screw-choose once more, in another WORK, since every base so far
+was taught turned and mirrored threads (`benchmarks.handful_labels`) and references were not as
+large as their masks. Everything else is as above. Its test is opened for it only if a candidate
+with the real ones has a higher pixel AP there than real alone.
 """
 
 import csv
