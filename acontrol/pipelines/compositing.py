@@ -80,7 +80,7 @@ def paste(
         drawn: (H, W, 3).
         mask: (H, W), not empty: the pixels to take from ``drawn``.
         blend: "hard" copies them; "feather" fades them in over ``width`` pixels from the
-            mask's edge inwards; "poisson" shifts their colours smoothly to meet the normal
+            mask's edge inwards, or a quarter of a thinner part's thickness; "poisson" shifts their colours smoothly to meet the normal
             image's at the edge.
         width: Of the fade, in pixels.
 
@@ -140,7 +140,7 @@ def _pasted(
     for top in range(0, height, step):
         bottom = min(top + step, height)
         # No farther does a pixel's alpha depend on the mask.
-        first, last = max(0, top - 2 * width - 2), min(height, bottom + 2 * width + 2)
+        first, last = max(0, top - 4 * width - 4), min(height, bottom + 4 * width + 4)
         own = slice(top - first, bottom - first)
         alpha = _alpha(mask[first:last], width)[own, :, None]
         mixed = alpha * drawn[top:bottom] + (1 - alpha) * normal[top:bottom]
@@ -154,9 +154,9 @@ def _alpha(mask: npt.NDArray[np.bool_], width: int) -> npt.NDArray[np.float64]:
     if mask.all():
         return np.ones(mask.shape)
     depth = np.asarray(ndimage.distance_transform_edt(mask))
-    # A part thinner than the fade is drawn in full along its middle.
-    nearby = ndimage.maximum_filter(depth, 2 * width + 1)
-    return np.clip(depth / np.clip(nearby, 1, width + 1), 0, 1)
+    # Over a quarter of its thickness at most: faded up to its middle, a crack is half as dark.
+    nearby = ndimage.maximum_filter(depth, 4 * width + 3)
+    return np.clip(depth / np.clip(nearby / 2, 1, width + 1), 0, 1)
 
 
 def _poisson(normal: Pixels, drawn: Pixels, mask: npt.NDArray[np.bool_]) -> Pixels:

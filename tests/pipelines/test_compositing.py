@@ -50,6 +50,16 @@ def test_a_line_thinner_than_the_fade_is_drawn_in_full_along_its_middle(thicknes
     assert (column[mask[:, 15]] > 0).all()
 
 
+@pytest.mark.parametrize("thickness", [2, 4, 6, 9])
+def test_a_thin_defect_is_not_made_faint(thickness: int) -> None:
+    """A crack of six pixels, faded over three from each side, would be half as dark."""
+    normal, drawn = np.zeros((30, 30, 3), np.uint8), np.full((30, 30, 3), 240, np.uint8)
+    mask = np.zeros((30, 30), bool)
+    mask[8 : 8 + thickness, 2:28] = True
+    column = paste(normal, drawn, mask, "feather", 5)[:, 15, 0]
+    assert column[mask[:, 15]].mean() > 0.75 * 240
+
+
 @pytest.mark.parametrize("blend", ["feather", "poisson", "hard"])
 def test_grey_on_grey_stays_grey(blend) -> None:
     normal, drawn, mask = images()
