@@ -21,7 +21,8 @@ _ORDINARY = 0.95  # Share of the background whose change counts as the autoencod
 _SSIM_SIDE = 11  # Of the window; smaller images have no SSIM.
 _STRIP = 2**20  # Pixels worked on at once.
 _SAMPLED = 2**23  # Pixels that give the autoencoder's error.
-_REACH = 4  # Rows that a pixel's smoothed value depends on, each way.
+_SMOOTH = 2.0  # Standard deviation of the smoothing of a difference, in pixels.
+_REACH = 8  # Rows that a pixel's smoothed value depends on, each way.
 
 
 def changed(normal: Pixels, drawn: Pixels, mask: Mask) -> Mask:
@@ -41,9 +42,9 @@ def changed(normal: Pixels, drawn: Pixels, mask: Mask) -> Mask:
     apart = math.ceil(mask.size / _SAMPLED)  # Rows: of a large photograph some are enough.
     inside, outside = [], []
     for own, read in _strips(mask.shape, _REACH):
-        difference = _difference(normal[read], drawn[read]).max(axis=2).astype(np.float32)
-        # Over three pixels: the autoencoder moves fine grain.
-        smooth = ndimage.gaussian_filter(difference, 1.0)
+        difference = drawn[read].astype(np.float32) - normal[read]
+        # With its sign, so that redrawn grain cancels itself and a defect does not.
+        smooth = np.abs(ndimage.gaussian_filter(difference, (_SMOOTH, _SMOOTH, 0))).max(axis=2)
         smooth = smooth[own.start - read.start : own.stop - read.start]
         inside.append(smooth[mask[own]])
         outside.append(smooth[::apart][~mask[own][::apart]])

@@ -35,6 +35,16 @@ def test_a_drawing_is_a_change_and_only_inside(scene) -> None:
     assert 0.45 < change.sum() / mask.sum() < 0.65
 
 
+def test_grain_that_was_drawn_anew_is_no_change(scene) -> None:
+    """Or a label without a visible defect would pass the gate."""
+    rng, _, mask = scene
+    grain = rng.normal(120, 12, (2, 48, 48, 1)).repeat(3, axis=3).astype(np.uint8)
+    normal, drawn = grain[0], np.where(mask[..., None], grain[1], grain[0])
+    assert changed(normal, drawn, mask).sum() / mask.sum() < 0.1
+    drawn[10:30, 18:24] -= 25
+    assert changed(normal, drawn, mask)[12:28, 18:24].mean() > 0.9
+
+
 def test_the_refined_mask_has_no_specks_and_no_holes(scene) -> None:
     _, _, mask = scene
     change = np.zeros_like(mask)
