@@ -7,14 +7,15 @@ training part it takes over. What three rounds had missed was found by looking a
 beside the normal image and in their labels:
 
     faint      of the drawn breaks 60 % and of cracks a quarter differed from the normal image
-               by under 8 grey levels. A part of this was the composite: faded in over two of the
-               model's pixels, a defect of four to six pixels was half as dark as drawn, pasted
-               copies as well. Now it fades over a quarter of its thickness at most
+               by under 8 grey levels. A part of this was the composite: faded in over two of
+               the model's pixels, a defect of four to six pixels was half as dark as drawn,
+               pasted copies as well. Now it fades over a quarter of its thickness at most
     unseen     the gate took new grain for a change, so that labels with nothing to see passed.
                Now a difference keeps its sign while it is smoothed, and grain cancels itself
     uneven     an uneven surface was drawn from noise, without what the tile looks like, as a
                bright patch. From the normal image (`--start clean`) it is the tile's own
-               streaks, changed; and small defects, from the reference with its detail, fill their masks
+               streaks, changed; and small defects, from the reference with its detail, fill
+               their masks
 
 Known when this was written, of the training part, in pixel AP, AUPRO and image AUROC, two
 seeds, one adapter: real 7.1, 69.9, 76.4; with the third round's drawings 7.1, 74.8, 85.0; with
