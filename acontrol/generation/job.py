@@ -42,7 +42,7 @@ MANIFEST_NAME = "manifest.jsonl"
 JOB_NAME = "job.json"
 IMAGES = "images"  # In it: how many the plan has.
 PLACED = ".lines.jsonl"  # Every line, while the finished folder is put in its place.
-FORMAT = "acontrol-generation-2"  # 1: other edges, colours and squares.
+FORMAT = "acontrol-generation-3"  # 1: other edges, colours, squares. 2: thin defects fainter.
 BATCH_PIXELS = 48 * 2**20
 # By the gate, or as their files were unreadable; then by its name before 0.2.
 REJECTED_NAME, NOT_KEPT_NAME = "rejected.jsonl", "not_kept.jsonl"
