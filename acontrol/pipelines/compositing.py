@@ -80,8 +80,8 @@ def paste(
         drawn: (H, W, 3).
         mask: (H, W), not empty: the pixels to take from ``drawn``.
         blend: "hard" copies them; "feather" fades them in over ``width`` pixels from the
-            mask's edge inwards, or a quarter of a thinner part's thickness; "poisson" shifts their colours smoothly to meet the normal
-            image's at the edge.
+            mask's edge inwards, or a quarter of a thinner part's thickness; "poisson" shifts
+            their colours smoothly to meet the normal image's at the edge.
         width: Of the fade, in pixels.
 
     Returns:
