@@ -28,6 +28,9 @@ the visible ones 8.9, 77.9, 86.9, and copies, all of them, 9.7, 80.1, 88.8.
     choose   on the training part, 2 seeds: real, and with it seen and copies
     test     only if real+seen is above real in pixel AP there: the head, 3 seeds: real, and
              with it seen, copies, and both
+    unet     added before any figure of choose or test, on the same condition: the U-Net, on
+             crops of 128 px at half scale (budget small), 2 seeds, with the real ones seen-0
+             and copies. Another detector, so another reading of the same images
 
 Success as before: pixel AP of real+seen above real's and above real+copies', the intervals of
 both paired differences above 0. It is the sixth opening of these test images.
@@ -42,7 +45,7 @@ from benchmarks.handful_again import ADAPTERS, adapter
 from benchmarks.handful_labels import COUNT, training_part, variant
 from benchmarks.real_surfaces import carry_out, parser_of
 
-STAGES = ("sets", "choose", "test")
+STAGES = ("sets", "choose", "test", "unet")
 REFERENCE: Mapping[str, object] = {"start": "reference", "strength": 0.7, "detail": True}
 CLEAN: Mapping[str, object] = {"start": "clean", "strength": 0.7}
 WAYS = {"blowhole": REFERENCE, "break": REFERENCE, "crack": REFERENCE, "uneven": CLEAN}
@@ -81,11 +84,11 @@ def main() -> None:
     if options.stage == "sets":
         write_requests(case)
         pasted = ("--method", "copy-paste", "--gate", "off")
-        sets = [drawing(case, f"seen-{seed}", seed, (*SAMPLING, *GATE)) for seed in ADAPTERS]
-        carry_out([*sets, drawing(case, "copies", 0, pasted)], show=options.print)
+        drawn = [drawing(case, f"seen-{seed}", seed, (*SAMPLING, *GATE)) for seed in ADAPTERS]
+        carry_out([*drawn, drawing(case, "copies", 0, pasted)], show=options.print)
         return
     choice, held = training_part(options.data, options.split_file, case)
-    seen = case if options.stage == "test" else choice
+    seen = choice if options.stage == "choose" else case
 
     def made(name: str) -> str:
         place = seen.place / "sets" / name
@@ -98,13 +101,19 @@ def main() -> None:
             show=options.print,
         )
 
+    adapters = ADAPTERS[:1] if options.stage == "unet" else ADAPTERS
     sets = {
-        "seen": ",".join(made(f"seen-{seed}") for seed in ADAPTERS),
+        "seen": ",".join(made(f"seen-{seed}") for seed in adapters),
         "copies": made("copies"),
     }
-    more = ["real+copies+seen"] if seen is case else []
-    command = seen.evaluation(sets, 3 if seen is case else 2, more)
-    command[command.index("--out") + 1] = str(seen.place / "visible")
+    both = ["real+copies+seen"] if options.stage == "test" else []
+    command = seen.evaluation(sets, 3 if options.stage == "test" else 2, both)
+    place = "unet" if options.stage == "unet" else "visible"
+    command[command.index("--out") + 1] = str(seen.place / place)
+    if options.stage == "unet":
+        command[command.index("head")] = "unet"
+        command[command.index("paper")] = "small"
+        command += ["--tile", "128", "--tile-scale", "0.5"]
     carry_out([command], show=options.print)
 
 
