@@ -8,8 +8,9 @@ beside the normal image and in their labels:
 
     faint      of the drawn breaks 60 % and of cracks a quarter differed from the normal image
                by under 8 grey levels. A part of this was the composite: faded in over two of
-               the model's pixels, a defect of four to six pixels was half as dark as drawn,
-               pasted copies as well. Now it fades over a quarter of its thickness at most
+               the model's pixels, a defect of four to six pixels lost a third of its contrast
+               and more, pasted copies as well. Now it fades over a quarter of its thickness
+               at most
     unseen     the gate took new grain for a change, so that labels with nothing to see passed.
                Now a difference keeps its sign while it is smoothed, and grain cancels itself
     uneven     an uneven surface was drawn from noise, without what the tile looks like, as a
@@ -23,14 +24,15 @@ drawings by these starts 6.9, 75.9, 84.6; of these the ones that can be seen 9.4
 with copies 9.0, 79.3, 86.7. Of one seed, of composites that keep thin defects: 7.4, 75.6, 86.5,
 the visible ones 8.9, 77.9, 86.9, and copies, all of them, 9.7, 80.1, 88.8.
 
-    sets     of either adapter 60 drawings a defect by WAYS, and copies by the same plan, all
-             by today's composite and gate
+    sets     of either adapter 60 drawings a defect by WAYS, and copies by the same plan without
+             a gate, all by today's composite. The smoothing of the gate is narrower since, so
+             that it sees fine scratches: the same command draws somewhat other sets
     choose   on the training part, 2 seeds: real, and with it seen and copies
     test     only if real+seen is above real in pixel AP there: the head, 3 seeds: real, and
              with it seen, copies, and both
-    unet     added before any figure of choose or test, on the same condition: the U-Net, on
-             crops of 128 px at half scale (budget small), 2 seeds, with the real ones seen-0
-             and copies. Another detector, so another reading of the same images
+    unet     added when choose had just ended and before its figures were read, on the same
+             condition: the U-Net, on crops of 128 px at half scale (budget small), 2 seeds,
+             with the real ones seen-0 and copies. Another reading of the same images
 
 Success as before: pixel AP of real+seen above real's and above real+copies', the intervals of
 both paired differences above 0. It is the sixth opening of these test images.
@@ -91,13 +93,13 @@ def main() -> None:
     seen = choice if options.stage == "choose" else case
 
     def made(name: str) -> str:
-        place = seen.place / "sets" / name
-        allowed = held if seen is choice else frozenset[str]()
+        place = seen.place / "sets" / options.stage / name
+        not_drawn_on = held if seen is choice else frozenset[str]()
         return variant(
             case.place / name,
             place,
             "asked",
-            lambda normal: normal not in allowed,
+            lambda normal: normal not in not_drawn_on,
             show=options.print,
         )
 

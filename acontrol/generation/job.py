@@ -35,7 +35,7 @@ from acontrol.generation.manifest import (
 )
 from acontrol.generation.plan import PlannedImage
 from acontrol.generation.sampler import GeneratedImage, Generator
-from acontrol.messages import counted
+from acontrol.messages import counted, print_note
 from acontrol.runs import guard, storage
 
 MANIFEST_NAME = "manifest.jsonl"
@@ -182,7 +182,9 @@ class Job:
             begun.setdefault(IMAGES, settings[IMAGES])
         self.done = finished is not None
         if finished is not None:
-            guard.refuse(out, guard.changes(finished, settings), "--out")
+            if finished.get("format") != FORMAT:
+                print_note(f"{out} was drawn by an earlier version: now pixels would differ")
+            guard.refuse(out, guard.changes(finished | {"format": FORMAT}, settings), "--out")
             return
         if (self.folder / PLACED).exists():  # Stopped while it was put in place.
             return

@@ -21,13 +21,13 @@ _ORDINARY = 0.95  # Share of the background whose change counts as the autoencod
 _SSIM_SIDE = 11  # Of the window; smaller images have no SSIM.
 _STRIP = 2**20  # Pixels worked on at once.
 _SAMPLED = 2**23  # Pixels that give the autoencoder's error.
-_SMOOTH = 2.0  # Standard deviation of the smoothing of a difference, in pixels.
-_REACH = 8  # Rows that a pixel's smoothed value depends on, each way.
+_REACH = 4  # Rows that a pixel's smoothed value depends on, each way.
 
 
 def changed(normal: Pixels, drawn: Pixels, mask: Mask) -> Mask:
     """Where a drawing differs from its normal image by more than the autoencoder's own error.
 
+    Both are smoothed by a pixel first, so that the same surface with other grain is no change.
     The drawing must not be composited yet: any difference outside the mask is then the
     autoencoder's error, and its 95 % quantile is the least change that counts inside.
 
@@ -43,8 +43,9 @@ def changed(normal: Pixels, drawn: Pixels, mask: Mask) -> Mask:
     inside, outside = [], []
     for own, read in _strips(mask.shape, _REACH):
         difference = drawn[read].astype(np.float32) - normal[read]
-        # With its sign, so that redrawn grain cancels itself and a defect does not.
-        smooth = np.abs(ndimage.gaussian_filter(difference, (_SMOOTH, _SMOOTH, 0))).max(axis=2)
+        # With its sign, so that redrawn grain cancels itself and a defect does not. No wider:
+        # a scratch of one pixel would cancel as well.
+        smooth = np.abs(ndimage.gaussian_filter(difference, (1.0, 1.0, 0))).max(axis=2)
         smooth = smooth[own.start - read.start : own.stop - read.start]
         inside.append(smooth[mask[own]])
         outside.append(smooth[::apart][~mask[own][::apart]])

@@ -70,7 +70,8 @@ class OutputSettings(Settings):
     blend: Literal["feather", "poisson", "hard"] = Field(
         "feather",
         description="The mask's edge. feather: the drawing fades in over two of the model's "
-        "pixels inside it; poisson: it takes on its surroundings' colour; hard: a clean cut.",
+        "pixels inside it, a thin part faster; poisson: it takes on its surroundings' colour; "
+        "hard: a clean cut.",
     )
     match_colour: Literal["auto", "off"] = Field(
         "auto",

@@ -136,11 +136,11 @@ def _pasted(
         return np.where(mask[..., None], drawn, normal)
     result = normal.copy()
     height, across = mask.shape
-    step = max(1, _STRIP // across)
+    margin = 4 * (width + 1)  # No farther does a pixel's alpha depend on the mask.
+    step = max(margin // 2, _STRIP // across)
     for top in range(0, height, step):
         bottom = min(top + step, height)
-        # No farther does a pixel's alpha depend on the mask.
-        first, last = max(0, top - 4 * width - 4), min(height, bottom + 4 * width + 4)
+        first, last = max(0, top - margin), min(height, bottom + margin)
         own = slice(top - first, bottom - first)
         alpha = _alpha(mask[first:last], width)[own, :, None]
         mixed = alpha * drawn[top:bottom] + (1 - alpha) * normal[top:bottom]
@@ -154,9 +154,22 @@ def _alpha(mask: npt.NDArray[np.bool_], width: int) -> npt.NDArray[np.float64]:
     if mask.all():
         return np.ones(mask.shape)
     depth = np.asarray(ndimage.distance_transform_edt(mask))
-    # Over a quarter of its thickness at most: faded up to its middle, a crack is half as dark.
-    nearby = ndimage.maximum_filter(depth, 4 * width + 3)
-    return np.clip(depth / np.clip(nearby / 2, 1, width + 1), 0, 1)
+    # Over a quarter of the thickness at most: up to its middle, a crack would become faint.
+    return np.clip(depth / np.clip(_half_thickness(mask, 2 * (width + 1)) / 2, 1, None), 0, 1)
+
+
+def _half_thickness(mask: npt.NDArray[np.bool_], most: int) -> npt.NDArray[np.int64]:
+    """(H, W): of the largest square in the mask that covers a pixel half the side, up to most.
+
+    Of a crack that leaves a stain it is the crack's own. In steps of a third or less.
+    """
+    depth = ndimage.distance_transform_cdt(mask, "chessboard")
+    half = np.zeros(mask.shape, np.int64)
+    levels = {min(most, round(2 ** (step / 2))) for step in range(2 * most.bit_length() + 1)}
+    for level in sorted(levels):
+        middles = (depth >= level).astype(np.uint8)
+        half[ndimage.maximum_filter(middles, 2 * level - 1) > 0] = level
+    return half
 
 
 def _poisson(normal: Pixels, drawn: Pixels, mask: npt.NDArray[np.bool_]) -> Pixels:

@@ -73,7 +73,7 @@ class Kept:
         self._files = self.hidden / "drawings"
         self._lock = threading.RLock()
         refuse_other(out)
-        settings = {"format": FORMAT, **metadata}
+        settings = {"format": self._begun_as(), **metadata}
         guard.claim(self.hidden / JOB_NAME, settings, "--out")
         self._metadata = json.loads(json.dumps(settings))
         self.drawings: dict[str, Drawing] = {}
@@ -88,6 +88,13 @@ class Kept:
             self._settle(drawing)
         if self.drawings:
             self._write_manifest()
+
+    def _begun_as(self) -> str:
+        """The form of the folder; later drawings may join it, as each is decided by itself."""
+        try:
+            return str(json.loads((self.hidden / JOB_NAME).read_text())["format"])
+        except (OSError, KeyError, TypeError, ValueError):
+            return FORMAT
 
     def add(self, owner: str, request: Request) -> Drawing:
         """Record what was asked for; it survives a kill from here on."""

@@ -19,6 +19,7 @@ from acontrol.generation.adapter import AdapterMethod
 from acontrol.generation.gate import DefectScorer
 from acontrol.generation.inputs import INPUTS, check_inputs
 from acontrol.generation.job import (
+    FORMAT,
     BatchResult,
     Job,
     batches_of,
@@ -257,6 +258,27 @@ def test_a_finished_job_is_put_in_place_without_drawing_again(
     assert Job(Path(), {}, [[]], {}).done
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
     assert names == {"a/test/b/000.png", "job.json", "manifest.jsonl"}
+
+
+def test_a_job_of_an_earlier_version_is_not_continued_but_a_finished_one_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its other half would have other pixels."""
+    job = Job(tmp_path / "set", {}, [[]], {})
+
+    def age(folder: Path) -> None:
+        file = folder / "job.json"
+        file.write_text(file.read_text().replace(FORMAT, "acontrol-generation-2"))
+
+    age(job.folder)
+    with pytest.raises(UserError, match=f"format: acontrol-generation-2 -> {FORMAT}"):
+        Job(tmp_path / "set", {}, [[]], {})
+    line = {"image": "a.png", "mask": "m.png", "batch": 0, "place": 0}
+    job.keep(0, BatchResult({"a.png": b"pixels"}, [line]))
+    job.finish(lambda *_: None)
+    assert "earlier version" not in capsys.readouterr().err
+    assert Job(tmp_path / "set", {}, [[]], {}).done
+    assert "was drawn by an earlier version" in capsys.readouterr().err
 
 
 def test_a_manifest_that_was_cut_is_named_as_such(tmp_path: Path) -> None:

@@ -36,13 +36,17 @@ def test_a_drawing_is_a_change_and_only_inside(scene) -> None:
 
 
 def test_grain_that_was_drawn_anew_is_no_change(scene) -> None:
-    """Or a label without a visible defect would pass the gate."""
+    """Or a label without a visible defect would pass the gate. A fine scratch is one."""
     rng, _, mask = scene
-    grain = rng.normal(120, 12, (2, 48, 48, 1)).repeat(3, axis=3).astype(np.uint8)
+    grain = rng.normal(120, 10, (2, 48, 48, 1)).repeat(3, axis=3).astype(np.uint8)
     normal, drawn = grain[0], np.where(mask[..., None], grain[1], grain[0])
     assert changed(normal, drawn, mask).sum() / mask.sum() < 0.1
     drawn[10:30, 18:24] -= 25
     assert changed(normal, drawn, mask)[12:28, 18:24].mean() > 0.9
+    smooth = np.full((48, 48, 3), 120, np.uint8)
+    scratched = smooth.copy()
+    scratched[12:28, 20] -= 40
+    assert changed(smooth, scratched, mask)[12:28, 20].all()
 
 
 def test_the_refined_mask_has_no_specks_and_no_holes(scene) -> None:
@@ -83,7 +87,9 @@ def test_strips_and_boxes_change_no_score(scene, monkeypatch) -> None:
     normal = rng.integers(60, 200, (90, 70, 3)).astype(np.uint8)
     mask = np.zeros((90, 70), bool)
     mask[30:60, 20:40] = True
-    drawn = np.clip(normal + rng.normal(0, 9, normal.shape), 0, 255).astype(np.uint8)
+    wide = ndimage.gaussian_filter(rng.normal(0, 1, normal.shape), (2, 2, 0))
+    moved = normal + rng.normal(0, 9, normal.shape) + 15 * wide / wide.std()
+    drawn = np.clip(moved, 0, 255).astype(np.uint8)
     partly = normal.copy()
     partly[25:66, 12:50] = drawn[25:66, 12:50]
 
@@ -98,7 +104,7 @@ def test_strips_and_boxes_change_no_score(scene, monkeypatch) -> None:
     for (one, two, three), (first, second, third) in zip(whole, scores(), strict=True):
         assert one == first
         assert two == pytest.approx(second, abs=1e-6)
-        assert (three == third).all()
+        assert (three == third).all() and 0 < three.sum() < mask.sum()
 
 
 def test_ssim_by_hand(scene) -> None:

@@ -8,10 +8,12 @@ from PIL import Image
 
 from acontrol.data.images import encode_png
 from acontrol.errors import UserError
+from acontrol.generation.job import FORMAT
 from acontrol.generation.run import generate
 from acontrol.generation.settings import GenerationConfig
 from acontrol.networks.locate import built_in_adapter
 from acontrol.studio.drawing import FairQueue
+from acontrol.studio.keeping import Kept
 from tests.studio.conftest import Browser, Serve, drawing, open_studio
 
 
@@ -33,6 +35,15 @@ def refused(answer: tuple[int, object], status: int = 400) -> str:
 def bomb(side: int) -> bytes:
     """A small file of a huge picture."""
     return encode_png(Image.new("1", (side, side), 1))
+
+
+def test_a_folder_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    Kept(tmp_path, {"model": "a"})
+    for file in tmp_path.rglob("job.json"):
+        file.write_text(file.read_text().replace(FORMAT, "acontrol-generation-2"))
+    Kept(tmp_path, {"model": "a"})
+    with pytest.raises(UserError, match=r"other settings \(model: a -> b\)"):
+        Kept(tmp_path, {"model": "b"})
 
 
 def test_users_take_turns() -> None:
