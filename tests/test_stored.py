@@ -74,6 +74,10 @@ def test_a_generated_set_can_be_planned_again(stored: Path) -> None:
     assert planned.name == ("wood", "crack", "000")
     assert planned.reference.phrase == line["reference_phrase"]
     assert np.asarray(planned.mask.image()).any()
+    file = stored / "generated" / "job.json"
+    file.write_text(file.read_text().replace(metadata["format"], "acontrol-generation-9"))
+    with pytest.raises(UserError, match=f"acontrol-generation-9, not one .*{FORMAT}"):
+        read_job(stored / "generated")
 
 
 def test_new_files_say_their_form_and_unknown_ones_are_refused(stored: Path) -> None:

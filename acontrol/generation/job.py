@@ -42,7 +42,8 @@ MANIFEST_NAME = "manifest.jsonl"
 JOB_NAME = "job.json"
 IMAGES = "images"  # In it: how many the plan has.
 PLACED = ".lines.jsonl"  # Every line, while the finished folder is put in its place.
-FORMAT = "acontrol-generation-3"  # 1: other edges, colours, squares. 2: thin defects fainter.
+# 1: other edges, colours, squares. 2: thin defects fainter.
+FORMAT, EARLIER = "acontrol-generation-3", ("acontrol-generation-1", "acontrol-generation-2")
 BATCH_PIXELS = 48 * 2**20
 # By the gate, or as their files were unreadable; then by its name before 0.2.
 REJECTED_NAME, NOT_KEPT_NAME = "rejected.jsonl", "not_kept.jsonl"
@@ -259,12 +260,15 @@ def read_job(folder: Path) -> tuple[dict[str, Any], list[Line]]:
     """Metadata of a finished job, and its lines, kept or not, in the plan's order.
 
     Raises:
-        UserError: If the folder is not that of a finished job, or its manifest is damaged.
+        UserError: If the folder is not that of a finished job, of a newer version, or its
+            manifest is damaged.
     """
     try:
         metadata = dict(json.loads((folder / JOB_NAME).read_text()))
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: not a folder that acontrol generate wrote") from error
+    if (form := metadata.get("format", FORMAT)) not in (FORMAT, *EARLIER):
+        raise UserError(f"{folder}: its form is {form}, not one of this version, {FORMAT}")
     files = [folder / name for name in (MANIFEST_NAME, REJECTED_NAME, NOT_KEPT_NAME)]
     lines = [line for file in files if file.exists() for line in _checked_lines(file)]
     lines.sort(key=lambda line: (line["batch"], line["place"]))
