@@ -159,9 +159,11 @@ def _alpha(mask: npt.NDArray[np.bool_], width: int) -> npt.NDArray[np.float64]:
 
 
 def _half_thickness(mask: npt.NDArray[np.bool_], most: int) -> npt.NDArray[np.int64]:
-    """(H, W): of the largest square in the mask that covers a pixel half the side, up to most.
+    """(H, W): at each pixel half the mask's thickness, in pixels, up to ``most``; 0 outside.
 
-    Of a crack that leaves a stain it is the crack's own. In steps of a third or less.
+    It is half the side, rounded up, of the largest square that lies in the mask and covers the
+    pixel: a crack that leaves a stain has its own. Rounded down to a power of the root of 2,
+    since each value costs a filter.
     """
     depth = ndimage.distance_transform_cdt(mask, "chessboard")
     half = np.zeros(mask.shape, np.int64)
