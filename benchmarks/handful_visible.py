@@ -55,12 +55,18 @@ SAMPLING = ("--guidance-scale", "4", "--solver", "dpm++", "--steps", "15")
 GATE = ("--min-fill", "0.5", "--tries", "4")
 
 
-def drawing(case: Case, out: str, seed: int, how: tuple[str, ...]) -> list[str]:
-    """The command that draws a set of WAYS, or of another method by the same requests."""
-    requests = case.place / ("requests.jsonl" if how[0] != "--method" else "pastes.jsonl")
+def drawing(case: Case, requests: str, out: str, seed: int, how: tuple[str, ...]) -> list[str]:
+    """The command that draws what a file of `write_requests` asks for."""
     return [
         *("generate", "--model", adapter(case, seed), "--data", str(case.root)),
-        *("--requests", str(requests), "--out", str(case.place / out), "--seed", str(seed)),
+        *(
+            "--requests",
+            str(case.place / f"{requests}.jsonl"),
+            "--out",
+            str(case.place / out),
+            "--seed",
+            str(seed),
+        ),
         *("--batch-size", "16", "--split-file", str(case.place / "split.json"), *how),
     ]
 
@@ -84,10 +90,13 @@ def main() -> None:
     options = parser.parse_args()
     case = tiles(options.data, options.split_file, options.work / "magnetic_tile")
     if options.stage == "sets":
-        write_requests(case)
+        if not options.print:
+            write_requests(case)
         pasted = ("--method", "copy-paste", "--gate", "off")
-        drawn = [drawing(case, f"seen-{seed}", seed, (*SAMPLING, *GATE)) for seed in ADAPTERS]
-        carry_out([*drawn, drawing(case, "copies", 0, pasted)], show=options.print)
+        how = (*SAMPLING, *GATE)
+        drawn = [drawing(case, "requests", f"seen-{seed}", seed, how) for seed in ADAPTERS]
+        copies = drawing(case, "pastes", "copies", 0, pasted)
+        carry_out([*drawn, copies], show=options.print)
         return
     choice, held = training_part(options.data, options.split_file, case)
     seen = choice if options.stage == "choose" else case
