@@ -57,16 +57,10 @@ GATE = ("--min-fill", "0.5", "--tries", "4")
 
 def drawing(case: Case, requests: str, out: str, seed: int, how: tuple[str, ...]) -> list[str]:
     """The command that draws what a file of `write_requests` asks for."""
+    asked, place = str(case.place / f"{requests}.jsonl"), str(case.place / out)
     return [
         *("generate", "--model", adapter(case, seed), "--data", str(case.root)),
-        *(
-            "--requests",
-            str(case.place / f"{requests}.jsonl"),
-            "--out",
-            str(case.place / out),
-            "--seed",
-            str(seed),
-        ),
+        *("--requests", asked, "--out", place, "--seed", str(seed)),
         *("--batch-size", "16", "--split-file", str(case.place / "split.json"), *how),
     ]
 
