@@ -305,6 +305,7 @@ def test_a_bad_run_is_not_registered(
 def test_a_bad_uri_is_not_pulled(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # Not where a demo left its runs/mlflow.db.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     out = tmp_path / "out"
     args = ("--out", out, "--tracking.uri", server)
